@@ -1,0 +1,1 @@
+"""The demo, benchmarks and maintenance; nothing imports from here."""
