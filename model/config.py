@@ -1,0 +1,221 @@
+"""Shapes of the model: frozen dataclasses, the presets, and their way to and from JSON."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One causal decoder of the hierarchy."""
+
+    width: int
+    """Model width of the stage (for the paper's global model this is P * D_G)."""
+    layers: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            _require_integer(f"stage {name}", getattr(self, name), least=1)
+        if self.width % self.heads:
+            raise ValueError(
+                f"stage width {self.width} is not divisible by its {self.heads} heads: "
+                f"use {_nearest_divisor(self.width, self.heads)} heads or another width"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the parameters and the function of a `Megabyte`.
+
+    Raises ValueError, with the cause and the way out, for shapes that do not fit together.
+    """
+
+    stages: tuple[StageConfig, ...]
+    """One to four stages, from global to local."""
+    patch_sizes: tuple[int, ...]
+    """patch_sizes[i] positions of stage i + 1 lie in one position of stage i."""
+    context: int
+    """L, the largest number of ids in a row."""
+    vocab_size: int = 264
+    pad_id: int = 256
+    dropout: float = 0.0
+    """On the output of every attention and feed-forward layer, none on embeddings."""
+    tied_output: bool = True
+    """Logits are E_local . h, as in the paper; otherwise the output has its own matrix."""
+    embedding_std: float = 0.006
+    """Standard deviation of the byte embeddings at the start."""
+    init_std: float = 0.006
+    """Standard deviation of everything else: matrices, position table, start vectors."""
+    local_chunk: int = 0
+    """Positions of stage 0 (patches) whose lower stages and loss run at once; 0 = all."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: stage 0 by layer, the rest by chunk."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        object.__setattr__(self, "patch_sizes", tuple(self.patch_sizes))
+        if not 1 <= len(self.stages) <= 4:
+            raise ValueError(f"a model has 1 to 4 stages, not {len(self.stages)}")
+        if len(self.patch_sizes) != len(self.stages) - 1:
+            raise ValueError(
+                f"{len(self.stages)} stages need {len(self.stages) - 1} patch_sizes (one between "
+                f"each two stages), got {list(self.patch_sizes)}"
+            )
+        for size in self.patch_sizes:
+            _require_integer("a patch size", size, least=2)
+        _require_integer("context", self.context, least=1)
+        _require_integer("vocab_size", self.vocab_size, least=257)
+        _require_integer("pad_id", self.pad_id, least=256)
+        _require_integer("local_chunk", self.local_chunk, least=0)
+        if self.pad_id >= self.vocab_size:
+            raise ValueError(
+                f"pad_id {self.pad_id} is outside the vocabulary of {self.vocab_size} ids: "
+                f"use an id from 256 to {self.vocab_size - 1}"
+            )
+        if self.context % self.patch:
+            below = self.context // self.patch * self.patch
+            raise ValueError(
+                f"context {self.context} is not a multiple of the patch of {self.patch} bytes: "
+                f"use {below or self.patch} or {below + self.patch}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
+        if not (self.embedding_std > 0.0 and self.init_std > 0.0):
+            raise ValueError("embedding_std and init_std must be above 0")
+
+    @property
+    def patch(self) -> int:
+        """P, the bytes in one position of stage 0 (1 for a single stage)."""
+        return self.position_bytes(0)
+
+    def position_bytes(self, stage: int) -> int:
+        """The bytes in one position of `stage`; 1 for the last stage."""
+        return math.prod(self.patch_sizes[stage:])
+
+    def byte_width(self, stage: int) -> int:
+        """d, the width of the embedding of one byte in `stage`.
+
+        Rounded up where the stage's width is not divisible by its bytes for each position; the
+        concatenated embeddings then go through a linear projection.
+        """
+        return -(-self.stages[stage].width // self.position_bytes(stage))
+
+    def is_projected(self, stage: int) -> bool:
+        """Whether the stage's concatenated embeddings are wider than the stage."""
+        return self.byte_width(stage) * self.position_bytes(stage) != self.stages[stage].width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON; the inverse of `from_dict`."""
+        values = dataclasses.asdict(self)
+        return values | {"stages": list(values["stages"]), "patch_sizes": list(self.patch_sizes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """Builds a config from `to_dict`'s form; unknown, missing or wrong keys are ValueErrors."""
+        _check_keys(cls, values, "model config")
+        stages = []
+        for stage in _require_list("stages", values["stages"]):
+            if not isinstance(stage, Mapping):
+                raise ValueError(f"a stage is given as width, layers and heads, not as {stage!r}")
+            _check_keys(StageConfig, stage, "stage")
+            stages.append(StageConfig(**stage))
+        patch_sizes = _require_list("patch_sizes", values["patch_sizes"])
+        rest = {key: value for key, value in values.items() if key not in ("stages", "patch_sizes")}
+        for field in dataclasses.fields(cls):
+            if field.name in rest:
+                _check_scalar(field.name, field.type, rest[field.name])
+        return cls(stages=tuple(stages), patch_sizes=tuple(patch_sizes), **rest)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def _nearest_divisor(width: int, heads: int) -> int:
+    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))
+
+
+def _require_integer(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _require_list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list, got {value!r}")
+    return list(value)
+
+
+def _check_keys(cls: type, values: Mapping[str, Any], what: str) -> None:
+    fields = dataclasses.fields(cls)
+    known = [field.name for field in fields]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r} in the {what}: did you mean "
+                             f"{_nearest(key, known)!r}?")
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise ValueError(f"the {what} lacks {field.name!r}: add it")
+
+
+def _check_scalar(name: str, expected: Any, value: Any) -> None:
+    if expected is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    if expected is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def preset(name: str) -> ModelConfig:
+    """The preset called `name`; an unknown name is a ValueError that gives the nearest."""
+    if name not in PRESETS:
+        raise ValueError(
+            f"unknown preset {name!r}: did you mean {_nearest(name, PRESETS)!r}? "
+            f"(presets: {', '.join(PRESETS)})"
+        )
+    return PRESETS[name]
+
+
+def _paper(
+    context: int, patch: int, stage_0: tuple[int, int], stage_1: tuple[int, int]
+) -> ModelConfig:
+    """A published two-stage shape; heads of 64 channels, which the paper leaves open."""
+    return ModelConfig(
+        stages=tuple(StageConfig(width, layers, width // 64) for width, layers in (stage_0, stage_1)),
+        patch_sizes=(patch,),
+        context=context,
+        dropout=0.1,
+        local_chunk=max(1, 32_768 // patch),
+        activation_checkpointing=True,
+    )
+
+
+# The published "D" of a global model is read as its model width P * D_G: 12 * layers * D^2 then
+# comes near the published sizes. D_G = D / P is whole for all but image64, where 2560 / 12 is
+# rounded up to 214 channels and a linear projection joins 12 * 214 to 2560 on both sides.
+PRESETS: dict[str, ModelConfig] = {
+    "demo": ModelConfig(
+        stages=(StageConfig(256, 4, 4), StageConfig(128, 3, 2)),
+        patch_sizes=(8,),
+        context=12_544,
+        tied_output=False,
+        embedding_std=1.0,
+        init_std=0.02,
+    ),
+    "small": ModelConfig(
+        stages=(StageConfig(384, 6, 6), StageConfig(192, 4, 3)),
+        patch_sizes=(8,),
+        context=16_384,
+        tied_output=False,
+        embedding_std=1.0,
+        init_std=0.02,
+    ),
+    "paper-text": _paper(8_192, 8, (2048, 14), (1024, 18)),
+    "paper-image64": _paper(12_288, 12, (2560, 32), (1024, 24)),
+    "paper-image256": _paper(196_608, 192, (768, 12), (768, 12)),
+    "paper-image640": _paper(1_228_800, 192, (768, 12), (768, 8)),
+    "paper-audio": _paper(524_288, 32, (1024, 24), (768, 12)),
+}

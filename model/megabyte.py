@@ -1,0 +1,185 @@
+"""MEGABYTE: a hierarchy of causal decoders over bytes (arXiv 2305.07185), in N stages.
+
+Shapes:
+    B   rows                     T   ids in a row
+    P   ids in a patch           K   patches in a row, T / P
+    N   blocks of a row for which its document is given
+    S   patches of all rows laid flat, document after document
+    C   patches of a chunk       V   vocabulary
+    D   width of a stage         p   positions of a stage in one position of its parent
+
+Stage i has positions of b_i bytes (b_0 = P, 1 for the last stage) and its own byte embedding
+E_i of width d_i = D_i / b_i; the embeddings of a position's bytes are concatenated. With two
+stages this is the paper's model:
+
+    stage 0   input of patch k: E_0[x] + E_pos of the bytes of patch k - 1; a trainable start at k = 0
+    stage i   input at place j of a parent's position: w_i . (slice j of the parent's output)
+              + (E_i of the bytes at place j - 1, or a trainable start at j = 0)
+    output    softmax over E_local . h, or over a matrix of its own
+
+What the paper leaves open is decided so:
+    - no position embedding below stage 0: the slices of the parent's output already differ by place;
+    - the start takes no position (as in the paper's equation), so E_pos belongs to the shifted bytes;
+    - a LayerNorm closes every stage, before its output is sliced or turned into logits;
+    - linear layers have no bias, layer norms do;
+    - dropout acts on the outputs of attention and feed-forward layers, not on attention weights;
+    - the truncated normal ends at three standard deviations;
+    - a width that is not a multiple of its bytes (2560 with P = 12) rounds d up, and one linear
+      projection joins the embeddings to the width, another the output to the slices.
+
+Documents: a row holds several; each is run as if alone. Its first patch takes the start, its
+positions count from 0, and stage 0 attends only within it. Below stage 0 nothing crosses a
+patch, so that the patches are laid flat by document once, and chunks of them run on their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from bytelm.model.config import ModelConfig
+from bytelm.model.layers import Groups, Stage, Start, recomputed, segment_attention
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the patches of a packed batch lie: documents sorted by length, one after another."""
+
+    groups: Groups
+    order: Tensor
+    """[S] the row-major index (b k) of each patch."""
+    place: Tensor
+    """[S] the patch's place in its document, from 0."""
+
+    @classmethod
+    def of(cls, document: Tensor, patches: int) -> "Layout":
+        """From `document` [B, N] for rows of K `patches`; a document is a run of equal numbers."""
+        runs = document.cpu()
+        opens = torch.ones_like(runs, dtype=torch.bool)  # [B, N]
+        opens[:, 1:] = runs[:, 1:] != runs[:, :-1]
+        starts = opens.flatten().nonzero().squeeze(1) * (patches // runs.shape[1])
+        total = runs.shape[0] * patches
+        lengths = torch.diff(starts, append=torch.tensor([total]))
+        lengths, by_length = lengths.sort(stable=True)
+        values, counts = lengths.unique_consecutive(return_counts=True)
+
+        ends = lengths.cumsum(0)
+        place = torch.arange(total) - (ends - lengths).repeat_interleave(lengths)
+        order = starts[by_length].repeat_interleave(lengths) + place
+        return cls(
+            groups=list(zip(counts.tolist(), values.tolist(), strict=True)),
+            order=order.to(document.device),
+            place=place.to(document.device),
+        )
+
+    def gather(self, ids: Tensor, patch: int) -> Tensor:
+        """Ids [B, T] to patches in document order, [S, P]."""
+        return rearrange(ids, "B (K P) -> (B K) P", P=patch)[self.order]
+
+    def scatter(self, values: Tensor, rows: int) -> Tensor:
+        """Values of the patches [S, P, ...] back to rows, [B, T, ...]."""
+        by_row = torch.empty_like(values).index_copy(0, self.order, values)
+        return rearrange(by_row, "(B K) P ... -> B (K P) ...", B=rows)
+
+
+class Megabyte(nn.Module):
+    """The model; see the module's docstring for its equations."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stages = nn.ModuleList(Stage(config, index) for index in range(len(config.stages)))
+        self.lm_head = nn.Linear(config.stages[-1].width, config.vocab_size, bias=False)
+        self.apply(self._initialise)
+        if config.tied_output:
+            self.lm_head.weight = self.stages[-1].byte_embed.weight
+
+    def _initialise(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Linear | nn.Embedding | Start):
+            return
+        is_byte_embedding = any(module is stage.byte_embed for stage in self.stages)
+        std = self.config.embedding_std if is_byte_embedding else self.config.init_std
+        nn.init.trunc_normal_(module.weight, std=std, a=-3.0 * std, b=3.0 * std)
+
+    def forward(self, ids: Tensor, document: Tensor, modality: Tensor) -> Tensor:
+        """Nats of every id given the ids before it in its document.
+
+        ids [B, T] int64, T a multiple of P and at most the context.
+        document [B, N] int32, the document of each block of T / N ids, a multiple of P; documents
+            are runs of equal numbers, -1 is filler (run like a document; do not score it).
+        modality [B, T] uint8, which no option reads yet.
+
+        Returns -log p(ids[b, t] | ids[b, < t] of its document), [B, T] float32 (float64 for a
+        model of float64). The logits of more than `local_chunk` patches never exist at once.
+        Raises ValueError where the shapes do not fit.
+        """
+        layout = self._layout(ids, document)
+        patches = layout.gather(ids, self.config.patch)
+        chunk = self.config.local_chunk or len(patches)
+        run: Callable[..., Tensor] = self._chunk_nats
+        if self.config.activation_checkpointing and torch.is_grad_enabled():
+            run = self._recomputed_chunk_nats
+        above = self._stage_0(patches, layout)
+        nats = [run(*part) for part in zip(above.split(chunk), patches.split(chunk), strict=True)]
+        return layout.scatter(torch.cat(nats), len(ids))
+
+    def logits(self, ids: Tensor, document: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] float32 of every id given those before it; for small inputs.
+
+        ids and document as in `forward`; without `document` each row is one document.
+        """
+        if document is None:
+            document = torch.zeros(len(ids), 1, dtype=torch.int32, device=ids.device)
+        layout = self._layout(ids, document)
+        patches = layout.gather(ids, self.config.patch)
+        logits = self._chunk_logits(self._stage_0(patches, layout), patches)
+        return layout.scatter(logits, len(ids))
+
+    def _layout(self, ids: Tensor, document: Tensor) -> Layout:
+        (rows, length), patch = ids.shape, self.config.patch
+        if length % patch or not 0 < length <= self.config.context:
+            raise ValueError(
+                f"a row of {length} ids does not fit the model: pad or cut it to a multiple of "
+                f"{patch}, at most {self.config.context}"
+            )
+        blocks = document.shape[1]
+        if len(document) != rows or blocks == 0 or length % (blocks * patch):
+            raise ValueError(
+                f"document of shape {list(document.shape)} does not divide {rows} rows of {length} "
+                f"ids into blocks of whole patches: give one number for each {patch} ids"
+            )
+        return Layout.of(document, length // patch)
+
+    def _stage_0(self, patches: Tensor, layout: Layout) -> Tensor:
+        """Patches [S, P] to the output of stage 0 for each of them, [S, D]."""
+        stage = self.stages[0]
+        attends = [segment_attention(layout.groups)] * len(stage.blocks)
+        return stage(patches.roll(1, 0), layout.place == 0, layout.place, attends)
+
+    def _chunk_logits(self, above: Tensor, patches: Tensor) -> Tensor:
+        """The stages below stage 0: its output [C, D] and the patches [C, P] to [C, P, V]."""
+        hidden = above
+        for stage, size in zip(self.stages[1:], self.config.patch_sizes, strict=True):
+            slices = rearrange(hidden, "s (p d) -> (s p) d", p=size)
+            own = rearrange(patches, "C (s b) -> (C s) b", b=stage.bytes)
+            first = repeat(_first_of(size, own.device), "p -> (s p)", s=len(own) // size)
+            attends = [segment_attention([(len(own) // size, size)])] * len(stage.blocks)
+            hidden = stage(own.roll(1, 0), first, slices, attends)
+        logits = self.lm_head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return rearrange(logits, "(C P) V -> C P V", P=self.config.patch)
+
+    def _chunk_nats(self, above: Tensor, patches: Tensor) -> Tensor:
+        """Stage 0's output [C, D] and the patches [C, P] to their nats, [C, P]."""
+        logits = self._chunk_logits(above, patches)
+        return F.cross_entropy(rearrange(logits, "C P V -> C V P"), patches, reduction="none")
+
+    def _recomputed_chunk_nats(self, above: Tensor, patches: Tensor) -> Tensor:
+        return recomputed(self._chunk_nats, above, patches, dropout=self.config.dropout)
+
+
+def _first_of(size: int, device: torch.device) -> Tensor:
+    return torch.arange(size, device=device) == 0
