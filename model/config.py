@@ -155,8 +155,9 @@ def _check_keys(cls: type, values: Mapping[str, Any], what: str) -> None:
     known = [field.name for field in fields]
     for key in values:
         if key not in known:
-            raise ValueError(f"unknown key {key!r} in the {what}: did you mean "
-                             f"{_nearest(key, known)!r}?")
+            raise ValueError(
+                f"unknown key {key!r} in the {what}: did you mean {_nearest(key, known)!r}?"
+            )
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in values:
             raise ValueError(f"the {what} lacks {field.name!r}: add it")
@@ -184,7 +185,9 @@ def _paper(
 ) -> ModelConfig:
     """A published two-stage shape; heads of 64 channels, which the paper leaves open."""
     return ModelConfig(
-        stages=tuple(StageConfig(width, layers, width // 64) for width, layers in (stage_0, stage_1)),
+        stages=tuple(
+            StageConfig(width, layers, width // 64) for width, layers in (stage_0, stage_1)
+        ),
         patch_sizes=(patch,),
         context=context,
         dropout=0.1,

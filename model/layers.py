@@ -34,8 +34,9 @@ def segment_attention(groups: Groups) -> Attend:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         sizes = [count * length for count, length in groups]
+        parts_of_groups = zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
         outputs = []
-        for (count, _), *parts in zip(groups, q.split(sizes), k.split(sizes), v.split(sizes)):
+        for (count, _), parts in zip(groups, parts_of_groups, strict=True):
             heads = (rearrange(part, "(M n) H c -> M H n c", M=count) for part in parts)
             output = F.scaled_dot_product_attention(*heads, is_causal=True)
             outputs.append(rearrange(output, "M H n c -> (M n) H c"))

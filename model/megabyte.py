@@ -12,14 +12,15 @@ Stage i has positions of b_i bytes (b_0 = P, 1 for the last stage) and its own b
 E_i of width d_i = D_i / b_i; the embeddings of a position's bytes are concatenated. With two
 stages this is the paper's model:
 
-    stage 0   input of patch k: E_0[x] + E_pos of the bytes of patch k - 1; a trainable start at k = 0
+    stage 0   input of patch k: E_0[x] + E_pos of the bytes of patch k - 1, or a trainable start
+              at k = 0
     stage i   input at place j of a parent's position: w_i . (slice j of the parent's output)
               + (E_i of the bytes at place j - 1, or a trainable start at j = 0)
     output    softmax over E_local . h, or over a matrix of its own
 
 What the paper leaves open is decided so:
-    - no position embedding below stage 0: the slices of the parent's output already differ by place;
-    - the start takes no position (as in the paper's equation), so E_pos belongs to the shifted bytes;
+    - no position embedding below stage 0: the slices of the parent's output tell the place;
+    - the start takes no position (so in the paper's equation): E_pos belongs to the shifted bytes;
     - a LayerNorm closes every stage, before its output is sliced or turned into logits;
     - linear layers have no bias, layer norms do;
     - dropout acts on the outputs of attention and feed-forward layers, not on attention weights;
@@ -94,7 +95,11 @@ class Megabyte(nn.Module):
         self.stages = nn.ModuleList(Stage(config, index) for index in range(len(config.stages)))
         self.lm_head = nn.Linear(config.stages[-1].width, config.vocab_size, bias=False)
         self.apply(self._initialise)
-        if config.tied_output:
+        self.tie_output()
+
+    def tie_output(self) -> None:
+        """Makes the output and the local byte embedding one parameter where the config says so."""
+        if self.config.tied_output:
             self.lm_head.weight = self.stages[-1].byte_embed.weight
 
     def _initialise(self, module: nn.Module) -> None:

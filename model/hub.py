@@ -1,0 +1,151 @@
+"""Models as files: `model.safetensors` and `config.json` in a folder or on the Hugging Face hub."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from bytelm.model.config import ModelConfig
+from bytelm.model.megabyte import Megabyte
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_OUTPUT = "lm_head.weight"
+
+
+def save_pretrained(
+    model_or_state_dict: Megabyte | Mapping[str, Tensor],
+    config: ModelConfig,
+    folder: str | os.PathLike[str],
+    extra: Mapping[str, Any],
+) -> None:
+    """Writes the weights and the config to `folder`, which is made where it is missing.
+
+    extra: further keys of config.json, plain JSON; "format" and "model" are taken.
+
+    Each file is written under a temporary name, fsynced and renamed, the config last: a folder
+    with a config.json holds whole weights. A tied output is stored once.
+    """
+    taken = {"format", "model"} & set(extra)
+    if taken:
+        raise ValueError(f"extra holds {sorted(taken)}, which the format itself uses: rename them")
+    state = model_or_state_dict
+    if isinstance(state, Megabyte):
+        state = state.state_dict()
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if not (config.tied_output and name == _OUTPUT)
+    }
+    document = {"format": FORMAT, "model": config.to_dict(), **extra}
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
+    _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str, Any]]:
+    """The model in a local folder or a Hugging Face repository, in evaluation mode, and its extra.
+
+    Raises ValueError, with the way out, for a source that is missing, of another format version
+    or damaged.
+    """
+    folder = _folder_of(source)
+    document = _read_config(folder)
+    try:
+        config = ModelConfig.from_dict(document["model"])
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+    with torch.device("meta"):
+        model = Megabyte(config)
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} cannot be read ({error}): export the model again"
+        ) from error
+    byte_embedding = f"stages.{len(config.stages) - 1}.byte_embed.weight"
+    if config.tied_output and byte_embedding in state:
+        state[_OUTPUT] = state[byte_embedding]
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} does not hold the weights that {CONFIG_FILE} describes: "
+            "export the model again"
+        ) from error
+    model.tie_output()
+    extra = {key: value for key, value in document.items() if key not in ("format", "model")}
+    return model.eval(), extra
+
+
+def _folder_of(source: str | os.PathLike[str]) -> Path:
+    """The local folder, or that of the repository's snapshot."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{source} is a file: give the folder that holds {CONFIG_FILE}")
+    if not re.fullmatch(r"[\w][\w.-]*/[\w.-]+", str(source)):
+        raise ValueError(f"no model at {source}: give an exported folder or a repository's id")
+    import huggingface_hub  # costs half a second, which local folders need not pay
+
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            str(source), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]
+        )
+    except Exception as error:  # the client's errors have no common base
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"no folder {source} here, and the Hugging Face hub does not give it ({cause}): check "
+            "the name and the connection"
+        ) from error
+    return Path(snapshot)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no model (no {CONFIG_FILE}): give an exported folder")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): export the model again") from error
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise ValueError(f"{path} describes no bytelm model: give an exported folder")
+    if document.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {document.get('format')!r}, this version reads {FORMAT}: use the "
+            "version of bytelm that wrote it, or export the model again"
+        )
+    return document
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file so that `path` is either the old one or whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
