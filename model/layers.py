@@ -13,6 +13,7 @@ Every module reads its parameters only in its own `forward`, because ZeRO-3 gath
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +38,8 @@ def segment_attention(groups: Groups) -> Attend:
         parts_of_groups = zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
         outputs = []
         for (count, _), parts in zip(groups, parts_of_groups, strict=True):
-            heads = (rearrange(part, "(M n) H c -> M H n c", M=count) for part in parts)
-            output = F.scaled_dot_product_attention(*heads, is_causal=True)
+            q, k, v = (rearrange(part, "(M n) H c -> M H n c", M=count) for part in parts)
+            output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             outputs.append(rearrange(output, "M H n c -> (M n) H c"))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -123,9 +124,8 @@ class Stage(nn.Module):
         if config.is_projected(index):
             self.patch_in = nn.Linear(joined, shape.width, bias=False)
             self.patch_out = nn.Linear(shape.width, joined, bias=False)
-        self.blocks = nn.ModuleList(
-            Block(shape.width, shape.heads, config.dropout) for _ in range(shape.layers)
-        )
+        blocks = [Block(shape.width, shape.heads, config.dropout) for _ in range(shape.layers)]
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(shape.width)
 
     def forward(

@@ -33,8 +33,9 @@ positions count from 0, and stage 0 attends only within it. Below stage 0 nothin
 patch, so that the patches are laid flat by document once, and chunks of them run on their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,8 @@ class Megabyte(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.stages = nn.ModuleList(Stage(config, index) for index in range(len(config.stages)))
+        stages = [Stage(config, index) for index in range(len(config.stages))]
+        self.stages = cast(Sequence[Stage], nn.ModuleList(stages))
         self.lm_head = nn.Linear(config.stages[-1].width, config.vocab_size, bias=False)
         self.apply(self._initialise)
         self.tie_output()
@@ -179,8 +181,9 @@ class Megabyte(nn.Module):
 
     def _chunk_nats(self, above: Tensor, patches: Tensor) -> Tensor:
         """Stage 0's output [C, D] and the patches [C, P] to their nats, [C, P]."""
-        logits = self._chunk_logits(above, patches)
-        return F.cross_entropy(rearrange(logits, "C P V -> C V P"), patches, reduction="none")
+        logits = rearrange(self._chunk_logits(above, patches), "C P V -> (C P) V")
+        nats = F.cross_entropy(logits, rearrange(patches, "C P -> (C P)"), reduction="none")
+        return rearrange(nats, "(C P) -> C P", P=self.config.patch)
 
     def _recomputed_chunk_nats(self, above: Tensor, patches: Tensor) -> Tensor:
         return recomputed(self._chunk_nats, above, patches, dropout=self.config.dropout)

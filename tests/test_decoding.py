@@ -1,0 +1,125 @@
+"""Cached decoding against the uncached forward, and the decoder's own rules."""
+
+import pytest
+import torch
+from tiny_models import SHAPES, tiny_model
+from torch import Tensor
+
+from bytelm.model.decoding import Decoder
+
+
+def _options(shape: str) -> dict[str, bool]:
+    return {"tied_output": shape == "two"}
+
+
+@pytest.mark.parametrize("lengths", [[0, 0, 0], [8, 8, 8], [0, 3, 29], [17, 0, 8], [48, 47, 40]])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cached_logits_are_the_uncached(shape: str, lengths: list[int]) -> None:
+    model = tiny_model(shape, context=56, init_std=0.05, **_options(shape))
+    ids = torch.randint(0, 264, (3, 56))
+    with torch.no_grad():
+        expected = model.logits(ids)
+    rows = torch.arange(3)
+    decoder = Decoder(model, 3)
+    logits = decoder.prefill([row[:length] for row, length in zip(ids, lengths, strict=True)])
+    while True:
+        held = decoder.positions
+        torch.testing.assert_close(logits, expected[rows, held], atol=1e-5, rtol=1e-6)
+        if held.max() == 55:
+            break
+        logits = decoder.step(ids[rows, held])
+
+
+def test_a_new_prefill_forgets_the_old_rows() -> None:
+    model = tiny_model("three")
+    fresh, used = Decoder(model, 2, 24), Decoder(model, 2, 24)
+    used.prefill([torch.arange(24), torch.arange(20)])
+    prompts = [torch.tensor([5, 6, 7]), torch.tensor([], dtype=torch.int64)]
+    assert torch.equal(used.prefill(prompts), fresh.prefill(prompts))
+    for value in range(10):
+        ids = torch.tensor([value, 100 + value])
+        assert torch.equal(used.step(ids), fresh.step(ids))
+    assert used.positions.tolist() == [13, 10]
+
+
+def test_a_step_runs_only_the_stages_that_reach_a_position() -> None:
+    model = tiny_model("three")  # positions of 8, 4 and 1 bytes
+    decoder = Decoder(model, 2)
+    decoder.prefill([torch.arange(2), torch.arange(7)])
+    advanced: list[tuple[int, int]] = []
+    for index, stage in enumerate(model.stages):
+        stage.register_forward_hook(
+            lambda module, inputs, output, index=index: advanced.append((index, len(output)))
+        )
+    steps = []
+    for _ in range(6):  # the rows hold 3 and 8 ids, then 4 and 9, ... up to 8 and 13
+        decoder.step(torch.zeros(2, dtype=torch.int64))
+        steps.append(list(advanced))
+        advanced.clear()
+    assert steps == [
+        [(0, 1), (1, 1), (2, 2)],
+        [(1, 1), (2, 2)],
+        [(2, 2)],
+        [(2, 2)],
+        [(1, 1), (2, 2)],
+        [(0, 1), (1, 1), (2, 2)],
+    ]
+
+
+def test_decodes_under_autocast() -> None:
+    model = tiny_model("two", tied_output=False)
+    prompt, rest = torch.randint(0, 256, (2, 24)).split(12, dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoder = Decoder(model, 2)
+        decoder.prefill(list(prompt))
+        logits = [decoder.step(ids) for ids in rest.T]
+    with torch.no_grad():
+        expected = model.logits(torch.cat([prompt, rest], dim=1))[:, 13:]
+    assert logits[0].dtype == torch.float32
+    torch.testing.assert_close(torch.stack(logits[:-1], 1), expected, atol=0.1, rtol=0.0)
+
+
+def test_fills_a_row_to_the_last_id_and_no_further() -> None:
+    decoder = Decoder(tiny_model("two"), 2, length=10)
+    one = torch.zeros(2, dtype=torch.int64)
+    decoder.prefill([torch.arange(9), torch.arange(4)])
+    assert decoder.step(one).isfinite().all()
+    with pytest.raises(ValueError, match="holds the decoder's 10 ids"):
+        decoder.step(one)
+    assert decoder.positions.tolist() == [10, 5]
+
+
+def test_mistakes_are_named() -> None:
+    model = tiny_model("two", dropout=0.1)
+    empty = torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        Decoder(model, 1)
+    model.eval()
+    with pytest.raises(ValueError, match="context of 48"):
+        Decoder(model, 1, length=49)
+    with pytest.raises(ValueError, match="at least 1"):
+        Decoder(model, 0)
+    decoder = Decoder(model, 2, length=10)
+    with pytest.raises(ValueError, match="call prefill"):
+        decoder.step(torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="1 prompts for 2 rows"):
+        decoder.prefill([empty])
+    with pytest.raises(ValueError, match="11 ids is longer"):
+        decoder.prefill([empty, torch.arange(11)])
+    decoder.prefill([empty, empty])
+    with pytest.raises(ValueError, match="one id for each of 2 rows"):
+        decoder.step(torch.zeros(2, 1, dtype=torch.int64))
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    model = tiny_model("three", tied_output=False)
+    ids = torch.randint(0, 256, (3, 30))
+
+    def run(rows: list[int]) -> Tensor:
+        decoder = Decoder(model, len(rows))
+        decoder.prefill([ids[row, : 3 * row] for row in rows])
+        for at in range(20):
+            logits = decoder.step(ids[rows, at])
+        return logits
+
+    torch.testing.assert_close(run([2]), run([0, 1, 2])[2:], atol=1e-5, rtol=0.0)

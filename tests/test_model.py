@@ -1,0 +1,235 @@
+"""The forward pass: causality, documents, chunks, precision, initialisation."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny_models import SHAPES, tiny_model
+from torch import Tensor, nn
+
+from bytelm.model.layers import Start
+from bytelm.model.megabyte import Megabyte
+
+UNUSED = torch.zeros(0, dtype=torch.uint8)
+"""No option reads the modality yet."""
+
+
+def _one_document(ids: Tensor) -> Tensor:
+    return torch.zeros(len(ids), 1, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("document", [[0, 0, 0, 0, 0, 0], [0, 0, 1, 2, 2, 2], [4, 4, 4, 1, -1, -1]])
+def test_nats_see_only_earlier_bytes_of_their_document(shape: str, document: list[int]) -> None:
+    model = tiny_model(shape)
+    # Different ids tell, in whatever order the model lays them out, which byte was embedded.
+    ids = torch.randperm(256)[:48][None]
+    embedded: list[tuple[Tensor, Tensor]] = []
+    for stage in model.stages:
+        stage.byte_embed.register_forward_hook(
+            lambda module, inputs, output: embedded.append((inputs[0], output))
+        )
+    nats = model(ids, torch.tensor([document], dtype=torch.int32), UNUSED)[0]
+    byte_at = {value: at for at, value in enumerate(ids[0].tolist())}
+    places = [
+        torch.tensor([byte_at[value] for value in seen.flatten().tolist()]) for seen, _ in embedded
+    ]
+    owner = torch.tensor(document).repeat_interleave(8)
+    for t in range(48):
+        may_see = (torch.arange(48) < t) & (owner == owner[t])
+        gradients = torch.autograd.grad(nats[t], [out for _, out in embedded], retain_graph=True)
+        sees = torch.zeros(48, dtype=torch.bool)
+        for place, gradient in zip(places, gradients, strict=True):
+            sees[place] |= gradient.flatten(0, -2).ne(0.0).any(dim=1)
+        assert torch.equal(sees, may_see), f"byte {t}"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_packed_document_has_the_nats_it_has_alone(shape: str) -> None:
+    model = tiny_model(shape, tied_output=False)
+    ids = torch.randint(0, 264, (3, 48))
+    document = torch.tensor(
+        [[0, 1, 1, 1, 2, 2], [3, 3, 4, -1, -1, -1], [5, 5, 5, 5, 5, 5]], dtype=torch.int32
+    )
+    with torch.no_grad():
+        nats = model(ids, document, UNUSED)
+        for row, first, last in [
+            (0, 0, 1), (0, 1, 4), (0, 4, 6), (1, 0, 2), (1, 2, 3), (1, 3, 6), (2, 0, 6)
+        ]:  # fmt: skip
+            piece = slice(first * 8, last * 8)
+            alone = model(ids[row : row + 1, piece], torch.zeros(1, 1, dtype=torch.int32), UNUSED)
+            torch.testing.assert_close(nats[row, piece], alone[0], atol=1e-5, rtol=0.0)
+
+
+def test_documents_may_be_given_for_any_block_of_patches() -> None:
+    model = tiny_model("two")
+    ids = torch.randint(0, 256, (2, 48))
+    coarse = torch.tensor([[0, 1, 1], [2, 2, 3]], dtype=torch.int32)
+    with torch.no_grad():
+        expected = model(ids, coarse.repeat_interleave(4, dim=1), UNUSED)
+        assert torch.equal(model(ids, coarse, UNUSED), expected)
+
+
+def test_logits_are_those_of_the_nats() -> None:
+    model = tiny_model("three")
+    ids = torch.randint(0, 264, (2, 40))
+    document = torch.tensor([[0, 0, 0, 1, 1], [2, 3, 3, 3, 3]], dtype=torch.int32)
+    with torch.no_grad():
+        chosen = model.logits(ids, document).log_softmax(-1).gather(2, ids[..., None])
+        torch.testing.assert_close(model(ids, document, UNUSED), -chosen.squeeze(2))
+
+
+def _gradients(model: Megabyte, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    torch.manual_seed(1)
+    document = torch.tensor([[0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3]], dtype=torch.int32)
+    nats = model(ids, document, UNUSED)
+    gradients = torch.autograd.grad(nats.mean(), list(model.parameters()))
+    return nats.detach(), list(gradients)
+
+
+@pytest.mark.parametrize("shape", ["one", "two", "three"])
+def test_chunks_and_checkpoints_change_nothing(shape: str) -> None:
+    ids = torch.randint(0, 264, (2, 48))
+    whole = _gradients(tiny_model(shape).double(), ids)
+    lean = tiny_model(shape, local_chunk=5, activation_checkpointing=True).double()
+    logits_held: list[int] = []
+    lean.lm_head.register_forward_hook(lambda module, i, output: logits_held.append(len(output)))
+    torch.testing.assert_close(_gradients(lean, ids), whole, atol=1e-12, rtol=1e-9)
+    assert max(logits_held) == 5 * lean.config.patch
+
+
+def test_checkpoints_repeat_the_dropout() -> None:
+    ids = torch.randint(0, 264, (2, 48))
+    options = {"dropout": 0.2, "local_chunk": 5}
+    plain = _gradients(tiny_model("two", **options).double(), ids)
+    lean = tiny_model("two", activation_checkpointing=True, **options).double()
+    torch.testing.assert_close(_gradients(lean, ids), plain, atol=1e-12, rtol=1e-9)
+
+
+def test_random_bytes_cannot_be_learned() -> None:
+    model = tiny_model("two", context=512, tied_output=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+
+    def bits(rows: int) -> Tensor:
+        ids = torch.randint(0, 256, (rows, 512), generator=generator)
+        return model(ids, _one_document(ids), UNUSED).double().mean() / math.log(2.0)
+
+    for _ in range(60):
+        optimizer.zero_grad()
+        bits(8).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert 8.0 <= bits(64).item() < 8.1
+
+
+def test_learns_what_repeats() -> None:
+    model = tiny_model("two", context=64, tied_output=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ids = torch.randint(0, 256, (1, 64))
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(ids, _one_document(ids), UNUSED).mean()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+def test_runs_in_bf16_autocast_and_scores_in_float32() -> None:
+    model = tiny_model("three", activation_checkpointing=True, local_chunk=2)
+    ids = torch.randint(0, 256, (2, 48))
+    with torch.autocast("cpu", torch.bfloat16):
+        nats = model(ids, _one_document(ids), UNUSED)
+    nats.mean().backward()
+    assert nats.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        exact = model(ids, _one_document(ids), UNUSED)
+    torch.testing.assert_close(nats, exact, atol=0.15, rtol=0.0)
+
+
+def test_runs_in_bf16_weights() -> None:
+    model = tiny_model("projected").bfloat16()
+    ids = torch.randint(0, 256, (2, 48))
+    assert model(ids, _one_document(ids), UNUSED).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameters_are_read_only_in_their_own_module(shape: str) -> None:
+    """ZeRO-3 holds a parameter only while the module that owns it runs its forward."""
+    model = tiny_model(shape)
+    ids = torch.randint(0, 256, (1, 48))
+    with torch.no_grad():
+        expected = model(ids, _one_document(ids), UNUSED)
+        data = {parameter: parameter.data for parameter in model.parameters()}
+
+        def gather(module: nn.Module, inputs: object) -> None:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = data[parameter]
+
+        def release(module: nn.Module, inputs: object, output: object) -> None:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = torch.empty(0)
+
+        for module in model.modules():
+            module.register_forward_pre_hook(gather)
+            module.register_forward_hook(release)
+            release(module, None, None)
+        assert torch.equal(model(ids, _one_document(ids), UNUSED), expected)
+
+
+def test_initialisation_is_the_papers() -> None:
+    model = tiny_model("projected", context=4_096, embedding_std=0.006, init_std=0.006)
+    assert model.lm_head.weight is model.stages[-1].byte_embed.weight
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert parameter.eq(1.0 if name.endswith("weight") else 0.0).all()
+            continue
+        assert parameter.abs().max() <= 3 * 0.006
+        if parameter.numel() > 1_000:
+            assert parameter.std().item() == pytest.approx(0.006, rel=0.1), name
+
+
+def test_only_byte_embeddings_are_of_unit_scale_where_wanted() -> None:
+    model = tiny_model("two", embedding_std=1.0, init_std=0.02, tied_output=False)
+    large = {name for name, parameter in model.named_parameters() if 0.5 < parameter.std() < 1.5}
+    assert large == {"stages.0.byte_embed.weight", "stages.1.byte_embed.weight"}
+
+
+def test_embeddings_and_outputs_are_named_for_the_optimizer() -> None:
+    model = tiny_model("projected", tied_output=False)
+    for name, module in model.named_modules():
+        is_table = isinstance(module, nn.Embedding | Start) or module is model.lm_head
+        assert is_table == ("embed" in name or "lm_head" in name), name
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.logits(torch.zeros(1, 10, dtype=torch.int64)), "multiple of 4"),
+        (lambda model: model.logits(torch.zeros(1, 52, dtype=torch.int64)), "at most 48"),
+        (lambda model: model.logits(torch.zeros(1, 0, dtype=torch.int64)), "a row of 0 ids"),
+        (
+            lambda model: model.logits(
+                torch.zeros(1, 48, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.int32)
+            ),
+            "whole patches",
+        ),
+        (
+            lambda model: model.logits(
+                torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8, dtype=torch.int32)
+            ),
+            "whole patches",
+        ),
+        (
+            lambda model: model.logits(
+                torch.zeros(2, 48, dtype=torch.int64), torch.zeros(1, 12, dtype=torch.int32)
+            ),
+            "2 rows",
+        ),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(call: Callable[[Megabyte], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(tiny_model("two"))

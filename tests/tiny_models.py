@@ -1,0 +1,29 @@
+"""Models small enough for a test, one for each number of stages and one with projections."""
+
+from typing import Any
+
+import torch
+
+from bytelm.model.config import ModelConfig, StageConfig
+from bytelm.model.megabyte import Megabyte
+
+SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "one": ((24,), ()),
+    "two": ((32, 16), (4,)),
+    "three": ((32, 24, 16), (2, 4)),
+    "four": ((32, 24, 16, 16), (2, 2, 2)),
+    "projected": ((30, 16), (4,)),
+}
+"""The widths and the patch sizes; every patch divides 8."""
+
+
+def tiny_config(shape: str, context: int = 48, **options: Any) -> ModelConfig:
+    widths, patch_sizes = SHAPES[shape]
+    options = {"embedding_std": 1.0, "init_std": 0.1} | options
+    stages = tuple(StageConfig(width, 2, 2) for width in widths)
+    return ModelConfig(stages, patch_sizes, context=context, **options)
+
+
+def tiny_model(shape: str, seed: int = 0, **options: Any) -> Megabyte:
+    torch.manual_seed(seed)
+    return Megabyte(tiny_config(shape, **options))
