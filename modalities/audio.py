@@ -1,0 +1,291 @@
+"""Sounds: 16-bit PCM, little-endian, channels interleaved.
+
+n frames (one sample of each channel)    c channels
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from bytelm.modalities.base import (
+    FILE_VIEW,
+    Bytes,
+    DecodeOptions,
+    EvaluationHead,
+    Header,
+    Limits,
+    MediaError,
+    Modality,
+    Sample,
+    ScoredSegment,
+)
+from bytelm.modalities.containers import check_container, mp3_states_length
+from bytelm.modalities.kept import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
+
+FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF")
+"""What libsndfile may open, by its own names."""
+
+SIGNATURES = {
+    "wav": rb"RIFF....WAVE",
+    "flac": rb"fLaC[\0\x80]\0\0\x22",
+    "ogg": rb"OggS\0",
+    "mp3": rb"ID3[\x02-\x04]\0|\xff[\xe2\xe3\xf2\xf3\xfa\xfb][^\xf0-\xff]",
+    "aiff": rb"FORM....AIF[FC]",
+}
+"""By suffix, how a file of that kind begins."""
+
+WIDE_VIEWS = ("s16le", "s16be")
+"""Views of two bytes a sample; the others have one."""
+
+BLOCK_FRAMES = 1 << 16
+UNKNOWN_FRAMES = 1 << 62  # what libsndfile says of a FLAC whose header gives no length
+MAX_RESAMPLING_TAPS = 1 << 24
+VORBIS_FULL_SCALE = 32767  # libsndfile scales Ogg by this, and integers by 32768
+FULL_SCALE = 32768
+
+Pcm = npt.NDArray[np.int16]
+
+_SIGNATURE = re.compile(b"|".join(b"(?:%b)" % s for s in SIGNATURES.values()), re.DOTALL)
+
+
+class AudioHead(EvaluationHead):
+    """Bits per byte, and per sample of decoded sounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nats["samples"] = 0.0
+        self.counts |= {"wide_bytes": 0, "narrow_bytes": 0}
+
+    def update(self, segment: ScoredSegment) -> None:
+        super().update(segment)
+        if segment.view == FILE_VIEW:
+            return
+        self.nats["samples"] += float(segment.payload_nats.sum())
+        kind = "wide_bytes" if segment.view in WIDE_VIEWS else "narrow_bytes"
+        self.counts[kind] += segment.payload.size
+
+    def metrics(self) -> dict[str, float]:
+        samples = self.counts["wide_bytes"] / 2 + self.counts["narrow_bytes"]
+        bits = self.nats["samples"] / math.log(2)
+        return {**super().metrics(), "bits_per_sample": bits / samples if samples else math.nan}
+
+
+class Audio(Modality):
+    """WAV, FLAC, Ogg (Vorbis, Opus, FLAC), MP3 and AIFF files."""
+
+    name = "audio"
+    code = 2
+    som = 261
+    views = ("s16le", "s16be", "u8", "mulaw")
+    header_format = ">IB"
+    header_fields = ("rate", "channels")
+    head = AudioHead
+
+    def recognises(self, start: bytes) -> bool:
+        return _SIGNATURE.match(start) is not None
+
+    def decode(self, file: BinaryIO, options: DecodeOptions) -> Sample:
+        try:
+            pcm, rate = _decode_pcm(file, options)
+        except soundfile.LibsndfileError as error:
+            detail = " ".join(error.error_string.split()) or f"libsndfile's error {error.code}"
+            raise MediaError("unreadable", detail) from error
+        header = Header(channels=pcm.shape[1], rate=rate)
+        if options.keep_files:
+            file.seek(0)
+            return kept_sample(self.name, header, file.read())
+        return Sample(self.name, header, pcm.astype("<i2", copy=False).tobytes())
+
+    def member_suffix(self, sample: Sample) -> str:
+        return KEPT_SUFFIX if sample.is_file else "pcm"
+
+    def write(self, sample: Sample, stem: Path) -> Path:
+        """Write a sample as a 16-bit WAV, a kept file as it is."""
+        if sample.is_file:
+            return write_kept(sample, stem, SIGNATURES, default=KEPT_SUFFIX)
+        path = stem.with_name(f"{stem.name}.wav")
+        pcm = np.frombuffer(sample.data, "<i2").reshape(-1, sample.header.channels)  # [n c]
+        soundfile.write(path, pcm, sample.header.rate, subtype="PCM_16", format="WAV")
+        return path
+
+    def payload_size(self, size: int, view: str) -> int:
+        self.view_code(view)
+        return size if view in WIDE_VIEWS or view == FILE_VIEW else size // 2
+
+    def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
+        self.view_code(view)
+        kept = kept_payload(sample, view)
+        if kept is not None:
+            return kept
+        pcm = np.frombuffer(sample.data, "<i2")
+        if view == "s16be":
+            return pcm.astype(">i2").view(np.uint8)
+        if view == "u8":
+            return ((pcm >> 8) + 128).astype(np.uint8)
+        if view == "mulaw":
+            return _mulaw_codes()[pcm.view("<u2")]
+        return np.frombuffer(sample.data, np.uint8)
+
+    def from_view(self, header: Header, payload: Bytes, view: str, patch: int) -> Sample:
+        """The sample of a whole payload; ValueError where it ends inside a frame."""
+        self.view_code(view)
+        if view == FILE_VIEW:
+            return kept_sample(self.name, header, payload.tobytes())
+        frame = header.channels * (2 if view in WIDE_VIEWS else 1)
+        if payload.size % frame:
+            raise ValueError(
+                f"an audio payload of {payload.size} bytes is no whole number of frames of "
+                f"{frame} bytes"
+            )
+        if view == "s16be":
+            pcm = np.frombuffer(payload.tobytes(), ">i2").astype("<i2")
+        elif view == "u8":
+            pcm = ((payload.astype("<i2") - 128) << 8).astype("<i2")
+        elif view == "mulaw":
+            pcm = _mulaw_values()[payload]
+        else:
+            return Sample(self.name, header, payload.tobytes())
+        return Sample(self.name, header, pcm.tobytes())
+
+
+@functools.cache
+def _mulaw_codes() -> Bytes:
+    """[65536] the mu-law code of each sample, by its bits as u16."""
+    import torch
+    from torchaudio.functional import mu_law_encoding
+
+    samples = np.arange(1 << 16).astype("<u2").view("<i2")
+    scaled = torch.from_numpy(samples.astype(np.float64) / FULL_SCALE)
+    return mu_law_encoding(scaled, quantization_channels=256).numpy().astype(np.uint8)
+
+
+@functools.cache
+def _mulaw_values() -> Pcm:
+    """[256] the sample of each mu-law code."""
+    import torch
+    from torchaudio.functional import mu_law_decoding
+
+    decoded = mu_law_decoding(torch.arange(256), quantization_channels=256).double().numpy()
+    return _to_pcm(decoded, FULL_SCALE).astype("<i2")
+
+
+def _to_pcm(samples: npt.NDArray[np.floating], scale: int) -> Pcm:
+    """16-bit samples of floating-point ones; what lies outside [-1, 1] is clipped, not wrapped."""
+    scaled = np.rint(samples * samples.dtype.type(scale))
+    return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+def _decode_pcm(file: BinaryIO, options: DecodeOptions) -> tuple[Pcm, int]:
+    """Samples [n c] and rate, after every check that the header allows."""
+    if options.audio_channels not in (None, 1):
+        raise ValueError(
+            f"audio_channels is {options.audio_channels}; choose 1 (mixed down to mono) or None "
+            "(the file's own)"
+        )
+    check_container(file, options.limits.max_bytes)
+    file.seek(0)
+    with soundfile.SoundFile(file) as sound:
+        _check_header(sound, options.limits)
+        source_rate = sound.samplerate
+        rate = options.audio_rate or source_rate
+        if rate != source_rate:
+            _check_resampling(sound, rate, options)
+        try:
+            pcm = _read_frames(sound, options.limits)
+        except soundfile.LibsndfileError as error:
+            if file.read(1):
+                raise
+            raise MediaError("truncated", "the file ends inside its samples") from error
+    if len(pcm) < sound.frames and _states_length(sound, file):
+        raise MediaError("truncated", f"{len(pcm)} frames where the header says {sound.frames}")
+    mix = options.audio_channels == 1 and pcm.shape[1] > 1
+    if not mix and rate == source_rate:
+        return pcm, rate
+    samples = pcm.astype(np.float32) / FULL_SCALE
+    if mix:
+        samples = samples.mean(axis=1, keepdims=True)
+    if rate != source_rate:
+        samples = _resample(samples, source_rate, rate)
+    return _to_pcm(samples, FULL_SCALE), rate
+
+
+def _check_header(sound: soundfile.SoundFile, limits: Limits) -> None:
+    if sound.format not in FORMATS:
+        raise MediaError("unknown kind", f"a sound file of format {sound.format}")
+    if not sound.frames:
+        raise MediaError("empty", "a sound of 0 frames")
+    if not 1 <= sound.channels <= 255:
+        raise MediaError("over the limit", f"a sound of {sound.channels} channels")
+    if not 1 <= sound.samplerate < 1 << 31:
+        raise MediaError("unreadable", f"{sound.samplerate} samples a second")
+    known = sound.frames < UNKNOWN_FRAMES
+    if known and sound.frames * sound.channels * 2 > limits.max_bytes:
+        raise MediaError(
+            "over the limit", f"a sound of {sound.frames} frames of {sound.channels} channels"
+        )
+
+
+def _read_frames(sound: soundfile.SoundFile, limits: Limits) -> Pcm:
+    """All samples [n c], in blocks, so that memory follows the file and not its header."""
+    dtype, scale = "int16", 0
+    if sound.format == "OGG":  # libsndfile lets 16-bit samples over full scale wrap around
+        dtype, scale = "float32", VORBIS_FULL_SCALE
+    elif sound.subtype in ("FLOAT", "DOUBLE"):  # ... and does not scale these at all
+        dtype, scale = "float32", FULL_SCALE
+    blocks: list[Pcm] = []
+    frames, block_frames = 0, BLOCK_FRAMES
+    while block_frames == BLOCK_FRAMES:
+        block = sound.read(BLOCK_FRAMES, dtype=dtype, always_2d=True)
+        block_frames = len(block)
+        frames += block_frames
+        if frames * sound.channels * 2 > limits.max_bytes:
+            raise MediaError("over the limit", f"a sound of more than {frames} frames")
+        if not np.isfinite(block).all():
+            raise MediaError("unreadable", "samples that are not finite numbers")
+        blocks.append(_to_pcm(block, scale) if scale else block)
+    return np.concatenate(blocks)
+
+
+def _states_length(sound: soundfile.SoundFile, file: BinaryIO) -> bool:
+    """Whether `sound.frames` is what the header says, and no guess."""
+    return sound.frames < UNKNOWN_FRAMES and (sound.format != "MP3" or mp3_states_length(file))
+
+
+def _check_resampling(sound: soundfile.SoundFile, rate: int, options: DecodeOptions) -> None:
+    """MediaError where the resampled sound, or the filter for it, would be too large."""
+    channels = options.audio_channels or sound.channels
+    if sound.frames < UNKNOWN_FRAMES:
+        size = sound.frames * rate // sound.samplerate * channels * 2
+        if size > options.limits.max_bytes:
+            raise MediaError(
+                "over the limit", f"a sound of {size} bytes at {rate} samples a second"
+            )
+    common = math.gcd(sound.samplerate, rate)
+    old, new = sound.samplerate // common, rate // common
+    width = 6 * old // min(old, new)  # of the filter, at torchaudio's default
+    if (2 * width + old) * new > MAX_RESAMPLING_TAPS:
+        raise MediaError(
+            "over the limit",
+            f"{sound.samplerate} samples a second have too little in common with {rate}",
+        )
+
+
+def _resample(samples: npt.NDArray[np.float32], old: int, new: int) -> npt.NDArray[np.float32]:
+    """[n c] at another rate, by one thread, so that the result is the same on any machine."""
+    import torch
+    from torchaudio.functional import resample
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return resample(torch.from_numpy(samples.T.copy()), old, new).T.contiguous().numpy()
+    finally:
+        torch.set_num_threads(threads)

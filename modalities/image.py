@@ -1,0 +1,270 @@
+"""Images: 8-bit pixels in raster order, grey or RGB.
+
+h lines    w pixels in a line    c channels    a x b lines and pixels of a tile
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import PIL.ImageOps
+
+from bytelm.modalities.base import (
+    FILE_VIEW,
+    Bytes,
+    DecodeOptions,
+    EvaluationHead,
+    Header,
+    Limits,
+    MediaError,
+    Modality,
+    Sample,
+    ScoredSegment,
+)
+from bytelm.modalities.kept import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")
+"""What Pillow may open; formats that run programs (EPS) or have too many forms are left out."""
+
+SIGNATURES = {
+    "png": rb"\x89PNG\r\n\x1a\n",
+    "jpg": rb"\xff\xd8\xff",
+    "webp": rb"RIFF....WEBP",
+    "gif": rb"GIF8[79]a",
+    "bmp": rb"BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "ppm": rb"P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s",
+}
+"""By suffix, how a file of that kind begins."""
+
+_SIGNATURE = re.compile(b"|".join(b"(?:%b)" % s for s in SIGNATURES.values()), re.DOTALL)
+_GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I")
+_DEEP_MODES = ("I;16", "I;16L", "I;16B", "I")
+_REFUSED_MODES = ("F",)  # floating point has no range to map to 8 bits
+
+
+class ImageHead(EvaluationHead):
+    """Bits per byte (that is per sub-pixel), and per pixel of decoded images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nats["pixels"] = 0.0
+        self.counts |= {"grey_bytes": 0, "rgb_bytes": 0}
+
+    def update(self, segment: ScoredSegment) -> None:
+        super().update(segment)
+        if segment.view == FILE_VIEW:
+            return
+        self.nats["pixels"] += float(segment.payload_nats.sum())
+        kind = "grey_bytes" if segment.header.channels == 1 else "rgb_bytes"
+        self.counts[kind] += segment.payload.size
+
+    def metrics(self) -> dict[str, float]:
+        pixels = self.counts["grey_bytes"] + self.counts["rgb_bytes"] / 3
+        bits = self.nats["pixels"] / math.log(2)
+        return {**super().metrics(), "bits_per_pixel": bits / pixels if pixels else math.nan}
+
+
+class Image(Modality):
+    """PNG, JPEG, WebP, GIF (its first frame), BMP and PPM files."""
+
+    name = "image"
+    code = 1
+    som = 260
+    views = ("raster", "planar", "patch")
+    header_format = ">HHB"
+    header_fields = ("width", "height", "channels")
+    head = ImageHead
+
+    def recognises(self, start: bytes) -> bool:
+        return _SIGNATURE.match(start) is not None
+
+    def decode(self, file: BinaryIO, options: DecodeOptions) -> Sample:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+                pixels = _decode_pixels(file, options.limits)
+        except MediaError:
+            raise
+        except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
+            raise MediaError("over the limit", str(error)) from error
+        except Exception as error:  # a broken file makes Pillow raise almost anything
+            detail = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, PIL.UnidentifiedImageError):
+                detail = "no image that Pillow can open"  # its own message has an address in it
+            reason = "truncated" if "truncated" in detail.lower() else "unreadable"
+            raise MediaError(reason, detail) from error
+        height, width, channels = pixels.shape
+        header = Header(width=width, height=height, channels=channels)
+        if options.keep_files:
+            file.seek(0)
+            return kept_sample(self.name, header, file.read())
+        return Sample(self.name, header, pixels.tobytes())
+
+    def member_suffix(self, sample: Sample) -> str:
+        if sample.is_file:
+            return KEPT_SUFFIX
+        return "gray" if sample.header.channels == 1 else "rgb"
+
+    def write(self, sample: Sample, stem: Path) -> Path:
+        """Write a sample as PNG, a kept file as it is."""
+        if sample.is_file:
+            return write_kept(sample, stem, SIGNATURES, default=KEPT_SUFFIX)
+        path = stem.with_name(f"{stem.name}.png")
+        pixels = np.frombuffer(sample.data, np.uint8).reshape(_shape(sample.header))  # [h w c]
+        if sample.header.channels == 1:
+            pixels = pixels[:, :, 0]
+        PIL.Image.fromarray(pixels).save(path, "PNG")
+        return path
+
+    def payload_size(self, size: int, view: str) -> int:
+        self.view_code(view)
+        return size
+
+    def check_view(self, view: str, channels: int, patch: int) -> None:
+        """ValueError for the view `patch` where `channels` do not divide the patch."""
+        self.view_code(view)
+        if view == "patch" and patch % channels:
+            raise ValueError(
+                f"view 'patch' of image: a patch of {patch} bytes holds no whole pixels of "
+                f"{channels} channels; choose a patch size that is a multiple of {channels}, or "
+                "the view 'raster' or 'planar'"
+            )
+
+    def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
+        self.view_code(view)
+        kept = kept_payload(sample, view)
+        if kept is not None:
+            return kept
+        flat = np.frombuffer(sample.data, np.uint8)
+        if view == "raster":
+            return flat
+        pixels = flat.reshape(_shape(sample.header))  # [h w c]
+        if view == "planar":
+            return pixels.transpose(2, 0, 1).reshape(-1)  # [c h w]
+        a, b = self._tile(sample.header.channels, patch)
+        height, width, channels = pixels.shape
+        rows, columns = height // a, width // b
+        tiles = pixels[: rows * a, : columns * b].reshape(rows, a, columns, b, channels)
+        return np.concatenate(
+            [
+                tiles.transpose(0, 2, 1, 3, 4).reshape(-1),  # [rows columns a b c]
+                pixels[: rows * a, columns * b :].reshape(-1),  # the right-hand strip
+                pixels[rows * a :].reshape(-1),  # the bottom strip
+            ]
+        )
+
+    def from_view(self, header: Header, payload: Bytes, view: str, patch: int) -> Sample:
+        """The sample of a whole payload; ValueError where its length is not the header's."""
+        self.view_code(view)
+        if view == FILE_VIEW:
+            return kept_sample(self.name, header, payload.tobytes())
+        height, width, channels = _shape(header)
+        if payload.size != height * width * channels:
+            raise ValueError(
+                f"an image payload of {payload.size} bytes where the header says "
+                f"{width} x {height} x {channels}"
+            )
+        if view == "planar":
+            planes = payload.reshape(channels, height, width)
+            return Sample(self.name, header, planes.transpose(1, 2, 0).tobytes())  # [h w c]
+        if view == "patch":
+            a, b = self._tile(channels, patch)
+            rows, columns = height // a, width // b
+            right = rows * a * columns * b * channels  # where the right-hand strip begins
+            bottom = rows * a * width * channels
+            pixels = np.empty((height, width, channels), np.uint8)
+            tiles = payload[:right].reshape(rows, columns, a, b, channels)
+            pixels[: rows * a, : columns * b] = tiles.transpose(0, 2, 1, 3, 4).reshape(
+                rows * a, columns * b, channels
+            )
+            pixels[: rows * a, columns * b :] = payload[right:bottom].reshape(
+                rows * a, width - columns * b, channels
+            )
+            pixels[rows * a :] = payload[bottom:].reshape(height - rows * a, width, channels)
+            return Sample(self.name, header, pixels.tobytes())
+        return Sample(self.name, header, payload.tobytes())
+
+    def _tile(self, channels: int, patch: int) -> tuple[int, int]:
+        """Lines and pixels (a, b) of the most square tile with a·b·c = patch and a <= b."""
+        self.check_view("patch", channels, patch)
+        area = patch // channels
+        lines = next(a for a in range(math.isqrt(area), 0, -1) if area % a == 0)
+        return lines, area // lines
+
+
+def _shape(header: Header) -> tuple[int, int, int]:
+    return header.height, header.width, header.channels
+
+
+def _decode_pixels(file: BinaryIO, limits: Limits) -> Bytes:
+    """The pixels [h w c] of the first frame, after every check that the header allows."""
+    _check_start(file, limits)
+    with PIL.Image.open(file, formats=FORMATS) as image:
+        channels = 1 if image.mode in _GREY_MODES else 3
+        _check_size(*image.size, channels, limits)
+        if image.mode in _REFUSED_MODES:
+            raise MediaError("unreadable", f"pixels of mode {image.mode}")
+        image.load()
+        upright = PIL.ImageOps.exif_transpose(image)
+        pixels = _grey(upright) if channels == 1 else _rgb(upright)
+    return np.ascontiguousarray(pixels)
+
+
+def _check_start(file: BinaryIO, limits: Limits) -> None:
+    """The checks that Pillow makes too late (of WebP) or without saying what is wrong (of PNG)."""
+    start = file.read(24)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if start[:4] == b"RIFF" and len(start) >= 8:
+        claimed = int.from_bytes(start[4:8], "little") + 8
+        if size < claimed:
+            raise MediaError("truncated", f"{size} bytes where the header says {claimed}")
+    if start[:4] == b"\x89PNG" and start[12:16] == b"IHDR" and len(start) == 24:
+        width, height = struct.unpack(">II", start[16:])
+        _check_size(width, height, 1, limits)
+
+
+def _check_size(width: int, height: int, channels: int, limits: Limits) -> None:
+    if not width or not height:
+        raise MediaError("empty", f"an image of {width} x {height} pixels")
+    if max(width, height) > limits.max_side or width * height * channels > limits.max_bytes:
+        raise MediaError("over the limit", f"an image of {width} x {height} pixels")
+
+
+def _grey(image: PIL.Image.Image) -> Bytes:
+    """[h w 1] of a grey image; of 16 bits the upper 8, as Pillow does for colours."""
+    transparent = image.info.get("transparency")
+    if image.mode in _DEEP_MODES:
+        deep = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
+        grey = (deep >> 8).astype(np.uint8)
+        if isinstance(transparent, int):
+            grey[deep == transparent] = 255
+        return grey[:, :, None]
+    if image.mode in ("LA", "La") or transparent is not None:
+        return _on_white(image)[:, :, :1]
+    return np.asarray(image.convert("L"))[:, :, None]
+
+
+def _rgb(image: PIL.Image.Image) -> Bytes:
+    """[h w 3] of a colour image."""
+    if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
+        return _on_white(image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _on_white(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
+    """[h w 3] of an image with transparency, laid on white."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return np.asarray(PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))

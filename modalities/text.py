@@ -1,0 +1,85 @@
+"""Text: bytes as they are, in any encoding that holds no NUL byte; mostly UTF-8."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from bytelm.modalities.base import (
+    FILE_VIEW,
+    Bytes,
+    DecodeOptions,
+    EvaluationHead,
+    Header,
+    MediaError,
+    Modality,
+    Sample,
+    ScoredSegment,
+)
+from bytelm.modalities.kept import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
+
+
+class TextHead(EvaluationHead):
+    """Bits per byte, and per character: bytes that begin a UTF-8 character are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts["characters"] = 0
+
+    def update(self, segment: ScoredSegment) -> None:
+        super().update(segment)
+        continuation = (segment.payload & 0xC0) == 0x80
+        self.counts["characters"] += int(segment.payload.size - continuation.sum())
+
+    def metrics(self) -> dict[str, float]:
+        bits = self.nats["payload"] / math.log(2)
+        return {**super().metrics(), "bits_per_character": self._per(bits, "characters")}
+
+
+class Text(Modality):
+    """Text files, byte for byte; invalid sequences are kept."""
+
+    name = "text"
+    code = 0
+    som = 259
+    views = ("utf8",)
+    header_format = ">"
+    header_fields = ()
+    head = TextHead
+
+    def recognises(self, start: bytes) -> bool:
+        """Whether `start` holds no NUL byte; so text has to be asked last."""
+        return b"\0" not in start
+
+    def decode(self, file: BinaryIO, options: DecodeOptions) -> Sample:
+        limit = options.limits.max_bytes
+        data = file.read(limit + 1)
+        if len(data) > limit:
+            raise MediaError("over the limit", f"more than {limit} bytes of text")
+        if not data:
+            raise MediaError("empty", "a text of 0 bytes")
+        if options.keep_files:
+            return kept_sample(self.name, Header(), data)
+        return Sample(self.name, Header(), data)
+
+    def member_suffix(self, sample: Sample) -> str:
+        return KEPT_SUFFIX if sample.is_file else "txt"
+
+    def write(self, sample: Sample, stem: Path) -> Path:
+        return write_kept(sample, stem, signatures={}, default="txt")
+
+    def payload_size(self, size: int, view: str) -> int:
+        self.view_code(view)
+        return size
+
+    def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
+        self.view_code(view)
+        kept = kept_payload(sample, view)
+        return np.frombuffer(sample.data, np.uint8) if kept is None else kept
+
+    def from_view(self, header: Header, payload: Bytes, view: str, patch: int) -> Sample:
+        self.view_code(view)
+        return Sample(self.name, header, payload.tobytes(), is_file=view == FILE_VIEW)
