@@ -190,6 +190,9 @@ class Modality(ABC):
             raise ValueError(f"{self.name} has no view {view!r}; choose one of {known}")
         return self.views.index(view)
 
+    def check_view(self, view: str, channels: int, patch: int) -> None:  # noqa: B027
+        """ValueError where a sample of so many channels has no such view at this patch."""
+
     @property
     def header_size(self) -> int:
         """Bytes of the stream's header: the modality's fields, view u8, payload offset u32."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ SOM_IMAGE = 260
 SOM_AUDIO = 261
 VOCAB_SIZE = 264
 MAX_ENDS = 2  # EOM and EOD
+
+Length = TypeVar("Length", int, npt.NDArray[np.int64])
 
 _BY_SOM = {m.som: m for m in MODALITIES.values()}
 
@@ -93,7 +96,7 @@ class ParsedSegment:
     """EOM and EOD, as far as they are there."""
 
 
-def up_to_patch(length: int, patch: int) -> int:
+def up_to_patch(length: Length, patch: int) -> Length:
     """The next multiple of the patch; works on arrays too."""
     return -(-length // patch) * patch
 
@@ -103,7 +106,7 @@ def preamble_length(modality: Modality, patch: int) -> int:
     return up_to_patch(1 + modality.header_size, patch)
 
 
-def body_length(size: int, patch: int) -> int:
+def body_length(size: Length, patch: int) -> Length:
     """Ids of a body: `size` payload bytes, room for EOM and EOD, padded; works on arrays too."""
     return up_to_patch(size + MAX_ENDS, patch)
 
@@ -114,7 +117,11 @@ def min_row_length(patch: int) -> int:
 
 
 def cut(
-    segments: Sequence[tuple[Modality, int]], patch: int, room: Callable[[], int]
+    segments: Sequence[tuple[Modality, int]],
+    patch: int,
+    room: Callable[[], int],
+    segment: int = 0,
+    start: int = 0,
 ) -> Iterator[list[Span]]:
     """Cut a document into pieces.
 
@@ -123,28 +130,30 @@ def cut(
         patch: P.
         room: gives the ids that the next piece may take, a multiple of P; called for one piece
             at a time. A room too small for a preamble and a patch gives an empty piece.
+        segment, start: where the first piece begins: ordinal of the segment, id of its body.
     Yields:
         the spans of each piece.
     """
-    ordinal, start = 0, 0
-    while ordinal < len(segments):
+    while segment < len(segments):
         left = room()
         spans: list[Span] = []
-        while ordinal < len(segments):
-            modality, size = segments[ordinal]
+        while segment < len(segments):
+            modality, size = segments[segment]
             opening = preamble_length(modality, patch)
             if left < opening + patch:
                 break
             length = min(left - opening, body_length(size, patch) - start)
-            spans.append(Span(ordinal, start, length))
+            spans.append(Span(segment, start, length))
             left -= opening + length
             start += length
             if start == body_length(size, patch):
-                ordinal, start = ordinal + 1, 0
+                segment, start = segment + 1, 0
         yield spans
 
 
-def piece_length(spans: Sequence[Span], segments: Sequence[tuple[Modality, int]], patch: int) -> int:
+def piece_length(
+    spans: Sequence[Span], segments: Sequence[tuple[Modality, int]], patch: int
+) -> int:
     """Ids of a piece."""
     return sum(preamble_length(segments[s.segment][0], patch) + s.length for s in spans)
 

@@ -1,0 +1,72 @@
+"""What codecs make of the same bytes: gzip and xz on every payload, PNG on images, FLAC on sounds.
+
+Each document is compressed by itself, as a whole file, with its container's overhead.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+from collections import Counter
+
+import numpy as np
+import PIL.Image
+import soundfile
+
+from bytelm.modalities.base import Bytes, Sample
+
+FLAC_MAX_CHANNELS = 8
+FLAC_MAX_RATE = 655_350
+
+
+class CodecSizes:
+    """Compressed sizes of many samples of one modality, beside the payload bytes."""
+
+    def __init__(self) -> None:
+        self._compressed: Counter[str] = Counter()
+        self._payload: Counter[str] = Counter()
+
+    def add(self, sample: Sample, payload: Bytes) -> None:
+        """Compress one sample with each codec that its modality has.
+
+        PNG and FLAC stand beside a payload of the same bytes only: not beside a lossy view, nor
+        a file kept as it is.
+        """
+        raw = payload.tobytes()
+        self._count("gzip", gzip.compress(raw, 9), raw)
+        self._count("xz", lzma.compress(raw), raw)
+        if sample.is_file or len(raw) != len(sample.data):
+            return
+        if sample.modality == "image":
+            self._count("PNG", _png(sample), raw)
+        header = sample.header
+        if (
+            sample.modality == "audio"
+            and header.channels <= FLAC_MAX_CHANNELS
+            and header.rate <= FLAC_MAX_RATE
+        ):
+            self._count("FLAC", _flac(sample), raw)
+
+    def _count(self, codec: str, compressed: bytes, raw: bytes) -> None:
+        self._compressed[codec] += len(compressed)
+        self._payload[codec] += len(raw)
+
+    def bits_per_byte(self) -> dict[str, float]:
+        """Bits of each codec for each payload byte that it was given."""
+        return {name: 8 * size / self._payload[name] for name, size in self._compressed.items()}
+
+
+def _png(sample: Sample) -> bytes:
+    header, file = sample.header, io.BytesIO()
+    mode = "L" if header.channels == 1 else "RGB"
+    image = PIL.Image.frombytes(mode, (header.width, header.height), sample.data)
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _flac(sample: Sample) -> bytes:
+    file = io.BytesIO()
+    frames = np.frombuffer(sample.data, "<i2").reshape(-1, sample.header.channels)
+    soundfile.write(file, frames, sample.header.rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()

@@ -1,0 +1,233 @@
+"""The command `bytelm`. Nothing heavy is imported before a command needs it.
+
+Exit status: 0, 2 for a mistake of the user's (one line on stderr), 1 for a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser, commands = _parser()
+    options = parser.parse_args(given)
+    try:
+        return commands[options.command](options, given)
+    except ValueError as error:
+        print(f"bytelm {options.command}: {_line(error)}", file=sys.stderr)
+        return 1 if _is_failure(error) else 2
+    except (RuntimeError, OSError) as error:
+        if os.environ.get("BYTELM_TRACEBACK"):
+            raise
+        print(f"bytelm {options.command}: {_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"bytelm {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _is_failure(error: ValueError) -> bool:
+    """Damage found in what was right once is a failure, not a mistake of the user's."""
+    from bytelm.pipelines.shards import DamageError
+
+    return isinstance(error, DamageError)
+
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
+    parser = argparse.ArgumentParser(
+        prog="bytelm", description="One MEGABYTE model on the raw bytes of images, audio and text."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+
+    def add(name: str, help_: str) -> argparse.ArgumentParser:
+        return subparsers.add_parser(name, help=help_, description=help_, formatter_class=formatter)
+
+    prepare = add("prepare", "Turn files into a shard set.")
+    prepare.add_argument("sources", nargs="+", type=Path, metavar="SRC", help="files and folders")
+    prepare.add_argument("--out", required=True, type=Path, metavar="SET")
+    prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    prepare.add_argument("--captions", type=Path, help="JSON: file name to caption")
+    prepare.add_argument("--rate", type=int, help="resample sounds to this many Hz")
+    prepare.add_argument("--channels", type=int, choices=[1], help="1 mixes sounds down to mono")
+    prepare.add_argument("--keep-files", action="store_true", help="store files as they are")
+    prepare.add_argument(
+        "--shard-mb", type=float, default=256, help="size of a shard in 10^6 bytes"
+    )
+    prepare.add_argument("--max-side", type=int, default=65535, help="pixels of an image's side")
+    prepare.add_argument(
+        "--max-mb", type=float, default=268, help="size of a document in 10^6 bytes"
+    )
+    prepare.add_argument(
+        "--max-bad-share", type=float, default=0.5, help="more bad files than this are an error"
+    )
+
+    inspect = add("inspect", "Show what a shard set holds.")
+    inspect.add_argument("set", type=Path, metavar="SET")
+    inspect.add_argument("--verify", action="store_true", help="check every hash")
+    inspect.add_argument(
+        "--sample", type=int, metavar="N", help="write N documents a modality back"
+    )
+    inspect.add_argument("--out", type=Path, help="where --sample writes")
+
+    train = add("train", "Train a model.")
+    train.add_argument("config", type=Path, metavar="CONFIG")
+    train.add_argument("--out", required=True, type=Path, metavar="RUN")
+    train.add_argument("--processes", type=int, default=1, help="ranks on this machine")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a config value"
+    )
+
+    evaluate = add("evaluate", "Score a model in bits per byte.")
+    evaluate.add_argument("model", type=Path, metavar="MODEL")
+    evaluate.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET")
+    evaluate.add_argument("--split", default="val", choices=["train", "val", "test"])
+    evaluate.add_argument("--batch", type=int, default=1, help="rows at once")
+    evaluate.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    generate = add("generate", "Generate files.")
+    generate.add_argument("model", type=Path, metavar="MODEL")
+    generate.add_argument("--modality", required=True, choices=["text", "image", "audio"])
+    generate.add_argument("--out", required=True, type=Path, metavar="DIR")
+    generate.add_argument("--count", type=int, default=1)
+    generate.add_argument("--prompt", help="a text; or an image or sound file to begin with")
+    generate.add_argument("--temperature", type=float, default=1.0)
+    generate.add_argument("--top-p", type=float, default=1.0)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    generate.add_argument("--bytes", type=int, default=512, help="text: at most so many")
+    generate.add_argument("--size", default="64x64", help="image: WIDTHxHEIGHT")
+    generate.add_argument("--grey", action="store_true", help="image: one channel instead of RGB")
+    generate.add_argument("--prompt-rows", type=int, default=16, help="image: rows given")
+    generate.add_argument("--seconds", type=float, default=1.0, help="audio: length")
+    generate.add_argument("--rate", type=int, default=16000, help="audio: samples a second")
+    generate.add_argument("--channels", type=int, default=1, help="audio: channels")
+    generate.add_argument("--prompt-seconds", type=float, default=0.25, help="audio: given")
+
+    export = add("export", "Copy a run's newest model to a folder of its own.")
+    export.add_argument("run", type=Path, metavar="RUN")
+    export.add_argument("--out", required=True, type=Path, metavar="MODEL")
+
+    demo = add("demo", "Prepare, train, evaluate and generate on the files in examples/demo.")
+    demo.add_argument("--data", type=Path, default=Path("examples/demo"), metavar="DIR")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
+
+    return parser, {
+        "prepare": _prepare,
+        "inspect": _inspect,
+        "train": _train,
+        "evaluate": _evaluate,
+        "generate": _generate,
+        "export": _export,
+        "demo": _demo,
+    }
+
+
+def _prepare(options: argparse.Namespace, given: list[str]) -> int:
+    return 0
+
+
+def _inspect(options: argparse.Namespace, given: list[str]) -> int:
+    return 0
+
+
+def _train(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines.config import load_config
+    from bytelm.pipelines.train import check, launch, train
+
+    config = load_config(options.config, options.set)
+    if "RANK" in os.environ:
+        train(config, options.out, options.resume)
+        return 0
+    if options.processes < 1:
+        raise ValueError(f"--processes is {options.processes}, and must be at least 1")
+    check(config, options.out, options.processes, options.resume)
+    if options.processes > 1:
+        return launch(given, options.processes)
+    train(config, options.out, options.resume)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
+    from rich.console import Console
+
+    from bytelm.pipelines.evaluate import evaluate
+    from bytelm.pipelines.runlog import evaluation_table
+
+    metrics, codecs = evaluate(
+        options.model, options.data, options.split, options.batch, options.precision
+    )
+    if options.json:
+        print(json.dumps({"model": metrics, "codecs": codecs}, indent=1))
+    else:
+        title = f"bits per byte on {options.split}"
+        Console().print(evaluation_table(metrics, codecs, title))
+    return 0
+
+
+def _generate(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines import generate
+    from bytelm.pipelines.checkpoint import load_model
+
+    if options.count < 1:
+        raise ValueError(f"--count is {options.count}, and must be at least 1")
+    model, views = load_model(options.model)
+    view = views[options.modality]
+    prompt = Path(options.prompt) if options.prompt else None
+    if options.modality == "text":
+        request = generate.text_request(options.prompt or "", options.bytes)
+    elif options.modality == "image":
+        width, height = _size(options.size)
+        channels = 1 if options.grey else 3
+        request = generate.image_request(width, height, channels, prompt, options.prompt_rows, view)
+    else:
+        request = generate.audio_request(
+            options.seconds, options.rate, options.channels, prompt, options.prompt_seconds, view
+        )
+    sampling = generate.Sampling(options.temperature, options.top_p, options.seed)
+    for path in generate.generate(
+        model, request, view, options.count, sampling, options.out, options.precision
+    ):
+        print(path)
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, separator, height = text.partition("x")
+    if not (separator and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ValueError(f"--size is WIDTHxHEIGHT in pixels, as 64x64, not {text!r}")
+    return int(width), int(height)
+
+
+def _demo(options: argparse.Namespace, given: list[str]) -> int:
+    command = [sys.executable, "-m", "bytelm.tools.demo", str(options.data), str(options.out)]
+    return subprocess.run(command, check=False).returncode
+
+
+def _export(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines.checkpoint import export
+
+    export(options.run, options.out)
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

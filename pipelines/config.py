@@ -1,0 +1,229 @@
+"""A run's config: what `bytelm train CONFIG` reads, checked before anything starts.
+
+CONFIG is YAML (or JSON) with the sections of `RunConfig`. `model` names a preset, or a preset
+and what differs from it, or all of a `ModelConfig`:
+
+    model: {preset: demo, context: 4096}
+    data: {sets: [{path: sets/text}, {path: sets/image}]}
+    train: {steps: 1000}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from bytelm.model.config import ModelConfig, preset
+
+
+@dataclass(frozen=True)
+class SetConfig:
+    """One shard set of a mixture."""
+
+    path: str
+    """Folder of the set."""
+    weight: float | None = None
+    """Share of the payload bytes, relative to the other sets; give it to all sets or to none.
+    None takes each set at its own size."""
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """The view that turns each modality's samples into payload bytes."""
+
+    text: Literal["utf8", "file"] = "utf8"
+    image: Literal["raster", "planar", "patch", "file"] = "raster"
+    audio: Literal["s16le", "s16be", "u8", "mulaw", "file"] = "s16be"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the rows are made of."""
+
+    sets: tuple[SetConfig, ...]
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    packing: Literal["whole", "cut"] = "whole"
+    """`whole` cuts only documents longer than a row; `cut` fills every row and cuts at its end."""
+    pair_order: Literal["stored", "drawn"] = "stored"
+    """Order of a pair's segments: as stored, or drawn anew in each epoch."""
+    window_shards: int = 16
+    """Shards whose documents are permuted and packed together."""
+    workers: int = 1
+    """Processes that read rows, for each rank; 0 reads in the trainer itself."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The paper's optimizer and schedule: AdamW, warm-up, then linear decay to 0."""
+
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    warmup_steps: int = 500
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and how."""
+
+    steps: int
+    global_batch: int = 1
+    """Rows of one optimizer step, over all ranks."""
+    micro_batch: int = 1
+    """Rows of one forward and backward on one rank."""
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 computes under autocast; weights, gradients and optimizer stay fp32."""
+    deepspeed: str = "zero1"
+    """A case of `ds_configs` (zero0, zero1, zero2, zero3), or the path of a JSON file."""
+    log_every: int = 1
+    """Steps between lines of metrics."""
+    eval_every: int = 0
+    """Steps between evaluations on `val`; 0 evaluates only at the end."""
+    eval_rows: int = 64
+    """Rows of each set's `val` that an evaluation during training scores."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the last step always writes one."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on; the resolved one is saved in the run's folder."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("train.steps", self.train.steps, 1),
+            ("train.global_batch", self.train.global_batch, 1),
+            ("train.micro_batch", self.train.micro_batch, 1),
+            ("train.log_every", self.train.log_every, 1),
+            ("train.eval_every", self.train.eval_every, 0),
+            ("train.eval_rows", self.train.eval_rows, 1),
+            ("train.checkpoint_every", self.train.checkpoint_every, 1),
+            ("data.window_shards", self.data.window_shards, 1),
+            ("data.workers", self.data.workers, 0),
+            ("optimizer.warmup_steps", self.optimizer.warmup_steps, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}, and must be at least {least}")
+        if not self.data.sets:
+            raise ValueError("data.sets is empty: name at least one set made by `bytelm prepare`")
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro batches of a step on each of so many ranks."""
+        rows, once = self.train.global_batch, self.train.micro_batch * ranks
+        if rows % once:
+            raise ValueError(
+                f"global_batch {rows} is no multiple of micro_batch {self.train.micro_batch} x "
+                f"{ranks} processes: use a multiple of {once}, or fewer processes"
+            )
+        return rows // once
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `RunConfig` reads them back."""
+        return {**dataclasses.asdict(self), "model": self.model.to_dict()}
+
+
+def load_config(path: Path, overrides: list[str]) -> RunConfig:
+    """Read and check a config file.
+
+    Args:
+        overrides: `section.key=value`, each replacing a value of the file.
+    Raises:
+        ValueError: for a file that is missing or no mapping, an unknown key (naming the nearest
+            known one), a missing key, or a value of the wrong kind.
+    """
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config {path} must be a mapping with model, data and train")
+    for override in overrides:
+        _override(values, override)
+    return config_from_dict(values)
+
+
+def config_from_dict(values: dict[str, Any]) -> RunConfig:
+    """The checked config of plain values; raises ValueError as `load_config` does."""
+    values = {**values, "model": _resolve_model(values.get("model"))}
+    _check_keys(RunConfig, values, "")
+    return _parse(values)
+
+
+def _parse(values: dict[str, Any]) -> RunConfig:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--run", type=RunConfig)
+    try:
+        return parser.instantiate(parser.parse_object({"run": values})).run
+    except ArgumentError as error:
+        message = " ".join(str(error).split())
+        raise ValueError(message.replace('Parser key "run.', 'config key "', 1)) from error
+
+
+def _resolve_model(model: Any) -> Any:
+    """The model section with its preset filled in."""
+    if isinstance(model, str):
+        return preset(model).to_dict()
+    if isinstance(model, dict) and "preset" in model:
+        given = {key: value for key, value in model.items() if key != "preset"}
+        return {**preset(model["preset"]).to_dict(), **given}
+    return model
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise ValueError(f"--set takes section.key=value, not {override!r}")
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if section == "model" and isinstance(inner, str):
+            inner = values["model"] = {"preset": inner}
+        if not isinstance(inner, dict):
+            raise ValueError(f"--set {override}: {section} is no section of the config")
+        values = inner
+    values[last] = yaml.safe_load(text)
+
+
+def _check_keys(kind: Any, values: Any, path: str) -> None:
+    """ValueError for a key that a dataclass does not have or lacks, at any depth."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and isinstance(values, list | tuple):
+        for i, value in enumerate(values):
+            _check_keys(arguments[0], value, f"{path}[{i}]")
+        return
+    if not dataclasses.is_dataclass(kind):
+        return
+    if not isinstance(values, dict):
+        raise ValueError(f"{path or 'the config'} must be a mapping, not {values!r}")
+    types = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in values.items():
+        here = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
+            raise ValueError(f"unknown key {here}: did you mean {near[0]}?")
+        _check_keys(types[key], value, here)
+    for name, f in fields.items():
+        optional = (
+            f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        )
+        if name not in values and not optional:
+            raise ValueError(f"{path + '.' if path else ''}{name} is missing from the config")

@@ -1,0 +1,296 @@
+"""DeepSpeed behind one class: the only file that imports it.
+
+The run's config owns batch size, optimizer, schedule, clipping and precision; a JSON of
+`ds_configs` owns ZeRO and offload. DeepSpeed's import takes seconds, so it happens where it is
+needed: `Engine` and `start_ranks`.
+
+    B rows of a micro batch    L ids in a row    W ranks
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bytelm.modalities import MODALITIES
+from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.config import OptimizerConfig, RunConfig
+from bytelm.pipelines.loader import Batch
+
+OWNED_BY_RUN_CONFIG = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch",
+    "gradient_clipping": "optimizer.clip",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "torch_autocast": "train.precision",
+}
+OWNED_BY_DEEPSPEED_CONFIG = ("zero_optimization", "zero_force_ds_cpu_optimizer")
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """One optimizer step, over all ranks."""
+
+    nats: float
+    """-Σ log p of every scored id."""
+    scored: int
+    """Number of scored ids."""
+    payload_nats: dict[str, float]
+    """-Σ log p of the payload bytes of each modality."""
+    payload_bytes: dict[str, int]
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    lr: float
+
+    @property
+    def loss(self) -> float:
+        """Nats for each scored id."""
+        return self.nats / self.scored
+
+
+def deepspeed_config(name: str) -> dict[str, Any]:
+    """The JSON of a case of `ds_configs`, or of a path.
+
+    Raises ValueError for a case that does not exist, a key that the run's config owns, and a
+    key that is not known here, so that no key is read by nobody.
+    """
+    path = Path(name)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise ValueError(f"no DeepSpeed config at {path}")
+        text = path.read_text("utf-8")
+    else:
+        folder = resources.files("bytelm.ds_configs")
+        cases = sorted(f.name.removesuffix(".json") for f in folder.iterdir() if ".json" in f.name)
+        if name not in cases:
+            raise ValueError(
+                f"no DeepSpeed case {name!r}; choose one of {', '.join(cases)}, or a .json file"
+            )
+        text = (folder / f"{name}.json").read_text("utf-8")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"DeepSpeed config {name} is no JSON: {error}") from error
+    for key in values:
+        if key in OWNED_BY_RUN_CONFIG:
+            raise ValueError(
+                f"DeepSpeed config {name} sets {key!r}, which the run's config owns: "
+                f"remove it and set {OWNED_BY_RUN_CONFIG[key]}"
+            )
+        if key not in OWNED_BY_DEEPSPEED_CONFIG:
+            known = ", ".join(OWNED_BY_DEEPSPEED_CONFIG)
+            raise ValueError(f"DeepSpeed config {name} has an unknown key {key!r}; known: {known}")
+    return values
+
+
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """The rate of step `step` (from 0) of `steps`: linear warm-up, then linear decay to 0
+    (polynomial decay of power 1; the paper, appendix on training)."""
+    warm = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
+    decay = (steps - step) / max(1, steps - config.warmup_steps)
+    return config.lr * min(warm, decay, 1.0)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a model computes at `fp32` or `bf16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def start_ranks() -> None:
+    """Join the process group, as torchrun's variables say, or as a single process."""
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        # Its shared-memory all-reduce would need a compiler; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.init_distributed(verbose=False)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+class Engine:
+    """A model under DeepSpeed: steps, evaluation, checkpoints and exported weights."""
+
+    def __init__(self, model: Megabyte, config: RunConfig):
+        import deepspeed
+
+        self.rank = dist.get_rank()
+        self.ranks = dist.get_world_size()
+        self.config = config
+        self.accumulation = config.accumulation(self.ranks)
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+        self.zero_stage: int
+        ds_config = deepspeed_config(config.train.deepspeed)
+        self.zero_stage = ds_config["zero_optimization"]["stage"]
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.optimizer.lr,
+            betas=config.optimizer.betas,
+            weight_decay=config.optimizer.weight_decay,
+            fused=True,
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config={
+                **ds_config,
+                "train_batch_size": config.train.global_batch,
+                "train_micro_batch_size_per_gpu": config.train.micro_batch,
+                "gradient_accumulation_steps": self.accumulation,
+                "gradient_clipping": config.optimizer.clip,
+                "zero_allow_untested_optimizer": True,
+                "torch_autocast": {
+                    "enabled": config.train.precision == "bf16",
+                    "dtype": "bfloat16",
+                },
+                "steps_per_print": 1 << 60,
+            },
+        )
+
+    def train_step(self, step: int, micro_batches: Sequence[Batch]) -> StepStatistics:
+        """One optimizer step on this rank's micro batches of a global batch.
+
+        The loss is Σ nats / Σ scored ids of the whole global batch, whatever the number of ranks
+        and micro batches.
+        """
+        assert len(micro_batches) == self.accumulation
+        lr = learning_rate(step, self.config.train.steps, self.config.optimizer)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        # Dropout's noise is a function of the step, so a resumed run draws the same.
+        torch.manual_seed(hash((self.config.train.seed, step, self.rank)) & 0xFFFFFFFF)
+        scored = self._sum(torch.tensor(sum(int(b.scored.sum()) for b in micro_batches)))
+        # DeepSpeed divides by the number of micro batches and of ranks.
+        scale = self.accumulation * self.ranks / max(1, int(scored))
+        sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
+        counts = torch.zeros(len(MODALITIES), dtype=torch.int64)
+        grad_norm = 0.0
+        self._engine.train()
+        for number, batch in enumerate(micro_batches):
+            nats = self._forward(batch)
+            loss = nats[batch.scored.to(self.device)].sum() * scale
+            self._engine.backward(loss)
+            sums += _nats_by_modality(nats.detach(), batch)
+            counts += _bytes_by_modality(batch)
+            if number == self.accumulation - 1 and self.zero_stage == 0:
+                grad_norm = self._unsharded_grad_norm()
+            self._engine.step()
+        sums, counts = self._sum(sums), self._sum(counts)
+        if self.zero_stage > 0:
+            grad_norm = float(self._engine.get_global_grad_norm())
+        return StepStatistics(
+            nats=float(sums[0]),
+            scored=int(scored),
+            payload_nats=dict(zip(MODALITIES, sums[1:].tolist(), strict=True)),
+            payload_bytes=dict(zip(MODALITIES, counts.tolist(), strict=True)),
+            grad_norm=grad_norm,
+            lr=lr,
+        )
+
+    @torch.no_grad()
+    def nats(self, batch: Batch) -> Tensor:
+        """[B, L] float32 nats of each id, without dropout; every rank has to call it."""
+        self._engine.eval()
+        return self._forward(batch)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        return self._engine(
+            batch.ids.to(self.device).long(),
+            batch.document.to(self.device),
+            batch.modality.to(self.device),
+        )
+
+    def _unsharded_grad_norm(self) -> float:
+        norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]
+        return float(torch.stack(norms).norm())
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks, on the CPU."""
+        summed = values.to(self.device)
+        dist.all_reduce(summed)
+        return summed.cpu()
+
+    def sum_over_ranks(self, values: Sequence[float], dtype: torch.dtype) -> list[Any]:
+        """The sums of each value over ranks; every rank has to call it."""
+        return self._sum(torch.tensor(values, dtype=dtype)).tolist()
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        dist.barrier()
+
+    # --- checkpoints ---
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of weights and optimizer into a folder that all ranks share."""
+        self._engine.save_checkpoint(
+            str(folder), tag="deepspeed", client_state={}, save_latest=False
+        )
+
+    def load(self, folder: Path) -> None:
+        """Load what `save` wrote, with the same number of ranks and ZeRO stage."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        if path is None:
+            raise ValueError(f"DeepSpeed found no checkpoint in {folder}")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole weights in fp32 on the CPU, gathered one by one; empty but on rank 0.
+        Every rank has to call it."""
+        weights: dict[str, Tensor] = {}
+        for name, parameter in self._engine.module.named_parameters(remove_duplicate=False):
+            with self._gathered(parameter):
+                if self.rank == 0:
+                    weights[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+        return weights
+
+    @contextmanager
+    def _gathered(self, parameter: torch.nn.Parameter) -> Iterator[None]:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3):
+            yield
+
+
+def _nats_by_modality(nats: Tensor, batch: Batch) -> Tensor:
+    """[1 + modalities] float64: of all scored ids, then of each modality's payload."""
+    values = nats.to("cpu", torch.float64)
+    masks = [batch.payload & (batch.modality == m.code) for m in MODALITIES.values()]
+    return torch.stack([values[mask].sum() for mask in (batch.scored, *masks)])
+
+
+def _bytes_by_modality(batch: Batch) -> Tensor:
+    """[modalities] int64: payload bytes."""
+    masks = [batch.payload & (batch.modality == m.code) for m in MODALITIES.values()]
+    return torch.stack([mask.sum() for mask in masks])
+
+
+def bits_per_byte(nats: float, count: int) -> float:
+    """Σ nats / (ln 2 · Σ bytes); NaN where there are no bytes."""
+    return nats / (math.log(2) * count) if count else math.nan

@@ -1,0 +1,144 @@
+"""What a run says of itself: JSON lines, TensorBoard, and progress on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+PLAIN_SECONDS = 10.0
+
+
+class RunLog:
+    """Writes a run's metrics. Only rank 0 makes one.
+
+    On a terminal a bar shows the run; elsewhere a plain line comes every ten seconds.
+    """
+
+    def __init__(self, run: Path, steps: int, done: int):
+        """`steps` in all, of which `done` were done by an earlier process; lines of steps after
+        `done` were written by a process whose work is lost, and are removed."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.console = Console(highlight=False)
+        self._steps = steps
+        path = run / METRICS
+        kept = [
+            line
+            for line in (path.read_text().splitlines() if path.exists() else [])
+            if json.loads(line)["step"] <= done
+        ]
+        self._file = open(path, "w")  # noqa: SIM115
+        self._file.writelines(line + "\n" for line in kept)
+        self._file.flush()
+        self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=done + 1)
+        self._progress: Progress | None = None
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("", total=steps, completed=done, figures="")
+            self._progress.start()
+        self._began, self._done_before = time.monotonic(), done
+        self._last_plain = 0.0
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._writer.close()
+        self._file.close()
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        """Record one training step: `values` are numbers, or mappings of names to numbers."""
+        self._record("train", step, values)
+        figures = _figures(values)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, figures=figures)
+        elif time.monotonic() - self._last_plain > PLAIN_SECONDS or step == self._steps:
+            self._last_plain = time.monotonic()
+            rate = (self._last_plain - self._began) / (step - self._done_before)
+            left = _clock(rate * (self._steps - step))
+            self.console.print(f"step {step}/{self._steps}  {figures}  left {left}", soft_wrap=True)
+
+    def evaluation(self, step: int, metrics: dict[str, dict[str, float]]) -> None:
+        """Record and show an evaluation: for each modality its figures."""
+        self._record("eval", step, metrics)
+        parts = [f"{name} {m['bits_per_byte']:.3f}" for name, m in metrics.items()]
+        self.console.print(f"step {step}: bits per byte on val: {'  '.join(parts)}", soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Show a line above the bar."""
+        self.console.print(text, soft_wrap=True)
+
+    def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
+                tag = "/".join(part for part in (kind, name, inner) if part)
+                self._writer.add_scalar(tag, number, step)
+
+
+def evaluation_table(
+    metrics: dict[str, dict[str, float]], codecs: dict[str, dict[str, float]], title: str
+) -> Table:
+    """A line for each modality: the model's bits per byte and, beside it, the codecs'."""
+    names = ["gzip", "xz", "PNG", "FLAC"]
+    table = Table(title=title)
+    table.add_column("")
+    for column in ("bits/byte", "coded", "bytes", *names):
+        table.add_column(column, justify="right")
+    for modality, figures in metrics.items():
+        beside = codecs.get(modality, {})
+        table.add_row(
+            modality,
+            f"[bold]{figures['bits_per_byte']:.3f}[/bold]",
+            f"{figures['coded_bits_per_byte']:.3f}",
+            f"{int(figures['payload_bytes']):,}",
+            *(f"{beside[name]:.3f}" if name in beside else "-" for name in names),
+        )
+    return table
+
+
+def _figures(values: dict[str, Any]) -> str:
+    bits = values["bits_per_byte"]
+    shown = "  ".join(f"{n} {v:.2f}" for n, v in bits.items() if not math.isnan(v))
+    return (
+        f"loss {values['loss']:.3f}  bits/byte {shown}  {values['bytes_per_second'] / 1e3:.1f} kB/s"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
