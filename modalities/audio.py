@@ -209,9 +209,9 @@ def _decode_pcm(file: BinaryIO, options: DecodeOptions) -> tuple[Pcm, int]:
     mix = options.audio_channels == 1 and pcm.shape[1] > 1
     if not mix and rate == source_rate:
         return pcm, rate
-    samples = pcm.astype(np.float32) / FULL_SCALE
+    samples = pcm.astype(np.float32) / np.float32(FULL_SCALE)
     if mix:
-        samples = samples.mean(axis=1, keepdims=True)
+        samples = samples.mean(axis=1, keepdims=True, dtype=np.float32)
     if rate != source_rate:
         samples = _resample(samples, source_rate, rate)
     return _to_pcm(samples, FULL_SCALE), rate

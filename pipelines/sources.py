@@ -1,0 +1,326 @@
+"""What `prepare` finds: the files of its sources, and the documents that they make.
+
+A document is a file, or the files of equal stem in one folder that are of different modalities,
+and the captions of them. Nothing is decoded here; a file's modality shows in its first bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bytelm.modalities import MODALITIES
+from bytelm.pipelines.shards import SPLITS
+
+START_BYTES = 4096
+KEY_MAX = 90
+KEY_HASH = 8
+CAPTION_ALONE = "caption without a file"
+
+
+@dataclass(frozen=True, order=True)
+class Skip:
+    """What did not become part of a document, and why."""
+
+    name: str
+    """The file's name, relative to its source."""
+    reason: str
+    """What it is counted under."""
+    detail: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A segment to be: a file, or the caption of one."""
+
+    modality: str
+    name: str
+    """The file's name relative to its source; of a caption, the name of the file it describes."""
+    path: Path | None
+    """None for a caption."""
+    size: int
+    """Bytes of the file or the caption."""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document to be."""
+
+    key: str
+    split: str
+    parts: tuple[Part, ...]
+
+
+@dataclass
+class Found:
+    """All that the sources hold."""
+
+    documents: list[Document] = field(default_factory=list)
+    """In the order of the set: by split, then by SHA-256 of the key."""
+    skipped: list[Skip] = field(default_factory=list)
+    files: int = 0
+    """Files that were looked at."""
+    names_hash: str = ""
+    """SHA-256 over every file's name and size."""
+    times_hash: str = ""
+    """SHA-256 over every file's name, size and time of change."""
+    newest_ns: int = 0
+    """The latest time of change of a file."""
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    path: Path
+    modality: str
+    size: int
+    own_split: str | None
+    """The split that the source's own folders say."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A captions file."""
+
+    path: Path
+    texts: dict[str, str]
+    sha256: str
+
+    def of(self, file: Path, name: str) -> str | None:
+        """The name under which a file has a caption: relative to its source, or to the captions
+        file's folder."""
+        if name in self.texts:
+            return name
+        beside = Path(os.path.relpath(file, self.path.absolute().parent)).as_posix()
+        return beside if beside in self.texts else None
+
+
+def load_captions(path: Path) -> Captions:
+    """Read a captions file, a JSON object of file names and captions.
+
+    Raises ValueError where it cannot be read or is something else.
+    """
+    try:
+        data = path.read_bytes()
+        texts = json.loads(data)
+    except OSError as error:
+        raise ValueError(f"cannot read the captions file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"the captions file {path} is no JSON: {error}") from error
+    if not isinstance(texts, dict):
+        raise ValueError(f"the captions file {path} must be an object of file name to caption")
+    for name, text in texts.items():
+        if not isinstance(text, str) or not _is_unicode(text):
+            raise ValueError(f"the caption of {name!r} in {path} must be a string of text")
+    return Captions(path, texts, hashlib.sha256(data).hexdigest())
+
+
+def find_documents(
+    sources: Sequence[Path],
+    captions: Captions | None,
+    shares: tuple[float, float, float],
+    max_file_bytes: int,
+    out: Path,
+) -> Found:
+    """Find the documents of all sources.
+
+    Args:
+        sources: files and folders; folders are walked in sorted order, names that begin with a
+            dot are left out, and links to folders are not followed.
+        captions: captions by file name.
+        shares: of train, val and test, for documents that no folder of their source assigns.
+        max_file_bytes: larger files are skipped.
+        out: the set's folder, which is no source where it lies in one.
+    Raises:
+        ValueError: where not one of the sources exists.
+    """
+    if not any(s.exists() for s in sources):
+        raise ValueError(f"no such source: {', '.join(map(str, sources))}")
+    found = Found()
+    names, times = hashlib.sha256(), hashlib.sha256()
+    by_key: dict[str, Document] = {}
+    described: set[str] = set()
+    for source in sources:
+        files: list[_File] = []
+        for path, name in _walk(source, out.absolute(), found):
+            if captions and path.absolute() == captions.path.absolute():
+                continue
+            found.files += 1
+            status = _status(path, name, found)
+            if status is None:
+                names.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+                continue
+            line = f"{name}\0{status.st_size}\0"
+            names.update(line.encode("utf-8", "surrogateescape"))
+            times.update(f"{line}{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+            found.newest_ns = max(found.newest_ns, status.st_mtime_ns)
+            modality = _modality(path, name, status.st_size, max_file_bytes, found)
+            if modality:
+                split = _own_split(source, name)
+                files.append(_File(name, path, modality, status.st_size, split))
+        for document in _documents(files, captions, shares, described, found):
+            if document.key in by_key:
+                _skip_duplicates(document, found)
+            else:
+                by_key[document.key] = document
+    if captions:
+        found.skipped += [
+            Skip(name, CAPTION_ALONE, "no file of this name became a document")
+            for name in captions.texts
+            if name not in described
+        ]
+    found.documents = sorted(
+        by_key.values(),
+        key=lambda d: (SPLITS.index(d.split), hashlib.sha256(d.key.encode()).digest()),
+    )
+    found.names_hash, found.times_hash = names.hexdigest(), times.hexdigest()
+    return found
+
+
+def make_key(stem: str) -> str:
+    """The key of a document from its path without suffix, relative to its source."""
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+    if safe == stem and len(safe) <= KEY_MAX:
+        return safe
+    digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:KEY_HASH]
+    return f"{safe[: KEY_MAX - KEY_HASH - 1]}-{digest}"
+
+
+def split_of(key: str, shares: tuple[float, float, float]) -> str:
+    """The split of a document by a hash of its key."""
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[-8:]) / 2**64
+    if place < shares[0]:
+        return "train"
+    return "val" if place < shares[0] + shares[1] else "test"
+
+
+def count_reasons(skipped: Sequence[Skip]) -> dict[str, int]:
+    """How often each reason occurs, by name."""
+    return dict(sorted(Counter(s.reason for s in skipped).items()))
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _walk(source: Path, out: Path, found: Found) -> Iterator[tuple[Path, str]]:
+    """Every file of a source and its name relative to it, in sorted order."""
+    if not source.is_dir():
+        yield source, source.name
+        return
+
+    def failed(error: OSError) -> None:
+        name = Path(error.filename).relative_to(source).as_posix()
+        found.skipped.append(Skip(name, "unreadable", error.strerror or "folder"))
+
+    for folder, folders, files in os.walk(source, onerror=failed):
+        links = [f for f in folders if (Path(folder) / f).is_symlink()]
+        found.skipped += [
+            Skip((Path(folder) / f).relative_to(source).as_posix(), "link", "a link to a folder")
+            for f in links
+            if not f.startswith(".")
+        ]
+        folders[:] = sorted(
+            f
+            for f in folders
+            if not f.startswith(".") and f not in links and (Path(folder) / f).absolute() != out
+        )
+        for file in sorted(files):
+            if not file.startswith("."):
+                path = Path(folder) / file
+                yield path, path.relative_to(source).as_posix()
+
+
+def _status(path: Path, name: str, found: Found) -> os.stat_result | None:
+    """The status of a regular file; other things are skipped, and never opened."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        detail = "the link leads nowhere" if path.is_symlink() else "no such file"
+        found.skipped.append(Skip(name, "missing", detail))
+        return None
+    except OSError as error:
+        found.skipped.append(Skip(name, "unreadable", error.strerror or "no status"))
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        found.skipped.append(Skip(name, "unknown kind", "no regular file"))
+        return None
+    return status
+
+
+def _modality(path: Path, name: str, size: int, limit: int, found: Found) -> str | None:
+    """The modality that a file's first bytes show; None, and skipped, where it has none."""
+    if size == 0:
+        found.skipped.append(Skip(name, "empty", "a file of 0 bytes"))
+        return None
+    if size > limit:
+        found.skipped.append(Skip(name, "over the limit", f"a file of {size} bytes"))
+        return None
+    try:
+        with open(path, "rb") as file:
+            start = file.read(START_BYTES)
+    except OSError as error:
+        found.skipped.append(Skip(name, "unreadable", error.strerror or "cannot be opened"))
+        return None
+    for modality in reversed(MODALITIES.values()):  # text is asked last
+        if modality.recognises(start):
+            return modality.name
+    found.skipped.append(Skip(name, "unknown kind", "no image, no sound, no text"))
+    return None
+
+
+def _own_split(source: Path, name: str) -> str | None:
+    """The split whose folder a file lies in, where the source is divided into such folders."""
+    top, below, _ = name.partition("/")
+    return top if below and top in SPLITS and (source / SPLITS[0]).is_dir() else None
+
+
+def _documents(
+    files: Sequence[_File],
+    captions: Captions | None,
+    shares: tuple[float, float, float],
+    described: set[str],
+    found: Found,
+) -> Iterator[Document]:
+    """Group the files of one source by stem, a file of each modality in each group."""
+    groups: dict[str, dict[str, _File]] = {}
+    for file in files:
+        stem = Path(file.name).with_suffix("").as_posix()
+        group = groups.setdefault(stem, {})
+        if file.modality in group:
+            detail = f"{group[file.modality].name} has the same key"
+            found.skipped.append(Skip(file.name, "duplicate key", detail))
+        else:
+            group[file.modality] = file
+    for stem, group in groups.items():
+        parts: list[Part] = []
+        for modality in MODALITIES:
+            if modality not in group:
+                continue
+            file = group[modality]
+            caption = captions.of(file.path.absolute(), file.name) if captions else None
+            if captions and caption is not None:
+                described.add(caption)
+                text = captions.texts[caption]
+                parts.append(Part("text", file.name, None, len(text.encode()), text))
+            parts.append(Part(modality, file.name, file.path, file.size))
+        key = make_key(stem)
+        own = next(iter(group.values())).own_split
+        yield Document(key, own or split_of(key, shares), tuple(parts))
+
+
+def _skip_duplicates(document: Document, found: Found) -> None:
+    for part in document.parts:
+        if part.path is None:
+            found.skipped.append(Skip(part.name, CAPTION_ALONE, "its file has a duplicate key"))
+        else:
+            detail = "a file of another source has the same key"
+            found.skipped.append(Skip(part.name, "duplicate key", detail))
