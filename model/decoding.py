@@ -151,7 +151,6 @@ class Decoder:
                 f"a prompt of {longest} ids is longer than the decoder's {self.length}: cut it, or "
                 "make the decoder longer"
             )
-        self._ids.fill_(self.model.config.pad_id)
         for row, prompt in zip(self._ids, prompts, strict=True):
             row[: len(prompt)] = prompt
         self._held = [len(prompt) for prompt in prompts]
@@ -214,13 +213,11 @@ class Decoder:
         last = self.positions[row, None] - b + torch.arange(b, device=row.device)  # [R, b]
         above = place
         if index:
-            above = rearrange(self._newest[index - 1], "B (p d) -> B p d", p=cache.places)[
-                row, place
-            ]
+            slices = rearrange(self._newest[index - 1], "B (p d) -> B p d", p=cache.places)
+            above = slices[row, place]
+        previous = self._ids[row[:, None], last]
         attends = [layer.append(rows, places) for layer in cache.layers]
-        self._newest[index][row] = cache.stage(
-            self._ids[row[:, None], last], place == 0, above, attends
-        )
+        self._newest[index][row] = cache.stage(previous, place == 0, above, attends)
 
     def _logits(self) -> Tensor:
         return self.model.lm_head(self._newest[-1]).float()

@@ -33,12 +33,12 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 def segment_attention(groups: Groups) -> Attend:
     """Causal attention inside each segment; its cost is that of the segments run alone."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         sizes = [count * length for count, length in groups]
-        parts_of_groups = zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+        parts = zip(*(each.split(sizes) for each in (queries, keys, values)), strict=True)
         outputs = []
-        for (count, _), parts in zip(groups, parts_of_groups, strict=True):
-            q, k, v = (rearrange(part, "(M n) H c -> M H n c", M=count) for part in parts)
+        for (count, _), part in zip(groups, parts, strict=True):
+            q, k, v = (rearrange(each, "(M n) H c -> M H n c", M=count) for each in part)
             output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             outputs.append(rearrange(output, "M H n c -> (M n) H c"))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -82,9 +82,8 @@ class Reference:
             mixed = []
             for head in range(heads):
                 scores = [math.exp(q[t][head] @ k[s][head] / math.sqrt(c)) for s in range(t + 1)]
-                mixed.append(
-                    sum(score / sum(scores) * v[s][head] for s, score in enumerate(scores))
-                )
+                shares = [score / sum(scores) for score in scores]
+                mixed.append(torch.stack([p * v[s][head] for s, p in enumerate(shares)]).sum(0))
             after_attention.append(x + w[f"{name}attention.output.weight"] @ torch.cat(mixed))
         outputs = []
         for x in after_attention:
