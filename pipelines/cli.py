@@ -141,11 +141,41 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
 
 
 def _prepare(options: argparse.Namespace, given: list[str]) -> int:
+    from rich.console import Console
+
+    from bytelm.modalities.base import DecodeOptions, Limits
+    from bytelm.pipelines.prepare import PrepareOptions, prepare, summary
+
+    decode = DecodeOptions(
+        limits=Limits(max_bytes=int(options.max_mb * 1e6), max_side=options.max_side),
+        audio_rate=options.rate,
+        audio_channels=options.channels,
+        keep_files=options.keep_files,
+    )
+    prepare_options = PrepareOptions(
+        decode=decode,
+        workers=options.workers,
+        shard_bytes=int(options.shard_mb * 1e6),
+        captions=options.captions,
+        max_bad_share=options.max_bad_share,
+    )
+    prepared = prepare(options.sources, options.out, prepare_options, Console(stderr=True))
+    print(summary(prepared, options.out))
     return 0
 
 
 def _inspect(options: argparse.Namespace, given: list[str]) -> int:
-    return 0
+    from rich.console import Console
+
+    from bytelm.pipelines.inspect import inspect
+
+    return inspect(
+        options.set,
+        verify=options.verify,
+        sample=options.sample,
+        out=options.out,
+        console=Console(),
+    )
 
 
 def _train(options: argparse.Namespace, given: list[str]) -> int:
