@@ -78,9 +78,10 @@ class ModelConfig:
             )
         if self.context % self.patch:
             below = self.context // self.patch * self.patch
+            near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
             raise ValueError(
                 f"context {self.context} is not a multiple of the patch of {self.patch} bytes: "
-                f"use {below or self.patch} or {below + self.patch}"
+                f"use {near}"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
