@@ -45,7 +45,6 @@ SIGNATURES = {
 WIDE_VIEWS = ("s16le", "s16be")
 """Views of two bytes a sample; the others have one."""
 
-BLOCK_FRAMES = 1 << 16
 UNKNOWN_FRAMES = 1 << 62  # what libsndfile says of a FLAC whose header gives no length
 MAX_RESAMPLING_TAPS = 1 << 24
 VORBIS_FULL_SCALE = 32767  # libsndfile scales Ogg by this, and integers by 32768
@@ -199,7 +198,7 @@ def _decode_pcm(file: BinaryIO, options: DecodeOptions) -> tuple[Pcm, int]:
         if rate != source_rate:
             _check_resampling(sound, rate, options)
         try:
-            pcm = _read_frames(sound, options.limits)
+            pcm = _read_frames(sound)
         except soundfile.LibsndfileError as error:
             if file.read(1):
                 raise
@@ -226,48 +225,40 @@ def _check_header(sound: soundfile.SoundFile, limits: Limits) -> None:
         raise MediaError("over the limit", f"a sound of {sound.channels} channels")
     if not 1 <= sound.samplerate < 1 << 31:
         raise MediaError("unreadable", f"{sound.samplerate} samples a second")
-    known = sound.frames < UNKNOWN_FRAMES
-    if known and sound.frames * sound.channels * 2 > limits.max_bytes:
+    if sound.frames >= UNKNOWN_FRAMES:
+        raise MediaError("unreadable", "the header does not say how long the sound is")
+    if sound.frames * sound.channels * 2 > limits.max_bytes:
         raise MediaError(
             "over the limit", f"a sound of {sound.frames} frames of {sound.channels} channels"
         )
 
 
-def _read_frames(sound: soundfile.SoundFile, limits: Limits) -> Pcm:
-    """All samples [n c], in blocks, so that memory follows the file and not its header."""
-    dtype, scale = "int16", 0
-    if sound.format == "OGG":  # libsndfile lets 16-bit samples over full scale wrap around
-        dtype, scale = "float32", VORBIS_FULL_SCALE
-    elif sound.subtype in ("FLOAT", "DOUBLE"):  # ... and does not scale these at all
-        dtype, scale = "float32", FULL_SCALE
-    blocks: list[Pcm] = []
-    frames, block_frames = 0, BLOCK_FRAMES
-    while block_frames == BLOCK_FRAMES:
-        block = sound.read(BLOCK_FRAMES, dtype=dtype, always_2d=True)
-        block_frames = len(block)
-        frames += block_frames
-        if frames * sound.channels * 2 > limits.max_bytes:
-            raise MediaError("over the limit", f"a sound of more than {frames} frames")
-        if not np.isfinite(block).all():
-            raise MediaError("unreadable", "samples that are not finite numbers")
-        blocks.append(_to_pcm(block, scale) if scale else block)
-    return np.concatenate(blocks)
+def _read_frames(sound: soundfile.SoundFile) -> Pcm:
+    """All samples [n c], in one read: soundfile seeks after each, and an MP3 suffers by it."""
+    wide = sound.format == "OGG" or sound.subtype in ("FLOAT", "DOUBLE")
+    sound.seek(0)  # as soundfile.read does; without it an MP3 differs in a few last bits
+    samples = sound.read(dtype="float32" if wide else "int16", always_2d=True)
+    if not len(samples):
+        raise MediaError("truncated", "the file ends before its samples")
+    if not wide:
+        return samples
+    if not np.isfinite(samples).all():
+        raise MediaError("unreadable", "samples that are not finite numbers")
+    # As integers, libsndfile lets Ogg wrap around at full scale, and does not scale the others.
+    return _to_pcm(samples, VORBIS_FULL_SCALE if sound.format == "OGG" else FULL_SCALE)
 
 
 def _states_length(sound: soundfile.SoundFile, file: BinaryIO) -> bool:
     """Whether `sound.frames` is what the header says, and no guess."""
-    return sound.frames < UNKNOWN_FRAMES and (sound.format != "MP3" or mp3_states_length(file))
+    return sound.format != "MP3" or mp3_states_length(file)
 
 
 def _check_resampling(sound: soundfile.SoundFile, rate: int, options: DecodeOptions) -> None:
     """MediaError where the resampled sound, or the filter for it, would be too large."""
     channels = options.audio_channels or sound.channels
-    if sound.frames < UNKNOWN_FRAMES:
-        size = sound.frames * rate // sound.samplerate * channels * 2
-        if size > options.limits.max_bytes:
-            raise MediaError(
-                "over the limit", f"a sound of {size} bytes at {rate} samples a second"
-            )
+    size = sound.frames * rate // sound.samplerate * channels * 2
+    if size > options.limits.max_bytes:
+        raise MediaError("over the limit", f"a sound of {size} bytes at {rate} samples a second")
     common = math.gcd(sound.samplerate, rate)
     old, new = sound.samplerate // common, rate // common
     width = 6 * old // min(old, new)  # of the filter, at torchaudio's default
