@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import Progress
 
 from bytelm.modalities import MODALITIES, framing
-from bytelm.modalities.base import FILE_VIEW, DecodeOptions, Header
+from bytelm.modalities.base import FILE_VIEW, DecodeOptions, Header, MediaError, Sample
 from bytelm.modalities.guides import FixedGuide, Guide, Utf8Guide
 from bytelm.model.decoding import Decoder
 from bytelm.model.megabyte import Megabyte
@@ -58,8 +59,7 @@ def image_request(
 ) -> Request:
     """An image of a size; `prompt` is a file whose top `rows` rows are given."""
     header = Header(width=width, height=height, channels=channels)
-    image = MODALITIES["image"]
-    size = image.payload_size(width * height * channels, view)
+    size = MODALITIES["image"].payload_size(width * height * channels, view)
     if prompt is None:
         return Request("image", header, size)
     if view != "raster":
@@ -67,8 +67,7 @@ def image_request(
             f"the model's images are in the view {view!r}, where the top of an image does not "
             "come first: a prompt needs a model of the view 'raster'"
         )
-    with open(prompt, "rb") as file:
-        given = image.decode(file, DecodeOptions())
+    given = _decoded("image", prompt, DecodeOptions())
     if given.header.channels != channels or given.header.width != width:
         raise ValueError(
             f"{prompt} is {given.header.width} pixels wide with {given.header.channels} channels, "
@@ -90,12 +89,22 @@ def audio_request(
     size = audio.payload_size(2 * channels * frames, view)
     if prompt is None:
         return Request("audio", header, size)
-    with open(prompt, "rb") as file:
-        given = audio.decode(file, DecodeOptions(audio_rate=rate, audio_channels=channels))
+    given = _decoded("audio", prompt, DecodeOptions(audio_rate=rate, audio_channels=channels))
     taken = round(given_seconds * rate)
     _require_room(taken, min(frames, len(given.data) // (2 * channels)), "samples")
     start = replace(given, data=given.data[: taken * 2 * channels])
     return Request("audio", header, size, audio.to_view(start, view, 1).tobytes())
+
+
+def _decoded(modality: str, path: Path, options: DecodeOptions) -> Sample:
+    """The sample of a prompt's file; ValueError where it is none."""
+    try:
+        with open(path, "rb") as file:
+            return MODALITIES[modality].decode(file, options)
+    except OSError as error:
+        raise ValueError(f"cannot read prompt {path}: {error.strerror}") from error
+    except MediaError as error:
+        raise ValueError(f"prompt {path} is no {modality} to begin with: {error}") from error
 
 
 def _require_room(given: int, room: int, unit: str) -> None:
@@ -154,7 +163,9 @@ def generate_payloads(
     pieces_done = len(request.prompt) // room
     anything = torch.ones(framing.VOCAB_SIZE, dtype=torch.bool)
 
-    with autocast(device, precision), Progress(transient=True) as progress:
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with autocast(device, precision), bar as progress:
         task = progress.add_task(f"{count} x {request.modality}", total=request.size)
         progress.advance(task, len(request.prompt))
         length = min(model.config.context, opening + framing.body_length(request.size, patch))

@@ -6,11 +6,11 @@ and no payload, and it finds a row without going through the rows before it:
     shards in permuted order ─▶ windows of shards ─▶ documents permuted, cut, packed into rows
     ─▶ rows permuted within the window ─▶ the sources' rows merged by virtual time
 
-Virtual time mixes by bytes: a source's row starts at (payload bytes of the source before it) /
-weight, and the rows of all sources run in the order of their starts. So at any moment each
-source has delivered its share to within a row, however much the documents differ in size. An
-epoch ends when every source has been passed through once; a source that ends early begins
-another pass in a new order.
+Virtual time mixes by bytes: the middle of a row comes at (payload bytes of its source up to
+there) / weight, and the rows of all sources run in the order of their middles. So each source is
+at any moment within half a row of weight x virtual time, however much the documents differ in
+size. An epoch ends when every source has been passed through once; a source that ends early
+begins another pass in a new order.
 
     L ids in a row    P ids in a patch    R rows of a window    N items (pieces) of a window
 """
@@ -283,20 +283,20 @@ class Plan:
         return _Epoch(intervals, rows, payload)
 
     def _rows_of(self, interval: _Interval, source: int, window: _Window) -> slice:
-        """The rows of a source's window that start in an interval; all that are left of it
-        where the window ends with the interval."""
+        """The rows of a source's window whose middle lies in an interval; all that are left of
+        it where the window ends with the interval."""
         _, _, before = interval.places[source]
-        starts = self._starts(interval, source, window)
-        first, last = np.searchsorted(starts, [interval.begin, interval.end])
+        times = self._times(interval, source, window)
+        first, last = np.searchsorted(times, [interval.begin, interval.end])
         if (before + int(window.row_bytes.sum())) / self._weights[source] <= interval.end:
-            last = len(starts)
+            last = len(times)
         return slice(int(first), int(last))
 
-    def _starts(self, interval: _Interval, source: int, window: _Window) -> Floats:
-        """[R] the virtual time at which each row of a source's window starts."""
+    def _times(self, interval: _Interval, source: int, window: _Window) -> Floats:
+        """[R] the virtual time of the middle of each row of a source's window."""
         _, _, before = interval.places[source]
         ends = before + np.cumsum(window.row_bytes)
-        return (ends - window.row_bytes) / self._weights[source]
+        return (ends - window.row_bytes / 2) / self._weights[source]
 
     def _merge(self, epoch: int, place: int) -> list[tuple[int, int, int, int]]:
         """(source, pass, window, row of the window) of each row of an interval."""
@@ -304,9 +304,9 @@ class Plan:
         entries: list[tuple[float, int, int, int, int]] = []
         for source, (pass_, number, _) in enumerate(interval.places):
             window = self._window(source, epoch, pass_, number)
-            starts = self._starts(interval, source, window)
+            times = self._times(interval, source, window)
             rows = self._rows_of(interval, source, window)
-            entries += [(starts[r], source, pass_, number, r) for r in range(rows.start, rows.stop)]
+            entries += [(times[r], source, pass_, number, r) for r in range(rows.start, rows.stop)]
         return [entry[1:] for entry in sorted(entries)]
 
     # --- one window ---

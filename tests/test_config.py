@@ -1,0 +1,104 @@
+"""Configs: presets, overrides, and one line for each mistake."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bytelm.model.config import preset
+from bytelm.pipelines.config import config_from_dict, load_config
+from bytelm.pipelines.engine import deepspeed_config, learning_rate
+
+MINIMAL: dict[str, Any] = {
+    "model": "demo",
+    "data": {"sets": [{"path": "a"}]},
+    "train": {"steps": 5},
+}
+
+
+def written(tmp_path: Path, values: object) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_preset_can_be_changed_in_part_and_from_the_command_line(tmp_path: Path) -> None:
+    path = written(tmp_path, MINIMAL)
+    config = load_config(path, ["model.context=4096", "train.steps=7", "optimizer.lr=0.5"])
+    assert config.model.context == 4096
+    assert config.model.stages == preset("demo").stages
+    assert (config.train.steps, config.optimizer.lr) == (7, 0.5)
+
+
+def test_the_resolved_config_reads_back_the_same() -> None:
+    config = config_from_dict(MINIMAL)
+    assert config_from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("train", {"stepz": 5}, r"unknown key train\.stepz: did you mean steps\?"),
+        ("data", {"sets": [{"pth": "a"}]}, r"unknown key data\.sets\[0\]\.pth: did you mean path"),
+        ("model", {"preset": "demo", "kontext": 8}, "did you mean context"),
+        ("model", {"preset": "dmeo"}, "demo"),
+        ("train", {"steps": "many"}, r"train\.steps"),
+        ("train", {"steps": 0}, r"train\.steps is 0, and must be at least 1"),
+        ("train", {"steps": 5, "precision": "fp8"}, "precision"),
+        ("train", {}, r"train\.steps is missing"),
+        ("data", {"sets": []}, "data.sets is empty"),
+        ("data", {"sets": [{"path": "a"}], "views": {"image": "rasta"}}, "views.image"),
+        ("model", {"preset": "demo", "context": 4097}, "multiple of the patch"),
+    ],
+)
+def test_mistakes_are_named(section: str, change: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        config_from_dict({**MINIMAL, section: change})
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read config"):
+        load_config(tmp_path / "none.yaml", [])
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: }")
+    with pytest.raises(ValueError, match="is no YAML"):
+        load_config(tmp_path / "bad.yaml", [])
+    with pytest.raises(ValueError, match="must be a mapping"):
+        load_config(written(tmp_path, [1, 2]), [])
+    with pytest.raises(ValueError, match=r"section\.key=value"):
+        load_config(written(tmp_path, MINIMAL), ["train.steps"])
+
+
+def test_the_global_batch_has_to_divide() -> None:
+    config = config_from_dict({**MINIMAL, "train": {"steps": 1, "global_batch": 6}})
+    assert config.accumulation(2) == 3
+    with pytest.raises(ValueError, match="multiple of 4"):
+        config.accumulation(4)
+
+
+def test_deepspeed_files_hold_only_their_own_keys(tmp_path: Path) -> None:
+    assert deepspeed_config("zero2")["zero_optimization"]["stage"] == 2
+    with pytest.raises(ValueError, match="choose one of zero0, zero1, zero2, zero3"):
+        deepspeed_config("zero9")
+    for key, message in (
+        ("train_batch_size", r"owns: remove it and set train\.global_batch"),
+        ("zero_optimisation", "unknown key 'zero_optimisation'"),
+    ):
+        path = tmp_path / "case.json"
+        path.write_text(f'{{"{key}": 1}}')
+        with pytest.raises(ValueError, match=message):
+            deepspeed_config(str(path))
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    config = config_from_dict({**MINIMAL, "optimizer": {"lr": 1.0, "warmup_steps": 4}}).optimizer
+    rates = [learning_rate(step, 20, config) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert all(a > b for a, b in pairwise(rates[4:]))
+    assert rates[-1] == pytest.approx(1 / 16)
+    assert learning_rate(20, 20, config) == 0.0

@@ -1,0 +1,132 @@
+"""Training by the real command: ranks and ZeRO stages agree, and a killed run goes on exactly."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from commands import bytelm, command, environment, metrics, write_config
+
+from bytelm.pipelines.shards import ShardSet
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in metrics(run)]
+
+
+def newest_weights(run: Path) -> dict[str, torch.Tensor]:
+    name = (run / "checkpoints" / "latest").read_text()
+    return safetensors.torch.load_file(run / "checkpoints" / name / "model" / "model.safetensors")
+
+
+def test_two_ranks_at_every_zero_stage_equal_one_process(
+    mixed_set: ShardSet, tmp_path: Path
+) -> None:
+    """Twenty steps, two micro batches a rank: loss, norm of the gradient and final weights."""
+    sizes = {"steps": 20, "global_batch": 4, "micro_batch": 1, "checkpoint_every": 100}
+    config = write_config(tmp_path / "run.yaml", mixed_set, **sizes)
+    one = tmp_path / "one"
+    bytelm("train", config, "--out", one, "--set", "train.deepspeed=zero0")
+    assert len(losses(one)) == 20
+    assert losses(one)[-1] < losses(one)[0] - 0.1
+    expected = newest_weights(one)
+    for stage in (0, 1, 2, 3):
+        two = tmp_path / f"two-zero{stage}"
+        zero = f"train.deepspeed=zero{stage}"
+        bytelm("train", config, "--out", two, "--set", zero, "--processes", 2)
+        assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+        norms = [[m["grad_norm"] for m in metrics(run)] for run in (one, two)]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+        found = newest_weights(two)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("deepspeed", "processes"), [("zero1", 1), ("zero3", 2)])
+def test_a_killed_run_goes_on_to_the_last_digit(
+    mixed_set: ShardSet, tmp_path: Path, deepspeed: str, processes: int
+) -> None:
+    """The run is killed after the checkpoint of step 10, while it is at later steps. Dropout is
+    on, so its noise has to come back too."""
+    sizes = {"steps": 20, "global_batch": 2, "checkpoint_every": 10, "deepspeed": deepspeed}
+    config = write_config(tmp_path / "run.yaml", mixed_set, **sizes)
+    rest = ("--set", "model.dropout=0.1", "--processes", processes)
+    bytelm("train", config, "--out", tmp_path / "whole", *rest)
+
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(
+        command("train", config, "--out", broken, *rest),
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    latest = broken / "checkpoints" / "latest"
+    while not latest.exists() and process.poll() is None:
+        time.sleep(0.005)
+    _kill_session(process)
+    assert latest.read_text() == "step-00000010"
+
+    bytelm("train", config, "--out", broken, *rest, "--resume")
+    assert [m["step"] for m in metrics(broken)] == list(range(1, 21))
+    assert losses(broken) == losses(tmp_path / "whole")
+    expected, found = newest_weights(tmp_path / "whole"), newest_weights(broken)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill a command with all its children, at once."""
+    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_writes_what_it_says(mixed_set: ShardSet, tmp_path: Path) -> None:
+    """bf16, evaluation on val, TensorBoard, the resolved config, an exported model."""
+    sizes = {"steps": 6, "eval_every": 3, "eval_rows": 2, "precision": "bf16"}
+    config = write_config(tmp_path / "run.yaml", mixed_set, **sizes)
+    run = tmp_path / "run"
+    shown = bytelm("train", config, "--out", run).stdout
+    assert "step 6/6" in shown
+    assert "bits per byte on val" in shown
+    evaluations = metrics(run, "eval")
+    assert [e["step"] for e in evaluations] == [3, 6]
+    for name in ("text", "image", "audio", "total"):
+        assert evaluations[1][name]["bits_per_byte"] < 10
+    assert json.loads((run / "config.json").read_text())["train"]["precision"] == "bf16"
+    assert list((run / "tensorboard").glob("events*"))
+    out = tmp_path / "exported"
+    bytelm("export", run, "--out", out)
+    assert {p.name for p in out.iterdir()} == {"config.json", "model.safetensors"}
+    scores = json.loads(bytelm("evaluate", out, "--data", mixed_set.folder, "--json").stdout)
+    assert scores["model"]["total"]["bits_per_byte"] == pytest.approx(
+        evaluations[1]["total"]["bits_per_byte"], rel=0.02
+    )
+
+
+def test_mistakes_end_before_any_rank_starts(mixed_set: ShardSet, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=2, global_batch=3)
+    run = tmp_path / "run"
+
+    def refused(*arguments: object) -> str:
+        error = bytelm("train", config, "--out", run, *arguments, status=2).stderr
+        assert error.count("\n") == 1, error
+        return error
+
+    assert "multiple of 2" in refused("--processes", 2)
+    assert "has no checkpoint" in refused("--resume")
+    assert "did you mean steps" in refused("--set", "train.stepz=1")
+    assert "no shard set" in refused("--set", "data.sets=[{path: nowhere}]")
+    assert "leave vocab_size" in refused("--set", "model.vocab_size=300")
+    bytelm("train", config, "--out", run)
+    assert "not empty: go on with --resume" in refused()
+    assert "another plan of the data" in refused("--resume", "--set", "train.seed=5")
+    assert "another ZeRO stage" in refused("--resume", "--set", "train.deepspeed=zero2")
+    assert "another number of processes" in refused("--resume", "--processes", 3)
