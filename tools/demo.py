@@ -9,6 +9,7 @@ training on two cores, about eight in all.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,13 +44,15 @@ def main(data: Path, out: Path) -> int:
     scores = _bytelm(
         console, ["evaluate", str(run), "--data", *map(str, sets), "--json"], is_captured=True
     )
-    made = str(out / "generated")
-    warm = ["--temperature", "0.9", "--top-p", "0.95", "--out", made]
-    prompt = ["--prompt", "The whale ", "--bytes", "600"]
-    _bytelm(console, ["generate", str(run), "--modality", "text", "--count", "2", *prompt, *warm])
-    _bytelm(console, ["generate", str(run), "--modality", "image", "--count", "4", *warm])
-    length = ["--seconds", "0.5"]
-    _bytelm(console, ["generate", str(run), "--modality", "audio", "--count", "2", *length, *warm])
+    made = out / "generated"
+    text = ["--modality", "text", "--count", "2", "--prompt", "The whale ", "--bytes", "600"]
+    sound = ["--modality", "audio", "--count", "2", "--seconds", "0.5"]
+    unseen = sorted((data / "image" / "val").glob("*.png"))[0]
+    finish = ["--modality", "image", "--count", "2", "--prompt", str(unseen), "--prompt-rows", "32"]
+    _generate(console, run, made, [*text, "--temperature", "0.8"])
+    _generate(console, run, made / "free", ["--modality", "image", "--count", "2"])
+    _generate(console, run, made / "finished", finish)
+    _generate(console, run, made, sound)
 
     result = json.loads(scores)
     (out / "evaluation.json").write_text(scores, "utf-8")
@@ -62,14 +65,22 @@ def main(data: Path, out: Path) -> int:
         if values["kind"] == "eval":
             figures = "  ".join(f"{m} {values[m]['bits_per_byte']:.3f}" for m in MODALITIES)
             console.print(f"  step {values['step']:4d}  {figures}")
-    console.print(f"look at {made}: PNG, WAV and TXT; and `tensorboard --logdir {run}`")
+    console.print(
+        f"look at {made}: texts, sounds, images drawn freely (free/) and the lower half of an "
+        f"image that the model has not seen (finished/); and `tensorboard --logdir {run}`",
+        soft_wrap=True,
+    )
     return 0
+
+
+def _generate(console: Console, run: Path, out: Path, arguments: list[str]) -> None:
+    _bytelm(console, ["generate", str(run), "--out", str(out), *arguments])
 
 
 def _bytelm(console: Console, arguments: list[str], is_captured: bool = False) -> str:
     """Show and run a command; its output if captured. Ends the demo where it fails."""
     console.print(Rule(align="left"))
-    console.print(f"[bold]$ bytelm {' '.join(arguments)}[/bold]", soft_wrap=True)
+    console.print(f"[bold]$ bytelm {shlex.join(arguments)}[/bold]", soft_wrap=True)
     command = [sys.executable, "-m", "bytelm.pipelines.cli", *arguments]
     result = subprocess.run(
         command, check=False, text=True, stdout=subprocess.PIPE if is_captured else None
