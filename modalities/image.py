@@ -215,8 +215,8 @@ def _decode_pixels(file: BinaryIO, limits: Limits) -> Bytes:
         if image.mode in _REFUSED_MODES:
             raise MediaError("unreadable", f"pixels of mode {image.mode}")
         image.load()
-        upright = PIL.ImageOps.exif_transpose(image)
-        pixels = _grey(upright) if channels == 1 else _rgb(upright)
+        PIL.ImageOps.exif_transpose(image, in_place=True)
+        pixels = _grey(image) if channels == 1 else _rgb(image)
     return np.ascontiguousarray(pixels)
 
 

@@ -143,6 +143,18 @@ def test_the_order_is_a_shuffle_by_the_key(tmp_path: Path, source: Path) -> None
     assert all(s.size <= 20_000 + 20_480 for s in shards)
 
 
+def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name, data in ((b"\xff.txt", b"odd"), (b"\xfe.txt", b"")):
+        with open(os.fsencode(tmp_path / "source") + b"/" + name, "wb") as file:
+            file.write(data)
+    prepared = prepare([tmp_path / "source"], tmp_path / "set", PrepareOptions())
+    assert skipped(prepared) == {os.fsdecode(b"\xfe.txt"): "empty"}
+    (segments,) = documents(tmp_path / "set").values()
+    assert segments[0]["source"] == os.fsdecode(b"\xff.txt")
+    assert ShardSet(tmp_path / "set").report == prepared.report
+
+
 def test_options_of_decoding_are_used(tmp_path: Path) -> None:
     sound(tmp_path / "source" / "a.flac", 800)
     png(tmp_path / "source" / "b.png")

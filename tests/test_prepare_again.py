@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from source_files import documents, hashes, small_source, txt
 
@@ -39,6 +40,18 @@ def test_the_set_does_not_depend_on_workers(
     assert hashes(tmp_path / "1") == hashes(tmp_path / "2") == hashes(tmp_path / "3")
     assert made[0] == made[1] == made[2]
     assert made[0].report["skipped"] == {"unreadable": 1}
+
+
+def test_a_batch_that_grows_large_is_given_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(6):  # 9 MB each when decoded, some KB on disk
+        PIL.Image.new("RGB", (2000, 1500), (i, i, i)).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(decode, "BATCH_DOCUMENTS", 4)
+    sources = [tmp_path / f"{i}.png" for i in range(6)]
+    for workers in (1, 2):
+        prepare(sources, tmp_path / str(workers), PrepareOptions(workers=workers))
+    assert hashes(tmp_path / "1") == hashes(tmp_path / "2")
 
 
 def test_a_complete_set_is_left_as_it_is(tmp_path: Path, source: Path) -> None:
@@ -108,7 +121,7 @@ def test_an_interrupted_prepare_goes_on_to_the_same_set(
 ) -> None:
     source = tmp_path / "source"
     rng = np.random.default_rng(0)
-    for i in range(400):
+    for i in range(200):
         txt(source / f"{i}.txt", rng.bytes(5000).replace(b"\0", b"1"))
     txt(source / "bad.png", b"\x89PNG\r\n\x1a\n" + bytes(50))
     options = PrepareOptions(shard_bytes=30_000)
