@@ -13,6 +13,7 @@ The folder is meant for a local disk: every machine has its own.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -159,7 +160,8 @@ class Cache:
         the last, and only for a fetch for use.
 
         Raises ValueError where the limit cannot hold the blob, or the blob and those in use;
-        NoRoom where a fetch ahead of use would have to wait for room; Stopped after `stop`.
+        NoRoom where a fetch ahead of use would have to wait for room; Stopped after `stop`;
+        OSError where the disk is full, and what `download` raises.
         """
         if self._touch(blob):
             return
@@ -173,8 +175,13 @@ class Cache:
             with open(descriptor, "wb", closefd=False) as file:
                 download(file)
             os.fsync(descriptor)
-        except BaseException:
+        except BaseException as error:
             self._remove(descriptor, part)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise OSError(
+                    f"the disk of the cache {self.folder} is full below the cache's limit of "
+                    f"{self.limit_bytes:,} bytes: lower the limit, or make room"
+                ) from error
             raise
         with self._locked_folder():
             part.rename(self.folder / blob.sha256)

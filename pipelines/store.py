@@ -219,22 +219,22 @@ class RemoteStore(Store):
         where = f"{self.location}/{name}"
 
         def attempt() -> bytes:
-            data = b""
+            data = bytearray()
             for chunk in self._chunks(name, max_bytes):
                 data += chunk
                 if len(data) > max_bytes:
                     break
-            return _capped(data, max_bytes, where)
+            return _capped(bytes(data), max_bytes, where)
 
         return self._retry(where, attempt)
 
     def path(self, blob: Blob) -> Path:
         """See Store; another process may be fetching the object, which is then waited for."""
         self._follow_fork()
-        with self._changed:
-            self._wished.discard(blob.sha256)
         while (path := self._cache.pin(blob)) is None:
             self._fill(blob, ahead=False)
+        with self._changed:
+            self._wished.discard(blob.sha256)
         return path
 
     def release(self, blob: Blob) -> None:
