@@ -93,7 +93,7 @@ class Image(Modality):
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
                 pixels = _decode_pixels(file, options.limits)
-        except MediaError:
+        except (MediaError, MemoryError):
             raise
         except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
             raise MediaError("over the limit", str(error)) from error

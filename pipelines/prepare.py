@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bytelm.modalities.base import DecodeOptions
-from bytelm.pipelines.decode import Decoded, decode_documents
+from bytelm.pipelines.decode import Decoded, Decoders
 from bytelm.pipelines.meter import Meter
 from bytelm.pipelines.shards import (
     FORMAT,
@@ -60,7 +60,7 @@ class PrepareOptions:
 
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     workers: int = 1
-    """Decoding processes; 1 decodes in the process that writes."""
+    """Decoding processes, beside the process that writes."""
     shard_bytes: int = 256_000_000
     """A shard is closed before it grows larger than this; a larger document has its own."""
     captions: Path | None = None
@@ -150,6 +150,17 @@ def prepare(
         ValueError: where no source exists, nothing could be used, more than `max_bad_share` of
             the files were bad, or `out` holds something else.
     """
+    with Decoders(options.decode, options.workers) as decoders:
+        return _prepare(sources, out, options, decoders, console)
+
+
+def _prepare(
+    sources: Sequence[Path],
+    out: Path,
+    options: PrepareOptions,
+    decoders: Decoders,
+    console: Console | None,
+) -> Prepared:
     captions = load_captions(options.captions) if options.captions else None
     limit = options.decode.limits.max_bytes
     found = find_documents(sources, captions, options.shares, limit, out)
@@ -165,7 +176,7 @@ def prepare(
         _clear(out, keep=state.shards)
         state.save(out)
         with Meter(console, len(found.documents), state.done) as meter:
-            _write_shards(found, out, options, state, meter)
+            _write_shards(found, out, options, state, decoders, meter)
         skipped = sorted(found.skipped + state.skipped)
         _check_share(found, skipped, options)
         if not state.shards:
@@ -196,7 +207,12 @@ def summary(prepared: Prepared, out: Path) -> str:
 
 
 def _write_shards(
-    found: Found, out: Path, options: PrepareOptions, state: _State, meter: Meter
+    found: Found,
+    out: Path,
+    options: PrepareOptions,
+    state: _State,
+    decoders: Decoders,
+    meter: Meter,
 ) -> None:
     """Decode the documents that are not done yet, and write them; the state is saved with each
     finished shard."""
@@ -204,8 +220,9 @@ def _write_shards(
     documents = found.documents[first:]
     writer: ShardWriter | None = None
     skipped: list[Skip] = []  # by the documents since the last finished shard
-    decoded_documents = decode_documents(documents, options.decode, options.workers)
-    for i, (document, decoded) in enumerate(zip(documents, decoded_documents, strict=True)):
+    for i, (document, decoded) in enumerate(
+        zip(documents, decoders.decode(documents), strict=True)
+    ):
         if writer and decoded.samples and _ends_shard(writer, document, decoded, options):
             _finish_shard(writer, first + i, skipped, state, out)
             writer, skipped = None, []

@@ -1,7 +1,8 @@
 """What `prepare` finds: the files of its sources, and the documents that they make.
 
 A document is a file, or the files of equal stem in one folder that are of different modalities,
-and the captions of them. Nothing is decoded here; a file's modality shows in its first bytes.
+and the captions of them. Nothing is decoded here. A file's modality shows in its first bytes,
+which are read here only where it matters to what makes a document.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bytelm.modalities import MODALITIES
 from bytelm.pipelines.shards import SPLITS
+from bytelm.pipelines.worker import START_BYTES, UNKNOWN_KIND, modality_of
 
-START_BYTES = 4096
 KEY_MAX = 90
 KEY_HASH = 8
 CAPTION_ALONE = "caption without a file"
@@ -40,14 +41,17 @@ class Skip:
 class Part:
     """A segment to be: a file, or the caption of one."""
 
-    modality: str
+    modality: str | None
+    """None where the file's first bytes have yet to tell."""
     name: str
     """The file's name relative to its source; of a caption, the name of the file it describes."""
-    path: Path | None
+    path: str | None
     """None for a caption."""
     size: int
     """Bytes of the file or the caption."""
     caption: str = ""
+    offset: int | None = None
+    """Of a member's first byte in the tar at `path`; None for a whole file."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,11 @@ class Found:
 @dataclass(frozen=True)
 class _File:
     name: str
-    path: Path
-    modality: str
+    stem: str
+    """What files of one document share: the name without its suffix."""
+    key: str
+    path: str
+    modality: str | None
     size: int
     own_split: str | None
     """The split that the source's own folders say."""
@@ -94,12 +101,12 @@ class Captions:
     texts: dict[str, str]
     sha256: str
 
-    def of(self, file: Path, name: str) -> str | None:
+    def of(self, path: str, name: str) -> str | None:
         """The name under which a file has a caption: relative to its source, or to the captions
         file's folder."""
         if name in self.texts:
             return name
-        beside = Path(os.path.relpath(file, self.path.absolute().parent)).as_posix()
+        beside = Path(os.path.relpath(path, self.path.absolute().parent)).as_posix()
         return beside if beside in self.texts else None
 
 
@@ -146,12 +153,12 @@ def find_documents(
         raise ValueError(f"no such source: {', '.join(map(str, sources))}")
     found = Found()
     names, times = hashlib.sha256(), hashlib.sha256()
-    by_key: dict[str, Document] = {}
-    described: set[str] = set()
+    by_source = []
     for source in sources:
-        files: list[_File] = []
+        is_divided = (source / SPLITS[0]).is_dir()
+        files = []
         for path, name in _walk(source, out.absolute(), found):
-            if captions and path.absolute() == captions.path.absolute():
+            if captions and path == str(captions.path.absolute()):
                 continue
             found.files += 1
             status = _status(path, name, found)
@@ -162,11 +169,31 @@ def find_documents(
             names.update(line.encode("utf-8", "surrogateescape"))
             times.update(f"{line}{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
             found.newest_ns = max(found.newest_ns, status.st_mtime_ns)
-            modality = _modality(path, name, status.st_size, max_file_bytes, found)
-            if modality:
-                split = _own_split(source, name)
-                files.append(_File(name, path, modality, status.st_size, split))
-        for document in _documents(files, captions, shares, described, found):
+            if _has_size(name, status.st_size, max_file_bytes, found):
+                stem = _stem(name)
+                split = _own_split(name) if is_divided else None
+                size = status.st_size
+                files.append(_File(name, stem, make_key(stem), path, None, size, split))
+        by_source.append(files)
+    _find_documents(by_source, captions, shares, found)
+    found.names_hash, found.times_hash = names.hexdigest(), times.hexdigest()
+    return found
+
+
+def _find_documents(
+    by_source: list[list[_File]],
+    captions: Captions | None,
+    shares: tuple[float, float, float],
+    found: Found,
+) -> None:
+    """Make documents of the files of all sources."""
+    shared = Counter(file.key for files in by_source for file in files)
+    by_key: dict[str, Document] = {}
+    described: set[str] = set()
+    for files in by_source:
+        for document in _documents(
+            _look_at(files, shared, found), captions, shares, described, found
+        ):
             if document.key in by_key:
                 _skip_duplicates(document, found)
             else:
@@ -181,8 +208,6 @@ def find_documents(
         by_key.values(),
         key=lambda d: (SPLITS.index(d.split), hashlib.sha256(d.key.encode()).digest()),
     )
-    found.names_hash, found.times_hash = names.hexdigest(), times.hexdigest()
-    return found
 
 
 def make_key(stem: str) -> str:
@@ -211,40 +236,44 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _walk(source: Path, out: Path, found: Found) -> Iterator[tuple[Path, str]]:
-    """Every file of a source and its name relative to it, in sorted order."""
+def _stem(name: str) -> str:
+    """A name without its last suffix."""
+    stem, suffix = os.path.splitext(name)
+    return stem if len(suffix) > 1 else name
+
+
+def _walk(source: Path, out: Path, found: Found) -> Iterator[tuple[str, str]]:
+    """Every file of a source, by its absolute path and its name relative to the source, in sorted
+    order."""
+    top = str(source.absolute())
     if not source.is_dir():
-        yield source, source.name
+        yield top, source.name
         return
 
+    def name_of(path: str) -> str:
+        return path[len(top) :].lstrip("/")
+
     def failed(error: OSError) -> None:
-        name = Path(error.filename).relative_to(source).as_posix()
+        name = name_of(error.filename) or "."
         found.skipped.append(Skip(name, "unreadable", error.strerror or "folder"))
 
-    for folder, folders, files in os.walk(source, onerror=failed):
-        links = [f for f in folders if (Path(folder) / f).is_symlink()]
-        found.skipped += [
-            Skip((Path(folder) / f).relative_to(source).as_posix(), "link", "a link to a folder")
-            for f in links
-            if not f.startswith(".")
-        ]
-        folders[:] = sorted(
-            f
-            for f in folders
-            if not f.startswith(".") and f not in links and (Path(folder) / f).absolute() != out
-        )
+    for folder, folders, files in os.walk(top, onerror=failed):
+        shown = {f: os.path.join(folder, f) for f in folders if not f.startswith(".")}
+        links = {f for f, path in shown.items() if os.path.islink(path)}
+        found.skipped += [Skip(name_of(shown[f]), "link", "a link to a folder") for f in links]
+        folders[:] = sorted(f for f, path in shown.items() if f not in links and path != str(out))
         for file in sorted(files):
             if not file.startswith("."):
-                path = Path(folder) / file
-                yield path, path.relative_to(source).as_posix()
+                path = os.path.join(folder, file)
+                yield path, name_of(path)
 
 
-def _status(path: Path, name: str, found: Found) -> os.stat_result | None:
+def _status(path: str, name: str, found: Found) -> os.stat_result | None:
     """The status of a regular file; other things are skipped, and never opened."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except FileNotFoundError:
-        detail = "the link leads nowhere" if path.is_symlink() else "no such file"
+        detail = "the link leads nowhere" if os.path.islink(path) else "no such file"
         found.skipped.append(Skip(name, "missing", detail))
         return None
     except OSError as error:
@@ -256,65 +285,74 @@ def _status(path: Path, name: str, found: Found) -> os.stat_result | None:
     return status
 
 
-def _modality(path: Path, name: str, size: int, limit: int, found: Found) -> str | None:
-    """The modality that a file's first bytes show; None, and skipped, where it has none."""
+def _has_size(name: str, size: int, limit: int, found: Found) -> bool:
+    """Whether a file has a size to be decoded; otherwise it is skipped."""
     if size == 0:
         found.skipped.append(Skip(name, "empty", "a file of 0 bytes"))
-        return None
-    if size > limit:
+    elif size > limit:
         found.skipped.append(Skip(name, "over the limit", f"a file of {size} bytes"))
-        return None
-    try:
-        with open(path, "rb") as file:
-            start = file.read(START_BYTES)
-    except OSError as error:
-        found.skipped.append(Skip(name, "unreadable", error.strerror or "cannot be opened"))
-        return None
-    for modality in reversed(MODALITIES.values()):  # text is asked last
-        if modality.recognises(start):
-            return modality.name
-    found.skipped.append(Skip(name, "unknown kind", "no image, no sound, no text"))
-    return None
+    return 0 < size <= limit
 
 
-def _own_split(source: Path, name: str) -> str | None:
+def _look_at(files: Sequence[_File], shared: Counter[str], found: Found) -> Iterator[_File]:
+    """The files, those that share their key with their modality, as their first bytes show it.
+
+    A file that is alone is opened once only, when it is decoded.
+    """
+    for file in files:
+        if shared[file.key] == 1:
+            yield file
+            continue
+        try:
+            with open(file.path, "rb") as opened:
+                modality = modality_of(opened.read(START_BYTES))
+        except OSError as error:
+            detail = error.strerror or "cannot be opened"
+            found.skipped.append(Skip(file.name, "unreadable", detail))
+            continue
+        if modality:
+            yield replace(file, modality=modality)
+        else:
+            found.skipped.append(Skip(file.name, *UNKNOWN_KIND))
+
+
+def _own_split(name: str) -> str | None:
     """The split whose folder a file lies in, where the source is divided into such folders."""
     top, below, _ = name.partition("/")
-    return top if below and top in SPLITS and (source / SPLITS[0]).is_dir() else None
+    return top if below and top in SPLITS else None
 
 
 def _documents(
-    files: Sequence[_File],
+    files: Iterable[_File],
     captions: Captions | None,
     shares: tuple[float, float, float],
     described: set[str],
     found: Found,
 ) -> Iterator[Document]:
     """Group the files of one source by stem, a file of each modality in each group."""
-    groups: dict[str, dict[str, _File]] = {}
+    groups: dict[str, dict[str | None, _File]] = {}
     for file in files:
-        stem = Path(file.name).with_suffix("").as_posix()
-        group = groups.setdefault(stem, {})
+        group = groups.setdefault(file.stem, {})
         if file.modality in group:
             detail = f"{group[file.modality].name} has the same key"
             found.skipped.append(Skip(file.name, "duplicate key", detail))
         else:
             group[file.modality] = file
-    for stem, group in groups.items():
+    for group in groups.values():
         parts: list[Part] = []
-        for modality in MODALITIES:
+        for modality in (None, *MODALITIES):
             if modality not in group:
                 continue
             file = group[modality]
-            caption = captions.of(file.path.absolute(), file.name) if captions else None
+            caption = captions.of(file.path, file.name) if captions else None
             if captions and caption is not None:
                 described.add(caption)
                 text = captions.texts[caption]
                 parts.append(Part("text", file.name, None, len(text.encode()), text))
             parts.append(Part(modality, file.name, file.path, file.size))
-        key = make_key(stem)
-        own = next(iter(group.values())).own_split
-        yield Document(key, own or split_of(key, shares), tuple(parts))
+        first = next(iter(group.values()))
+        split = first.own_split or split_of(first.key, shares)
+        yield Document(first.key, split, tuple(parts))
 
 
 def _skip_duplicates(document: Document, found: Found) -> None:

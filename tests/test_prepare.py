@@ -20,7 +20,6 @@ from rich.console import Console
 from source_files import documents, png, small_source, sound, txt
 
 from bytelm.modalities.base import DecodeOptions, Limits
-from bytelm.pipelines import decode
 from bytelm.pipelines.prepare import STATE, Prepared, PrepareOptions, prepare, summary
 from bytelm.pipelines.shards import MANIFEST, ShardSet
 from bytelm.pipelines.sources import KEY_MAX, make_key, split_of
@@ -169,6 +168,13 @@ def test_options_of_decoding_are_used(tmp_path: Path) -> None:
     assert found["b"][0]["is_file"] is True
 
 
+def test_shards_have_the_bytes_that_they_always_had(tmp_path: Path, source: Path) -> None:
+    prepare([source], tmp_path / "set", PrepareOptions(shard_bytes=20_000, workers=2))
+    tars = b"".join(path.read_bytes() for path in sorted((tmp_path / "set").glob("*.tar")))
+    expected = "083e53d28695c1daeb6e7012df466cbc994a69f788400b274513554653163a4b"
+    assert hashlib.sha256(tars).hexdigest() == expected
+
+
 # --- what is skipped ---
 
 
@@ -231,36 +237,20 @@ def test_bad_files_are_counted_under_their_reasons(tmp_path: Path) -> None:
     assert "2 duplicate key" in summary(prepared, tmp_path / "set")
 
 
-@pytest.mark.parametrize("module", ["sources", "decode"])
-def test_an_unreadable_file_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
-) -> None:
-    txt(tmp_path / "source" / "a.txt")
-    txt(tmp_path / "source" / "b.txt")
+def test_an_unreadable_file_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files that share a key, the first bytes are read when the sources are looked through."""
+    for name in ("a.txt", "b.txt", "b.png"):
+        txt(tmp_path / "source" / name)
 
-    def refusing(path: Path, mode: str) -> IO[bytes]:
-        if path.name == "b.txt":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    def refusing(path: str, mode: str) -> IO[bytes]:
+        if path.endswith("b.txt"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
         return open(path, mode)
 
-    monkeypatch.setattr(f"bytelm.pipelines.{module}.open", refusing, raising=False)
+    monkeypatch.setattr("bytelm.pipelines.sources.open", refusing, raising=False)
     prepared = prepare([tmp_path / "source"], tmp_path / "set", PrepareOptions())
     assert skipped(prepared) == {"b.txt": "unreadable"}
     assert prepared.report["skipped_files"][0]["detail"] == "Permission denied"
-
-
-def test_a_file_that_vanishes_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in "abc":
-        txt(tmp_path / "source" / f"{name}.txt")
-    opened = decode.decode_document
-
-    def vanishing(document: decode.Document, options: DecodeOptions) -> decode.Decoded:
-        (tmp_path / "source" / "b.txt").unlink(missing_ok=True)
-        return opened(document, options)
-
-    monkeypatch.setattr(decode, "decode_document", vanishing)
-    prepared = prepare([tmp_path / "source"], tmp_path / "set", PrepareOptions())
-    assert skipped(prepared) == {"b.txt": "missing"}
     assert prepared.report["documents"] == 2
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from processes import descendants, wait_until_gone
 from source_files import documents, hashes, small_source, txt
 
-from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines import decode
 from bytelm.pipelines.prepare import STATE, PrepareOptions, prepare, summary
 from bytelm.pipelines.shards import MANIFEST, ShardSet
@@ -108,10 +108,6 @@ def start(script: Path, source: Path, out: Path, workers: int) -> subprocess.Pop
     return subprocess.Popen([sys.executable, str(script), str(source), str(out), str(workers)])
 
 
-def running_children(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize(
     ("workers", "how"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)]
@@ -132,15 +128,13 @@ def test_an_interrupted_prepare_goes_on_to_the_same_set(
     deadline = time.monotonic() + 30
     while not (out / "train-000003.tar").exists() and time.monotonic() < deadline:
         time.sleep(0.001)
-    children = running_children(process.pid)
+    children = descendants(process.pid)
     process.send_signal(how)
     process.wait(10)
     assert (out / "train-000003.tar").exists()
     assert not (out / MANIFEST).exists(), "it was over before it was killed"
-    assert len(children) >= (workers if workers > 1 else 0)
-    while any(Path(f"/proc/{c}").exists() for c in children) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not any(Path(f"/proc/{c}").exists() for c in children), "a worker was left over"
+    assert len(children) >= workers
+    wait_until_gone(children, 10)
 
     finished = {p.name: p.stat().st_mtime_ns for p in out.glob("train-00000[0-2].tar")}
     with pytest.raises(ValueError, match="interrupted"):
@@ -194,21 +188,3 @@ def test_two_at_once_are_refused(tmp_path: Path, source: Path) -> None:
         prepare([source], out, PrepareOptions())
     os.close(descriptor)
     assert prepare([source], out, PrepareOptions()).made
-
-
-def test_a_worker_that_dies_is_an_error_that_names_its_files(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started = decode._start
-
-    def dying(workers: int, options: DecodeOptions) -> object:
-        pool = started(workers, options)
-        for process in pool.values():
-            process.kill()
-            process.join()
-        return pool
-
-    monkeypatch.setattr(decode, "_start", dying)
-    monkeypatch.setattr(decode, "BATCH_DOCUMENTS", 3)
-    with pytest.raises(RuntimeError, match=r"a decoding worker died at .*run the command again"):
-        prepare([source], tmp_path / "set", PrepareOptions(workers=2))
