@@ -84,6 +84,7 @@ class Audio(Modality):
     code = 2
     som = 261
     views = ("s16le", "s16be", "u8", "mulaw")
+    plain_views = frozenset({"s16le"})
     header_format = ">IB"
     header_fields = ("rate", "channels")
     head = AudioHead
@@ -118,6 +119,14 @@ class Audio(Modality):
     def payload_size(self, size: int, view: str) -> int:
         self.view_code(view)
         return size if view in WIDE_VIEWS or view == FILE_VIEW else size // 2
+
+    def stored_range(self, view: str, start: int, stop: int) -> tuple[int, int, int] | None:
+        if view == "s16be":
+            first = start & ~1
+            return first, stop + (stop & 1), start - first
+        if view in ("u8", "mulaw"):
+            return 2 * start, 2 * stop, 0
+        return super().stored_range(view, start, stop)
 
     def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
         self.view_code(view)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -138,6 +139,8 @@ class Modality(ABC):
     """The id that opens a segment of it."""
     views: ClassVar[tuple[str, ...]]
     """Names of its views beside `file`; the place is the code in the stream's header."""
+    plain_views: ClassVar[frozenset[str]]
+    """Views whose payload is the stored bytes themselves."""
     header_format: ClassVar[str]
     """`struct` format of the header's fields that stand before view and offset."""
     header_fields: ClassVar[tuple[str, ...]]
@@ -179,6 +182,11 @@ class Modality(ABC):
     def from_view(self, header: Header, payload: Bytes, view: str, patch: int) -> Sample:
         """The sample of a whole payload; the inverse of `to_view`, but for `u8` and `mulaw`."""
 
+    def stored_range(self, view: str, start: int, stop: int) -> tuple[int, int, int] | None:
+        """The stored bytes [a, b) whose view holds payload bytes [start, stop), and the number
+        of payload bytes before `start` in it; None where a part needs the whole sample."""
+        return (start, stop, 0) if view in self.plain_views or view == FILE_VIEW else None
+
     # --- headers in the stream ---
 
     def view_code(self, view: str) -> int:
@@ -202,6 +210,26 @@ class Modality(ABC):
         """The stream's header, big-endian, of a piece whose payload begins at byte `offset`."""
         fields = [getattr(header, name) for name in self.header_fields]
         return struct.pack(self.header_format + "BI", *fields, self.view_code(view), offset)
+
+    def pack_headers(
+        self, fields: Mapping[str, npt.NDArray[np.integer]], codes: Bytes, offsets: npt.ArrayLike
+    ) -> Bytes:
+        """[n, header_size] the stream's headers of n segments.
+
+        Args:
+            fields: of each name in `header_fields`, [n] values.
+            codes: [n] view codes.
+            offsets: [n] payload offsets.
+        """
+        kinds = {"B": "u1", "H": ">u2", "I": ">u4"}
+        names = (*self.header_fields, "view", "offset")
+        letters = self.header_format.lstrip(">") + "BI"
+        dtype = np.dtype([(n, kinds[k]) for n, k in zip(names, letters, strict=True)])
+        packed = np.empty(len(codes), dtype)
+        for name in self.header_fields:
+            packed[name] = fields[name]
+        packed["view"], packed["offset"] = codes, offsets
+        return packed.view(np.uint8).reshape(len(codes), self.header_size)
 
     def unpack_header(self, packed: bytes) -> tuple[Header, str, int]:
         """Header, view and payload offset; ValueError for a view code that means nothing."""

@@ -80,6 +80,7 @@ class Image(Modality):
     code = 1
     som = 260
     views = ("raster", "planar", "patch")
+    plain_views = frozenset({"raster"})
     header_format = ">HHB"
     header_fields = ("width", "height", "channels")
     head = ImageHead

@@ -46,6 +46,7 @@ class Text(Modality):
     code = 0
     som = 259
     views = ("utf8",)
+    plain_views = frozenset({"utf8"})
     header_format = ">"
     header_fields = ()
     head = TextHead

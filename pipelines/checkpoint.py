@@ -24,7 +24,7 @@ from bytelm.model.config import ModelConfig
 from bytelm.model.hub import CONFIG_FILE, from_pretrained, save_pretrained
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.engine import Engine
-from bytelm.pipelines.shards import fsync_folder, write_atomic
+from bytelm.pipelines.shardwriter import fsync_folder, write_atomic
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -40,8 +40,8 @@ class TrainState:
     step: int
     epoch: int
     row: int
-    plan: str
-    """Hash of the plan that `epoch` and `row` belong to."""
+    plan: dict[str, Any]
+    """Identity of the plan that `epoch` and `row` belong to."""
     ranks: int
     zero_stage: int
 

@@ -45,6 +45,12 @@ def _is_failure(error: ValueError) -> bool:
     return isinstance(error, DamageError)
 
 
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a config value"
+    )
+
+
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
@@ -59,7 +65,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
         return subparsers.add_parser(name, help=help_, description=help_, formatter_class=formatter)
 
     prepare = add("prepare", "Turn files into a shard set.")
-    prepare.add_argument("sources", nargs="+", type=Path, metavar="SRC", help="files and folders")
+    kinds = "files, folders, WebDataset tars, or a pattern of them as shard-{000..012}.tar"
+    prepare.add_argument("sources", nargs="+", type=Path, metavar="SRC", help=kinds)
     prepare.add_argument("--out", required=True, type=Path, metavar="SET")
     prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     prepare.add_argument("--captions", type=Path, help="JSON: file name to caption")
@@ -78,12 +85,20 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     )
 
     inspect = add("inspect", "Show what a shard set holds.")
-    inspect.add_argument("set", type=Path, metavar="SET")
+    inspect.add_argument("set", metavar="SET", help="folder or URL")
     inspect.add_argument("--verify", action="store_true", help="check every hash")
     inspect.add_argument(
         "--sample", type=int, metavar="N", help="write N documents a modality back"
     )
     inspect.add_argument("--out", type=Path, help="where --sample writes")
+
+    index = add("index", "Make a set's indexes and manifest again from its tars alone.")
+    index.add_argument("set", type=Path, metavar="SET")
+
+    plan = add("plan", "Show what a config will do, before anything runs.")
+    plan.add_argument("config", type=Path, metavar="CONFIG")
+    plan.add_argument("--processes", type=int, default=1, help="ranks on this machine")
+    _add_set(plan)
 
     train = add("train", "Train a model.")
     train.add_argument("config", type=Path, metavar="CONFIG")
@@ -91,12 +106,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     train.add_argument("--processes", type=int, default=1, help="ranks on this machine")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     train.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a config value"
+        "--new-plan",
+        action="store_true",
+        help="resume on changed data: a new plan from its first row",
     )
+    _add_set(train)
 
     evaluate = add("evaluate", "Score a model in bits per byte.")
     evaluate.add_argument("model", type=Path, metavar="MODEL")
-    evaluate.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET")
+    evaluate.add_argument("--data", required=True, nargs="+", metavar="SET")
     evaluate.add_argument("--split", default="val", choices=["train", "val", "test"])
     evaluate.add_argument("--batch", type=int, default=1, help="rows at once")
     evaluate.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
@@ -132,6 +150,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     return parser, {
         "prepare": _prepare,
         "inspect": _inspect,
+        "index": _index,
+        "plan": _plan,
         "train": _train,
         "evaluate": _evaluate,
         "generate": _generate,
@@ -178,20 +198,37 @@ def _inspect(options: argparse.Namespace, given: list[str]) -> int:
     )
 
 
+def _index(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines.reindex import reindex
+
+    print(f"{options.set} indexed anew, root {reindex(options.set)[:16]}")
+    return 0
+
+
+def _plan(options: argparse.Namespace, given: list[str]) -> int:
+    from rich.console import Console
+
+    from bytelm.pipelines.config import load_config
+    from bytelm.pipelines.preview import preview
+
+    preview(load_config(options.config, options.set), options.processes, Console())
+    return 0
+
+
 def _train(options: argparse.Namespace, given: list[str]) -> int:
     from bytelm.pipelines.config import load_config
     from bytelm.pipelines.train import check, launch, train
 
     config = load_config(options.config, options.set)
     if "RANK" in os.environ:
-        train(config, options.out, options.resume)
+        train(config, options.out, options.resume, options.new_plan)
         return 0
     if options.processes < 1:
         raise ValueError(f"--processes is {options.processes}, and must be at least 1")
-    check(config, options.out, options.processes, options.resume)
+    check(config, options.out, options.processes, options.resume, options.new_plan)
     if options.processes > 1:
         return launch(given, options.processes)
-    train(config, options.out, options.resume)
+    train(config, options.out, options.resume, options.new_plan)
     return 0
 
 

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import yaml
 
 from bytelm.model.config import ModelConfig, preset
+from bytelm.pipelines.cache import CacheConfig
+from bytelm.pipelines.shards import ShardSet
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class SetConfig:
     """One shard set of a mixture."""
 
     path: str
-    """Folder of the set."""
+    """Folder or URL of the set."""
     weight: float | None = None
     """Share of the payload bytes, relative to the other sets; give it to all sets or to none.
     None takes each set at its own size."""
+    max_repeats: float = 1.0
+    """Passes over the set after which it counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,19 @@ class DataConfig:
     pair_order: Literal["stored", "drawn"] = "stored"
     """Order of a pair's segments: as stored, or drawn anew in each epoch."""
     window_shards: int = 16
-    """Shards whose documents are permuted and packed together."""
+    """Shards whose rows are permuted together."""
+    on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
+    """What happens when a set has been passed through `max_repeats` times: `repeat` goes on with
+    another pass, `stop` ends the run there, `error` refuses a run that would come to it."""
+    damage: Literal["raise", "mask"] = "raise"
+    """What a damaged document does: `raise` stops the run; `mask` leaves PAD in its place, counts
+    and names it, and stops the run at `max_bad_share`."""
+    max_bad_share: float = 0.001
+    """Masked bytes, as a share of an epoch's payload bytes, above which a run stops."""
+    cache_folder: str = "~/.cache/bytelm/shards"
+    """Where shards of remote sets are kept."""
+    cache_gb: float = 100.0
+    """What the cache may hold, in 10^9 bytes."""
     workers: int = 1
     """Processes that read rows, for each rank; 0 reads in the trainer itself."""
 
@@ -118,6 +134,8 @@ class RunConfig:
         ):
             if value < least:
                 raise ValueError(f"{name} is {value}, and must be at least {least}")
+        if not 0 <= self.data.max_bad_share <= 1:
+            raise ValueError(f"data.max_bad_share is {self.data.max_bad_share}, and must be 0 to 1")
         if not self.data.sets:
             raise ValueError("data.sets is empty: name at least one set made by `bytelm prepare`")
 
@@ -131,9 +149,23 @@ class RunConfig:
             )
         return rows // once
 
+    def open_set(self, number: int) -> ShardSet:
+        """The shard set of an entry of `data.sets`."""
+        return open_set(self.data.sets[number].path, self.data.cache_folder, self.data.cache_gb)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `RunConfig` reads them back."""
         return {**dataclasses.asdict(self), "model": self.model.to_dict()}
+
+
+def open_set(
+    location: str,
+    cache_folder: str = DataConfig.cache_folder,
+    cache_gb: float = DataConfig.cache_gb,
+) -> ShardSet:
+    """A shard set at a path or URL; the shards of a remote one are kept in the cache."""
+    folder = Path(cache_folder).expanduser()
+    return ShardSet(location, CacheConfig(folder, int(cache_gb * 1e9)))
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,9 @@ from torch import Tensor
 from bytelm.modalities import MODALITIES
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import OptimizerConfig, RunConfig
-from bytelm.pipelines.loader import Batch
+from bytelm.pipelines.loader import Batch, Damage
+
+T = TypeVar("T")
 
 OWNED_BY_RUN_CONFIG = {
     "train_batch_size": "train.global_batch",
@@ -55,6 +57,8 @@ class StepStatistics:
     payload_nats: dict[str, float]
     """-Σ log p of the payload bytes of each modality."""
     payload_bytes: dict[str, int]
+    damage: list[Damage]
+    """Pieces that were masked."""
     grad_norm: float
     """Norm of the gradient before clipping."""
     lr: float
@@ -177,14 +181,14 @@ class Engine:
             },
         )
 
-    def train_step(self, step: int, micro_batches: Sequence[Batch]) -> StepStatistics:
-        """One optimizer step on this rank's micro batches of a global batch.
+    def train_step(self, step: int, steps: int, micro_batches: Sequence[Batch]) -> StepStatistics:
+        """Optimizer step `step` (from 0) of `steps`, on this rank's part of a global batch.
 
         The loss is Σ nats / Σ scored ids of the whole global batch, whatever the number of ranks
         and micro batches.
         """
         assert len(micro_batches) == self.accumulation
-        lr = learning_rate(step, self.config.train.steps, self.config.optimizer)
+        lr = learning_rate(step, steps, self.config.optimizer)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         # Dropout's noise is a function of the step, so a resumed run draws the same.
@@ -193,7 +197,8 @@ class Engine:
         # DeepSpeed divides by the number of micro batches and of ranks.
         scale = self.accumulation * self.ranks / max(1, int(scored))
         sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
-        counts = torch.zeros(len(MODALITIES), dtype=torch.int64)
+        counts = torch.zeros(1 + len(MODALITIES), dtype=torch.int64)
+        damage = [d for b in micro_batches for d in b.damage]
         grad_norm = 0.0
         self._engine.train()
         for number, batch in enumerate(micro_batches):
@@ -201,18 +206,22 @@ class Engine:
             loss = nats[batch.scored.to(self.device)].sum() * scale
             self._engine.backward(loss)
             sums += _nats_by_modality(nats.detach(), batch)
-            counts += _bytes_by_modality(batch)
+            counts[1:] += _bytes_by_modality(batch)
             if number == self.accumulation - 1 and self.zero_stage == 0:
                 grad_norm = self._unsharded_grad_norm()
             self._engine.step()
+        counts[0] = len(damage)
         sums, counts = self._sum(sums), self._sum(counts)
+        if counts[0]:
+            damage = self._gather(damage)
         if self.zero_stage > 0:
             grad_norm = float(self._engine.get_global_grad_norm())
         return StepStatistics(
             nats=float(sums[0]),
             scored=int(scored),
             payload_nats=dict(zip(MODALITIES, sums[1:].tolist(), strict=True)),
-            payload_bytes=dict(zip(MODALITIES, counts.tolist(), strict=True)),
+            payload_bytes=dict(zip(MODALITIES, counts[1:].tolist(), strict=True)),
+            damage=damage,
             grad_norm=grad_norm,
             lr=lr,
         )
@@ -243,6 +252,12 @@ class Engine:
     def sum_over_ranks(self, values: Sequence[float], dtype: torch.dtype) -> list[Any]:
         """The sums of each value over ranks; every rank has to call it."""
         return self._sum(torch.tensor(values, dtype=dtype)).tolist()
+
+    def _gather(self, items: list[T]) -> list[T]:
+        """The items of all ranks, in their order."""
+        parts: list[list[T]] = [[] for _ in range(self.ranks)]
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -21,10 +21,11 @@ from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import EvaluationHead, ScoredSegment
 from bytelm.pipelines import checkpoint
 from bytelm.pipelines.baselines import CodecSizes
+from bytelm.pipelines.config import open_set
 from bytelm.pipelines.engine import autocast
 from bytelm.pipelines.loader import Batch, EvaluationRows, make_loader
-from bytelm.pipelines.plan import Plan, PlanConfig, Source
-from bytelm.pipelines.shards import ShardSet
+from bytelm.pipelines.packing import PlanConfig
+from bytelm.pipelines.plan import Plan, Source
 
 TOTAL = "total"
 T = TypeVar("T")
@@ -89,7 +90,7 @@ def score(
 
 
 def evaluate(
-    model_path: Path, set_paths: Sequence[Path], split: str, batch: int, precision: str
+    model_path: Path, set_paths: Sequence[str], split: str, batch: int, precision: str
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Score a model on every document of a split of one or more sets.
 
@@ -99,7 +100,7 @@ def evaluate(
     Raises:
         ValueError: for a model or a set that is missing or of another format, an empty split.
     """
-    sets = [ShardSet(path) for path in set_paths]
+    sets = [open_set(path) for path in set_paths]
     model, views = checkpoint.load_model(model_path)
     config = PlanConfig(model.config.context, model.config.patch, views)
     plan = Plan([Source(shard_set, split) for shard_set in sets], config)

@@ -13,18 +13,19 @@ from rich.table import Table
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Modality
+from bytelm.pipelines.config import open_set
 from bytelm.pipelines.shards import SPLITS, DamageError, Index, Shard, ShardSet
 
 _MODALITIES = list(MODALITIES.values())
 
 
 def inspect(
-    folder: Path, *, verify: bool, sample: int | None, out: Path | None, console: Console
+    location: str, *, verify: bool, sample: int | None, out: Path | None, console: Console
 ) -> int:
     """Show what a set holds.
 
     Args:
-        folder: the set.
+        location: path or URL of the set.
         verify: check every hash first, and name every shard that is damaged.
         sample: write so many documents of each modality back as files.
         out: where to.
@@ -38,7 +39,7 @@ def inspect(
         raise ValueError(f"--sample is {sample}, and must be at least 1")
     if sample and out is None:
         raise ValueError("--sample needs --out: the folder to write documents to")
-    shard_set = ShardSet(folder)
+    shard_set = open_set(location)
     if verify:
         damage = find_damage(shard_set)
         for line in damage:
@@ -68,7 +69,7 @@ def find_damage(shard_set: ShardSet) -> list[str]:
 
 def show(shard_set: ShardSet, console: Console) -> None:
     """Print documents, segments, stored bytes and lengths of each split, and what was skipped."""
-    console.print(f"{shard_set.folder}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{shard_set.location}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"root {shard_set.root}", soft_wrap=True, highlight=False)
     documents = {s: sum(d.documents for d in shard_set.split(s)) for s in SPLITS}
     counts = ", ".join(f"{n:,} in {split}" for split, n in documents.items())

@@ -5,10 +5,9 @@ B rows of a micro batch    L ids in a row    P ids in a patch    W ranks
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +15,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bytelm.modalities import framing
-from bytelm.modalities.base import Bytes
-from bytelm.pipelines.plan import Piece, Plan
+from bytelm.modalities import MODALITIES, framing
+from bytelm.modalities.base import FILE_VIEW, FILE_VIEW_CODE, Bytes
+from bytelm.pipelines.plan import Plan, PlannedRow
+from bytelm.pipelines.shards import ByteCache, DamageError
 
 FILLER_DOCUMENT = -1
 PAYLOAD_CACHE_BYTES = 1 << 26
+PREFETCH_BYTES = 1 << 26
+"""Bytes of batches that all workers of a loader together hold ready; one batch each at least."""
+MAX_PREFETCHED_BATCHES = 16
+BYTES_PER_ID = 5  # ids uint16, modality, scored, payload
+
+_MODALITIES = list(MODALITIES.values())
 
 Position = tuple[int, int]
 """Epoch, and row in it."""
@@ -29,21 +35,20 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a piece of a row came from."""
+    """Where a row came from: its set and shard, and the ordinals in it of its documents."""
 
     set: str
     shard: str
-    key: str
+    documents: tuple[int, ...]
 
 
-@dataclass
-class Row:
-    """One row of the plan, or a row of filler."""
+@dataclass(frozen=True)
+class Damage:
+    """A piece whose stored bytes were not what the index says; it is PAD in its own place."""
 
-    framed: framing.Framed
-    document: npt.NDArray[np.int32]
-    """[L/P] which document of the row each patch belongs to; -1 on filler."""
-    origins: list[Origin]
+    cause: str
+    size: int
+    """Payload bytes that the batch lacks."""
 
 
 @dataclass
@@ -60,8 +65,9 @@ class Batch:
     """[B, L] bool, ids that the loss counts."""
     payload: Tensor
     """[B, L] bool, payload bytes."""
-    origins: list[list[Origin]]
-    """Of each row, where its documents 0, 1, ... came from."""
+    origins: list[Origin | None]
+    """Of each row; None of filler."""
+    damage: list[Damage]
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for copies to a GPU."""
@@ -72,66 +78,171 @@ class Batch:
             self.scored.pin_memory(),
             self.payload.pin_memory(),
             self.origins,
+            self.damage,
         )
 
 
-class RowDataset(Dataset[Row]):
-    """Rows by position; None gives a row of filler."""
+@dataclass
+class _RowArrays:
+    """One row of a batch that is being filled; [L] each, `document` [L/P]."""
 
-    def __init__(self, plan: Plan):
+    ids: npt.NDArray[np.uint16]
+    modality: Bytes
+    document: npt.NDArray[np.int32]
+    scored: npt.NDArray[np.bool_]
+    payload: npt.NDArray[np.bool_]
+
+
+class RowDataset(Dataset[Batch]):
+    """Batches by the positions of their rows; None gives a row of filler."""
+
+    def __init__(self, plan: Plan, mask_damage: bool = False):
+        """`mask_damage` turns damaged pieces into PAD; otherwise damage raises DamageError."""
         self.plan = plan
-        self._payloads: OrderedDict[tuple[int, str, int], Bytes] = OrderedDict()
-        self._payload_bytes = 0
+        self.mask_damage = mask_damage
+        self._payloads = ByteCache[tuple[int, str, int], Bytes](PAYLOAD_CACHE_BYTES)
+        self._in_use: set[tuple[int, str]] = set()
 
-    def __getitem__(self, position: Position | None) -> Row:
+    def __getitems__(self, positions: Sequence[Position | None]) -> Batch:
         config = self.plan.config
-        row = framing.Framed.filler(config.row_length)
-        document = np.full(config.row_length // config.patch, FILLER_DOCUMENT, np.int32)
-        origins: list[Origin] = []
-        at = 0
-        for piece in self.plan.row(*position) if position else []:
-            framed = framing.frame(
-                piece.spans,
-                piece.segments,
-                partial(self._read, piece),
-                config.patch,
+        shape = (len(positions), config.row_length)
+        ids = np.full(shape, framing.PAD, np.uint16)
+        modality = np.zeros(shape, np.uint8)
+        document = np.full((shape[0], shape[1] // config.patch), FILLER_DOCUMENT, np.int32)
+        scored = np.zeros(shape, np.bool_)
+        payload = np.zeros(shape, np.bool_)
+        origins: list[Origin | None] = []
+        damage: list[Damage] = []
+        for b, position in enumerate(positions):
+            if position is None:
+                origins.append(None)
+                continue
+            self._prefetch(*position)
+            row = self.plan.row(*position)
+            arrays = _RowArrays(ids[b], modality[b], document[b], scored[b], payload[b])
+            damage += self._fill(row, arrays)
+            documents = tuple(np.unique(row.index["document"]).tolist())
+            location = self.plan.sources[row.source].set.location
+            origins.append(Origin(location, row.shard.name, documents))
+        return Batch(
+            ids=torch.from_numpy(ids),
+            modality=torch.from_numpy(modality),
+            document=torch.from_numpy(document),
+            scored=torch.from_numpy(scored),
+            payload=torch.from_numpy(payload),
+            origins=origins,
+            damage=damage,
+        )
+
+    def _prefetch(self, epoch: int, row: int) -> None:
+        """Have remote shards of the windows in use and the next ones fetched, and let go of those
+        behind."""
+        if not any(source.set.is_remote for source in self.plan.sources):
+            return
+        needed = self.plan.needed_shards(epoch, row)
+        wanted = {(source, shard.name) for source, shard in needed}
+        if wanted == self._in_use:
+            return
+        for number, source in enumerate(self.plan.sources):
+            own = [shard for s, shard in needed if s == number]
+            source.set.prefetch(own)
+        self._in_use = wanted
+
+    def _fill(self, row: PlannedRow, out: _RowArrays) -> list[Damage]:
+        """Write a row's ids and what is known of each."""
+        patch = self.plan.config.patch
+        opening = np.zeros(len(row.at), np.int64)
+        views: list[str] = [""] * len(row.at)
+        for modality in _MODALITIES:
+            spans = np.flatnonzero(row.index["modality"] == modality.code)
+            if spans.size:
+                opening[spans] = framing.preamble_length(modality, patch)
+                self._write_preambles(modality.code, spans, row, out)
+                view = self.plan.config.views[modality.name]
+                for i in spans.tolist():
+                    views[i] = FILE_VIEW if row.index["is_file"][i] else view
+
+        body = row.at + opening
+        end = int(body[-1] + row.length[-1])
+        out.modality[:end] = np.repeat(row.index["modality"], opening + row.length)
+        pieces = np.repeat(row.piece, (opening + row.length) // patch)
+        out.document[: len(pieces)] = pieces
+        self._write_ends(body, row, out)
+
+        damage: list[Damage] = []
+        sizes = np.minimum(row.start + row.length, row.sizes) - np.minimum(row.start, row.sizes)
+        begins, starts = body.tolist(), row.start.tolist()
+        for i, size in enumerate(sizes.tolist()):
+            if not size:
+                continue
+            begin, start = begins[i], starts[i]
+            try:
+                data = self._read(row, i, views[i], start, start + size)
+            except DamageError as error:
+                if not self.mask_damage:
+                    raise
+                self._mask(int(row.at[i]), begin + int(row.length[i]), out)
+                damage.append(Damage(str(error), size))
+                continue
+            out.ids[begin : begin + size] = data
+            out.payload[begin : begin + size] = True
+        out.scored |= out.payload
+        return damage
+
+    def _write_preambles(
+        self, code: int, spans: npt.NDArray[np.int64], row: PlannedRow, out: _RowArrays
+    ) -> None:
+        """SOM and header of every span of one modality, scored where a segment begins."""
+        modality = _MODALITIES[code]
+        index = row.index[spans]
+        view = modality.view_code(self.plan.config.views[modality.name])
+        codes = np.where(index["is_file"], FILE_VIEW_CODE, view).astype(np.uint8)
+        offsets = np.minimum(row.start, row.sizes)[spans]
+        fields = {name: index[name] for name in modality.header_fields}
+        places = row.at[spans, None] + np.arange(1 + modality.header_size)
+        out.ids[places[:, 0]] = modality.som
+        out.ids[places[:, 1:]] = modality.pack_headers(fields, codes, offsets)
+        out.scored[places] = (row.start[spans] == 0)[:, None]
+
+    @staticmethod
+    def _write_ends(body: npt.NDArray[np.int64], row: PlannedRow, out: _RowArrays) -> None:
+        """EOM of every segment that ends here, and EOD of every document."""
+        for end, after, wanted in (
+            (framing.EOM, 0, np.ones_like(row.is_last)),
+            (framing.EOD, 1, row.is_last),
+        ):
+            place = row.sizes + after - row.start
+            here = wanted & (place >= 0) & (place < row.length)
+            out.ids[(body + place)[here]] = end
+            out.scored[(body + place)[here]] = True
+
+    @staticmethod
+    def _mask(begin: int, end: int, out: _RowArrays) -> None:
+        out.ids[begin:end] = framing.PAD
+        out.scored[begin:end] = False
+
+    def _read(self, row: PlannedRow, span: int, view: str, start: int, stop: int) -> Bytes:
+        """Payload bytes [start, stop) of a span's segment, checked."""
+        source = self.plan.sources[row.source].set
+        member = row.index[span]
+        modality = _MODALITIES[member["modality"]]
+        if view in modality.plain_views or view == FILE_VIEW:
+            return np.frombuffer(source.read(row.shard, member, start, stop), np.uint8)
+        stored = modality.stored_range(view, start, stop)
+        if stored is not None:
+            first, last, before = stored
+            part = modality.to_view(
+                source.sample(row.shard, member, first, last), view, self.plan.config.patch
             )
-            end = at + len(framed.ids)
-            row.ids[at:end] = framed.ids
-            row.modality[at:end] = framed.modality
-            row.scored[at:end] = framed.scored
-            row.payload[at:end] = framed.payload
-            document[at // config.patch : end // config.patch] = len(origins)
-            origins.append(self._origin(piece))
-            at = end
-        return Row(row, document, origins)
-
-    def _origin(self, piece: Piece) -> Origin:
-        shard_set = self.plan.sources[piece.source].set
-        key = shard_set.key(piece.shard, piece.rows[0])
-        return Origin(str(shard_set.folder), piece.shard.name, key)
-
-    def _read(self, piece: Piece, segment: int, start: int, stop: int) -> Bytes:
-        return self._payload(piece, segment)[start:stop]
-
-    def _payload(self, piece: Piece, segment: int) -> Bytes:
-        """The whole payload of a segment. Payloads are kept while there is room, so that the
-        pieces of a long document do not each read it again."""
-        row = piece.rows[segment]
-        key = (piece.source, piece.shard.name, int(row["offset"]))
-        if key in self._payloads:
-            self._payloads.move_to_end(key)
-            return self._payloads[key]
-        seen = piece.segments[segment]
-        sample = self.plan.sources[piece.source].set.sample(piece.shard, row)
-        payload = seen.modality.to_view(sample, seen.view, self.plan.config.patch)
-        assert payload.size == seen.size, "the plan and the codec disagree on a payload's size"
-        self._payloads[key] = payload
-        self._payload_bytes += payload.size
-        while self._payload_bytes > PAYLOAD_CACHE_BYTES and len(self._payloads) > 1:
-            _, dropped = self._payloads.popitem(last=False)
-            self._payload_bytes -= dropped.size
-        return payload
+            return part[before : before + stop - start]
+        key = (row.source, row.shard.name, int(member["offset"]))
+        payload = self._payloads.get(key)
+        if payload is None:
+            sample = source.sample(row.shard, member)
+            payload = modality.to_view(sample, view, self.plan.config.patch)
+            assert payload.size == row.sizes[span], "plan and codec disagree on a payload's size"
+            self._payloads.put(key, payload, payload.size)
+        return payload[start:stop]
 
 
 class TrainingRows(Sampler[list[Position]]):
@@ -186,25 +297,25 @@ class EvaluationRows(Sampler[list[Position | None]]):
         return -(-self.rows // (self.batch * self.ranks))
 
 
-def collate(rows: Sequence[Row]) -> Batch:
-    """Stack rows to a batch."""
-    return Batch(
-        ids=torch.from_numpy(np.stack([r.framed.ids for r in rows])),
-        modality=torch.from_numpy(np.stack([r.framed.modality for r in rows])),
-        document=torch.from_numpy(np.stack([r.document for r in rows])),
-        scored=torch.from_numpy(np.stack([r.framed.scored for r in rows])),
-        payload=torch.from_numpy(np.stack([r.framed.payload for r in rows])),
-        origins=[r.origins for r in rows],
-    )
+def make_loader(
+    plan: Plan, rows: TrainingRows | EvaluationRows, workers: int, mask_damage: bool = False
+) -> DataLoader[Batch]:
+    """A DataLoader over the rows; the batches are the same for any number of workers.
 
-
-def make_loader(plan: Plan, rows: TrainingRows | EvaluationRows, workers: int) -> DataLoader[Row]:
-    """A DataLoader over the rows; the batches are the same for any number of workers."""
+    What workers hold ready is bounded by PREFETCH_BYTES, however slowly it is taken.
+    """
+    batch_rows = rows.micro_batch if isinstance(rows, TrainingRows) else rows.batch
+    batch_bytes = batch_rows * plan.config.row_length * BYTES_PER_ID
+    ahead = max(1, PREFETCH_BYTES // (batch_bytes * max(1, workers)))
     return DataLoader(
-        RowDataset(plan),
+        RowDataset(plan, mask_damage),
         batch_sampler=rows,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         num_workers=workers,
+        prefetch_factor=min(ahead, MAX_PREFETCHED_BATCHES) if workers else None,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

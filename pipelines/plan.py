@@ -1,28 +1,30 @@
-"""The plan: which pieces of which documents lie in row r of epoch e.
+"""The plan: which pieces of which documents lie in row r.
 
-The plan is a pure function of (root hashes, views, mixture, L, P, seed, epoch). It reads indexes
-and no payload, and it finds a row without going through the rows before it:
+The plan is one endless sequence of rows, a pure function of (root hashes, views, mixture, L, P,
+seed). It reads indexes and no payload, and finds a row without going through the rows before it:
 
-    shards in permuted order ─▶ windows of shards ─▶ documents permuted, cut, packed into rows
-    ─▶ rows permuted within the window ─▶ the sources' rows merged by virtual time
+    shards, each packed into rows by itself ─▶ permuted order for each pass ─▶ windows of shards,
+    rows permuted within ─▶ the sources' rows merged by virtual time
 
 Virtual time mixes by bytes: the middle of a row comes at (payload bytes of its source up to
 there) / weight, and the rows of all sources run in the order of their middles. So each source is
 at any moment within half a row of weight x virtual time, however much the documents differ in
-size. An epoch ends when every source has been passed through once; a source that ends early
+size. An epoch ends when every source has been passed through once more; a source that ends early
 begins another pass in a new order.
 
-    L ids in a row    P ids in a patch    R rows of a window    N items (pieces) of a window
+    L ids in a row    P ids in a patch    R rows    S sources    W windows of a pass
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +32,13 @@ import numpy.typing as npt
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import FILE_VIEW
+from bytelm.pipelines.packing import Ints, Packed, PlanConfig, pack_shard, shuffled
 from bytelm.pipelines.shards import Index, Shard, ShardSet, header_of
+from bytelm.pipelines.shardwriter import write_atomic
 
-PLAN_VERSION = 1
-PACKINGS = ("whole", "cut")
-PAIR_ORDERS = ("stored", "drawn")
+PLAN_VERSION = 2
+MERGED_ROWS = 256
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _MODALITIES = list(MODALITIES.values())
 
@@ -53,195 +55,168 @@ class Source:
 
 
 @dataclass(frozen=True)
-class PlanConfig:
-    """What decides the rows beside the sources."""
-
-    row_length: int
-    """L, ids in a row; a multiple of the patch."""
-    patch: int
-    """P, ids in a patch."""
-    views: Mapping[str, str]
-    """The view of each modality."""
-    seed: int = 0
-    packing: str = "whole"
-    """`whole` cuts only documents longer than a row; `cut` lays documents one after the other
-    and cuts where a row ends."""
-    pair_order: str = "stored"
-    """Order of the segments of a document: `stored`, or `drawn` anew in each epoch."""
-    window_shards: int = 16
-    """Shards whose documents are permuted and packed together."""
-
-    def __post_init__(self) -> None:
-        if self.row_length % self.patch:
-            raise ValueError(
-                f"a row of {self.row_length} ids is no multiple of the patch of {self.patch}"
-            )
-        shortest = framing.min_row_length(self.patch)
-        if self.row_length < shortest:
-            raise ValueError(
-                f"a row of {self.row_length} ids cannot hold a preamble and a patch of "
-                f"{self.patch}: use {shortest} or more"
-            )
-        for name, choice, known in (
-            ("packing", self.packing, PACKINGS),
-            ("pair_order", self.pair_order, PAIR_ORDERS),
-        ):
-            if choice not in known:
-                raise ValueError(f"{name} is {choice!r}; choose one of {', '.join(known)}")
-        for modality, view in self.views.items():
-            MODALITIES[modality].view_code(view)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a row takes of one document."""
+class PlannedRow:
+    """The spans of one row, all of one shard; every array is [spans]."""
 
     source: int
     shard: Shard
-    document: int
-    """Ordinal of the document in its shard."""
-    rows: Index
-    """[segments] the document's index rows, in this epoch's order of its segments."""
-    segments: Sequence[framing.Segment]
-    spans: Sequence[framing.Span]
+    index: Index
+    """Index rows of the spans' members."""
+    sizes: Ints
+    """Payload bytes of the members, whole."""
+    start: Ints
+    """First body id."""
+    length: Ints
+    """Body ids."""
+    at: Ints
+    """Place in the row at which the preamble begins."""
+    piece: Ints
+    """Ordinal in the row of the piece that the span belongs to."""
+    is_last: npt.NDArray[np.bool_]
+    """Whether the segment is the last of its document."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The order of one pass over a source."""
+
+    order: Ints  # [shards]
+    rows_before: Ints  # [W + 1] rows before each window
+    cost_before: Ints  # [W + 1]
 
 
 @dataclass(frozen=True)
 class _Window:
-    """The packed documents of a few shards."""
+    """The permuted rows of a window."""
 
-    shards: Sequence[Shard]
-    shard_of: Ints  # [documents]
-    document_of: Ints  # [documents] ordinal in its shard
-    segment_order: Mapping[int, Ints]  # of documents whose segments are not as stored
-    item_document: Ints  # [N] in order of rows
-    item_segment: Ints  # [N] segment and body id at which the item begins
-    item_start: Ints
-    item_length: Ints  # [N] ids
-    row_first: Ints  # [R + 1] first item of each row
-    row_bytes: Ints  # [R] payload bytes
-
-
-@dataclass(frozen=True)
-class _Interval:
-    """A stretch of virtual time in which every source stays in one window."""
-
-    begin: float
-    end: float
-    rows_before: int
-    places: tuple[tuple[int, int, int], ...]  # of each source: pass, window, bytes before it
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    intervals: list[_Interval]
-    rows: int
-    payload_bytes: int
-
-
-def shuffled(count: int, *key: int | str) -> Ints:
-    """A permutation of range(count) that the key alone decides, in every version of numpy."""
-    digest = hashlib.sha256(json.dumps(key).encode()).digest()
-    with np.errstate(over="ignore"):  # splitmix64 over a counter; products wrap
-        x = np.frombuffer(digest[:8], "<u8") + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")
-
-
-def best_fit(lengths: Sequence[int], row_length: int, patch: int) -> tuple[Ints, int]:
-    """Pack items into rows, each into the fullest row that still has room for it.
-
-    Args:
-        lengths: [N] multiples of the patch, longest first.
-    Returns:
-        [N] the row of each item, and the number of rows.
-    """
-    rows_with_room: list[list[int]] = [[] for _ in range(row_length // patch + 1)]
-    rooms = 0  # bit k is set where a row has room for exactly k patches
-    row_of = np.empty(len(lengths), np.int64)
-    rows = 0
-    for item, length in enumerate(lengths):
-        need = length // patch
-        fitting = rooms >> need
-        if fitting:
-            room = need + (fitting & -fitting).bit_length() - 1
-            row = rows_with_room[room].pop()
-            if not rows_with_room[room]:
-                rooms ^= 1 << room
-        else:
-            room, row, rows = row_length // patch, rows, rows + 1
-        row_of[item] = row
-        rows_with_room[room - need].append(row)
-        rooms |= 1 << (room - need)
-    return row_of, rows
+    shard: Ints  # [R] number of the row's shard
+    row: Ints  # [R] its row in that shard
 
 
 class Plan:
     """Rows by number. Raises ValueError where the sources, views and sizes do not go together."""
 
-    def __init__(self, sources: Sequence[Source], config: PlanConfig):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        config: PlanConfig,
+        tables: Sequence[tuple[Ints, Ints]] | None = None,
+    ):
+        """`tables`, of each source the rows and the cost of its shards, are counted from the
+        indexes where they are not given. The cost of a row is its payload bytes, and 1 where it
+        has none, so that no two rows of a source come at the same virtual time."""
         self.sources = list(sources)
         self.config = config
-        self._shards = [s.set.split(s.split) for s in sources]
+        self._shards = [
+            [shard for shard in s.set.split(s.split) if shard.documents] for s in sources
+        ]
         for source, shards in zip(sources, self._shards, strict=True):
-            if not any(shard.documents for shard in shards):
-                raise ValueError(f"{source.set.folder} has no documents in split {source.split!r}")
+            if not shards:
+                where = source.set.location
+                raise ValueError(f"{where} has no documents in split {source.split!r}")
         weights = [s.weight for s in sources]
         if any(w is None for w in weights) and any(w is not None for w in weights):
             raise ValueError("give a weight to every set of the mixture, or to none")
         if any(w is not None and not w > 0 for w in weights):
             raise ValueError(f"weights of sets must be above 0, not {weights}")
-        self.hash = self._hash()
-        self._totals = [
-            sum(int(self._payload_sizes(i, s.set.index(shard)).sum()) for shard in shards)
-            for i, (s, shards) in enumerate(zip(sources, self._shards, strict=True))
-        ]
+        self.tables = list(tables) if tables else [self._count(s) for s in range(len(sources))]
+        self._totals = [int(cost.sum()) for _, cost in self.tables]
         self._weights = [s.weight or t for s, t in zip(sources, self._totals, strict=True)]
-        self._window = lru_cache(maxsize=2 * len(sources) + 2)(self._pack_window)
-        self._order = lru_cache(maxsize=2 * len(sources) + 2)(self._window_shards)
-        self._epoch = lru_cache(maxsize=2)(self._lay_out_epoch)
+        self._epoch_time = max(t / w for t, w in zip(self._totals, self._weights, strict=True))
+
+        kept = len(sources) * (config.window_shards + 1) * 2
+        self._packed = lru_cache(maxsize=kept)(self._pack)
+        self._pass = lru_cache(maxsize=4 * len(sources))(self._order_pass)
+        self._window = lru_cache(maxsize=4 * len(sources))(self._permute_window)
+        self._times = lru_cache(maxsize=4 * len(sources))(self._time_window)
         self._merged = lru_cache(maxsize=4)(self._merge)
+        self._first_row = lru_cache(maxsize=4)(self._count_rows_before_epoch)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A data worker that is spawned makes its plan anew; the caches stay behind."""
-        return Plan, (self.sources, self.config)
+        """A process that is spawned makes the caches anew and need not count again."""
+        return Plan, (self.sources, self.config, self.tables)
 
-    def _hash(self) -> str:
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the rows, by name."""
         c = self.config
-        identity = {
-            "version": PLAN_VERSION,
-            "sources": [[s.set.root, s.split, s.weight] for s in self.sources],
+        return {
+            "plan version": PLAN_VERSION,
+            "sets": [[s.set.root, s.split] for s in self.sources],
+            "weights": [s.weight for s in self.sources],
             "views": dict(sorted(c.views.items())),
-            "row_length": c.row_length,
+            "context": c.row_length,
             "patch": c.patch,
             "seed": c.seed,
             "packing": c.packing,
             "pair_order": c.pair_order,
             "window_shards": c.window_shards,
         }
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the identity."""
+        return hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
 
     def rows(self, epoch: int) -> int:
         """Number of rows of an epoch."""
-        return self._epoch(epoch).rows
+        return self._first_row(epoch + 1) - self._first_row(epoch)
 
-    def payload_bytes(self, epoch: int) -> int:
-        """Payload bytes of an epoch."""
-        return self._epoch(epoch).payload_bytes
-
-    def row(self, epoch: int, number: int) -> list[Piece]:
-        """The pieces of row `number` (from 0) of an epoch."""
-        intervals = self._epoch(epoch).intervals
-        place = bisect_right(intervals, number, key=lambda i: i.rows_before) - 1
-        source, pass_, window, row = self._merged(epoch, place)[
-            number - intervals[place].rows_before
+    def source_rows(self, epoch: int) -> list[int]:
+        """Number of rows of each source in an epoch."""
+        times = (epoch * self._epoch_time, (epoch + 1) * self._epoch_time)
+        return [
+            self._rows_before(s, times[1]) - self._rows_before(s, times[0])
+            for s in range(len(self.sources))
         ]
-        packed = self._window(source, epoch, pass_, window)
-        items = range(packed.row_first[row], packed.row_first[row + 1])
-        return [self._piece(source, packed, item) for item in items]
+
+    @property
+    def epoch_bytes(self) -> int:
+        """Payload bytes of an epoch, to within a row of each source."""
+        return round(sum(self._epoch_time * weight for weight in self._weights))
+
+    @property
+    def source_bytes(self) -> list[int]:
+        """Payload bytes of each source, once."""
+        return list(self._totals)
+
+    @property
+    def shares(self) -> list[float]:
+        """Share of each source in the payload bytes."""
+        return [weight / sum(self._weights) for weight in self._weights]
+
+    @property
+    def passes(self) -> list[float]:
+        """How often an epoch passes through each source."""
+        pairs = zip(self._weights, self._totals, strict=True)
+        return [self._epoch_time * weight / total for weight, total in pairs]
+
+    def rows_until(self, passes: Sequence[float]) -> int:
+        """Number of rows from the beginning until a source has been passed through so often."""
+        ends = zip(passes, self._totals, self._weights, strict=True)
+        time = min(p * t / w for p, t, w in ends)
+        return sum(self._rows_before(s, time) for s in range(len(self.sources)))
+
+    def row(self, epoch: int, number: int) -> PlannedRow:
+        """Row `number` (from 0) of an epoch."""
+        source, pass_, window, place = self._locate(self._first_row(epoch) + number)
+        permuted = self._window(source, pass_, window)
+        shard, row = int(permuted.shard[place]), int(permuted.row[place])
+        packed, sizes = self._packed(source, pass_, shard)
+        spans = slice(packed.first_span[row], packed.first_span[row + 1])
+        member = packed.member[spans]
+        chosen = self._shards[source][shard]
+        return PlannedRow(
+            source=source,
+            shard=chosen,
+            index=self.sources[source].set.index(chosen)[member],
+            sizes=sizes[member],
+            start=packed.start[spans],
+            length=packed.length[spans],
+            at=packed.at[spans],
+            piece=packed.piece[spans],
+            is_last=packed.is_last[spans],
+        )
 
     def positions(self, epoch: int, row: int) -> Iterator[tuple[int, int]]:
         """(epoch, row) of row after row without end, beginning with the one given."""
@@ -252,200 +227,17 @@ class Plan:
             else:
                 epoch, row = epoch + 1, 0
 
-    # --- merging the sources ---
-
-    def _lay_out_epoch(self, epoch: int) -> _Epoch:
-        """Go through the epoch window by window, and keep where each one begins."""
-        end = max(t / w for t, w in zip(self._totals, self._weights, strict=True))
-        places = [(0, 0, 0)] * len(self.sources)
-        intervals: list[_Interval] = []
-        begin, rows, payload = 0.0, 0, 0
-        while begin < end:
-            windows = [self._window(s, epoch, p, w) for s, (p, w, _) in enumerate(places)]
-            after = [
-                before + int(window.row_bytes.sum())
-                for (_, _, before), window in zip(places, windows, strict=True)
-            ]
-            stops = [a / w for a, w in zip(after, self._weights, strict=True)]
-            interval = _Interval(begin, min([*stops, end]), rows, tuple(places))
-            intervals.append(interval)
-            for source, window in enumerate(windows):
-                taken = window.row_bytes[self._rows_of(interval, source, window)]
-                rows += len(taken)
-                payload += int(taken.sum())
-            for source, (pass_, number, _) in enumerate(places):
-                if stops[source] <= interval.end:
-                    number += 1
-                    if number == len(self._order(source, epoch, pass_)):
-                        pass_, number = pass_ + 1, 0
-                    places[source] = (pass_, number, after[source])
-            begin = interval.end
-        return _Epoch(intervals, rows, payload)
-
-    def _rows_of(self, interval: _Interval, source: int, window: _Window) -> slice:
-        """The rows of a source's window whose middle lies in an interval; all that are left of
-        it where the window ends with the interval."""
-        _, _, before = interval.places[source]
-        times = self._times(interval, source, window)
-        first, last = np.searchsorted(times, [interval.begin, interval.end])
-        if (before + int(window.row_bytes.sum())) / self._weights[source] <= interval.end:
-            last = len(times)
-        return slice(int(first), int(last))
-
-    def _times(self, interval: _Interval, source: int, window: _Window) -> Floats:
-        """[R] the virtual time of the middle of each row of a source's window."""
-        _, _, before = interval.places[source]
-        ends = before + np.cumsum(window.row_bytes)
-        return (ends - window.row_bytes / 2) / self._weights[source]
-
-    def _merge(self, epoch: int, place: int) -> list[tuple[int, int, int, int]]:
-        """(source, pass, window, row of the window) of each row of an interval."""
-        interval = self._epoch(epoch).intervals[place]
-        entries: list[tuple[float, int, int, int, int]] = []
-        for source, (pass_, number, _) in enumerate(interval.places):
-            window = self._window(source, epoch, pass_, number)
-            times = self._times(interval, source, window)
-            rows = self._rows_of(interval, source, window)
-            entries += [(times[r], source, pass_, number, r) for r in range(rows.start, rows.stop)]
-        return [entry[1:] for entry in sorted(entries)]
-
-    # --- one window ---
-
-    def _window_shards(self, source: int, epoch: int, pass_: int) -> list[list[Shard]]:
-        shards = self._shards[source]
-        order = shuffled(len(shards), self.config.seed, epoch, pass_, source, "shards")
-        permuted = [shards[i] for i in order]
-        step = self.config.window_shards
-        return [permuted[i : i + step] for i in range(0, len(permuted), step)]
-
-    def _pack_window(self, source: int, epoch: int, pass_: int, number: int) -> _Window:
-        key = (self.config.seed, epoch, pass_, source, number)
-        shards = self._order(source, epoch, pass_)[number]
-        indexes = [self.sources[source].set.index(shard) for shard in shards]
-        rows = np.concatenate(indexes)
-        sizes = self._payload_sizes(source, rows)
-        shard_of_segment = np.repeat(np.arange(len(shards)), [len(i) for i in indexes])
-
-        new = np.ones(len(rows), np.bool_)  # segments that begin a document
-        new[1:] = (np.diff(rows["document"].astype(np.int64)) != 0) | (
-            np.diff(shard_of_segment) != 0
-        )
-        first = np.flatnonzero(new)
-        count = np.diff(np.append(first, len(rows)))
-        segment_order: dict[int, Ints] = {}
-        if self.config.pair_order == "drawn":
-            for d in np.flatnonzero(count > 1):
-                segment_order[int(d)] = shuffled(int(count[d]), *key, int(d), "segments")
-
-        def segments(d: int) -> list[tuple[Any, int]]:
-            places = first[d] + segment_order.get(d, np.arange(count[d]))
-            return [(_MODALITIES[rows["modality"][p]], int(sizes[p])) for p in places]
-
-        documents = shuffled(len(first), *key, "documents")
-        if self.config.packing == "whole":
-            items, row_of, row_count = self._pack_whole(documents, rows, sizes, first, segments)
-        else:
-            items, row_of, row_count = self._pack_cut(documents, segments)
-
-        row_order = shuffled(row_count, *key, "rows")
-        new_place = np.empty(row_count, np.int64)
-        new_place[row_order] = np.arange(row_count)
-        by_row = np.argsort(new_place[row_of], kind="stable")
-        row_of = new_place[row_of][by_row]
-        items = items[by_row]
-        return _Window(
-            shards=shards,
-            shard_of=shard_of_segment[first],
-            document_of=rows["document"][first].astype(np.int64),
-            segment_order=segment_order,
-            item_document=items[:, 0],
-            item_segment=items[:, 1],
-            item_start=items[:, 2],
-            item_length=items[:, 3],
-            row_first=np.searchsorted(row_of, np.arange(row_count + 1)),
-            row_bytes=np.bincount(row_of, weights=items[:, 4], minlength=row_count).astype(
-                np.int64
-            ),
-        )
-
-    def _pack_whole(
-        self, documents: Ints, rows: Index, sizes: Ints, first: Ints, segments: Any
-    ) -> tuple[Ints, Ints, int]:
-        """Items [N, 5] of (document, segment, start, length, payload bytes), rows, their number."""
-        patch, row_length = self.config.patch, self.config.row_length
-        opening = np.array([framing.preamble_length(m, patch) for m in _MODALITIES])
-        lengths = np.add.reduceat(
-            opening[rows["modality"]] + framing.body_length(sizes, patch), first
-        )
-        payload = np.add.reduceat(sizes, first)
-        fits = documents[lengths[documents] <= row_length]
-        zeros = np.zeros(len(fits), np.int64)
-        parts = [np.stack([fits, zeros, zeros, lengths[fits], payload[fits]], axis=1)]
-        for d in documents[lengths[documents] > row_length]:
-            pieces = framing.cut(segments(d), patch, lambda: row_length)
-            parts.append(_items(int(d), segments(d), pieces, patch))
-        items = np.concatenate(parts)
-        items = items[np.argsort(-items[:, 3], kind="stable")]
-        row_of, row_count = best_fit(items[:, 3].tolist(), row_length, patch)
-        return items, row_of, row_count
-
-    def _pack_cut(self, documents: Ints, segments: Any) -> tuple[Ints, Ints, int]:
-        """Items [N, 5] of (document, segment, start, length, payload bytes), rows, their number."""
-        patch, row_length = self.config.patch, self.config.row_length
-        left, row = row_length, 0
-        parts: list[Ints] = []
-        row_of: list[int] = []
-
-        def room() -> int:
-            return left
-
-        for d in documents:
-            parsed = segments(d)
-            for spans in framing.cut(parsed, patch, room):
-                if spans:
-                    parts.append(_items(int(d), parsed, [spans], patch))
-                    row_of.append(row)
-                    left -= int(parts[-1][0, 3])
-                done = bool(spans) and _ends(spans[-1], parsed, patch)
-                if not done:
-                    row, left = row + 1, row_length
-        return np.concatenate(parts), np.array(row_of, np.int64), row_of[-1] + 1
-
-    def _payload_sizes(self, source: int, rows: Index) -> Ints:
-        """[segments] payload bytes under the views; ValueError for a view that cannot be had."""
-        folder = self.sources[source].set.folder
-        sizes = rows["size"].astype(np.int64)
-        for modality in _MODALITIES:
-            view = self.config.views[modality.name]
-            decoded = (rows["modality"] == modality.code) & (rows["is_file"] == 0)
-            if not decoded.any():
-                continue
-            if view == FILE_VIEW:
-                raise ValueError(
-                    f"view {FILE_VIEW!r} of {modality.name}: {folder} holds decoded samples; "
-                    "prepare it with --keep-files, or choose another view"
-                )
-            sizes[decoded] = modality.payload_size(sizes[decoded], view)
-            for channels in np.unique(rows["channels"][decoded]):
-                modality.check_view(view, int(channels), self.config.patch)
-        return sizes
-
-    def _piece(self, source: int, window: _Window, item: int) -> Piece:
-        d = int(window.item_document[item])
-        shard = window.shards[window.shard_of[d]]
-        document = int(window.document_of[d])
-        rows = document_rows(self.sources[source].set.index(shard), document)
-        if d in window.segment_order:
-            rows = rows[window.segment_order[d]]
-        segments = [self.segment(row) for row in rows]
-        spans = _spans_from(
-            [(s.modality, s.size) for s in segments],
-            int(window.item_segment[item]),
-            int(window.item_start[item]),
-            int(window.item_length[item]),
-            self.config.patch,
-        )
-        return Piece(source, shard, document, rows, segments, spans)
+    def needed_shards(self, epoch: int, number: int) -> list[tuple[int, Shard]]:
+        """(source, shard) of the windows in use at a row, and then of the windows after them."""
+        first = self._first_row(epoch) + number
+        now: list[tuple[int, Shard]] = []
+        later: list[tuple[int, Shard]] = []
+        for source, (pass_, window) in enumerate(self._places(first)):
+            now += self._shards_of(source, pass_, window)
+            following = window + 1 < len(self._pass(source, pass_).rows_before) - 1
+            after = (pass_, window + 1) if following else (pass_ + 1, 0)
+            later += self._shards_of(source, *after)
+        return now + later
 
     def segment(self, row: np.void) -> framing.Segment:
         """The segment of an index row as the stream sees it."""
@@ -454,36 +246,209 @@ class Plan:
         size = int(row["size"]) if row["is_file"] else modality.payload_size(int(row["size"]), view)
         return framing.Segment(modality, header_of(row), view, size)
 
+    # --- sources ---
 
-def document_rows(index: Index, document: int) -> Index:
-    """The index rows of one document."""
-    first, last = np.searchsorted(index["document"], [document, document + 1])
-    return index[first:last]
+    def _count(self, source: int) -> tuple[Ints, Ints]:
+        """[shards] rows, and [shards] cost, of the shards of a source."""
+        rows, cost = [], []
+        self.sources[source].set.prefetch_indexes(self._shards[source])
+        for shard in self._shards[source]:
+            index = self.sources[source].set.index(shard)
+            sizes = self._payload_sizes(source, index)
+            row_bytes = pack_shard(index, sizes, self.config, shard.name, 0).row_bytes
+            rows.append(len(row_bytes))
+            cost.append(int(_cost(row_bytes).sum()))
+        return np.array(rows, np.int64), np.array(cost, np.int64)
 
+    def _payload_sizes(self, source: int, index: Index) -> Ints:
+        """[members] payload bytes under the views; ValueError for a view that cannot be had."""
+        sizes = index["size"].astype(np.int64)
+        for modality in _MODALITIES:
+            view = self.config.views[modality.name]
+            decoded = (index["modality"] == modality.code) & (index["is_file"] == 0)
+            if not decoded.any():
+                continue
+            if view == FILE_VIEW:
+                raise ValueError(
+                    f"view {FILE_VIEW!r} of {modality.name}: {self.sources[source].set.location} "
+                    "holds decoded samples; prepare it with --keep-files, or choose another view"
+                )
+            sizes[decoded] = modality.payload_size(sizes[decoded], view)
+            for channels in np.unique(index["channels"][decoded]):
+                modality.check_view(view, int(channels), self.config.patch)
+        return sizes
 
-def _items(document: int, segments: Any, pieces: Any, patch: int) -> Ints:
-    """[pieces, 5] (document, segment, start, length, payload bytes) of pieces of a document."""
-    items = []
-    for spans in pieces:
-        payload = sum(
-            min(s.start + s.length, segments[s.segment][1]) - min(s.start, segments[s.segment][1])
-            for s in spans
+    def _pack(self, source: int, pass_: int, shard: int) -> tuple[Packed, Ints]:
+        """A shard's rows, and the payload size of each of its members."""
+        chosen = self._shards[source][shard]
+        index = self.sources[source].set.index(chosen)
+        sizes = self._payload_sizes(source, index)
+        packed = pack_shard(index, sizes, self.config, chosen.name, pass_)
+        assert len(packed.row_bytes) == self.tables[source][0][shard]
+        return packed, sizes
+
+    def _order_pass(self, source: int, pass_: int) -> _Pass:
+        rows, cost = self.tables[source]
+        order = shuffled(len(rows), self.config.seed, source, pass_, "shards")
+        begins = np.arange(0, len(rows), self.config.window_shards)
+        return _Pass(
+            order=order,
+            rows_before=np.append(0, np.cumsum(np.add.reduceat(rows[order], begins))),
+            cost_before=np.append(0, np.cumsum(np.add.reduceat(cost[order], begins))),
         )
-        length = framing.piece_length(spans, segments, patch)
-        items.append((document, spans[0].segment, spans[0].start, length, payload))
-    return np.array(items, np.int64)
+
+    def _window_shards(self, source: int, pass_: int, window: int) -> Ints:
+        step = self.config.window_shards
+        return self._pass(source, pass_).order[window * step : (window + 1) * step]
+
+    def _permute_window(self, source: int, pass_: int, window: int) -> _Window:
+        shards = self._window_shards(source, pass_, window)
+        counts = self.tables[source][0][shards]
+        order = shuffled(int(counts.sum()), self.config.seed, source, pass_, window, "rows")
+        row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return _Window(np.repeat(shards, counts)[order], row[order])
+
+    def _time_window(self, source: int, pass_: int, window: int) -> Floats:
+        """[R] the virtual time of each row of a window, which is that of its middle."""
+        permuted = self._window(source, pass_, window)
+        cost = np.empty(len(permuted.row), np.int64)
+        for shard in self._window_shards(source, pass_, window):
+            own = permuted.shard == shard
+            row_bytes = self._packed(source, pass_, int(shard))[0].row_bytes
+            cost[own] = _cost(row_bytes)[permuted.row[own]]
+        middles = np.cumsum(cost) - cost / 2
+        before = pass_ * self._totals[source] + self._pass(source, pass_).cost_before[window]
+        return (before + middles) / self._weights[source]
+
+    def _shards_of(self, source: int, pass_: int, window: int) -> list[tuple[int, Shard]]:
+        shards = self._window_shards(source, pass_, window)
+        return [(source, self._shards[source][int(s)]) for s in shards]
+
+    # --- the merged sequence ---
+
+    def _place(self, source: int, time: float) -> tuple[int, int]:
+        """(pass, window) that a source is in at a virtual time."""
+        total, weight = self._totals[source], self._weights[source]
+        pass_ = int(time * weight // total)
+        while pass_ * total / weight > time:
+            pass_ -= 1
+        while (pass_ + 1) * total / weight <= time:
+            pass_ += 1
+        begins = (pass_ * total + self._pass(source, pass_).cost_before[:-1]) / weight
+        return pass_, int(np.searchsorted(begins, time, side="right")) - 1
+
+    def _rows_before(self, source: int, time: float) -> int:
+        """Number of rows of a source whose middle comes before a virtual time."""
+        pass_, window = self._place(source, time)
+        order = self._pass(source, pass_)
+        rows = pass_ * int(order.rows_before[-1]) + int(order.rows_before[window])
+        begin = pass_ * self._totals[source] + order.cost_before[window]
+        if time > begin / self._weights[source]:
+            rows += int(np.searchsorted(self._times(source, pass_, window), time))
+        return rows
+
+    def _count_rows_before_epoch(self, epoch: int) -> int:
+        time = epoch * self._epoch_time
+        return sum(self._rows_before(s, time) for s in range(len(self.sources)))
+
+    def _time_near(self, row: int) -> float:
+        """A virtual time at which about so many rows of the whole sequence have come, by the
+        tables of windows alone."""
+
+        def rows_at(time: float) -> float:
+            rows = 0.0
+            for source, (counts, _) in enumerate(self.tables):
+                passes, rest = divmod(time * self._weights[source], self._totals[source])
+                order = self._pass(source, int(passes))
+                rows += passes * float(counts.sum())
+                rows += float(np.interp(rest, order.cost_before, order.rows_before))
+            return rows
+
+        low, high = 0.0, self._epoch_time
+        while rows_at(high) < row:
+            high *= 2
+        while high - low > 1e-9 * high:
+            middle = (low + high) / 2
+            low, high = (middle, high) if rows_at(middle) < row else (low, middle)
+        return high
+
+    def _split_row(self, source: int, row: int) -> tuple[int, int, int]:
+        """(pass, window, place in the window) of a source's row, counted over all passes."""
+        rows = int(self.tables[source][0].sum())
+        pass_, left = divmod(row, rows)
+        before = self._pass(source, pass_).rows_before
+        window = int(np.searchsorted(before, left, side="right")) - 1
+        return pass_, window, left - int(before[window])
+
+    def _locate(self, row: int) -> tuple[int, int, int, int]:
+        """(source, pass, window, place in the window) of a row of the whole sequence."""
+        if len(self.sources) == 1:
+            return 0, *self._split_row(0, row)
+        first, entries = self._merged(row // MERGED_ROWS)
+        source, own = entries[row - first]
+        return source, *self._split_row(source, own)
+
+    def _merge(self, block: int) -> tuple[int, list[tuple[int, int]]]:
+        """(source, row of the source) of a run of rows that holds all of a block, and the number
+        of its first row. The stretch of time is guessed and widened until it fits; which stretch
+        it is does not change the order in it."""
+        low, high = block * MERGED_ROWS, (block + 1) * MERGED_ROWS
+        slack = 4 * len(self.sources)
+        while True:
+            begin = self._time_near(low - slack) if low > slack else 0.0
+            end = self._time_near(high + slack)
+            first = [self._rows_before(s, begin) for s in range(len(self.sources))]
+            last = [self._rows_before(s, end) for s in range(len(self.sources))]
+            if sum(first) <= low and sum(last) >= high:
+                break
+            slack *= 2
+        entries: list[tuple[float, int, int]] = []
+        for source in range(len(self.sources)):
+            rows = range(first[source], last[source])
+            times = self._times_of(source, rows).tolist()
+            entries += [(time, source, row) for time, row in zip(times, rows, strict=True)]
+        return sum(first), [(source, row) for _, source, row in sorted(entries)]
+
+    def _times_of(self, source: int, rows: range) -> Floats:
+        """[rows] the virtual times of a run of a source's rows, window by window."""
+        parts: list[Floats] = [np.empty(0)]
+        at = rows.start
+        while at < rows.stop:
+            pass_, window, place = self._split_row(source, at)
+            parts.append(self._times(source, pass_, window)[place : place + rows.stop - at])
+            at += len(parts[-1])
+        return np.concatenate(parts)
+
+    def _places(self, row: int) -> list[tuple[int, int]]:
+        """(pass, window) of every source at a row of the whole sequence."""
+        source, pass_, window, place = self._locate(row)
+        if len(self.sources) == 1:
+            return [(pass_, window)]
+        time = float(self._times(source, pass_, window)[place])
+        return [self._place(s, time) for s in range(len(self.sources))]
 
 
-def _ends(span: framing.Span, segments: Any, patch: int) -> bool:
-    """Whether a span is the last of its document."""
-    last = len(segments) - 1
-    body = framing.body_length(segments[last][1], patch)
-    return span.segment == last and span.start + span.length == body
+def _cost(row_bytes: Ints) -> Ints:
+    return np.maximum(row_bytes, 1)
 
 
-def _spans_from(
-    segments: Sequence[tuple[Any, int]], segment: int, start: int, length: int, patch: int
-) -> list[framing.Span]:
-    """The spans of the piece of `length` ids that begins at a segment and a place in its body."""
-    pieces = framing.cut(segments, patch, lambda: length, segment, start)
-    return next(pieces)
+def load_or_make_plan(sources: Sequence[Source], config: PlanConfig, path: Path) -> Plan:
+    """The plan whose tables a file keeps; counted anew, and kept, where the file is missing,
+    damaged, or of another plan."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            tables = [(kept[f"rows{s}"], kept[f"cost{s}"]) for s in range(len(sources))]
+            plan = Plan(sources, config, tables)
+            if str(kept["hash"]) == plan.hash:
+                return plan
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        pass
+    plan = Plan(sources, config)
+    arrays: dict[str, Any] = {f"rows{s}": rows for s, (rows, _) in enumerate(plan.tables)}
+    arrays["hash"] = np.array(plan.hash)
+    arrays |= {f"cost{s}": cost for s, (_, cost) in enumerate(plan.tables)}
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, file.getvalue())
+    return plan

@@ -23,16 +23,8 @@ from typing import TYPE_CHECKING, Any
 from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.decode import Decoded, Decoders
 from bytelm.pipelines.meter import Meter
-from bytelm.pipelines.shards import (
-    FORMAT,
-    MANIFEST,
-    SPLITS,
-    Shard,
-    ShardSet,
-    ShardWriter,
-    write_atomic,
-    write_manifest,
-)
+from bytelm.pipelines.shards import FORMAT, MANIFEST, SPLITS, Shard, ShardSet
+from bytelm.pipelines.shardwriter import ShardWriter, write_atomic, write_manifest
 from bytelm.pipelines.sources import (
     CAPTION_ALONE,
     Captions,

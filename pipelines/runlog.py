@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from bytelm.pipelines.loader import Damage
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -96,6 +99,14 @@ class RunLog:
         self._record("eval", step, metrics)
         parts = [f"{name} {m['bits_per_byte']:.3f}" for name, m in metrics.items()]
         self.console.print(f"step {step}: bits per byte on val: {'  '.join(parts)}", soft_wrap=True)
+
+    def damage(self, step: int, damage: Sequence[Damage]) -> None:
+        """Record and name what was masked in a step."""
+        for piece in damage:
+            values = {"kind": "damage", "step": step, "bytes": piece.size, "cause": piece.cause}
+            self._file.write(json.dumps(values) + "\n")
+            self.say(f"step {step}: masked {piece.size} bytes: {piece.cause}")
+        self._file.flush()
 
     def say(self, text: str) -> None:
         """Show a line above the bar."""

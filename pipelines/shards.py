@@ -1,10 +1,12 @@
 """Shard sets: uncompressed tars that any WebDataset reader opens, an index beside each, a manifest.
 
     SET/train-000000.tar    for each document KEY.json and one member a segment
-    SET/train-000000.npy    the index: one row of INDEX a segment, in the tar's order
+    SET/train-000000.npy    the index: one row of INDEX a segment, in the tar's order; then,
+                            as a second array, the CRC-32 of every chunk of every member
     SET/manifest.json       every shard's size, hashes, documents and bytes; the set's root hash
 
-The manifest is written last, so a set without one is unfinished.
+The manifest is written last, so a set without one is unfinished. Checksums are kept by chunks of
+a member, so that a piece of a long document is read and checked without the rest of it.
 """
 
 from __future__ import annotations
@@ -13,18 +15,20 @@ import hashlib
 import io
 import json
 import os
-import tarfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header, Sample
+from bytelm.pipelines.cache import Blob, CacheConfig
+from bytelm.pipelines.store import DamageError, LocalStore, open_store
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -40,18 +44,24 @@ INDEX = np.dtype(
         ("width", "<u2"),
         ("height", "<u2"),
         ("rate", "<u4"),
-        ("crc32", "<u4"),  # of the member's bytes
+        ("first_crc", "<u4"),  # place of the member's first chunk among the checksums
         ("offset", "<u8"),  # of the member's first byte in the tar
         ("size", "<u8"),  # of the member in bytes
     ]
 )
 Index = npt.NDArray[np.void]
+Checksums = npt.NDArray[np.uint32]
+CRC_CHUNK = 1 << 14
+"""Bytes of a member that have a checksum of their own; the last chunk is shorter."""
+
+INDEX_CACHE_BYTES = 1 << 27
+MAX_OPEN_FILES = 64
+MAX_MANIFEST_BYTES = 1 << 30
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _MODALITY_BY_CODE = list(MODALITIES.values())
-
-
-class DamageError(ValueError):
-    """Stored bytes that are not what the index or the manifest says."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Shard:
     size: int
     """Bytes of the tar."""
     sha256: str
+    index_size: int
     index_sha256: str
     documents: int
     bytes: dict[str, int]
@@ -74,6 +85,16 @@ class Shard:
         """File name of the index."""
         return Path(self.name).with_suffix(".npy").name
 
+    @property
+    def blob(self) -> Blob:
+        """The tar as an object of the store."""
+        return Blob(self.name, self.size, self.sha256)
+
+    @property
+    def index_blob(self) -> Blob:
+        """The index as an object of the store."""
+        return Blob(self.index_name, self.index_size, self.index_sha256)
+
 
 def root_hash(shards: Sequence[Shard]) -> str:
     """SHA-256 over the names and hashes of all shards: the identity of a set's content."""
@@ -81,165 +102,60 @@ def root_hash(shards: Sequence[Shard]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class ShardWriter:
-    """Writes one shard: temporary name, fsync, hash, rename. The same documents in the same
-    order give the same bytes: members carry no time, owner or machine."""
-
-    def __init__(self, folder: Path, split: str, number: int):
-        self.name = f"{split}-{number:06d}.tar"
-        self.split = split
-        self._path = folder / self.name
-        self._temporary = self._path.with_name(self.name + ".tmp")
-        self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        self._rows: list[tuple[int, ...]] = []
-        self._documents = 0
-        self._bytes = dict.fromkeys(MODALITIES, 0)
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._tar.offset
-
-    def add(self, key: str, sources: Sequence[str], samples: Sequence[Sample]) -> None:
-        """Append a document: its key, the source file's name of each segment, the samples."""
-        suffixes = [MODALITIES[s.modality].member_suffix(s) for s in samples]
-        if len(set(suffixes)) < len(suffixes):
-            suffixes = [f"{i}.{suffix}" for i, suffix in enumerate(suffixes)]
-        segments = [
-            {
-                "modality": sample.modality,
-                "member": f"{key}.{suffix}",
-                "source": source,
-                **{name: value for name, value in asdict(sample.header).items() if value},
-                **({"is_file": True} if sample.is_file else {}),
-            }
-            for source, suffix, sample in zip(sources, suffixes, samples, strict=True)
-        ]
-        self._add_member(f"{key}.json", json.dumps({"key": key, "segments": segments}).encode())
-        for suffix, sample in zip(suffixes, samples, strict=True):
-            offset = self._add_member(f"{key}.{suffix}", sample.data)
-            h = sample.header
-            self._rows.append(
-                (
-                    self._documents,
-                    MODALITIES[sample.modality].code,
-                    sample.is_file,
-                    h.channels,
-                    h.width,
-                    h.height,
-                    h.rate,
-                    zlib.crc32(sample.data),
-                    offset,
-                    len(sample.data),
-                )
-            )
-            self._bytes[sample.modality] += len(sample.data)
-        self._documents += 1
-
-    def _add_member(self, name: str, data: bytes) -> int:
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        self._tar.addfile(info, io.BytesIO(data))
-        padded = -(-len(data) // TAR_BLOCK) * TAR_BLOCK
-        return self._tar.offset - padded
-
-    def close(self) -> Shard:
-        """Finish tar and index, make both durable, and give the shard's manifest line."""
-        self._tar.close()
-        with open(self._temporary, "rb") as file:
-            os.fsync(file.fileno())
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = os.fstat(file.fileno()).st_size
-        index = io.BytesIO()
-        np.save(index, np.array(self._rows, dtype=INDEX))
-        shard = Shard(
-            name=self.name,
-            split=self.split,
-            size=size,
-            sha256=sha256,
-            index_sha256=hashlib.sha256(index.getvalue()).hexdigest(),
-            documents=self._documents,
-            bytes=self._bytes,
-        )
-        write_atomic(self._path.with_name(shard.index_name), index.getvalue())
-        self._temporary.rename(self._path)
-        fsync_folder(self._path.parent)
-        return shard
-
-
-def write_manifest(folder: Path, shards: Sequence[Shard], report: dict[str, Any]) -> None:
-    """Write the manifest, which declares the set complete."""
-    manifest = {
-        "format": FORMAT,
-        "root": root_hash(shards),
-        "shards": [asdict(s) for s in shards],
-        "report": report,
-    }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    write_atomic(folder / MANIFEST, text.encode("utf-8", "surrogateescape"))
-
-
 class ShardSet:
-    """A set on disk: its manifest, its indexes, and checked reads of its members.
+    """A set at a path or URL: its manifest, its indexes, and checked reads of its members.
 
-    Raises ValueError where the folder is no complete set of this format version, and
-    DamageError where bytes are not what the index or the manifest says.
+    Raises ValueError where there is no complete set of this format version, and DamageError where
+    bytes are not what the index or the manifest says.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, location: str | Path, cache: CacheConfig | None = None):
+        """`cache` keeps the shards of a remote set; a local one needs none."""
+        self.store = open_store(location, cache)
+        self.location = str(location)
         manifest = self._load_manifest()
         self.shards = [Shard(**entry) for entry in manifest["shards"]]
         self.root: str = manifest["root"]
         self.report: dict[str, Any] = manifest["report"]
         if root_hash(self.shards) != self.root:
             raise DamageError(
-                f"{self.folder / MANIFEST}: the root hash does not match its shards; "
+                f"{self.location}/{MANIFEST}: the root hash does not match its shards; "
                 "the manifest was edited or damaged, prepare the set again"
             )
-        self._files: dict[str, int] = {}
-        self._indexes: dict[str, Index] = {}
+        self._files: OrderedDict[str, tuple[int, Blob]] = OrderedDict()
+        self._indexes = ByteCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
 
     def _load_manifest(self) -> dict[str, Any]:
-        path = self.folder / MANIFEST
-        if not self.folder.is_dir():
-            raise ValueError(f"no shard set at {self.folder}: make one with `bytelm prepare`")
-        if not path.is_file():
-            raise ValueError(
-                f"{self.folder} holds no {MANIFEST}: it is no shard set, or `bytelm prepare` "
-                "was interrupted; run it again"
-            )
+        where = f"{self.location}/{MANIFEST}"
         try:
-            manifest = json.loads(path.read_text("utf-8", "surrogateescape"))
+            data = self.store.read(MANIFEST, MAX_MANIFEST_BYTES)
+        except FileNotFoundError as error:
+            if not self.is_remote and Path(self.location).is_dir():
+                raise ValueError(
+                    f"{self.location} holds no {MANIFEST}: it is no shard set, or `bytelm "
+                    "prepare` was interrupted; run it again"
+                ) from error
+            raise ValueError(
+                f"no shard set at {self.location}: make one with `bytelm prepare`"
+            ) from error
+        except OSError as error:
+            raise ValueError(f"{where} cannot be read: {error}") from error
+        try:
+            manifest = json.loads(data.decode("utf-8", "surrogateescape"))
             version = manifest["format"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no manifest of a shard set ({error})") from error
+            raise ValueError(f"{where} is no manifest of a shard set ({error})") from error
         if version != FORMAT:
             raise ValueError(
-                f"{path} has format version {version}, this bytelm reads {FORMAT}: "
+                f"{where} has format version {version}, this bytelm reads {FORMAT}: "
                 "prepare the set again, or use the bytelm that wrote it"
             )
         return manifest
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards are fetched before they are read."""
+        return not isinstance(self.store, LocalStore)
 
     def split(self, name: str) -> list[Shard]:
         """The shards of one split, in the manifest's order."""
@@ -247,33 +163,50 @@ class ShardSet:
 
     def index(self, shard: Shard) -> Index:
         """[segments] the shard's index (dtype INDEX), checked against the manifest."""
-        if shard.name not in self._indexes:
-            path = self.folder / shard.index_name
+        return self._index(shard)[0]
+
+    def _index(self, shard: Shard) -> tuple[Index, Checksums]:
+        cached = self._indexes.get(shard.name)
+        if cached is None:
+            where = f"index {self.location}/{shard.index_name}"
             try:
+                path = self.store.path(shard.index_blob)
                 data = path.read_bytes()
             except OSError as error:
-                raise DamageError(f"index {path} cannot be read: {error.strerror}") from error
+                raise DamageError(f"{where} cannot be read: {error}") from error
+            self.store.release(shard.index_blob)
             if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-                raise DamageError(f"index {path} is not the one that the manifest names")
-            self._indexes[shard.name] = np.load(io.BytesIO(data), allow_pickle=False)
-        return self._indexes[shard.name]
+                raise DamageError(f"{where} is not the one that the manifest names")
+            file = io.BytesIO(data)
+            cached = np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
+            self._indexes.put(shard.name, cached, len(data))
+        return cached
 
-    def read(self, shard: Shard, row: np.void) -> bytes:
-        """The bytes of one member, checked against the CRC-32 of its index row."""
-        data = os.pread(self._open(shard), int(row["size"]), int(row["offset"]))
-        if len(data) != row["size"] or zlib.crc32(data) != row["crc32"]:
+    def read(self, shard: Shard, row: np.void, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of one member, to its end by default.
+
+        Whole chunks are read and checked against their checksums; a difference is a DamageError.
+        """
+        size, offset = int(row["size"]), int(row["offset"])
+        stop = size if stop is None else stop
+        first, last = start // CRC_CHUNK, -(-stop // CRC_CHUNK)
+        begin, end = first * CRC_CHUNK, min(last * CRC_CHUNK, size)
+        data = os.pread(self._open(shard), end - begin, offset + begin)
+        place = int(row["first_crc"]) + first
+        expected = self._index(shard)[1][place : place + last - first].tolist()
+        if len(data) != end - begin or chunk_checksums(data) != expected:
             raise DamageError(
-                f"{self.folder / shard.name}: document {self.key(shard, row)} at byte "
-                f"{row['offset']} does not match its checksum"
+                f"{self.location}/{shard.name}: document {self.key(shard, row)} at byte "
+                f"{offset + begin} does not match its checksum"
             )
-        return data
+        return data if (begin, end) == (start, stop) else data[start - begin : stop - begin]
 
-    def sample(self, shard: Shard, row: np.void) -> Sample:
-        """The canonical sample of one segment."""
+    def sample(self, shard: Shard, row: np.void, start: int = 0, stop: int | None = None) -> Sample:
+        """The canonical sample of one segment, or bytes [start, stop) of it."""
         return Sample(
             modality=_MODALITY_BY_CODE[row["modality"]].name,
             header=header_of(row),
-            data=self.read(shard, row),
+            data=self.read(shard, row, start, stop),
             is_file=bool(row["is_file"]),
         )
 
@@ -283,37 +216,102 @@ class ShardSet:
         return block[:100].split(b"\0")[0].split(b".")[0].decode("ascii", "replace")
 
     def _open(self, shard: Shard) -> int:
-        if shard.name not in self._files:
-            path = self.folder / shard.name
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise DamageError(f"shard {path} cannot be opened: {error.strerror}") from error
-            size = os.fstat(descriptor).st_size
+        if shard.name in self._files:
+            self._files.move_to_end(shard.name)
+            return self._files[shard.name][0]
+        try:
+            descriptor = os.open(self.store.path(shard.blob), os.O_RDONLY)
+        except OSError as error:
+            where = f"{self.location}/{shard.name}"
+            raise DamageError(f"shard {where} cannot be opened: {error}") from error
+        self._files[shard.name] = descriptor, shard.blob
+        if len(self._files) > MAX_OPEN_FILES:
+            self._close(next(iter(self._files)))
+        return descriptor
+
+    def _close(self, name: str) -> None:
+        descriptor, blob = self._files.pop(name)
+        os.close(descriptor)
+        self.store.release(blob)
+
+    def prefetch(self, shards: Sequence[Shard]) -> None:
+        """Have these shards of a remote set fetched ahead, in this order, and let go of others."""
+        wanted = {shard.name for shard in shards}
+        for name in [n for n in self._files if n not in wanted]:
+            self._close(name)
+        self.store.prefetch([shard.blob for shard in shards])
+
+    def prefetch_indexes(self, shards: Sequence[Shard]) -> None:
+        """Have the indexes of these shards fetched ahead where the set is remote."""
+        self.store.prefetch([shard.index_blob for shard in shards])
+
+    def check_sizes(self, split: str) -> None:
+        """DamageError that names every shard of a local split whose size is not the manifest's."""
+        if self.is_remote:
+            return
+        wrong = []
+        for shard in self.split(split):
+            path = self.store.path(shard.blob)
+            size = path.stat().st_size if path.is_file() else None
             if size != shard.size:
-                os.close(descriptor)
-                raise DamageError(
-                    f"shard {path} has {size} bytes where the manifest says {shard.size}"
-                )
-            self._files[shard.name] = descriptor
-        return self._files[shard.name]
+                found = "is missing" if size is None else f"has {size} bytes"
+                wrong.append(f"shard {path} {found} where the manifest says {shard.size}")
+        if wrong:
+            raise DamageError("; ".join(wrong))
 
     def verify(self, shard: Shard) -> None:
         """Read the whole shard and its index; DamageError where a hash or checksum differs."""
         index = self.index(shard)
-        self._open(shard)
-        with open(self.folder / shard.name, "rb") as file:
+        where = f"{self.location}/{shard.name}"
+        with open(self._open(shard), "rb", closefd=False) as file:
+            file.seek(0)
+            size = os.fstat(file.fileno()).st_size
+            if size != shard.size:
+                raise DamageError(
+                    f"shard {where} has {size} bytes where the manifest says {shard.size}"
+                )
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                 for row in index:
                     self.read(shard, row)
                 raise DamageError(
-                    f"{self.folder / shard.name} does not match its SHA-256, though every "
-                    "document's payload does: a tar header or a description is damaged"
+                    f"{where} does not match its SHA-256, though every document's payload does: "
+                    "a tar header or a description is damaged"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Open files stay with the process that opened them."""
-        return {**self.__dict__, "_files": {}}
+        """Open files stay with the process that opened them, and so do cached indexes."""
+        indexes = ByteCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
+        return {**self.__dict__, "_files": OrderedDict(), "_indexes": indexes}
+
+
+class ByteCache(Generic[K, V]):
+    """Keeps what was used last, up to a number of bytes; at least the newest."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._held = 0
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        """The value, now the newest; None where it is not kept."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key][0]
+
+    def put(self, key: K, value: V, size: int) -> None:
+        """Keep a value of so many bytes, in place of the oldest."""
+        self._entries[key] = value, size
+        self._held += size
+        while self._held > self._limit and len(self._entries) > 1:
+            _, (_, freed) = self._entries.popitem(last=False)
+            self._held -= freed
+
+
+def chunk_checksums(data: bytes) -> list[int]:
+    """The CRC-32 of each chunk of CRC_CHUNK bytes."""
+    view = memoryview(data)
+    return [zlib.crc32(view[i : i + CRC_CHUNK]) for i in range(0, len(data), CRC_CHUNK)]
 
 
 def header_of(row: np.void) -> Header:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,11 +23,14 @@ from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.engine import Engine, bits_per_byte, deepspeed_config, start_ranks
 from bytelm.pipelines.evaluate import Scores, score
 from bytelm.pipelines.loader import EvaluationRows, TrainingRows, make_loader
-from bytelm.pipelines.plan import Plan, PlanConfig, Source
+from bytelm.pipelines.packing import PlanConfig
+from bytelm.pipelines.plan import Plan, Source, load_or_make_plan
 from bytelm.pipelines.runlog import RunLog
-from bytelm.pipelines.shards import ShardSet, write_atomic
+from bytelm.pipelines.shards import DamageError
+from bytelm.pipelines.shardwriter import write_atomic
 
 CONFIG = "config.json"
+PLAN = "plan.npz"
 
 
 class DivergedError(RuntimeError):
@@ -42,10 +46,13 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     return 1 if subprocess.run(command, env=environment, check=False).returncode else 0
 
 
-def training_plan(config: RunConfig) -> Plan:
-    """The plan of a run's `train` splits."""
-    sources = [Source(ShardSet(s.path), "train", s.weight) for s in config.data.sets]
-    return Plan(sources, plan_config(config))
+def training_plan(config: RunConfig, path: Path) -> Plan:
+    """The plan of a run's `train` splits; `path` keeps its tables."""
+    sources = [
+        Source(config.open_set(i), "train", chosen.weight)
+        for i, chosen in enumerate(config.data.sets)
+    ]
+    return load_or_make_plan(sources, plan_config(config), path)
 
 
 def plan_config(config: RunConfig) -> PlanConfig:
@@ -61,7 +68,26 @@ def plan_config(config: RunConfig) -> PlanConfig:
     )
 
 
-def check(config: RunConfig, run: Path, processes: int, resume: bool) -> None:
+def steps_to_do(config: RunConfig, plan: Plan) -> int:
+    """Steps of a run: those of its config, or fewer where a set is exhausted and stops it.
+
+    Raises ValueError where exhausting a set is an error.
+    """
+    if config.data.on_exhausted == "repeat":
+        return config.train.steps
+    rows = plan.rows_until([chosen.max_repeats for chosen in config.data.sets])
+    steps = rows // config.train.global_batch
+    if steps >= config.train.steps:
+        return config.train.steps
+    if config.data.on_exhausted == "error" or not steps:
+        raise ValueError(
+            f"a set is exhausted after {steps} of {config.train.steps} steps: allow more "
+            "max_repeats, take fewer steps, or set data.on_exhausted to repeat or stop"
+        )
+    return steps
+
+
+def check(config: RunConfig, run: Path, processes: int, resume: bool, new_plan: bool) -> None:
     """ValueError for what would stop a run before its first step, found before any rank starts."""
     deepspeed_config(config.train.deepspeed)
     config.accumulation(processes)
@@ -70,17 +96,30 @@ def check(config: RunConfig, run: Path, processes: int, resume: bool) -> None:
             f"the stream has {framing.VOCAB_SIZE} ids and pads with {framing.PAD}: leave "
             "vocab_size and pad_id of the model as they are"
         )
-    plan = training_plan(config)
-    if resume:
-        _check_resumable(checkpoint.newest(run)[1], config, plan, processes)
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ValueError(f"{run} is not empty: go on with --resume, or choose another --out")
+    state = checkpoint.newest(run)[1] if resume else None
+    plan = training_plan(config, run / PLAN)
+    steps_to_do(config, plan)
+    if state:
+        _check_resumable(state, config, plan, processes, new_plan)
+    if config.data.damage == "raise":
+        for source in plan.sources:
+            source.set.check_sizes("train")
 
 
-def _check_resumable(state: TrainState, config: RunConfig, plan: Plan, ranks: int) -> None:
+def _check_resumable(
+    state: TrainState, config: RunConfig, plan: Plan, ranks: int, new_plan: bool
+) -> None:
+    for name, value in plan.identity.items():
+        if not new_plan and state.plan.get(name) != value:
+            raise ValueError(
+                f"the data changed since the checkpoint: {name} was {state.plan.get(name)} and is "
+                f"{value}; resume with what it was, or begin a new plan of the data at its first "
+                "row with --new-plan"
+            )
     stage = deepspeed_config(config.train.deepspeed)["zero_optimization"]["stage"]
     for name, was, is_ in (
-        ("plan of the data (sets, views, weights, context, patch or seed)", state.plan, plan.hash),
         ("number of processes", state.ranks, ranks),
         ("ZeRO stage", state.zero_stage, stage),
     ):
@@ -91,24 +130,29 @@ def _check_resumable(state: TrainState, config: RunConfig, plan: Plan, ranks: in
             )
 
 
-def train(config: RunConfig, run: Path, resume: bool) -> None:
+def train(config: RunConfig, run: Path, resume: bool, new_plan: bool) -> None:
     """Train a run to its last step; every rank calls it.
 
-    Raises ValueError for what a user can get wrong, DivergedError for a loss that is not finite.
+    Raises ValueError for what a user can get wrong, DamageError for data that cannot be used,
+    DivergedError for a loss that is not finite.
     """
     start_ranks()
     torch.manual_seed(config.train.seed)
     engine = Engine(Megabyte(config.model), config)
-    plan = training_plan(config)
-    state = TrainState(0, 0, 0, plan.hash, engine.ranks, engine.zero_stage)
+    if engine.rank == 0:
+        training_plan(config, run / PLAN)  # counts once what all ranks read
+    engine.barrier()
+    plan = training_plan(config, run / PLAN)
+    state = TrainState(0, 0, 0, plan.identity, engine.ranks, engine.zero_stage)
     if resume:
         folder, state = checkpoint.newest(run)
-        _check_resumable(state, config, plan, engine.ranks)
+        _check_resumable(state, config, plan, engine.ranks, new_plan)
         engine.load(folder)
+        if state.plan != plan.identity:
+            state = replace(state, epoch=0, row=0, plan=plan.identity)
     if engine.rank == 0:
-        run.mkdir(parents=True, exist_ok=True)
         write_atomic(run / CONFIG, json.dumps(config.to_dict(), indent=1).encode())
-        with RunLog(run, config.train.steps, state.step) as log:
+        with RunLog(run, steps_to_do(config, plan), state.step) as log:
             _loop(engine, plan, state, run, log)
     else:
         _loop(engine, plan, state, run, None)
@@ -124,17 +168,31 @@ def _loop(engine: Engine, plan: Plan, state: TrainState, run: Path, log: RunLog 
         engine.rank,
         engine.ranks,
     )
-    batches = iter(make_loader(plan, rows, config.data.workers))
+    mask = config.data.damage == "mask"
+    batches = iter(make_loader(plan, rows, config.data.workers, mask))
     positions = plan.positions(state.epoch, state.row)
     validation = _validation_plans(config, log)
-    began, logged_bytes = time.monotonic(), 0
-    for step in range(state.step, config.train.steps):
+    steps = steps_to_do(config, plan)
+    if log and steps < config.train.steps:
+        log.say(f"the run ends after {steps} steps: a set is exhausted then")
+    began, logged_bytes, masked_bytes = time.monotonic(), 0, 0
+    for step in range(state.step, steps):
         done = step + 1
-        last = done == config.train.steps
-        statistics = engine.train_step(step, list(islice(batches, engine.accumulation)))
+        last = done == steps
+        statistics = engine.train_step(step, steps, list(islice(batches, engine.accumulation)))
         epoch, row = list(islice(positions, config.train.global_batch))[-1]
         if not math.isfinite(statistics.loss):
             raise DivergedError(f"the loss of step {done} is {statistics.loss}")
+        if statistics.damage:
+            masked_bytes += sum(d.size for d in statistics.damage)
+            if log:
+                log.damage(done, statistics.damage)
+            if masked_bytes > config.data.max_bad_share * plan.epoch_bytes:
+                raise DamageError(
+                    f"{masked_bytes} bytes were damaged up to step {done}, more than "
+                    f"max_bad_share {config.data.max_bad_share} of an epoch's "
+                    f"{plan.epoch_bytes}: {statistics.damage[-1].cause}"
+                )
         logged_bytes += sum(statistics.payload_bytes.values())
         if log and (last or _is_due(done, config.train.log_every)):
             seconds, began = time.monotonic() - began, time.monotonic()
@@ -161,7 +219,9 @@ def _loop(engine: Engine, plan: Plan, state: TrainState, run: Path, log: RunLog 
                 log.evaluation(done, metrics)
             began, logged_bytes = time.monotonic(), 0
         if last or _is_due(done, config.train.checkpoint_every):
-            reached = TrainState(done, epoch, row + 1, plan.hash, engine.ranks, engine.zero_stage)
+            reached = TrainState(
+                done, epoch, row + 1, plan.identity, engine.ranks, engine.zero_stage
+            )
             folder = checkpoint.save(engine, run, reached, config.model, _exported(config))
             if log:
                 log.say(f"step {done}: checkpoint {folder}")
@@ -180,8 +240,8 @@ def _exported(config: RunConfig) -> dict[str, object]:
 def _validation_plans(config: RunConfig, log: RunLog | None) -> list[Plan]:
     """A plan for each set that has documents to validate on."""
     plans = []
-    for chosen in config.data.sets:
-        shard_set = ShardSet(chosen.path)
+    for number, chosen in enumerate(config.data.sets):
+        shard_set = config.open_set(number)
         if any(shard.documents for shard in shard_set.split("val")):
             plans.append(Plan([Source(shard_set, "val")], plan_config(config)))
         elif log:

@@ -46,7 +46,7 @@ def write_config(path: Path, shard_set: ShardSet, **train: Any) -> Path:
     """A config of the tiny model on one set, fp32."""
     values = {
         "model": TINY_MODEL,
-        "data": {"sets": [{"path": str(shard_set.folder)}], "window_shards": 2},
+        "data": {"sets": [{"path": str(shard_set.location)}], "window_shards": 2},
         "optimizer": {"lr": 0.003, "warmup_steps": 4},
         "train": {"precision": "fp32", **train},
     }

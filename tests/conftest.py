@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from bytelm.modalities.base import Header, Sample
-from bytelm.pipelines.shards import ShardSet, ShardWriter, write_manifest
+from bytelm.pipelines.shards import ShardSet
+from bytelm.pipelines.shardwriter import ShardWriter, write_manifest
 
 SetMaker = Callable[..., ShardSet]
 

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 from commands import bytelm, command, environment
 
-COMMANDS = ("prepare", "inspect", "train", "evaluate", "generate", "export", "demo")
+COMMANDS = (
+    "prepare",
+    "inspect",
+    "index",
+    "plan",
+    "train",
+    "evaluate",
+    "generate",
+    "export",
+    "demo",
+)
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:

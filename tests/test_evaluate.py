@@ -19,7 +19,8 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.baselines import CodecSizes
 from bytelm.pipelines.evaluate import Scores, evaluate, score
 from bytelm.pipelines.loader import EvaluationRows, make_loader
-from bytelm.pipelines.plan import Plan, PlanConfig, Source
+from bytelm.pipelines.packing import PlanConfig
+from bytelm.pipelines.plan import Plan, Source
 from bytelm.pipelines.shards import ShardSet
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
@@ -39,7 +40,7 @@ def test_bits_per_byte_is_the_sum_over_the_documents(
 ) -> None:
     """Each document is framed and scored by itself, piece by piece, with the naive softmax of all
     logits; the packed rows of the evaluation have to give the same sums."""
-    metrics, _ = evaluate(model_folder, [mixed_set.folder], "train", batch, "fp32")
+    metrics, _ = evaluate(model_folder, [mixed_set.location], "train", batch, "fp32")
     from bytelm.pipelines.checkpoint import load_model
 
     model, _ = load_model(model_folder)
@@ -133,22 +134,22 @@ def test_codecs_are_what_anyone_would_measure(make_set: SetMaker, tmp_path: Path
 def test_the_command_prints_a_table_and_refuses_what_is_missing(
     mixed_set: ShardSet, model_folder: Path, tmp_path: Path
 ) -> None:
-    shown = bytelm("evaluate", model_folder, "--data", mixed_set.folder).stdout
+    shown = bytelm("evaluate", model_folder, "--data", mixed_set.location).stdout
     for word in ("text", "image", "audio", "total", "gzip", "xz", "PNG", "FLAC"):
         assert word in shown
     for arguments, message in (
-        ((tmp_path / "none", "--data", mixed_set.folder), "no model at"),
-        ((mixed_set.folder, "--data", mixed_set.folder), "neither a run"),
+        ((tmp_path / "none", "--data", mixed_set.location), "no model at"),
+        ((mixed_set.location, "--data", mixed_set.location), "neither a run"),
         ((model_folder, "--data", tmp_path / "none"), "no shard set"),
-        ((model_folder, "--data", mixed_set.folder, "--split", "test"), "no documents in split"),
+        ((model_folder, "--data", mixed_set.location, "--split", "test"), "no documents in split"),
     ):
         error = bytelm("evaluate", *arguments, status=2).stderr
         assert message in error
         assert error.count("\n") == 1
-    for path in (model_folder / "config.json", mixed_set.folder / "manifest.json"):
+    for path in (model_folder / "config.json", Path(mixed_set.location) / "manifest.json"):
         values = json.loads(path.read_text())
         path.write_text(json.dumps({**values, "format": 99}))
-        error = bytelm("evaluate", model_folder, "--data", mixed_set.folder, status=2).stderr
+        error = bytelm("evaluate", model_folder, "--data", mixed_set.location, status=2).stderr
         assert "format" in error
         assert "99" in error
         assert error.count("\n") == 1

@@ -13,7 +13,8 @@ from conftest import SetMaker, audio, image, text
 from rich.console import Console
 
 from bytelm.pipelines.inspect import find_damage, inspect, write_samples
-from bytelm.pipelines.shards import DamageError, ShardSet, write_manifest
+from bytelm.pipelines.shards import DamageError, ShardSet
+from bytelm.pipelines.shardwriter import write_manifest
 
 
 def run(
@@ -26,8 +27,10 @@ def run(
 
 
 def test_figures_of_each_modality_and_split(mixed_set: ShardSet) -> None:
-    write_manifest(mixed_set.folder, mixed_set.shards, {"skipped": {"empty": 2, "truncated": 1}})
-    status, shown = run(mixed_set.folder)
+    write_manifest(
+        Path(mixed_set.location), mixed_set.shards, {"skipped": {"empty": 2, "truncated": 1}}
+    )
+    status, shown = run(mixed_set.location)
     assert status == 0
     assert mixed_set.root in shown
     assert "13 in train, 3 in val, 0 in test" in shown
@@ -42,21 +45,21 @@ def test_figures_of_each_modality_and_split(mixed_set: ShardSet) -> None:
 def test_verify_names_every_damaged_shard(make_set: SetMaker) -> None:
     shard_set = make_set([[text(b"%d" % i * 50)] for i in range(8)], per_shard=2)
     assert find_damage(shard_set) == []
-    assert run(shard_set.folder, verify=True)[0] == 0
+    assert run(shard_set.location, verify=True)[0] == 0
 
-    tar = shard_set.folder / "train-000001.tar"
+    tar = Path(shard_set.location) / "train-000001.tar"
     data = bytearray(tar.read_bytes())
     data[1024 + 20] ^= 4
     tar.write_bytes(data)
-    (shard_set.folder / "train-000002.npy").write_bytes(b"")
-    (shard_set.folder / "train-000003.tar").unlink()
-    status, shown = run(shard_set.folder, verify=True)
+    (Path(shard_set.location) / "train-000002.npy").write_bytes(b"")
+    (Path(shard_set.location) / "train-000003.tar").unlink()
+    status, shown = run(shard_set.location, verify=True)
     assert status == 1
     for name in ("train-000001.tar", "train-000002", "train-000003.tar", "1 of 4 shards whole"):
         assert name in shown
     assert "train-000000" not in shown
     with pytest.raises(DamageError, match=r"train-000002\.npy"):
-        run(shard_set.folder)
+        run(shard_set.location)
 
 
 def test_samples_are_files_that_open(tmp_path: Path, make_set: SetMaker) -> None:
@@ -67,7 +70,7 @@ def test_samples_are_files_that_open(tmp_path: Path, make_set: SetMaker) -> None
         [text(b"caption"), text(b"file"), image(2, 2, 1)],
     ]
     shard_set = make_set(documents)
-    status, shown = run(shard_set.folder, sample=3, out=tmp_path / "files")
+    status, shown = run(shard_set.location, sample=3, out=tmp_path / "files")
     assert status == 0
     paths = sorted((tmp_path / "files").iterdir())
     assert all(str(p) in shown for p in paths)
@@ -94,8 +97,8 @@ def test_samples_are_spread_over_the_set(tmp_path: Path, make_set: SetMaker) -> 
 
 def test_wrong_arguments_are_errors(tmp_path: Path, mixed_set: ShardSet) -> None:
     with pytest.raises(ValueError, match="needs --out"):
-        run(mixed_set.folder, sample=1)
+        run(mixed_set.location, sample=1)
     with pytest.raises(ValueError, match="at least 1"):
-        run(mixed_set.folder, sample=0, out=tmp_path)
+        run(mixed_set.location, sample=0, out=tmp_path)
     with pytest.raises(ValueError, match="no shard set"):
         run(tmp_path / "nowhere")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +13,14 @@ from conftest import SetMaker, audio, image, text
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.pipelines.loader import (
-    Batch,
     EvaluationRows,
     RowDataset,
     TrainingRows,
-    collate,
     make_loader,
 )
-from bytelm.pipelines.plan import Plan, PlanConfig, Source
-from bytelm.pipelines.shards import DamageError, ShardSet
+from bytelm.pipelines.packing import PlanConfig
+from bytelm.pipelines.plan import Plan, Source
+from bytelm.pipelines.shards import CRC_CHUNK, DamageError, ShardSet
 
 VIEWS = {"text": "utf8", "image": "planar", "audio": "s16be"}
 
@@ -61,37 +62,69 @@ def test_global_batches_do_not_depend_on_ranks_and_workers(
 
 
 @pytest.mark.parametrize("packing", ["whole", "cut"])
-def test_rows_give_the_documents_back(mixed_set: ShardSet, packing: str) -> None:
-    plan = plan_of(mixed_set, packing=packing)
+@pytest.mark.parametrize(
+    "views",
+    [
+        {"text": "utf8", "image": "raster", "audio": "s16le"},
+        {"text": "utf8", "image": "planar", "audio": "s16be"},
+        {"text": "utf8", "image": "raster", "audio": "u8"},
+        {"text": "utf8", "image": "planar", "audio": "mulaw"},
+    ],
+)
+def test_rows_give_the_documents_back(
+    mixed_set: ShardSet, packing: str, views: dict[str, str]
+) -> None:
+    plan = plan_of(mixed_set, packing=packing, views=views)
     dataset = RowDataset(plan)
-    payloads: dict[tuple[str, str], dict[int, bytes]] = {}
+    payloads: dict[tuple[str, int, str], dict[int, bytes]] = {}
     ends = {framing.EOM: 0, framing.EOD: 0}
     for number in range(plan.rows(0)):
-        row = dataset[0, number]
+        batch = dataset.__getitems__([(0, number)])
+        ids, document = batch.ids[0].numpy(), batch.document[0].numpy()
+        scored, payload = batch.scored[0].numpy(), batch.payload[0].numpy()
+        (origin,) = batch.origins
+        assert origin
+        row = plan.row(0, number)
+        piece_documents = row.index["document"][np.unique(row.piece, return_index=True)[1]]
+        assert set(origin.documents) == set(piece_documents.tolist())
         for end in ends:
-            ends[end] += int((row.framed.ids == end).sum())
-        for segment in framing.parse(row.framed.ids, plan.config.patch):
-            assert row.framed.payload[segment.payload].all()
-            assert row.framed.scored[segment.payload].all()
-            assert row.framed.scored[segment.preamble].all() == (segment.offset == 0)
-            patch = row.document[segment.preamble.start // plan.config.patch]
-            key = row.origins[patch].key
-            piece = row.framed.ids[segment.payload].astype(np.uint8).tobytes()
-            payloads.setdefault((key, segment.modality.name), {})[segment.offset] = piece
-        scored = row.framed.scored
-        assert not scored[row.framed.ids == framing.PAD].any()
-    expected = {}
-    documents = 0
+            ends[end] += int((ids == end).sum())
+        for segment in framing.parse(ids, plan.config.patch):
+            assert payload[segment.payload].all()
+            assert scored[segment.payload].all()
+            assert scored[segment.ends].all()
+            assert scored[segment.preamble].all() == (segment.offset == 0)
+            assert (batch.modality[0].numpy()[segment.payload] == segment.modality.code).all()
+            piece = document[segment.preamble.start // plan.config.patch]
+            key = (origin.shard, int(piece_documents[piece]), segment.modality.name)
+            data = ids[segment.payload].astype(np.uint8).tobytes()
+            payloads.setdefault(key, {})[segment.offset] = data
+            assert segment.view == views[segment.modality.name]
+        assert not scored[ids == framing.PAD].any()
+        assert payload.sum() == sum(len(ids[s.payload]) for s in framing.parse(ids, 8))
+    expected, count = {}, 0
     for shard in mixed_set.split("train"):
-        documents += shard.documents
-        for index_row in mixed_set.index(shard):
-            sample = mixed_set.sample(shard, index_row)
-            view = VIEWS[sample.modality]
-            payload = MODALITIES[sample.modality].to_view(sample, view, plan.config.patch)
-            expected[mixed_set.key(shard, index_row), sample.modality] = payload.tobytes()
+        count += shard.documents
+        for member in mixed_set.index(shard):
+            sample = mixed_set.sample(shard, member)
+            whole = MODALITIES[sample.modality].to_view(sample, views[sample.modality], 8)
+            expected[shard.name, int(member["document"]), sample.modality] = whole.tobytes()
     found = {key: b"".join(parts[o] for o in sorted(parts)) for key, parts in payloads.items()}
     assert found == expected
-    assert ends == {framing.EOM: len(expected), framing.EOD: documents}
+    assert ends == {framing.EOM: len(expected), framing.EOD: count}
+
+
+def test_a_long_document_is_read_in_pieces(make_set: SetMaker) -> None:
+    """One text of many checksum chunks: each row reads its own chunks and no more."""
+    data = np.random.default_rng(0).bytes(10 * CRC_CHUNK + 77)
+    plan = plan_of(make_set([[text(data)]]), row_length=4096)
+    dataset = RowDataset(plan)
+    pieces = {}
+    for number in range(plan.rows(0)):
+        ids = dataset.__getitems__([(0, number)]).ids[0].numpy()
+        for _, _, _, offset, payload in framing.unframe(ids, 8):
+            pieces[offset] = payload.tobytes()
+    assert b"".join(pieces[o] for o in sorted(pieces)) == data
 
 
 def test_evaluation_covers_every_row_once_with_equal_batches_per_rank() -> None:
@@ -103,20 +136,31 @@ def test_evaluation_covers_every_row_once_with_equal_batches_per_rank() -> None:
 
 
 def test_filler_rows_score_nothing(mixed_set: ShardSet) -> None:
-    batch: Batch = collate([RowDataset(plan_of(mixed_set))[None]])
+    batch = RowDataset(plan_of(mixed_set)).__getitems__([None, None])
     assert (batch.ids.long() == framing.PAD).all()
     assert (batch.document == -1).all()
     assert not batch.scored.any()
 
 
-def test_a_changed_byte_is_named(make_set: SetMaker) -> None:
+def test_a_changed_byte_is_named_or_masked(make_set: SetMaker, tmp_path: Path) -> None:
     shard_set = make_set([[image(4, 4)], [audio(20)], [text(b"moby dick")]])
     shard = shard_set.shards[0]
+    sound = ShardSet(shutil.copytree(shard_set.location, tmp_path / "sound"))
     place = int(shard_set.index(shard)[2]["offset"]) + 2
-    with open(shard_set.folder / shard.name, "r+b") as file:
+    with open(Path(shard_set.location) / shard.name, "r+b") as file:
         file.seek(place)
         file.write(b"X")
-    plan = plan_of(ShardSet(shard_set.folder))
+    plan = plan_of(ShardSet(shard_set.location))
     assert plan.rows(0) == 1
+    masked = RowDataset(plan, mask_damage=True).__getitems__([(0, 0)])
+    assert [d.size for d in masked.damage] == [9]
+    assert "train-2" in masked.damage[0].cause
+    assert masked.payload.sum() == 4 * 4 * 3 + 40
+    whole = RowDataset(plan_of(sound)).__getitems__([(0, 0)])
+    kept = masked.payload.numpy()
+    assert (masked.ids.numpy()[kept] == whole.ids.numpy()[kept]).all()
+    lost = whole.scored.numpy() & ~masked.scored.numpy()
+    assert (masked.ids.numpy()[lost] == framing.PAD).all()
+    assert lost.sum() == 1 + 5 + 9 + 2, "SOM, header, payload, EOM, EOD"
     with pytest.raises(DamageError, match=r"train-000000\.tar: document train-2 .*checksum"):
-        RowDataset(plan)[0, 0]
+        RowDataset(plan).__getitems__([(0, 0)])

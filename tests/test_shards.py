@@ -16,15 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.modalities.base import Header, Sample
-from bytelm.pipelines.shards import (
-    INDEX,
-    MANIFEST,
-    DamageError,
-    ShardSet,
-    ShardWriter,
-    header_of,
-    write_manifest,
-)
+from bytelm.pipelines.shards import INDEX, MANIFEST, DamageError, ShardSet, header_of
+from bytelm.pipelines.shardwriter import ShardWriter, write_manifest
 
 DOCUMENTS = [
     [text(b"call me Ishmael")],
@@ -77,13 +70,13 @@ def test_the_index_says_what_the_samples_are(make_set: SetMaker) -> None:
 
 def test_the_same_documents_give_the_same_bytes(make_set: SetMaker) -> None:
     first, second = make_set(DOCUMENTS, "first"), make_set(DOCUMENTS, "second")
-    assert hashes(first.folder) == hashes(second.folder)
+    assert hashes(Path(first.location)) == hashes(Path(second.location))
     assert first.root == second.root != make_set(DOCUMENTS[:4], "third").root
 
 
 def test_the_stock_reader_reads_a_shard(make_set: SetMaker) -> None:
     shard_set = make_set(DOCUMENTS[:3])
-    tar = shard_set.folder / "train-000000.tar"
+    tar = Path(shard_set.location) / "train-000000.tar"
     read = list(webdataset.WebDataset(str(tar), shardshuffle=False))
     assert [r["__key__"] for r in read] == ["train-0", "train-1", "train-2"]
     assert read[0]["txt"] == DOCUMENTS[0][0].data
@@ -151,7 +144,7 @@ def test_damage_is_seen_when_a_sample_is_read(make_set: SetMaker) -> None:
     shard_set = make_set(DOCUMENTS)
     shard = shard_set.shards[0]
     row = shard_set.index(shard)[2]
-    path = shard_set.folder / shard.name
+    path = Path(shard_set.location) / shard.name
     data = bytearray(path.read_bytes())
     data[int(row["offset"]) + 7] ^= 1
     path.write_bytes(data)
@@ -162,20 +155,20 @@ def test_damage_is_seen_when_a_sample_is_read(make_set: SetMaker) -> None:
 
 def test_a_cut_a_missing_and_a_swapped_shard_are_seen(make_set: SetMaker) -> None:
     shard_set = make_set([[text(b"%d" % i)] for i in range(6)], per_shard=2)
-    first, second, third = (shard_set.folder / s.name for s in shard_set.shards)
+    first, second, third = (Path(shard_set.location) / s.name for s in shard_set.shards)
     first.write_bytes(first.read_bytes()[:-512])
     whole = second.read_bytes()
     third.rename(second)
     third.write_bytes(whole)
     for shard in shard_set.shards:
         with pytest.raises(DamageError, match=shard.name):
-            ShardSet(shard_set.folder).verify(shard)
+            ShardSet(shard_set.location).verify(shard)
     third.unlink()
     with pytest.raises(DamageError, match="cannot be opened"):
-        ShardSet(shard_set.folder).verify(shard_set.shards[2])
-    (shard_set.folder / shard_set.shards[0].index_name).unlink()
+        ShardSet(shard_set.location).verify(shard_set.shards[2])
+    (Path(shard_set.location) / shard_set.shards[0].index_name).unlink()
     with pytest.raises(DamageError, match="cannot be read"):
-        ShardSet(shard_set.folder).index(shard_set.shards[0])
+        ShardSet(shard_set.location).index(shard_set.shards[0])
 
 
 def test_what_is_no_set_is_refused_in_a_line(tmp_path: Path, make_set: SetMaker) -> None:
@@ -187,7 +180,7 @@ def test_what_is_no_set_is_refused_in_a_line(tmp_path: Path, make_set: SetMaker)
     with pytest.raises(ValueError, match="no manifest of a shard set"):
         ShardSet(tmp_path)
 
-    path = make_set(DOCUMENTS).folder / MANIFEST
+    path = Path(make_set(DOCUMENTS).location) / MANIFEST
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(ValueError, match="format version 99"):

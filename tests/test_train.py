@@ -12,7 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 from commands import bytelm, command, environment, metrics, write_config
+from conftest import SetMaker, text
 
+from bytelm.pipelines.packing import PlanConfig
+from bytelm.pipelines.plan import Plan, Source
 from bytelm.pipelines.shards import ShardSet
 
 
@@ -90,7 +93,7 @@ def _kill_session(process: subprocess.Popen[bytes]) -> None:
 
 def test_a_run_writes_what_it_says(mixed_set: ShardSet, tmp_path: Path) -> None:
     """bf16, evaluation on val, TensorBoard, the resolved config, an exported model."""
-    sizes = {"steps": 6, "eval_every": 3, "eval_rows": 2, "precision": "bf16"}
+    sizes = {"steps": 6, "eval_every": 3, "eval_rows": 9, "precision": "bf16"}
     config = write_config(tmp_path / "run.yaml", mixed_set, **sizes)
     run = tmp_path / "run"
     shown = bytelm("train", config, "--out", run).stdout
@@ -105,13 +108,16 @@ def test_a_run_writes_what_it_says(mixed_set: ShardSet, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     bytelm("export", run, "--out", out)
     assert {p.name for p in out.iterdir()} == {"config.json", "model.safetensors"}
-    scores = json.loads(bytelm("evaluate", out, "--data", mixed_set.folder, "--json").stdout)
+    scores = json.loads(bytelm("evaluate", out, "--data", mixed_set.location, "--json").stdout)
     assert scores["model"]["total"]["bits_per_byte"] == pytest.approx(
         evaluations[1]["total"]["bits_per_byte"], rel=0.02
     )
 
 
-def test_mistakes_end_before_any_rank_starts(mixed_set: ShardSet, tmp_path: Path) -> None:
+def test_mistakes_end_before_any_rank_starts(
+    mixed_set: ShardSet, make_set: SetMaker, tmp_path: Path
+) -> None:
+    other = make_set([[text(b"another set")]], "other")
     config = write_config(tmp_path / "run.yaml", mixed_set, steps=2, global_batch=3)
     run = tmp_path / "run"
 
@@ -127,6 +133,86 @@ def test_mistakes_end_before_any_rank_starts(mixed_set: ShardSet, tmp_path: Path
     assert "leave vocab_size" in refused("--set", "model.vocab_size=300")
     bytelm("train", config, "--out", run)
     assert "not empty: go on with --resume" in refused()
-    assert "another plan of the data" in refused("--resume", "--set", "train.seed=5")
+    for change, cause in (
+        ("train.seed=5", "seed was 0 and is 5"),
+        ("data.views.audio=u8", "views was"),
+        (f"data.sets=[{{path: {mixed_set.location}, weight: 2}}]", "weights was [None]"),
+        (f"data.sets=[{{path: {other.location}}}]", "sets was"),
+    ):
+        assert cause in refused("--resume", "--set", change)
     assert "another ZeRO stage" in refused("--resume", "--set", "train.deepspeed=zero2")
     assert "another number of processes" in refused("--resume", "--processes", 3)
+
+
+def test_a_new_plan_goes_on_with_the_weights(
+    mixed_set: ShardSet, make_set: SetMaker, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=4)
+    run = tmp_path / "run"
+    bytelm("train", config, "--out", run)
+    other = make_set([[text(bytes([65 + i] * 90))] for i in range(9)], "other")
+    change = f"data.sets=[{{path: {other.location}}}]"
+    more = ("--set", "train.steps=6", "--set", change)
+    bytelm("train", config, "--out", run, "--resume", "--new-plan", *more)
+    lines = metrics(run)
+    assert [m["step"] for m in lines] == [1, 2, 3, 4, 5, 6]
+    assert [(m["epoch"], m["row"]) for m in lines[4:]] == [(0, 0), (0, 1)]
+
+
+def test_what_happens_when_a_set_is_exhausted(mixed_set: ShardSet, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=60, log_every=10)
+    rows = Plan(
+        [Source(mixed_set)],
+        PlanConfig(256, 8, {"text": "utf8", "image": "raster", "audio": "s16be"}, window_shards=2),
+    ).rows(0)
+    assert rows < 60
+    stop = ("--set", "data.on_exhausted=stop")
+    shown = bytelm("train", config, "--out", tmp_path / "stop", *stop).stdout
+    assert f"the run ends after {rows} steps" in shown
+    assert metrics(tmp_path / "stop")[-1]["step"] == rows
+    error = ("--set", "data.on_exhausted=error")
+    refused = bytelm("train", config, "--out", tmp_path / "error", *error, status=2).stderr
+    assert f"exhausted after {rows} of 60 steps" in refused
+    bytelm("plan", config, *error, "--set", "train.steps=20")
+    assert "exhausted" in bytelm("plan", config, *error, status=2).stderr
+
+
+def test_damage_stops_or_is_masked_counted_and_named(mixed_set: ShardSet, tmp_path: Path) -> None:
+    """The same damaged set: `raise` names it and ends; `mask` goes on and logs it on two ranks;
+    more than the allowed share ends all ranks."""
+    shard = mixed_set.split("train")[1]
+    row = mixed_set.index(shard)[0]
+    with open(Path(mixed_set.location) / shard.name, "r+b") as file:
+        file.seek(int(row["offset"]) + 1)
+        file.write(b"\xff\x00\xff")
+    config = write_config(
+        tmp_path / "run.yaml", mixed_set, steps=40, global_batch=2, checkpoint_every=999
+    )
+    mask = ("--set", "data.damage=mask", "--processes", 2)
+    stopped = bytelm("train", config, "--out", tmp_path / "raise", status=1).stderr
+    assert f"{shard.name}: document train-3 " in stopped
+    assert stopped.count("\n") == 1
+    run = tmp_path / "mask"
+    shown = bytelm("train", config, "--out", run, *mask, "--set", "data.max_bad_share=0.5").stdout
+    damage = metrics(run, "damage")
+    masked = sum(d["bytes"] for d in damage)
+    assert 2 * row["size"] <= masked <= 3 * row["size"], "80 rows are between 2 and 3 epochs"
+    assert "train-3" in damage[0]["cause"]
+    assert f"masked {damage[0]['bytes']} bytes" in shown
+    few = ("--set", "data.max_bad_share=0.001")
+    error = bytelm("train", config, "--out", tmp_path / "few", *mask, *few, status=1).stderr
+    assert "more than max_bad_share 0.001" in error
+
+
+def test_the_plan_command_tells_shares_rows_and_steps(mixed_set: ShardSet, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=30, global_batch=4)
+    shown = bytelm("plan", config, "--processes", 2).stdout
+    total = sum(sum(s.bytes.values()) for s in mixed_set.split("train"))
+    for part in (
+        f"{total:,} payload bytes",
+        "30 steps, 120 rows",
+        "2 micro batches of 1",
+        "100.0%",
+    ):
+        assert part in shown
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,71 @@
+"""`bytelm plan`: what a config will do, from its indexes alone, before anything runs."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.config import RunConfig
+from bytelm.pipelines.plan import Plan
+from bytelm.pipelines.train import steps_to_do, training_plan
+
+
+def preview(config: RunConfig, processes: int, console: Console) -> None:
+    """Show sets, shares, rows, padding, epochs and steps of a run.
+
+    Raises ValueError for what would stop the run before its first step.
+    """
+    accumulation = config.accumulation(processes)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = training_plan(config, Path(folder) / "plan.npz")
+    steps = steps_to_do(config, plan)
+    console.print(_sets(config, plan))
+    rows = plan.rows(0)
+    held = plan.epoch_bytes / (rows * config.model.context)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Megabyte(config.model).parameters())
+    for line in (
+        f"model: {parameters:,} parameters, context {config.model.context:,}, "
+        f"patch {config.model.patch}",
+        f"epoch: {rows:,} rows, {plan.epoch_bytes:,} payload bytes, "
+        f"{1 - held:.1%} framing and padding",
+        f"step: {config.train.global_batch} rows on {processes} processes, "
+        f"{accumulation} micro batches of {config.train.micro_batch} on each",
+        f"run: {steps:,} steps, {steps * config.train.global_batch:,} rows, "
+        f"{steps * config.train.global_batch / rows:.2f} epochs",
+        f"plan {plan.hash[:16]}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+    if steps < config.train.steps:
+        console.print(f"a set is exhausted before the {config.train.steps:,} steps of the config")
+
+
+def _sets(config: RunConfig, plan: Plan) -> Table:
+    table = Table(box=SIMPLE)
+    table.add_column("set")
+    for column in ("documents", "payload bytes", "share", "rows an epoch", "passes an epoch"):
+        table.add_column(column, justify="right")
+    for source, rows, share, passes, size in zip(
+        plan.sources,
+        plan.source_rows(0),
+        plan.shares,
+        plan.passes,
+        plan.source_bytes,
+        strict=True,
+    ):
+        documents = sum(shard.documents for shard in source.set.split(source.split))
+        table.add_row(
+            source.set.location,
+            f"{documents:,}",
+            f"{size:,}",
+            f"{share:.1%}",
+            f"{rows:,}",
+            f"{passes:.2f}",
+        )
+    return table
