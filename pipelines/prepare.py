@@ -26,7 +26,7 @@ from bytelm.pipelines.meter import Meter
 from bytelm.pipelines.shards import FORMAT, MANIFEST, SPLITS, Shard, ShardSet
 from bytelm.pipelines.shardwriter import ShardWriter, write_atomic, write_manifest
 from bytelm.pipelines.sources import (
-    CAPTION_ALONE,
+    NOT_BAD,
     Captions,
     Document,
     Found,
@@ -306,7 +306,7 @@ def _input_hash(found: Found, options: PrepareOptions, captions: Captions | None
 
 def _check_share(found: Found, skipped: Sequence[Skip], options: PrepareOptions) -> None:
     """ValueError where too many files are bad."""
-    bad = sum(s.reason != CAPTION_ALONE for s in skipped)
+    bad = sum(s.reason not in NOT_BAD for s in skipped)
     if bad > options.max_bad_share * max(found.files, 1):
         share = f"{options.max_bad_share:.0%}"
         raise ValueError(

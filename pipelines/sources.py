@@ -18,12 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bytelm.modalities import MODALITIES
+from bytelm.pipelines.foreign import METADATA, expand_braces, is_tar, is_unicode, read_shard
 from bytelm.pipelines.shards import SPLITS
 from bytelm.pipelines.worker import START_BYTES, UNKNOWN_KIND, modality_of
 
 KEY_MAX = 90
 KEY_HASH = 8
 CAPTION_ALONE = "caption without a file"
+NOT_BAD = (CAPTION_ALONE, METADATA)
+"""Reasons that say nothing against a file."""
 
 
 @dataclass(frozen=True, order=True)
@@ -91,6 +94,10 @@ class _File:
     size: int
     own_split: str | None
     """The split that the source's own folders say."""
+    offset: int | None = None
+    """Of a member's first byte in the tar at `path`."""
+    caption: str | None = None
+    """From a JSON member beside it in its tar."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ def load_captions(path: Path) -> Captions:
     if not isinstance(texts, dict):
         raise ValueError(f"the captions file {path} must be an object of file name to caption")
     for name, text in texts.items():
-        if not isinstance(text, str) or not _is_unicode(text):
+        if not isinstance(text, str) or not is_unicode(text):
             raise ValueError(f"the caption of {name!r} in {path} must be a string of text")
     return Captions(path, texts, hashlib.sha256(data).hexdigest())
 
@@ -140,8 +147,9 @@ def find_documents(
     """Find the documents of all sources.
 
     Args:
-        sources: files and folders; folders are walked in sorted order, names that begin with a
-            dot are left out, and links to folders are not followed.
+        sources: files, folders, and patterns of tars with braces; folders are walked in sorted
+            order, names that begin with a dot are left out, and links to folders are not
+            followed. The members of tars count as files.
         captions: captions by file name.
         shares: of train, val and test, for documents that no folder of their source assigns.
         max_file_bytes: larger files are skipped.
@@ -149,6 +157,7 @@ def find_documents(
     Raises:
         ValueError: where not one of the sources exists.
     """
+    sources = [expanded for source in sources for expanded in _expand(source)]
     if not any(s.exists() for s in sources):
         raise ValueError(f"no such source: {', '.join(map(str, sources))}")
     found = Found()
@@ -165,14 +174,16 @@ def find_documents(
             if status is None:
                 names.update(f"{name}\0".encode("utf-8", "surrogateescape"))
                 continue
-            line = f"{name}\0{status.st_size}\0"
+            size = status.st_size
+            line = f"{name}\0{size}\0"
             names.update(line.encode("utf-8", "surrogateescape"))
             times.update(f"{line}{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
             found.newest_ns = max(found.newest_ns, status.st_mtime_ns)
-            if _has_size(name, status.st_size, max_file_bytes, found):
+            split = _own_split(name) if is_divided else None
+            if is_tar(name):
+                files += _tar_files(path, name, split, max_file_bytes, found)
+            elif _has_size(name, size, max_file_bytes, found):
                 stem = _stem(name)
-                split = _own_split(name) if is_divided else None
-                size = status.st_size
                 files.append(_File(name, stem, make_key(stem), path, None, size, split))
         by_source.append(files)
     _find_documents(by_source, captions, shares, found)
@@ -232,8 +243,31 @@ def count_reasons(skipped: Sequence[Skip]) -> dict[str, int]:
     return dict(sorted(Counter(s.reason for s in skipped).items()))
 
 
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+def _expand(source: Path) -> list[Path]:
+    """A source, or the tars that a pattern with braces names."""
+    if is_tar(source.name) and "{" in str(source) and not source.exists():
+        return [Path(name) for name in expand_braces(str(source))]
+    return [source]
+
+
+def _tar_files(
+    path: str, name: str, own_split: str | None, max_file_bytes: int, found: Found
+) -> list[_File]:
+    """The files that a foreign tar holds; what is skipped of it is named SHARD.tar/MEMBER."""
+    members, flaws = read_shard(path, max_file_bytes)
+    found.files += sum(1 + (m.caption is not None) for m in members)
+    found.files += sum(bool(f.name) for f in flaws)
+    found.skipped += (
+        Skip(f"{name}/{f.name}" if f.name else name, f.reason, f.detail) for f in flaws
+    )
+    folder = Path(path).parent.name
+    split = own_split or (folder if folder in SPLITS else None)
+    files = []
+    for member in members:
+        stem = f"{_stem(name)}/{member.key}"
+        place = (make_key(stem), path, member.modality, member.size, split, member.offset)
+        files.append(_File(f"{name}/{member.name}", stem, *place, member.caption))
+    return files
 
 
 def _stem(name: str) -> str:
@@ -300,7 +334,7 @@ def _look_at(files: Sequence[_File], shared: Counter[str], found: Found) -> Iter
     A file that is alone is opened once only, when it is decoded.
     """
     for file in files:
-        if shared[file.key] == 1:
+        if file.modality or shared[file.key] == 1:
             yield file
             continue
         try:
@@ -345,11 +379,13 @@ def _documents(
                 continue
             file = group[modality]
             caption = captions.of(file.path, file.name) if captions else None
+            text = file.caption
             if captions and caption is not None:
                 described.add(caption)
                 text = captions.texts[caption]
+            if text is not None:
                 parts.append(Part("text", file.name, None, len(text.encode()), text))
-            parts.append(Part(modality, file.name, file.path, file.size))
+            parts.append(Part(modality, file.name, file.path, file.size, offset=file.offset))
         first = next(iter(group.values()))
         split = first.own_split or split_of(first.key, shares)
         yield Document(first.key, split, tuple(parts))

@@ -11,6 +11,7 @@ import PIL.Image
 import soundfile
 import webdataset
 
+from bytelm.pipelines.prepare import Prepared
 from bytelm.pipelines.shards import ShardSet
 
 
@@ -20,10 +21,16 @@ def png(path: Path, width: int = 6, height: int = 5, seed: int = 0) -> None:
     PIL.Image.fromarray(pixels).save(path)
 
 
-def sound(path: Path, frames: int = 400, seed: int = 0, kind: str = "FLAC") -> None:
+def sound(
+    path: Path,
+    frames: int = 400,
+    seed: int = 0,
+    kind: str = "FLAC",
+    subtype: str | None = "PCM_16",
+) -> None:
     samples = np.random.default_rng(seed).integers(-9000, 9000, (frames, 1), np.int16)
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, 16_000, format=kind, subtype="PCM_16")
+    soundfile.write(path, samples, 16_000, format=kind, subtype=subtype)
 
 
 def txt(path: Path, data: str | bytes = "a text") -> None:
@@ -59,3 +66,14 @@ def documents(folder: Path) -> dict[str, list[dict[str, object]]]:
             assert described["key"] == sample["__key__"] not in found
             found[described["key"]] = described["segments"]
     return found
+
+
+def skipped(prepared: Prepared) -> dict[str, str]:
+    """Reason by name."""
+    entries = prepared.report["skipped_files"]
+    assert entries == sorted(entries, key=lambda e: (e["name"], e["reason"], e["detail"]))
+    counts: dict[str, int] = {}
+    for entry in entries:
+        counts[entry["reason"]] = counts.get(entry["reason"], 0) + 1
+    assert prepared.report["skipped"] == counts
+    return {e["name"]: e["reason"] for e in entries}

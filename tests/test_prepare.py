@@ -17,10 +17,10 @@ import PIL.Image
 import pytest
 import soundfile
 from rich.console import Console
-from source_files import documents, png, small_source, sound, txt
+from source_files import documents, png, skipped, small_source, sound, txt
 
 from bytelm.modalities.base import DecodeOptions, Limits
-from bytelm.pipelines.prepare import STATE, Prepared, PrepareOptions, prepare, summary
+from bytelm.pipelines.prepare import STATE, PrepareOptions, prepare, summary
 from bytelm.pipelines.shards import MANIFEST, ShardSet
 from bytelm.pipelines.sources import KEY_MAX, make_key, split_of
 
@@ -30,17 +30,6 @@ ALL_TRAIN = (1.0, 0.0, 0.0)
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return small_source(tmp_path / "source")
-
-
-def skipped(prepared: Prepared) -> dict[str, str]:
-    """Reason by name."""
-    entries = prepared.report["skipped_files"]
-    assert entries == sorted(entries, key=lambda e: (e["name"], e["reason"], e["detail"]))
-    counts: dict[str, int] = {}
-    for entry in entries:
-        counts[entry["reason"]] = counts.get(entry["reason"], 0) + 1
-    assert prepared.report["skipped"] == counts
-    return {e["name"]: e["reason"] for e in entries}
 
 
 # --- documents ---
