@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -10,8 +11,9 @@ def descendants(pid: int) -> set[int]:
     """The numbers of all processes below a process."""
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").glob("*"):
-        for child in (task / "children").read_text().split():
-            found |= {int(child)} | descendants(int(child))
+        with contextlib.suppress(OSError):  # it has just ended
+            for child in (task / "children").read_text().split():
+                found |= {int(child)} | descendants(int(child))
     return found
 
 
@@ -23,11 +25,11 @@ def wait_until_gone(pids: set[int], seconds: float) -> None:
         time.sleep(0.01)
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process now, 0 where it is gone."""
+def peak_bytes(pid: int) -> int:
+    """The most resident memory that a process has had so far, 0 where it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    _, found, rest = status.partition("VmRSS:")
+    _, found, rest = status.partition("VmHWM:")
     return int(rest.split()[0]) << 10 if found else 0

@@ -1,0 +1,121 @@
+"""Small files of every kind that prepare takes, and damaged copies of them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import soundfile
+
+IMAGE_KINDS: dict[str, tuple[str, dict[str, object]]] = {
+    "rgb.png": ("RGB", {}),
+    "rgba.png": ("RGBA", {}),
+    "grey.png": ("L", {}),
+    "palette.png": ("P", {}),
+    "deep.png": ("I;16", {}),
+    "plain.jpg": ("RGB", {"quality": 80}),
+    "progressive.jpg": ("RGB", {"progressive": True}),
+    "cmyk.jpg": ("CMYK", {}),
+    "lossy.webp": ("RGB", {}),
+    "lossless.webp": ("RGBA", {"lossless": True}),
+    "palette.gif": ("P", {}),
+    "rgb.bmp": ("RGB", {}),
+    "rgb.ppm": ("RGB", {}),
+}
+SOUND_KINDS = {
+    "a.wav": ("WAV", "PCM_16"),
+    "b.wav": ("WAV", "FLOAT"),
+    "c.wav": ("WAV", "IMA_ADPCM"),
+    "d.wav": ("WAV", "ULAW"),
+    "a.flac": ("FLAC", "PCM_16"),
+    "b.flac": ("FLAC", "PCM_24"),
+    "a.ogg": ("OGG", "VORBIS"),
+    "b.ogg": ("OGG", "OPUS"),
+    "a.mp3": ("MP3", "MPEG_LAYER_III"),
+    "a.aiff": ("AIFF", "PCM_16"),
+}
+
+
+def images(rng: np.random.Generator) -> list[tuple[str, bytes]]:
+    """A small image of each kind: its name and its bytes."""
+    made = []
+    for name, (mode, options) in IMAGE_KINDS.items():
+        pixels = rng.integers(0, 256, (40, 50, 4), np.uint8)
+        pixels[10:30] = pixels[10, 0]
+        image = PIL.Image.fromarray(pixels).convert("L" if mode == "I;16" else mode)
+        file = io.BytesIO()
+        form = {"jpg": "JPEG", "ppm": "PPM"}.get(name.partition(".")[2], name.partition(".")[2])
+        image.convert(mode).save(file, form, **options)
+        made.append((name, file.getvalue()))
+    return made
+
+
+def sounds(rng: np.random.Generator) -> list[tuple[str, bytes]]:
+    """A short sound of each kind: its name and its bytes."""
+    made = []
+    for name, (form, subtype) in SOUND_KINDS.items():
+        samples = rng.integers(-9000, 9000, (2000, 2), np.int16)
+        file = io.BytesIO()
+        soundfile.write(file, samples, 24_000, format=form, subtype=subtype)
+        made.append((name, file.getvalue()))
+    return made
+
+
+TAR_DOCUMENTS = 4
+
+
+def tars(rng: np.random.Generator) -> list[tuple[str, bytes]]:
+    """Tars of TAR_DOCUMENTS texts in each format that tarfile writes."""
+    made = []
+    formats = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+    for name, form in formats.items():
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+            for i in range(TAR_DOCUMENTS):
+                info = tarfile.TarInfo("long/" * 40 * (i % 2) + f"{i}.txt")
+                info.size = int(rng.integers(1, 900))
+                tar.addfile(info, io.BytesIO(b"x" * info.size))
+        made.append((f"{name}.tar", file.getvalue()))
+    return made
+
+
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """A damaged copy: flipped bits, extreme numbers near the start, zeros, a cut, noise."""
+    mutant = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        size = len(mutant)
+        near_start = rng.integers(2)
+        at = int(rng.integers(min(size, 200) if near_start else size))
+        way = rng.integers(5)
+        if way == 0:
+            mutant[at] ^= 1 << int(rng.integers(8))
+        elif way == 1:
+            extreme = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\x80"]
+            width = int(rng.integers(1, 5))
+            mutant[at : at + width] = extreme[rng.integers(4)][:width]
+        elif way == 2:
+            length = int(rng.integers(1, 600))
+            mutant[at : at + length] = bytes(min(length, size - at))
+        elif way == 3:
+            del mutant[max(at, 1) :]
+        else:
+            length = min(int(rng.integers(1, 64)), size - at)
+            mutant[at : at + length] = rng.bytes(length)
+    return bytes(mutant)
+
+
+def write_mutants(
+    folder: Path, sound: list[tuple[str, bytes]], count: int, rng: np.random.Generator
+) -> list[str]:
+    """Write damaged copies of sound files, and one whole text; returns the copies' names."""
+    folder.mkdir(parents=True)
+    (folder / "whole.txt").write_text("a text")
+    names = []
+    for i in range(count):
+        name, data = sound[i % len(sound)]
+        names.append(f"{i:05d}-{name}")
+        (folder / names[-1]).write_bytes(mutate(data, rng))
+    return names
