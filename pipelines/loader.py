@@ -5,6 +5,7 @@ B rows of a micro batch    L ids in a row    P ids in a patch    W ranks
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bytelm.modalities import MODALITIES, framing
-from bytelm.modalities.base import FILE_VIEW, FILE_VIEW_CODE, Bytes
+from bytelm.modalities.base import FILE_VIEW_CODE, Bytes, Modality
 from bytelm.pipelines.plan import Plan, PlannedRow
 from bytelm.pipelines.shards import ByteCache, DamageError
 
@@ -25,7 +26,8 @@ PAYLOAD_CACHE_BYTES = 1 << 26
 PREFETCH_BYTES = 1 << 26
 """Bytes of batches that all workers of a loader together hold ready; one batch each at least."""
 MAX_PREFETCHED_BATCHES = 16
-BYTES_PER_ID = 5  # ids uint16, modality, scored, payload
+MAX_POOLED_BUFFERS = 8
+BYTES_PER_ID = 5  # ids of 2 bytes, modality, scored, payload
 
 _MODALITIES = list(MODALITIES.values())
 
@@ -93,6 +95,25 @@ class _RowArrays:
     payload: npt.NDArray[np.bool_]
 
 
+class BufferPool:
+    """Buffers that are given out again once nobody holds an array or a tensor of them, so that a
+    batch costs no fresh pages."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Bytes] = []
+
+    def take(self, size: int) -> Bytes:
+        """A buffer of `size` bytes, of any content."""
+        for i in range(len(self._buffers)):
+            # Two references: the list's, and the argument's of this call.
+            if len(self._buffers[i]) == size and sys.getrefcount(self._buffers[i]) == 2:
+                return self._buffers[i]
+        buffer = np.empty(size, np.uint8)
+        if len(self._buffers) < MAX_POOLED_BUFFERS:
+            self._buffers.append(buffer)
+        return buffer
+
+
 class RowDataset(Dataset[Batch]):
     """Batches by the positions of their rows; None gives a row of filler."""
 
@@ -101,16 +122,22 @@ class RowDataset(Dataset[Batch]):
         self.plan = plan
         self.mask_damage = mask_damage
         self._payloads = ByteCache[tuple[int, str, int], Bytes](PAYLOAD_CACHE_BYTES)
+        self._buffers = BufferPool()
         self._in_use: set[tuple[int, str]] = set()
 
     def __getitems__(self, positions: Sequence[Position | None]) -> Batch:
         config = self.plan.config
         shape = (len(positions), config.row_length)
-        ids = np.full(shape, framing.PAD, np.uint16)
-        modality = np.zeros(shape, np.uint8)
-        document = np.full((shape[0], shape[1] // config.patch), FILLER_DOCUMENT, np.int32)
-        scored = np.zeros(shape, np.bool_)
-        payload = np.zeros(shape, np.bool_)
+        count, patches = shape[0] * shape[1], shape[1] // config.patch
+        flags, wide = 3 * count, 4 * shape[0] * patches
+        buffer = self._buffers.take(wide + 2 * count + flags)
+        document = buffer[:wide].view(np.int32).reshape(shape[0], patches)
+        ids = buffer[wide:-flags].view(np.uint16).reshape(shape)
+        modality, scored, payload = buffer[-flags:].reshape(3, *shape)
+        scored, payload = scored.view(np.bool_), payload.view(np.bool_)
+        document.fill(FILLER_DOCUMENT)
+        ids.fill(framing.PAD)
+        buffer[-flags:] = 0
         origins: list[Origin | None] = []
         damage: list[Damage] = []
         for b, position in enumerate(positions):
@@ -152,48 +179,61 @@ class RowDataset(Dataset[Batch]):
         """Write a row's ids and what is known of each."""
         patch = self.plan.config.patch
         opening = np.zeros(len(row.at), np.int64)
-        views: list[str] = [""] * len(row.at)
+        is_plain = row.index["is_file"].astype(np.bool_)
         for modality in _MODALITIES:
             spans = np.flatnonzero(row.index["modality"] == modality.code)
             if spans.size:
                 opening[spans] = framing.preamble_length(modality, patch)
-                self._write_preambles(modality.code, spans, row, out)
-                view = self.plan.config.views[modality.name]
-                for i in spans.tolist():
-                    views[i] = FILE_VIEW if row.index["is_file"][i] else view
+                is_plain[spans] |= self.plan.config.views[modality.name] in modality.plain_views
+                self._write_preambles(modality, spans, row, out)
 
         body = row.at + opening
         end = int(body[-1] + row.length[-1])
-        out.modality[:end] = np.repeat(row.index["modality"], opening + row.length)
-        pieces = np.repeat(row.piece, (opening + row.length) // patch)
-        out.document[: len(pieces)] = pieces
+        codes = row.index["modality"]
+        if (codes == codes[0]).all():
+            out.modality[:end] = codes[0]
+        else:
+            out.modality[:end] = np.repeat(codes, opening + row.length)
+        out.document[: end // patch] = np.repeat(row.piece, (opening + row.length) // patch)
         self._write_ends(body, row, out)
 
         damage: list[Damage] = []
+        reader = self.plan.sources[row.source].set.reader(row.shard)
         sizes = np.minimum(row.start + row.length, row.sizes) - np.minimum(row.start, row.sizes)
-        begins, starts = body.tolist(), row.start.tolist()
-        for i, size in enumerate(sizes.tolist()):
+        columns = (row.at, body, row.start, sizes, row.length)
+        stored = (row.index[name] for name in ("offset", "size", "first_crc"))
+        for i, (at, begin, start, size, length, offset, whole, first_crc) in enumerate(
+            zip(*(c.tolist() for c in (*columns, *stored)), strict=True)
+        ):
             if not size:
                 continue
-            begin, start = begins[i], starts[i]
+            data: Bytes | memoryview
             try:
-                data = self._read(row, i, views[i], start, start + size)
+                if is_plain[i]:
+                    data = reader.view(offset, whole, first_crc, start, start + size)
+                else:
+                    data = self._convert(row, i, start, start + size)
             except DamageError as error:
                 if not self.mask_damage:
                     raise
-                self._mask(int(row.at[i]), begin + int(row.length[i]), out)
+                out.ids[at : begin + length] = framing.PAD
+                out.scored[at : begin + length] = False
                 damage.append(Damage(str(error), size))
                 continue
-            out.ids[begin : begin + size] = data
-            out.payload[begin : begin + size] = True
-        out.scored |= out.payload
+            stop = begin + size
+            out.ids[begin:stop] = data
+            out.payload[begin:stop] = True
+            out.scored[begin:stop] = True
         return damage
 
     def _write_preambles(
-        self, code: int, spans: npt.NDArray[np.int64], row: PlannedRow, out: _RowArrays
+        self,
+        modality: Modality,
+        spans: npt.NDArray[np.int64],
+        row: PlannedRow,
+        out: _RowArrays,
     ) -> None:
         """SOM and header of every span of one modality, scored where a segment begins."""
-        modality = _MODALITIES[code]
         index = row.index[spans]
         view = modality.view_code(self.plan.config.views[modality.name])
         codes = np.where(index["is_file"], FILE_VIEW_CODE, view).astype(np.uint8)
@@ -216,18 +256,12 @@ class RowDataset(Dataset[Batch]):
             out.ids[(body + place)[here]] = end
             out.scored[(body + place)[here]] = True
 
-    @staticmethod
-    def _mask(begin: int, end: int, out: _RowArrays) -> None:
-        out.ids[begin:end] = framing.PAD
-        out.scored[begin:end] = False
-
-    def _read(self, row: PlannedRow, span: int, view: str, start: int, stop: int) -> Bytes:
-        """Payload bytes [start, stop) of a span's segment, checked."""
+    def _convert(self, row: PlannedRow, span: int, start: int, stop: int) -> Bytes:
+        """Payload bytes [start, stop) of a span's segment under a view that is not plain."""
         source = self.plan.sources[row.source].set
         member = row.index[span]
         modality = _MODALITIES[member["modality"]]
-        if view in modality.plain_views or view == FILE_VIEW:
-            return np.frombuffer(source.read(row.shard, member, start, stop), np.uint8)
+        view = self.plan.config.views[modality.name]
         stored = modality.stored_range(view, start, stop)
         if stored is not None:
             first, last, before = stored

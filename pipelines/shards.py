@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header, Sample
@@ -124,6 +124,7 @@ class ShardSet:
             )
         self._files: OrderedDict[str, tuple[int, Blob]] = OrderedDict()
         self._indexes = ByteCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
+        self._scratch = [bytearray()]  # grows by being replaced, since views of it may live on
 
     def _load_manifest(self) -> dict[str, Any]:
         where = f"{self.location}/{MANIFEST}"
@@ -182,24 +183,17 @@ class ShardSet:
             self._indexes.put(shard.name, cached, len(data))
         return cached
 
-    def read(self, shard: Shard, row: np.void, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes [start, stop) of one member, to its end by default.
+    def reader(self, shard: Shard) -> MemberReader:
+        """Checked reads from one shard; to be used before the set opens others."""
+        where = f"{self.location}/{shard.name}"
+        return MemberReader(self._open(shard), self._index(shard)[1], where, self._scratch)
 
-        Whole chunks are read and checked against their checksums; a difference is a DamageError.
-        """
-        size, offset = int(row["size"]), int(row["offset"])
+    def read(self, shard: Shard, row: np.void, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of one member, to its end by default; DamageError where they are
+        not what the index says."""
+        offset, size, first_crc = int(row["offset"]), int(row["size"]), int(row["first_crc"])
         stop = size if stop is None else stop
-        first, last = start // CRC_CHUNK, -(-stop // CRC_CHUNK)
-        begin, end = first * CRC_CHUNK, min(last * CRC_CHUNK, size)
-        data = os.pread(self._open(shard), end - begin, offset + begin)
-        place = int(row["first_crc"]) + first
-        expected = self._index(shard)[1][place : place + last - first].tolist()
-        if len(data) != end - begin or chunk_checksums(data) != expected:
-            raise DamageError(
-                f"{self.location}/{shard.name}: document {self.key(shard, row)} at byte "
-                f"{offset + begin} does not match its checksum"
-            )
-        return data if (begin, end) == (start, stop) else data[start - begin : stop - begin]
+        return bytes(self.reader(shard).view(offset, size, first_crc, start, stop))
 
     def sample(self, shard: Shard, row: np.void, start: int = 0, stop: int | None = None) -> Sample:
         """The canonical sample of one segment, or bytes [start, stop) of it."""
@@ -212,8 +206,7 @@ class ShardSet:
 
     def key(self, shard: Shard, row: np.void) -> str:
         """The document's key, from the tar header before the member."""
-        block = os.pread(self._open(shard), TAR_BLOCK, int(row["offset"]) - TAR_BLOCK)
-        return block[:100].split(b"\0")[0].split(b".")[0].decode("ascii", "replace")
+        return self.reader(shard).key(int(row["offset"]))
 
     def _open(self, shard: Shard) -> int:
         if shard.name in self._files:
@@ -281,7 +274,43 @@ class ShardSet:
     def __getstate__(self) -> dict[str, Any]:
         """Open files stay with the process that opened them, and so do cached indexes."""
         indexes = ByteCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
-        return {**self.__dict__, "_files": OrderedDict(), "_indexes": indexes}
+        fresh = {"_files": OrderedDict(), "_indexes": indexes, "_scratch": [bytearray()]}
+        return {**self.__dict__, **fresh}
+
+
+class MemberReader:
+    """Checked reads from one open shard, into a buffer that is used again."""
+
+    def __init__(self, descriptor: int, checksums: Checksums, where: str, scratch: list[bytearray]):
+        self._descriptor = descriptor
+        self._checksums = checksums
+        self._where = where
+        self._scratch = scratch
+
+    def view(self, offset: int, size: int, first_crc: int, start: int, stop: int) -> memoryview:
+        """Bytes [start, stop) of a member of `size` bytes at `offset` whose checksums begin at
+        `first_crc`; good until the next read.
+
+        Whole chunks are read and checked against their checksums; a difference is a DamageError.
+        """
+        first, last = start // CRC_CHUNK, -(-stop // CRC_CHUNK)
+        begin, end = first * CRC_CHUNK, min(last * CRC_CHUNK, size)
+        if len(self._scratch[0]) < end - begin:
+            self._scratch[0] = bytearray(end - begin)
+        data = memoryview(self._scratch[0])[: end - begin]
+        count = os.preadv(self._descriptor, [data], offset + begin)
+        expected = self._checksums[first_crc + first : first_crc + last].tolist()
+        if count != end - begin or chunk_checksums(data) != expected:
+            raise DamageError(
+                f"{self._where}: document {self.key(offset)} at byte {offset + begin} does not "
+                "match its checksum"
+            )
+        return data[start - begin : stop - begin]
+
+    def key(self, offset: int) -> str:
+        """The key of the document whose member begins at `offset`, from the tar header there."""
+        block = os.pread(self._descriptor, TAR_BLOCK, offset - TAR_BLOCK)
+        return block[:100].split(b"\0")[0].split(b".")[0].decode("ascii", "replace")
 
 
 class ByteCache(Generic[K, V]):
@@ -308,10 +337,12 @@ class ByteCache(Generic[K, V]):
             self._held -= freed
 
 
-def chunk_checksums(data: bytes) -> list[int]:
+def chunk_checksums(data: bytes | memoryview) -> list[int]:
     """The CRC-32 of each chunk of CRC_CHUNK bytes."""
+    if len(data) <= CRC_CHUNK:
+        return [isal_zlib.crc32(data)] if data else []
     view = memoryview(data)
-    return [zlib.crc32(view[i : i + CRC_CHUNK]) for i in range(0, len(data), CRC_CHUNK)]
+    return [isal_zlib.crc32(view[i : i + CRC_CHUNK]) for i in range(0, len(view), CRC_CHUNK)]
 
 
 def header_of(row: np.void) -> Header:
