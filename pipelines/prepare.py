@@ -14,7 +14,9 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -206,29 +208,54 @@ def _write_shards(
     decoders: Decoders,
     meter: Meter,
 ) -> None:
-    """Decode the documents that are not done yet, and write them; the state is saved with each
-    finished shard."""
+    """Decode the documents that are not done yet, and write them. A full shard is finished by a
+    thread while the next one grows; the state is saved with each finished shard."""
     first = state.done
     documents = found.documents[first:]
+    numbers = Counter(s.split for s in state.shards)
     writer: ShardWriter | None = None
-    skipped: list[Skip] = []  # by the documents since the last finished shard
-    for i, (document, decoded) in enumerate(
-        zip(documents, decoders.decode(documents), strict=True)
-    ):
-        if writer and decoded.samples and _ends_shard(writer, document, decoded, options):
-            _finish_shard(writer, first + i, skipped, state, out)
-            writer, skipped = None, []
-        if decoded.samples:
-            if writer is None:
-                number = sum(s.split == document.split for s in state.shards)
-                writer = ShardWriter(out, document.split, number)
-            writer.add(document.key, decoded.sources, decoded.samples)
-        skipped += decoded.skipped
-        meter.advance(decoded.size)
-    if writer:
-        _finish_shard(writer, len(found.documents), skipped, state, out)
-    else:
-        state.skipped += skipped
+    finishing: _Finishing | None = None
+    skipped: list[Skip] = []  # by the documents since the last full shard
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for i, (document, decoded) in enumerate(
+            zip(documents, decoders.decode(documents), strict=True)
+        ):
+            if writer and decoded.samples and _ends_shard(writer, document, decoded, options):
+                if finishing:
+                    finishing.settle(state, out)
+                finishing = _Finishing(thread.submit(writer.close), first + i, skipped)
+                writer, skipped = None, []
+            if decoded.samples:
+                if writer is None:
+                    writer = ShardWriter(out, document.split, numbers[document.split])
+                    numbers[document.split] += 1
+                writer.add(document.key, decoded.sources, decoded.samples)
+            skipped += decoded.skipped
+            meter.advance(decoded.size)
+        if finishing:
+            finishing.settle(state, out)
+        if writer:
+            last = _Finishing(thread.submit(writer.close), len(found.documents), skipped)
+            last.settle(state, out)
+        else:
+            state.skipped += skipped
+
+
+@dataclass
+class _Finishing:
+    """A full shard that a thread is finishing."""
+
+    shard: Future[Shard]
+    done: int
+    """Documents up to its end."""
+    skipped: list[Skip]
+
+    def settle(self, state: _State, out: Path) -> None:
+        """Wait until the shard is final, and save that it is."""
+        state.shards.append(self.shard.result())
+        state.skipped += self.skipped
+        state.done = self.done
+        state.save(out)
 
 
 def _ends_shard(
@@ -237,15 +264,6 @@ def _ends_shard(
     """Whether a document has to begin another shard."""
     full = writer.size + decoded.size > options.shard_bytes
     return full or writer.split != document.split
-
-
-def _finish_shard(
-    writer: ShardWriter, done: int, skipped: list[Skip], state: _State, out: Path
-) -> None:
-    state.shards.append(writer.close())
-    state.skipped += skipped
-    state.done = done
-    state.save(out)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +19,11 @@ from bytelm.pipelines.shards import (
     FORMAT,
     INDEX,
     MANIFEST,
-    TAR_BLOCK,
     Shard,
     chunk_checksums,
     root_hash,
 )
+from bytelm.pipelines.tarwriter import TarWriter
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -109,13 +108,13 @@ class ShardWriter:
         self.split = split
         self._path = folder / self.name
         self._temporary = self._path.with_name(self.name + ".tmp")
-        self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._tar = TarWriter(self._temporary)
         self._index = IndexBuilder()
 
     @property
     def size(self) -> int:
         """Bytes written so far."""
-        return self._tar.offset
+        return self._tar.size
 
     def add(self, key: str, sources: Sequence[str], samples: Sequence[Sample]) -> None:
         """Append a document: its key, the source file's name of each segment, the samples."""
@@ -127,32 +126,21 @@ class ShardWriter:
                 "modality": sample.modality,
                 "member": f"{key}.{suffix}",
                 "source": source,
-                **{name: value for name, value in asdict(sample.header).items() if value},
+                **{name: value for name, value in vars(sample.header).items() if value},
                 **({"is_file": True} if sample.is_file else {}),
             }
             for source, suffix, sample in zip(sources, suffixes, samples, strict=True)
         ]
-        self._add_member(f"{key}.json", json.dumps({"key": key, "segments": segments}).encode())
+        self._tar.add(f"{key}.json", json.dumps({"key": key, "segments": segments}).encode())
         for suffix, sample in zip(suffixes, samples, strict=True):
-            offset = self._add_member(f"{key}.{suffix}", sample.data)
+            offset = self._tar.add(f"{key}.{suffix}", sample.data)
             self._index.add_segment(sample, offset)
         self._index.end_document()
 
-    def _add_member(self, name: str, data: bytes) -> int:
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        self._tar.addfile(info, io.BytesIO(data))
-        padded = -(-len(data) // TAR_BLOCK) * TAR_BLOCK
-        return self._tar.offset - padded
-
     def close(self) -> Shard:
         """Finish tar and index, make both durable, and give the shard's manifest line."""
-        self._tar.close()
-        with open(self._temporary, "rb") as file:
-            os.fsync(file.fileno())
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = os.fstat(file.fileno()).st_size
-        shard = self._index.finish(self._path, sha256, size)
+        sha256 = self._tar.close()
+        shard = self._index.finish(self._path, sha256, self._tar.size)
         self._temporary.rename(self._path)
         fsync_folder(self._path.parent)
         return shard
