@@ -22,12 +22,13 @@ from bytelm.pipelines.plan import Plan, PlannedRow
 from bytelm.pipelines.shards import ByteCache, DamageError
 
 FILLER_DOCUMENT = -1
+FRAME, PAYLOAD = 1, 2
 PAYLOAD_CACHE_BYTES = 1 << 26
 PREFETCH_BYTES = 1 << 26
 """Bytes of batches that all workers of a loader together hold ready; one batch each at least."""
 MAX_PREFETCHED_BATCHES = 16
 MAX_POOLED_BUFFERS = 8
-BYTES_PER_ID = 5  # ids of 2 bytes, modality, scored, payload
+BYTES_PER_ID = 4  # at most: ids of 2 bytes, role, and 5 bytes a patch
 
 _MODALITIES = list(MODALITIES.values())
 
@@ -59,26 +60,40 @@ class Batch:
 
     ids: Tensor
     """[B, L] uint16."""
-    modality: Tensor
-    """[B, L] uint8, the modality's code; 0 on filler."""
+    patch_modality: Tensor
+    """[B, L/P] uint8, the modality's code of each patch; 0 on filler."""
     document: Tensor
     """[B, L/P] int32, which document of its row each patch belongs to; -1 on filler."""
-    scored: Tensor
-    """[B, L] bool, ids that the loss counts."""
-    payload: Tensor
-    """[B, L] bool, payload bytes."""
+    role: Tensor
+    """[B, L] uint8: 0 not scored (PAD, preambles of further pieces), FRAME scored framing,
+    PAYLOAD a payload byte."""
     origins: list[Origin | None]
     """Of each row; None of filler."""
     damage: list[Damage]
+
+    @property
+    def modality(self) -> Tensor:
+        """[B, L] uint8, the modality's code; 0 on filler."""
+        patch = self.ids.shape[1] // self.patch_modality.shape[1]
+        return self.patch_modality.repeat_interleave(patch, dim=1)
+
+    @property
+    def scored(self) -> Tensor:
+        """[B, L] bool, ids that the loss counts."""
+        return self.role > 0
+
+    @property
+    def payload(self) -> Tensor:
+        """[B, L] bool, payload bytes."""
+        return self.role == PAYLOAD
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for copies to a GPU."""
         return Batch(
             self.ids.pin_memory(),
-            self.modality.pin_memory(),
+            self.patch_modality.pin_memory(),
             self.document.pin_memory(),
-            self.scored.pin_memory(),
-            self.payload.pin_memory(),
+            self.role.pin_memory(),
             self.origins,
             self.damage,
         )
@@ -86,13 +101,19 @@ class Batch:
 
 @dataclass
 class _RowArrays:
-    """One row of a batch that is being filled; [L] each, `document` [L/P]."""
+    """One row of a batch that is being filled: ids and role [L], the others [L/P]."""
 
     ids: npt.NDArray[np.uint16]
+    role: Bytes
     modality: Bytes
     document: npt.NDArray[np.int32]
-    scored: npt.NDArray[np.bool_]
-    payload: npt.NDArray[np.bool_]
+
+    def clear(self, patches: int, patch: int) -> None:
+        """Make everything from a patch on filler."""
+        self.ids[patches * patch :] = framing.PAD
+        self.role[patches * patch :] = 0
+        self.modality[patches:] = 0
+        self.document[patches:] = FILLER_DOCUMENT
 
 
 class BufferPool:
@@ -129,34 +150,31 @@ class RowDataset(Dataset[Batch]):
         config = self.plan.config
         shape = (len(positions), config.row_length)
         count, patches = shape[0] * shape[1], shape[1] // config.patch
-        flags, wide = 3 * count, 4 * shape[0] * patches
-        buffer = self._buffers.take(wide + 2 * count + flags)
-        document = buffer[:wide].view(np.int32).reshape(shape[0], patches)
-        ids = buffer[wide:-flags].view(np.uint16).reshape(shape)
-        modality, scored, payload = buffer[-flags:].reshape(3, *shape)
-        scored, payload = scored.view(np.bool_), payload.view(np.bool_)
-        document.fill(FILLER_DOCUMENT)
-        ids.fill(framing.PAD)
-        buffer[-flags:] = 0
+        by_patch = (shape[0], patches)
+        ends = np.cumsum([4 * shape[0] * patches, 2 * count, count, shape[0] * patches])
+        parts = np.split(self._buffers.take(int(ends[-1])), ends[:-1])
+        document = parts[0].view(np.int32).reshape(by_patch)
+        ids = parts[1].view(np.uint16).reshape(shape)
+        role, modality = parts[2].reshape(shape), parts[3].reshape(by_patch)
         origins: list[Origin | None] = []
         damage: list[Damage] = []
         for b, position in enumerate(positions):
+            arrays = _RowArrays(ids[b], role[b], modality[b], document[b])
             if position is None:
+                arrays.clear(0, config.patch)
                 origins.append(None)
                 continue
             self._prefetch(*position)
             row = self.plan.row(*position)
-            arrays = _RowArrays(ids[b], modality[b], document[b], scored[b], payload[b])
             damage += self._fill(row, arrays)
             documents = tuple(np.unique(row.index["document"]).tolist())
             location = self.plan.sources[row.source].set.location
             origins.append(Origin(location, row.shard.name, documents))
         return Batch(
             ids=torch.from_numpy(ids),
-            modality=torch.from_numpy(modality),
+            patch_modality=torch.from_numpy(modality),
             document=torch.from_numpy(document),
-            scored=torch.from_numpy(scored),
-            payload=torch.from_numpy(payload),
+            role=torch.from_numpy(role),
             origins=origins,
             damage=damage,
         )
@@ -176,37 +194,52 @@ class RowDataset(Dataset[Batch]):
         self._in_use = wanted
 
     def _fill(self, row: PlannedRow, out: _RowArrays) -> list[Damage]:
-        """Write a row's ids and what is known of each."""
+        """Write a row's ids and what is known of each. Each place is written about once: large
+        rows are bound by memory."""
         patch = self.plan.config.patch
+        codes = row.index["modality"]
         opening = np.zeros(len(row.at), np.int64)
         is_plain = row.index["is_file"].astype(np.bool_)
-        for modality in _MODALITIES:
-            spans = np.flatnonzero(row.index["modality"] == modality.code)
-            if spans.size:
-                opening[spans] = framing.preamble_length(modality, patch)
-                is_plain[spans] |= self.plan.config.views[modality.name] in modality.plain_views
-                self._write_preambles(modality, spans, row, out)
-
+        present = [_MODALITIES[code] for code in sorted(set(codes.tolist()))]
+        for modality in present:
+            spans = codes == modality.code
+            opening[spans] = framing.preamble_length(modality, patch)
+            is_plain[spans] |= self.plan.config.views[modality.name] in modality.plain_views
+        length = opening + row.length
         body = row.at + opening
-        end = int(body[-1] + row.length[-1])
-        codes = row.index["modality"]
-        if (codes == codes[0]).all():
-            out.modality[:end] = codes[0]
-        else:
-            out.modality[:end] = np.repeat(codes, opening + row.length)
-        out.document[: end // patch] = np.repeat(row.piece, (opening + row.length) // patch)
-        self._write_ends(body, row, out)
+        end = int(length.sum())
+        out.clear(end // patch, patch)
+        out.document[: end // patch] = np.repeat(row.piece.astype(np.int32), length // patch)
+        out.modality[: end // patch] = np.repeat(codes, length // patch)
 
-        damage: list[Damage] = []
+        damage = self._write_payloads(row, body, is_plain, out)
+        for modality in present:
+            self._write_preambles(modality, np.flatnonzero(codes == modality.code), row, out)
+        self._write_ends(body, row, out)
+        for span in damage:
+            out.ids[row.at[span] : row.at[span] + length[span]] = framing.PAD
+            out.role[row.at[span] : row.at[span] + length[span]] = 0
+        return list(damage.values())
+
+    def _write_payloads(
+        self,
+        row: PlannedRow,
+        body: npt.NDArray[np.int64],
+        is_plain: npt.NDArray[np.bool_],
+        out: _RowArrays,
+    ) -> dict[int, Damage]:
+        """The payload of every span, and PAD around it; the spans that are damaged."""
+        damage: dict[int, Damage] = {}
         reader = self.plan.sources[row.source].set.reader(row.shard)
         sizes = np.minimum(row.start + row.length, row.sizes) - np.minimum(row.start, row.sizes)
-        columns = (row.at, body, row.start, sizes, row.length)
+        columns = (row.at, body, row.start, sizes, body + row.length)
         stored = (row.index[name] for name in ("offset", "size", "first_crc"))
-        for i, (at, begin, start, size, length, offset, whole, first_crc) in enumerate(
+        for i, (at, begin, start, size, end, offset, whole, first_crc) in enumerate(
             zip(*(c.tolist() for c in (*columns, *stored)), strict=True)
         ):
-            if not size:
-                continue
+            stop = begin + size
+            out.ids[at:begin] = out.ids[stop:end] = framing.PAD
+            out.role[at:begin] = out.role[stop:end] = 0
             data: Bytes | memoryview
             try:
                 if is_plain[i]:
@@ -216,14 +249,10 @@ class RowDataset(Dataset[Batch]):
             except DamageError as error:
                 if not self.mask_damage:
                     raise
-                out.ids[at : begin + length] = framing.PAD
-                out.scored[at : begin + length] = False
-                damage.append(Damage(str(error), size))
+                damage[i] = Damage(str(error), size)
                 continue
-            stop = begin + size
             out.ids[begin:stop] = data
-            out.payload[begin:stop] = True
-            out.scored[begin:stop] = True
+            out.role[begin:stop] = PAYLOAD
         return damage
 
     def _write_preambles(
@@ -242,7 +271,7 @@ class RowDataset(Dataset[Batch]):
         places = row.at[spans, None] + np.arange(1 + modality.header_size)
         out.ids[places[:, 0]] = modality.som
         out.ids[places[:, 1:]] = modality.pack_headers(fields, codes, offsets)
-        out.scored[places] = (row.start[spans] == 0)[:, None]
+        out.role[places] = np.where(row.start[spans] == 0, FRAME, 0)[:, None]
 
     @staticmethod
     def _write_ends(body: npt.NDArray[np.int64], row: PlannedRow, out: _RowArrays) -> None:
@@ -254,7 +283,7 @@ class RowDataset(Dataset[Batch]):
             place = row.sizes + after - row.start
             here = wanted & (place >= 0) & (place < row.length)
             out.ids[(body + place)[here]] = end
-            out.scored[(body + place)[here]] = True
+            out.role[(body + place)[here]] = FRAME
 
     def _convert(self, row: PlannedRow, span: int, start: int, stop: int) -> Bytes:
         """Payload bytes [start, stop) of a span's segment under a view that is not plain."""
