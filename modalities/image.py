@@ -10,11 +10,11 @@ import os
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
 
@@ -45,9 +45,14 @@ SIGNATURES = {
 }
 """By suffix, how a file of that kind begins."""
 
+BAND_PIXELS = 1 << 20
+"""Pixels that are converted at once."""
+
 _SIGNATURE = re.compile(b"|".join(b"(?:%b)" % s for s in SIGNATURES.values()), re.DOTALL)
 _GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I")
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I")
+_ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+"""What Pillow looks for an orientation in."""
 _REFUSED_MODES = ("F",)  # floating point has no range to map to 8 bits
 
 
@@ -93,7 +98,7 @@ class Image(Modality):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-                pixels = _decode_pixels(file, options.limits)
+                header, pixels = _decode_pixels(file, options.limits)
         except (MediaError, MemoryError):
             raise
         except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
@@ -104,12 +109,10 @@ class Image(Modality):
                 detail = "no image that Pillow can open"  # its own message has an address in it
             reason = "truncated" if "truncated" in detail.lower() else "unreadable"
             raise MediaError(reason, detail) from error
-        height, width, channels = pixels.shape
-        header = Header(width=width, height=height, channels=channels)
         if options.keep_files:
             file.seek(0)
             return kept_sample(self.name, header, file.read())
-        return Sample(self.name, header, pixels.tobytes())
+        return Sample(self.name, header, pixels)
 
     def member_suffix(self, sample: Sample) -> str:
         if sample.is_file:
@@ -207,8 +210,8 @@ def _shape(header: Header) -> tuple[int, int, int]:
     return header.height, header.width, header.channels
 
 
-def _decode_pixels(file: BinaryIO, limits: Limits) -> Bytes:
-    """The pixels [h w c] of the first frame, after every check that the header allows."""
+def _decode_pixels(file: BinaryIO, limits: Limits) -> tuple[Header, bytes]:
+    """Header and pixels of the first frame, after every check that the header allows."""
     _check_start(file, limits)
     with PIL.Image.open(file, formats=FORMATS) as image:
         channels = 1 if image.mode in _GREY_MODES else 3
@@ -216,9 +219,22 @@ def _decode_pixels(file: BinaryIO, limits: Limits) -> Bytes:
         if image.mode in _REFUSED_MODES:
             raise MediaError("unreadable", f"pixels of mode {image.mode}")
         image.load()
-        PIL.ImageOps.exif_transpose(image, in_place=True)
-        pixels = _grey(image) if channels == 1 else _rgb(image)
-    return np.ascontiguousarray(pixels)
+        if not image.info.keys().isdisjoint(_ORIENTED):
+            PIL.ImageOps.exif_transpose(image, in_place=True)
+        header = Header(width=image.width, height=image.height, channels=channels)
+        pixels = [_grey(b) if channels == 1 else _rgb(b) for b in _bands(image)]
+    del image  # its pixels need four bytes each
+    return header, b"".join(pixels)
+
+
+def _bands(image: PIL.Image.Image) -> Iterator[PIL.Image.Image]:
+    """The image in bands of whole lines, so that converting a large one needs little memory."""
+    lines = max(1, BAND_PIXELS // image.width)
+    if image.height <= lines:
+        yield image
+        return
+    for top in range(0, image.height, lines):
+        yield image.crop((0, top, image.width, min(top + lines, image.height)))
 
 
 def _check_start(file: BinaryIO, limits: Limits) -> None:
@@ -242,7 +258,7 @@ def _check_size(width: int, height: int, channels: int, limits: Limits) -> None:
         raise MediaError("over the limit", f"an image of {width} x {height} pixels")
 
 
-def _grey(image: PIL.Image.Image) -> Bytes:
+def _grey(image: PIL.Image.Image) -> bytes:
     """[h w 1] of a grey image; of 16 bits the upper 8, as Pillow does for colours."""
     transparent = image.info.get("transparency")
     if image.mode in _DEEP_MODES:
@@ -250,22 +266,24 @@ def _grey(image: PIL.Image.Image) -> Bytes:
         grey = (deep >> 8).astype(np.uint8)
         if isinstance(transparent, int):
             grey[deep == transparent] = 255
-        return grey[:, :, None]
+        return grey.tobytes()
     if image.mode in ("LA", "La") or transparent is not None:
-        return _on_white(image)[:, :, :1]
-    return np.asarray(image.convert("L"))[:, :, None]
+        return _on_white(image).getchannel(0).tobytes()
+    return image.convert("L").tobytes()
 
 
-def _rgb(image: PIL.Image.Image) -> Bytes:
+def _rgb(image: PIL.Image.Image) -> bytes:
     """[h w 3] of a colour image."""
     if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
-        return _on_white(image)
-    return np.asarray(image.convert("RGB"))
+        return _on_white(image).tobytes()
+    return image.convert("RGB").tobytes()
 
 
-def _on_white(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
-    """[h w 3] of an image with transparency, laid on white."""
+def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image with transparency, laid on white."""
     if image.mode == "La":
         image = image.convert("LA")
-    white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return np.asarray(PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
+    image = image.convert("RGBA")
+    white = PIL.Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image.convert("RGB"), mask=image)
+    return white
