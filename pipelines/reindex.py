@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import tarfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from tarfile import RECORDSIZE
+from typing import Any, BinaryIO
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.shards import SPLITS, DamageError, Shard
 from bytelm.pipelines.shardwriter import IndexBuilder, write_manifest
+from bytelm.pipelines.tars import Flaw, Member, read_members
 
-PLAIN_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _TAR_NAME = re.compile(r"(train|val|test)-(\d{6})\.tar")
 
 
@@ -38,42 +40,48 @@ def reindex(folder: Path) -> str:
 
 def _reindex_shard(path: Path) -> Shard:
     builder = IndexBuilder()
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = iter(tar)
+    with open(path, "rb") as file:
+        try:
+            members = _members(path)
             for description in members:
-                for segment in _segments(tar, description):
+                for segment in _segments(file, description):
                     member = next(members, None)
                     if member is None or member.name != segment["member"]:
-                        raise DamageError(f"{path}: {segment['member']} does not follow its json")
-                    builder.add_segment(_sample(tar, member, segment), member.offset_data)
+                        raise DamageError(f"{segment['member']} does not follow its json")
+                    builder.add_segment(_sample(file, member, segment), member.offset)
                 builder.end_document()
-    except (tarfile.TarError, EOFError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DamageError(f"{path} is damaged or no shard of bytelm: {error}") from error
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return builder.finish(path, sha256, path.stat().st_size)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return builder.finish(path, sha256, path.stat().st_size)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise DamageError(f"{path} is damaged or no shard of bytelm: {error}") from error
 
 
-def _segments(tar: tarfile.TarFile, member: tarfile.TarInfo) -> list[dict[str, Any]]:
-    if member.type not in PLAIN_TYPES or not member.name.endswith(".json"):
-        raise DamageError(f"{tar.name!r}: {member.name} where a document's json should be")
-    return json.loads(_data(tar, member))["segments"]
+def _members(path: Path) -> Iterator[Member]:
+    """The members of a tar that has nothing else, and is as long as one that we wrote."""
+    size = path.stat().st_size
+    if size % RECORDSIZE:
+        raise DamageError(f"{size} bytes are no multiple of {RECORDSIZE}: it is cut off")
+    for member in read_members(str(path)):
+        if isinstance(member, Flaw):
+            raise DamageError(f"{member.name}: {member.detail}" if member.name else member.detail)
+        yield member
 
 
-def _sample(tar: tarfile.TarFile, member: tarfile.TarInfo, segment: dict[str, Any]) -> Sample:
+def _segments(file: BinaryIO, description: Member) -> list[dict[str, Any]]:
+    if not description.name.endswith(".json"):
+        raise DamageError(f"{description.name} where a document's json should be")
+    return json.loads(_data(file, description))["segments"]
+
+
+def _sample(file: BinaryIO, member: Member, segment: dict[str, Any]) -> Sample:
     fields = ("width", "height", "channels", "rate")
     return Sample(
         modality=MODALITIES[segment["modality"]].name,
         header=Header(**{name: segment[name] for name in fields if name in segment}),
-        data=_data(tar, member),
+        data=_data(file, member),
         is_file=segment.get("is_file", False),
     )
 
 
-def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member) if member.type in PLAIN_TYPES else None
-    data = file.read() if file else b""
-    if file is None or len(data) != member.size:
-        raise DamageError(f"{tar.name!r}: {member.name} is cut off or no file")
-    return data
+def _data(file: BinaryIO, member: Member) -> bytes:
+    return os.pread(file.fileno(), member.size, member.offset)

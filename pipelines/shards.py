@@ -17,7 +17,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -30,7 +30,7 @@ from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.cache import Blob, CacheConfig
 from bytelm.pipelines.store import DamageError, LocalStore, open_store
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val", "test")
 TAR_BLOCK = 512
@@ -102,6 +102,19 @@ def root_hash(shards: Sequence[Shard]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def manifest_bytes(shards: Sequence[Shard], report: dict[str, Any]) -> bytes:
+    """The manifest as its file holds it, with a checksum of all that it says."""
+    says = {
+        "format": FORMAT,
+        "root": root_hash(shards),
+        "shards": [asdict(s) for s in shards],
+        "report": report,
+    }
+    checksum = hashlib.sha256(json.dumps(says).encode()).hexdigest()
+    text = json.dumps({**says, "sha256": checksum}, indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "surrogateescape")
+
+
 class ShardSet:
     """A set at a path or URL: its manifest, its indexes, and checked reads of its members.
 
@@ -113,20 +126,15 @@ class ShardSet:
         """`cache` keeps the shards of a remote set; a local one needs none."""
         self.store = open_store(location, cache)
         self.location = str(location)
-        manifest = self._load_manifest()
-        self.shards = [Shard(**entry) for entry in manifest["shards"]]
-        self.root: str = manifest["root"]
-        self.report: dict[str, Any] = manifest["report"]
-        if root_hash(self.shards) != self.root:
-            raise DamageError(
-                f"{self.location}/{MANIFEST}: the root hash does not match its shards; "
-                "the manifest was edited or damaged, prepare the set again"
-            )
+        self.shards: list[Shard]
+        self.report: dict[str, Any]
+        self.shards, self.report = self._load_manifest()
+        self.root = root_hash(self.shards)
         self._files: OrderedDict[str, tuple[int, Blob]] = OrderedDict()
         self._indexes = ByteCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
         self._scratch = [bytearray()]  # grows by being replaced, since views of it may live on
 
-    def _load_manifest(self) -> dict[str, Any]:
+    def _load_manifest(self) -> tuple[list[Shard], dict[str, Any]]:
         where = f"{self.location}/{MANIFEST}"
         try:
             data = self.store.read(MANIFEST, MAX_MANIFEST_BYTES)
@@ -151,7 +159,18 @@ class ShardSet:
                 f"{where} has format version {version}, this bytelm reads {FORMAT}: "
                 "prepare the set again, or use the bytelm that wrote it"
             )
-        return manifest
+        try:
+            shards = [Shard(**entry) for entry in manifest["shards"]]
+            report = manifest["report"]
+            is_whole = manifest_bytes(shards, report) == data
+        except (ValueError, KeyError, TypeError):
+            is_whole = False
+        if not is_whole:
+            raise DamageError(
+                f"{where} does not match its checksum: it was edited or damaged; make it again "
+                "with `bytelm index`, or prepare the set again"
+            )
+        return shards, report
 
     @property
     def is_remote(self) -> bool:

@@ -7,7 +7,6 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import numpy as np
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Sample
 from bytelm.pipelines.shards import (
-    FORMAT,
     INDEX,
     MANIFEST,
     Shard,
     chunk_checksums,
+    manifest_bytes,
     root_hash,
 )
 from bytelm.pipelines.tarwriter import TarWriter
@@ -148,13 +147,5 @@ class ShardWriter:
 
 def write_manifest(folder: Path, shards: Sequence[Shard], report: dict[str, Any]) -> str:
     """Write the manifest, which declares the set complete; returns the root hash."""
-    root = root_hash(shards)
-    manifest = {
-        "format": FORMAT,
-        "root": root,
-        "shards": [asdict(s) for s in shards],
-        "report": report,
-    }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    write_atomic(folder / MANIFEST, text.encode("utf-8", "surrogateescape"))
-    return root
+    write_atomic(folder / MANIFEST, manifest_bytes(shards, report))
+    return root_hash(shards)
