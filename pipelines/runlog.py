@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from bytelm.pipelines.loader import Damage
+from bytelm.pipelines.engine import StepStatistics, bits_per_byte
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -66,6 +65,7 @@ class RunLog:
             self._task = self._progress.add_task("", total=steps, completed=done, figures="")
             self._progress.start()
         self._began, self._done_before = time.monotonic(), done
+        self._since, self._bytes = self._began, 0  # since the last line of figures
         self._last_plain = 0.0
 
     def __enter__(self) -> RunLog:
@@ -82,39 +82,64 @@ class RunLog:
         self._writer.close()
         self._file.close()
 
-    def step(self, step: int, values: dict[str, Any]) -> None:
-        """Record one training step: `values` are numbers, or mappings of names to numbers."""
+    def step(
+        self, step: int, statistics: StepStatistics, epoch: int, row: int, is_due: bool
+    ) -> None:
+        """Count a training step whose last row was `row` of `epoch`; record it where it is due."""
+        self._bytes += sum(statistics.payload_bytes.values())
+        for piece in statistics.damage:
+            self._write("damage", step, {"bytes": piece.size, "cause": piece.cause})
+            self.say(f"step {step}: masked {piece.size} bytes: {piece.cause}")
+        if not is_due:
+            return
+        values = {
+            "loss": statistics.loss,
+            "bits_per_byte": {
+                name: bits_per_byte(nats, statistics.payload_bytes[name])
+                for name, nats in statistics.payload_nats.items()
+                if statistics.payload_bytes[name]
+            },
+            "lr": statistics.lr,
+            "grad_norm": statistics.grad_norm,
+            "bytes_per_second": self._bytes / (time.monotonic() - self._since),
+            "epoch": epoch,
+            "row": row,
+        }
+        self._since, self._bytes = time.monotonic(), 0
         self._record("train", step, values)
-        figures = _figures(values)
+        self._show(step, _figures(values))
+
+    def _show(self, step: int, figures: str) -> None:
         if self._progress is not None:
             self._progress.update(self._task, completed=step, figures=figures)
         elif time.monotonic() - self._last_plain > PLAIN_SECONDS or step == self._steps:
             self._last_plain = time.monotonic()
             rate = (self._last_plain - self._began) / (step - self._done_before)
             left = _clock(rate * (self._steps - step))
-            self.console.print(f"step {step}/{self._steps}  {figures}  left {left}", soft_wrap=True)
+            self.say(f"step {step}/{self._steps}  {figures}  left {left}")
 
     def evaluation(self, step: int, metrics: dict[str, dict[str, float]]) -> None:
         """Record and show an evaluation: for each modality its figures."""
         self._record("eval", step, metrics)
         parts = [f"{name} {m['bits_per_byte']:.3f}" for name, m in metrics.items()]
-        self.console.print(f"step {step}: bits per byte on val: {'  '.join(parts)}", soft_wrap=True)
+        self.say(f"step {step}: bits per byte on val: {'  '.join(parts)}")
+        self._since, self._bytes = time.monotonic(), 0
 
-    def damage(self, step: int, damage: Sequence[Damage]) -> None:
-        """Record and name what was masked in a step."""
-        for piece in damage:
-            values = {"kind": "damage", "step": step, "bytes": piece.size, "cause": piece.cause}
-            self._file.write(json.dumps(values) + "\n")
-            self.say(f"step {step}: masked {piece.size} bytes: {piece.cause}")
-        self._file.flush()
+    def checkpoint(self, step: int, folder: Path) -> None:
+        """Show where a checkpoint was written."""
+        self.say(f"step {step}: checkpoint {folder}")
+        self._since, self._bytes = time.monotonic(), 0
 
     def say(self, text: str) -> None:
         """Show a line above the bar."""
         self.console.print(text, soft_wrap=True)
 
-    def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
+
+    def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        self._write(kind, step, values)
         for name, value in values.items():
             for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
                 tag = "/".join(part for part in (kind, name, inner) if part)

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -20,7 +19,7 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines import checkpoint
 from bytelm.pipelines.checkpoint import TrainState
 from bytelm.pipelines.config import RunConfig
-from bytelm.pipelines.engine import Engine, bits_per_byte, deepspeed_config, start_ranks
+from bytelm.pipelines.engine import Engine, deepspeed_config, start_ranks
 from bytelm.pipelines.evaluate import Scores, score
 from bytelm.pipelines.loader import EvaluationRows, TrainingRows, make_loader
 from bytelm.pipelines.packing import PlanConfig
@@ -87,6 +86,23 @@ def steps_to_do(config: RunConfig, plan: Plan) -> int:
     return steps
 
 
+def check_cache(config: RunConfig, plan: Plan) -> None:
+    """ValueError where the cache cannot hold the remote shards that are in use together: those of
+    a window of each set, the largest ones."""
+    needed = 0
+    for source in plan.sources:
+        if source.set.is_remote:
+            sizes = sorted(shard.size for shard in source.set.split(source.split))
+            needed += sum(sizes[-config.data.window_shards :])
+    limit = int(config.data.cache_gb * 1e9)
+    if needed > limit:
+        raise ValueError(
+            f"data.cache_gb {config.data.cache_gb} is a limit of {limit:,} bytes, and the remote "
+            f"shards of one window may have {needed:,}: raise it, or lower data.window_shards "
+            f"{config.data.window_shards}"
+        )
+
+
 def check(config: RunConfig, run: Path, processes: int, resume: bool, new_plan: bool) -> None:
     """ValueError for what would stop a run before its first step, found before any rank starts."""
     deepspeed_config(config.train.deepspeed)
@@ -96,11 +112,17 @@ def check(config: RunConfig, run: Path, processes: int, resume: bool, new_plan: 
             f"the stream has {framing.VOCAB_SIZE} ids and pads with {framing.PAD}: leave "
             "vocab_size and pad_id of the model as they are"
         )
-    if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
+    # A plan alone was left by a run that was refused here.
+    if (
+        not resume
+        and run.exists()
+        and (not run.is_dir() or {p.name for p in run.iterdir()} - {PLAN})
+    ):
         raise ValueError(f"{run} is not empty: go on with --resume, or choose another --out")
     state = checkpoint.newest(run)[1] if resume else None
     plan = training_plan(config, run / PLAN)
     steps_to_do(config, plan)
+    check_cache(config, plan)
     if state:
         _check_resumable(state, config, plan, processes, new_plan)
     if config.data.damage == "raise":
@@ -175,57 +197,39 @@ def _loop(engine: Engine, plan: Plan, state: TrainState, run: Path, log: RunLog 
     steps = steps_to_do(config, plan)
     if log and steps < config.train.steps:
         log.say(f"the run ends after {steps} steps: a set is exhausted then")
-    began, logged_bytes, masked_bytes = time.monotonic(), 0, 0
+    masked_bytes = 0
     for step in range(state.step, steps):
         done = step + 1
         last = done == steps
         statistics = engine.train_step(step, steps, list(islice(batches, engine.accumulation)))
         epoch, row = list(islice(positions, config.train.global_batch))[-1]
+        if log:
+            log.step(done, statistics, epoch, row, last or _is_due(done, config.train.log_every))
         if not math.isfinite(statistics.loss):
             raise DivergedError(f"the loss of step {done} is {statistics.loss}")
         if statistics.damage:
             masked_bytes += sum(d.size for d in statistics.damage)
-            if log:
-                log.damage(done, statistics.damage)
-            if masked_bytes > config.data.max_bad_share * plan.epoch_bytes:
-                raise DamageError(
-                    f"{masked_bytes} bytes were damaged up to step {done}, more than "
-                    f"max_bad_share {config.data.max_bad_share} of an epoch's "
-                    f"{plan.epoch_bytes}: {statistics.damage[-1].cause}"
-                )
-        logged_bytes += sum(statistics.payload_bytes.values())
-        if log and (last or _is_due(done, config.train.log_every)):
-            seconds, began = time.monotonic() - began, time.monotonic()
-            log.step(
-                done,
-                {
-                    "loss": statistics.loss,
-                    "bits_per_byte": {
-                        name: bits_per_byte(nats, statistics.payload_bytes[name])
-                        for name, nats in statistics.payload_nats.items()
-                        if statistics.payload_bytes[name]
-                    },
-                    "lr": statistics.lr,
-                    "grad_norm": statistics.grad_norm,
-                    "bytes_per_second": logged_bytes / seconds,
-                    "epoch": epoch,
-                    "row": row,
-                },
-            )
-            logged_bytes = 0
+            _check_damage(masked_bytes, done, statistics.damage[-1].cause, config, plan)
         if validation and (last or _is_due(done, config.train.eval_every)):
             metrics = _validate(engine, validation)
             if log:
                 log.evaluation(done, metrics)
-            began, logged_bytes = time.monotonic(), 0
         if last or _is_due(done, config.train.checkpoint_every):
             reached = TrainState(
                 done, epoch, row + 1, plan.identity, engine.ranks, engine.zero_stage
             )
             folder = checkpoint.save(engine, run, reached, config.model, _exported(config))
             if log:
-                log.say(f"step {done}: checkpoint {folder}")
-            began, logged_bytes = time.monotonic(), 0
+                log.checkpoint(done, folder)
+
+
+def _check_damage(masked: int, step: int, cause: str, config: RunConfig, plan: Plan) -> None:
+    """DamageError, on every rank alike, where more is damaged than the config allows."""
+    if masked > config.data.max_bad_share * plan.epoch_bytes:
+        raise DamageError(
+            f"{masked} bytes were damaged up to step {step}, more than max_bad_share "
+            f"{config.data.max_bad_share} of an epoch's {plan.epoch_bytes}: {cause}"
+        )
 
 
 def _is_due(step: int, every: int) -> bool:
