@@ -47,6 +47,8 @@ WIDE_VIEWS = ("s16le", "s16be")
 
 UNKNOWN_FRAMES = 1 << 62  # what libsndfile says of a FLAC whose header gives no length
 MAX_RESAMPLING_TAPS = 1 << 24
+BLOCK_FRAMES = 1 << 18
+"""Frames that are converted at once, so that a long sound needs little memory for it."""
 VORBIS_FULL_SCALE = 32767  # libsndfile scales Ogg by this, and integers by 32768
 FULL_SCALE = 32768
 
@@ -187,8 +189,12 @@ def _mulaw_values() -> Pcm:
 
 def _to_pcm(samples: npt.NDArray[np.floating], scale: int) -> Pcm:
     """16-bit samples of floating-point ones; what lies outside [-1, 1] is clipped, not wrapped."""
-    scaled = np.rint(samples * samples.dtype.type(scale))
-    return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    pcm = np.empty(samples.shape, np.int16)
+    for first in range(0, len(samples), BLOCK_FRAMES):
+        block = slice(first, first + BLOCK_FRAMES)
+        scaled = np.rint(samples[block] * samples.dtype.type(scale))
+        pcm[block] = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1)
+    return pcm
 
 
 def _decode_pcm(file: BinaryIO, options: DecodeOptions) -> tuple[Pcm, int]:
@@ -217,7 +223,9 @@ def _decode_pcm(file: BinaryIO, options: DecodeOptions) -> tuple[Pcm, int]:
     mix = options.audio_channels == 1 and pcm.shape[1] > 1
     if not mix and rate == source_rate:
         return pcm, rate
-    samples = pcm.astype(np.float32) / np.float32(FULL_SCALE)
+    samples = pcm.astype(np.float32)
+    del pcm
+    samples /= np.float32(FULL_SCALE)
     if mix:
         samples = samples.mean(axis=1, keepdims=True, dtype=np.float32)
     if rate != source_rate:
@@ -279,13 +287,24 @@ def _check_resampling(sound: soundfile.SoundFile, rate: int, options: DecodeOpti
 
 
 def _resample(samples: npt.NDArray[np.float32], old: int, new: int) -> npt.NDArray[np.float32]:
-    """[n c] at another rate, by one thread, so that the result is the same on any machine."""
+    """[n c] at another rate, by one thread, so that the result is the same on any machine.
+
+    Raises MemoryError where torch gets none.
+    """
     import torch
     from torchaudio.functional import resample
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return resample(torch.from_numpy(samples.T.copy()), old, new).T.contiguous().numpy()
+        return (
+            resample(torch.from_numpy(np.ascontiguousarray(samples.T)), old, new)
+            .T.contiguous()
+            .numpy()
+        )
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
     finally:
         torch.set_num_threads(threads)

@@ -24,18 +24,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import BinaryIO
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
 
 MEMORY_BYTES = 960 << 20
-"""Of a worker, all in all: its own modules, the file, the decoder, and the samples."""
+"""Of a worker, all in all: its modules, the file, the decoder, and the samples. What torch takes to
+be there (500 MB, mostly its libraries) comes on top where sounds are resampled."""
 CPU_SECONDS = 5.0
 CPU_SECONDS_PER_BYTE = 1e-6
 WALL_FACTOR = 12
 BATCH_SAMPLE_BYTES = 1 << 24
 """A batch ends early where its samples grow larger than this; the rest is given out again."""
 START_BYTES = 4096
+READ_WHOLE_BYTES = 1 << 20
 PROGRESS_BYTES = 8
 """A file in memory begins with how many of its batch's files have been begun."""
 DETAIL_CHARACTERS = 200
@@ -105,9 +108,7 @@ def main() -> None:
     _silence()
     with Connection(pipe) as connection, contextlib.suppress(EOFError, OSError):
         options: DecodeOptions = connection.recv()
-        if options.audio_rate:
-            import torchaudio.functional  # noqa: F401  (before memory is limited)
-        _limit_memory()
+        _limit_memory(options)
         fresh = True
         while True:
             answer = _decode_batch(connection.recv(), memories[0], options, fresh)
@@ -125,15 +126,20 @@ def _silence() -> None:
     os.close(nowhere)
 
 
-def _limit_memory() -> None:
+def _limit_memory(options: DecodeOptions) -> None:
     """Let the process's own data grow up to what is left of MEMORY_BYTES."""
-    status = Path("/proc/self/status").read_text()
-    resident, data = (
-        int(status.partition(f"{name}:")[2].split()[0]) << 10 for name in ("VmRSS", "VmData")
-    )
-    limit = data + MEMORY_BYTES - resident
+    left = MEMORY_BYTES - _own_bytes("VmRSS")
+    if options.audio_rate:
+        import torchaudio.functional  # noqa: F401  (before memory is limited)
+    limit = _own_bytes("VmData") + left
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _own_bytes(field: str) -> int:
+    """A field of this process's status that is a size."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) << 10
 
 
 def _decode_batch(
@@ -180,11 +186,12 @@ def _decode(task: Task, options: DecodeOptions) -> Sample | Refusal:
     """One file's sample, or why there is none. Raises MemoryError."""
     _limit_time(cpu_seconds(task.size))
     try:
-        data = _read(task)
-        modality = task.modality or modality_of(data[:START_BYTES])
-        if modality is None:
-            return Refusal(*UNKNOWN_KIND)
-        return MODALITIES[modality].decode(io.BytesIO(data), options)
+        with _open(task) as file:
+            modality = task.modality or modality_of(file.read(START_BYTES))
+            if modality is None:
+                return Refusal(*UNKNOWN_KIND)
+            file.seek(0)
+            return MODALITIES[modality].decode(file, options)
     except MediaError as error:
         return Refusal(error.reason, error.detail[:DETAIL_CHARACTERS])
     except FileNotFoundError:
@@ -198,11 +205,14 @@ def _decode(task: Task, options: DecodeOptions) -> Sample | Refusal:
         return Refusal("decoder failed", detail[:DETAIL_CHARACTERS])
 
 
-def _read(task: Task) -> bytes:
+def _open(task: Task) -> BinaryIO:
+    """The file, read in one go where it is small, or the member of a tar."""
+    if task.offset is None and task.size > READ_WHOLE_BYTES:
+        return open(task.path, "rb")
     with open(task.path, "rb", buffering=0) as file:
         if task.offset is None:
-            return file.readall()
+            return io.BytesIO(file.readall())
         data = os.pread(file.fileno(), task.size, task.offset)
     if len(data) < task.size:
         raise MediaError("truncated", f"{len(data)} bytes of {task.size}")
-    return data
+    return io.BytesIO(data)

@@ -106,6 +106,13 @@ def test_what_is_too_loud_is_clipped_and_does_not_wrap(kind: tuple[str, str]) ->
     assert np.abs(error).max() < 1e-3
 
 
+def test_blocks_make_the_whole_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(tone(5000), "WAV", "FLOAT")
+    whole = decode(data)
+    monkeypatch.setattr("bytelm.modalities.audio.BLOCK_FRAMES", 999)
+    assert decode(data) == whole
+
+
 def test_channels_are_mixed_down_to_mono() -> None:
     samples = np.array([[100, 300], [-5, -6], [32767, 32767], [-32768, -32768]], np.int16)
     sample = decode(encoded(samples), DecodeOptions(audio_channels=1))

@@ -15,6 +15,7 @@ import pytest
 from conftest import image
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutants import images
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import (
@@ -124,6 +125,22 @@ def test_transparency_is_laid_on_white(mode: str) -> None:
 def test_half_transparent_is_mixed_with_white() -> None:
     found = pixels(decode(encoded(PIL.Image.new("RGBA", (1, 1), (0, 100, 255, 128)))))
     assert found[0, 0] == pytest.approx([127, 177, 255], abs=1)
+
+
+def test_laying_on_white_is_what_pillow_composites() -> None:
+    value, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    levels = np.stack([value, 255 - value, value[::-1], alpha], axis=-1).astype(np.uint8)
+    picture = PIL.Image.fromarray(levels)
+    white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    expected = PIL.Image.alpha_composite(white, picture).convert("RGB")
+    assert decode(encoded(picture)).data == expected.tobytes()
+
+
+def test_bands_make_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [data for _, data in images(np.random.default_rng(0))]
+    whole = [decode(data) for data in files]
+    monkeypatch.setattr("bytelm.modalities.image.BAND_PIXELS", 170)  # three lines of fifty
+    assert [decode(data) for data in files] == whole
 
 
 def test_the_exif_orientation_is_applied() -> None:
