@@ -165,7 +165,7 @@ def open_set(
 ) -> ShardSet:
     """A shard set at a path or URL; the shards of a remote one are kept in the cache."""
     folder = Path(cache_folder).expanduser()
-    return ShardSet(location, CacheConfig(folder, int(cache_gb * 1e9)))
+    return ShardSet(location, CacheConfig(folder, round(cache_gb * 1e9)))
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:

@@ -13,7 +13,7 @@ from rich.table import Table
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.plan import Plan
-from bytelm.pipelines.train import steps_to_do, training_plan
+from bytelm.pipelines.train import check_cache, steps_to_do, training_plan
 
 
 def preview(config: RunConfig, processes: int, console: Console) -> None:
@@ -25,6 +25,7 @@ def preview(config: RunConfig, processes: int, console: Console) -> None:
     with tempfile.TemporaryDirectory() as folder:
         plan = training_plan(config, Path(folder) / "plan.npz")
     steps = steps_to_do(config, plan)
+    check_cache(config, plan, processes)
     console.print(_sets(config, plan))
     rows = plan.rows(0)
     held = plan.epoch_bytes / (rows * config.model.context)

@@ -145,7 +145,8 @@ class ShardSet:
                     "prepare` was interrupted; run it again"
                 ) from error
             raise ValueError(
-                f"no shard set at {self.location}: make one with `bytelm prepare`"
+                f"no shard set at {self.location}, which lacks {MANIFEST}: make one with "
+                "`bytelm prepare`"
             ) from error
         except OSError as error:
             raise ValueError(f"{where} cannot be read: {error}") from error

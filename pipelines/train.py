@@ -86,19 +86,21 @@ def steps_to_do(config: RunConfig, plan: Plan) -> int:
     return steps
 
 
-def check_cache(config: RunConfig, plan: Plan) -> None:
-    """ValueError where the cache cannot hold the remote shards that are in use together: those of
-    a window of each set, the largest ones."""
+def check_cache(config: RunConfig, plan: Plan, processes: int) -> None:
+    """ValueError where the cache cannot hold the remote shards that may be in use together: those
+    of a window of each set, of two where one of several readers is ahead, and of one of `val`."""
+    windows = 2 if config.data.workers * processes > 1 else 1
     needed = 0
     for source in plan.sources:
-        if source.set.is_remote:
-            sizes = sorted(shard.size for shard in source.set.split(source.split))
-            needed += sum(sizes[-config.data.window_shards :])
-    limit = int(config.data.cache_gb * 1e9)
+        for split, count in (("train", windows), ("val", 1)):
+            shards = source.set.split(split) if source.set.is_remote else []
+            sizes = sorted(shard.size + shard.index_size for shard in shards)
+            needed += sum(sizes[-count * config.data.window_shards :])
+    limit = round(config.data.cache_gb * 1e9)
     if needed > limit:
         raise ValueError(
             f"data.cache_gb {config.data.cache_gb} is a limit of {limit:,} bytes, and the remote "
-            f"shards of one window may have {needed:,}: raise it, or lower data.window_shards "
+            f"shards in use together may have {needed:,}: raise it, or lower data.window_shards "
             f"{config.data.window_shards}"
         )
 
@@ -122,7 +124,7 @@ def check(config: RunConfig, run: Path, processes: int, resume: bool, new_plan: 
     state = checkpoint.newest(run)[1] if resume else None
     plan = training_plan(config, run / PLAN)
     steps_to_do(config, plan)
-    check_cache(config, plan)
+    check_cache(config, plan, processes)
     if state:
         _check_resumable(state, config, plan, processes, new_plan)
     if config.data.damage == "raise":
