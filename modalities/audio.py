@@ -253,7 +253,8 @@ def _check_header(sound: soundfile.SoundFile, limits: Limits) -> None:
 def _read_frames(sound: soundfile.SoundFile) -> Pcm:
     """All samples [n c], in one read: soundfile seeks after each, and an MP3 suffers by it."""
     wide = sound.format == "OGG" or sound.subtype in ("FLOAT", "DOUBLE")
-    sound.seek(0)  # as soundfile.read does; without it an MP3 differs in a few last bits
+    if sound.format in ("MP3", "OGG"):
+        sound.seek(0)  # as soundfile.read does; without it an MP3 differs in a few last bits
     samples = sound.read(dtype="float32" if wide else "int16", always_2d=True)
     if not len(samples):
         raise MediaError("truncated", "the file ends before its samples")

@@ -17,8 +17,8 @@ BLOCK = tarfile.BLOCKSIZE
 CHUNK_BYTES = 1 << 20
 SYNC_BYTES = 1 << 25
 """So much is made durable at once, so that little is left to wait for at the end."""
-MAX_PENDING = 8
-"""Chunks that may wait for the disk."""
+MAX_PENDING = 64
+"""Chunks that may wait for the disk while it syncs."""
 
 _TEMPLATE = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 _TEMPLATE_SUM = sum(_TEMPLATE) - sum(_TEMPLATE[124:136]) - sum(_TEMPLATE[148:156]) + 8 * ord(" ")
