@@ -35,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """The message in one line; of an error in a data worker, what comes after its traceback."""
+    text = str(error)
+    if "in DataLoader worker process" in text:
+        text = text.rstrip().rpartition("\n")[2].partition(": ")[2]
+    return " ".join(text.split())
 
 
 def _is_failure(error: ValueError) -> bool:
@@ -66,7 +70,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
 
     prepare = add("prepare", "Turn files into a shard set.")
     kinds = "files, folders, WebDataset tars, or a pattern of them as shard-{000..012}.tar"
-    prepare.add_argument("sources", nargs="+", type=Path, metavar="SRC", help=kinds)
+    prepare.add_argument("sources", nargs="+", metavar="SRC", help=kinds)
     prepare.add_argument("--out", required=True, type=Path, metavar="SET")
     prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     prepare.add_argument("--captions", type=Path, help="JSON: file name to caption")

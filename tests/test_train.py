@@ -192,6 +192,7 @@ def test_damage_stops_or_is_masked_counted_and_named(mixed_set: ShardSet, tmp_pa
     stopped = bytelm("train", config, "--out", tmp_path / "raise", status=1).stderr
     assert f"{shard.name}: document train-3 " in stopped
     assert stopped.count("\n") == 1
+    assert "Traceback" not in stopped
     run = tmp_path / "mask"
     shown = bytelm("train", config, "--out", run, *mask, "--set", "data.max_bad_share=0.5").stdout
     damage = metrics(run, "damage")
