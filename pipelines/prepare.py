@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.decode import Decoded, Decoders
+from bytelm.pipelines.fetch import fetch_sources
 from bytelm.pipelines.meter import Meter
 from bytelm.pipelines.shards import FORMAT, MANIFEST, SPLITS, Shard, ShardSet
 from bytelm.pipelines.shardwriter import ShardWriter, write_atomic, write_manifest
@@ -127,7 +129,7 @@ class _State:
 
 
 def prepare(
-    sources: Sequence[Path],
+    sources: Sequence[str | Path],
     out: Path,
     options: PrepareOptions,
     console: Console | None = None,
@@ -135,7 +137,7 @@ def prepare(
     """Make a shard set of files.
 
     Args:
-        sources: files and folders.
+        sources: files and folders, tars by pattern, and tars at URLs.
         out: the set's folder; made if need be.
         console: where progress is shown; None shows nothing.
     Returns:
@@ -144,8 +146,12 @@ def prepare(
         ValueError: where no source exists, nothing could be used, more than `max_bad_share` of
             the files were bad, or `out` holds something else.
     """
+    fetched = out.with_name(f"{out.name}.sources")
+    local = fetch_sources(sources, fetched)
     with Decoders(options.decode, options.workers) as decoders:
-        return _prepare(sources, out, options, decoders, console)
+        prepared = _prepare(local, out, options, decoders, console)
+    shutil.rmtree(fetched, ignore_errors=True)
+    return prepared
 
 
 def _prepare(

@@ -24,7 +24,16 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 import fsspec  # type: ignore[import-untyped]
 
-from bytelm.pipelines.cache import Blob, Cache, CacheConfig, Counts, NoRoom, Stopped, check_name
+from bytelm.pipelines.cache import (
+    PART,
+    Blob,
+    Cache,
+    CacheConfig,
+    Counts,
+    NoRoom,
+    Stopped,
+    check_name,
+)
 
 REMOTE = ("s3", "gs", "http", "https", "hf", "memory")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
@@ -220,7 +229,7 @@ class RemoteStore(Store):
 
         def attempt() -> bytes:
             data = bytearray()
-            for chunk in self._chunks(name, max_bytes):
+            for chunk in self._chunks(name):
                 data += chunk
                 if len(data) > max_bytes:
                     break
@@ -236,6 +245,20 @@ class RemoteStore(Store):
         with self._changed:
             self._wished.discard(blob.sha256)
         return path
+
+    def download(self, name: str, path: Path) -> None:
+        """Fetch an object whose content nobody has stated, past the cache, to a file that is
+        there whole or not at all. Raises FileNotFoundError, PermissionError or OSError."""
+        check_name(name)
+        part = path.with_name(path.name + PART)
+
+        def attempt() -> None:
+            with open(part, "wb") as file:
+                for chunk in self._chunks(name):
+                    file.write(chunk)
+
+        self._retry(f"{self.location}/{name}", attempt)
+        part.rename(path)
 
     def release(self, blob: Blob) -> None:
         """See Store."""
@@ -300,7 +323,7 @@ class RemoteStore(Store):
         """Write a blob's bytes to a file, checked."""
         file.seek(0)
         digest, size = hashlib.sha256(), 0
-        for chunk in self._chunks(blob.name, blob.size):
+        for chunk in self._chunks(blob.name):
             if self._stop.is_set():
                 raise Stopped
             size += len(chunk)
@@ -317,11 +340,11 @@ class RemoteStore(Store):
             )
         file.flush()
 
-    def _chunks(self, name: str, size: int) -> Iterator[bytes]:
+    def _chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of an object. Raises Unavailable where another attempt may help."""
         where = f"{self.location}/{name}"
         try:
-            with _open_remote(self._protocol, where, size) as file:
+            with _open_remote(self._protocol, where) as file:
                 while chunk := file.read(CHUNK_BYTES):
                     yield chunk
         except Exception as error:
@@ -350,7 +373,7 @@ class RemoteStore(Store):
         raise AssertionError("unreachable")
 
 
-def _open_remote(protocol: str, where: str, size: int) -> Any:
+def _open_remote(protocol: str, where: str) -> Any:
     """A remote object as a file to be read from start to end. fsspec keeps one client for each
     process, thread and set of options. The clients' own retries are off where they can be: ours
     are the same for all of them."""
@@ -366,13 +389,14 @@ def _open_remote(protocol: str, where: str, size: int) -> Any:
         gs = fsspec.filesystem("gs", requests_timeout=timeout, use_listings_cache=False)
         return gs.open(where, "rb", **ranged)
     if protocol in ("http", "https"):
-        # One plain GET: a block size of 0 means no ranges, and with a size nothing is asked first.
+        # One plain GET: a block size of 0 means no ranges, and with a size, which a stream does
+        # not look at, nothing is asked first.
         web = fsspec.filesystem(
             protocol,
             client_kwargs={"timeout": timeout, "trust_env": True},
             headers={"Accept-Encoding": "identity"},
         )
-        return web.open(where, "rb", block_size=0, size=size)
+        return web.open(where, "rb", block_size=0, size=1)
     if protocol == "hf":
         return fsspec.filesystem("hf", use_listings_cache=False).open(where, "rb", block_size=0)
     return fsspec.filesystem(protocol).open(where, "rb")

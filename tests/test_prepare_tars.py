@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import webdataset
 from source_files import documents, png, skipped, sound, txt
+from web_server import be_impatient, serving
 
 from bytelm.modalities.base import DecodeOptions, Limits
 from bytelm.pipelines.foreign import expand_braces
@@ -324,3 +325,36 @@ def test_a_broken_extended_header_is_damage(tmp_path: Path, records: bytes) -> N
     broken = records != b"6 a=b\n"
     assert prepared.report["skipped"] == ({"damaged tar": 1} if broken else {})
     assert prepared.report["documents"] == (2 if broken else 4)
+
+
+# --- at URLs ---
+
+
+def test_tars_at_urls_give_the_set_of_the_same_tars_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a pattern, from a server that fails now and then; nothing fetched is left behind."""
+    be_impatient(monkeypatch)
+    tars = [write_tar(tmp_path / f"part-{i}.tar", texts(3 + i)) for i in range(3)]
+    with serving() as web:
+        for tar in tars:
+            web.objects[tar.name] = tar.read_bytes()
+        web.script["part-1.tar"].extend(["500", "short"])
+        local = prepare(tars, tmp_path / "local", ALL_BAD)
+        pattern = f"{web.url}/part-{{0..2}}.tar"
+        remote = prepare([pattern], tmp_path / "remote", ALL_BAD)
+        assert remote.root == local.root
+        assert web.asked.count("part-1.tar") == 3
+        assert not (tmp_path / "remote.sources").exists()
+        assert not prepare([pattern], tmp_path / "remote", ALL_BAD).made
+
+
+def test_urls_that_cannot_be_had_are_errors(tmp_path: Path) -> None:
+    with serving() as web:
+        for url, cause in (
+            (f"{web.url}/gone.tar", "does not exist"),
+            (f"{web.url}/photo.png", "is no tar"),
+            ("ftp://host/part.tar", "ftp"),
+        ):
+            with pytest.raises(ValueError, match=cause):
+                prepare([url], tmp_path / "set", ALL_BAD)
