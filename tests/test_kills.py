@@ -55,7 +55,7 @@ def _is_rank(pid: int) -> bool:
     return Path(f"/proc/{pid}/comm").read_text() != "pt_elastic\n"
 
 
-WORKER = (data_workers, "is killed by signal: Killed")
+WORKER = (data_workers, "bytelm train: DataLoader worker (pid")
 RANK = (ranks, "(SIGKILL)")
 
 
