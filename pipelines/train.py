@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -30,6 +34,8 @@ from bytelm.pipelines.shardwriter import write_atomic
 
 CONFIG = "config.json"
 PLAN = "plan.npz"
+LAUNCHER = "BYTELM_LAUNCHER"
+"""Names the file that `launch` has locked for as long as it runs."""
 
 
 class DivergedError(RuntimeError):
@@ -41,8 +47,23 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     threads = max(1, (os.cpu_count() or 1) // processes)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", "-m", "bytelm.pipelines.cli", *arguments]
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    return 1 if subprocess.run(command, env=environment, check=False).returncode else 0
+    with tempfile.NamedTemporaryFile(prefix="bytelm-") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, LAUNCHER: lock.name}
+        return 1 if subprocess.run(command, env=environment, check=False).returncode else 0
+
+
+def _end_with_launcher() -> None:
+    """Have this rank end once `launch` has. If that or torchrun is killed, nobody else ends it."""
+
+    def wait() -> None:
+        with suppress(FileNotFoundError), open(os.environ[LAUNCHER]) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        print("bytelm train: the command that launched this rank has ended", file=sys.stderr)
+        os._exit(1)
+
+    if LAUNCHER in os.environ:
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def training_plan(config: RunConfig, path: Path) -> Plan:
@@ -160,6 +181,7 @@ def train(config: RunConfig, run: Path, resume: bool, new_plan: bool) -> None:
     Raises ValueError for what a user can get wrong, DamageError for data that cannot be used,
     DivergedError for a loss that is not finite.
     """
+    _end_with_launcher()
     start_ranks()
     torch.manual_seed(config.train.seed)
     engine = Engine(Megabyte(config.model), config)

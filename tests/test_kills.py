@@ -1,5 +1,5 @@
-"""kill -9 of a data worker or of a rank at random moments: the run ends with a message, leaves no
-process behind, and goes on from its checkpoint as if nothing had been."""
+"""kill -9 of a data worker, a rank or a launcher at random moments: the run ends with a message,
+leaves no process behind, and goes on from its checkpoint as if nothing had been."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import bytelm, command, environment, metrics, write_config
 from processes import descendants, wait_until_gone
-from web_server import eventually
 
 from bytelm.pipelines.shards import ShardSet
 
@@ -51,12 +51,22 @@ def ranks(pid: int) -> list[int]:
     return [rank for rank in sorted(descendants(pid)) if data_workers(rank) and _is_rank(rank)]
 
 
+def launchers(pid: int) -> list[int]:
+    """The command itself and torchrun, which start the ranks."""
+    return [pid, *(child for child in sorted(descendants(pid)) if not _is_rank(child))]
+
+
 def _is_rank(pid: int) -> bool:
     return Path(f"/proc/{pid}/comm").read_text() != "pt_elastic\n"
 
 
 WORKER = (data_workers, "bytelm train: DataLoader worker (pid")
 RANK = (ranks, "(SIGKILL)")
+LAUNCHER = (launchers, "the command that launched this rank has ended")
+
+
+def _has_lines(path: Path, count: int) -> bool:
+    return path.exists() and path.read_bytes().count(b"\n") >= count
 
 
 @pytest.mark.parametrize(
@@ -64,9 +74,11 @@ RANK = (ranks, "(SIGKILL)")
     [
         (*WORKER, 1, 2),
         (*RANK, 2, 2),
+        (*LAUNCHER, 2, 1),
         pytest.param(*WORKER, 1, 10, marks=LONG),
-        pytest.param(*WORKER, 2, 10, marks=LONG),
+        pytest.param(*WORKER, 2, 4, marks=LONG),
         pytest.param(*RANK, 2, 10, marks=LONG),
+        pytest.param(*LAUNCHER, 2, 4, marks=LONG),
     ],
 )
 def test_a_killed_process_ends_the_run_and_resuming_is_exact(
@@ -117,11 +129,15 @@ def kill_at(
     )
     try:
         log = run / "metrics.jsonl"
-        eventually(lambda: log.exists() and log.read_bytes().count(b"\n") >= step)
+        while process.poll() is None and not _has_lines(log, step):
+            time.sleep(0.005)
         chosen = rng.choice(victims(process.pid))
         assert {process.pid, chosen} <= marked(mark)
         os.kill(chosen, signal.SIGKILL)
         _, said = process.communicate(timeout=END_SECONDS)
         return process.returncode, said
-    finally:
-        process.kill()
+    except BaseException:
+        for pid in marked(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        raise
