@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -25,7 +25,7 @@ from bytelm.pipelines.checkpoint import TrainState
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.engine import Engine, deepspeed_config, start_ranks
 from bytelm.pipelines.evaluate import Scores, score
-from bytelm.pipelines.loader import EvaluationRows, TrainingRows, make_loader
+from bytelm.pipelines.loader import Batch, EvaluationRows, TrainingRows, make_loader
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.plan import Plan, Source, load_or_make_plan
 from bytelm.pipelines.runlog import RunLog
@@ -225,7 +225,7 @@ def _loop(engine: Engine, plan: Plan, state: TrainState, run: Path, log: RunLog 
     for step in range(state.step, steps):
         done = step + 1
         last = done == steps
-        statistics = engine.train_step(step, steps, list(islice(batches, engine.accumulation)))
+        statistics = engine.train_step(step, steps, _next(batches, engine.accumulation))
         epoch, row = list(islice(positions, config.train.global_batch))[-1]
         if log:
             log.step(done, statistics, epoch, row, last or _is_due(done, config.train.log_every))
@@ -254,6 +254,15 @@ def _check_damage(masked: int, step: int, cause: str, config: RunConfig, plan: P
             f"{masked} bytes were damaged up to step {step}, more than max_bad_share "
             f"{config.data.max_bad_share} of an epoch's {plan.epoch_bytes}: {cause}"
         )
+
+
+def _next(batches: Iterator[Batch], count: int) -> list[Batch]:
+    """The next batches. RuntimeError where the data worker that made one has died; PyTorch says so
+    in its own way, unless that happens while it takes a batch over."""
+    try:
+        return list(islice(batches, count))
+    except (ConnectionError, EOFError) as error:
+        raise RuntimeError(f"DataLoader worker died and its batch with it: {error}") from error
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -60,7 +60,7 @@ def _is_rank(pid: int) -> bool:
     return Path(f"/proc/{pid}/comm").read_text() != "pt_elastic\n"
 
 
-WORKER = (data_workers, "bytelm train: DataLoader worker (pid")
+WORKER = (data_workers, "bytelm train: DataLoader worker")
 RANK = (ranks, "(SIGKILL)")
 LAUNCHER = (launchers, "the command that launched this rank has ended")
 
