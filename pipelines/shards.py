@@ -103,16 +103,19 @@ def root_hash(shards: Sequence[Shard]) -> str:
 
 
 def manifest_bytes(shards: Sequence[Shard], report: dict[str, Any]) -> bytes:
-    """The manifest as its file holds it, with a checksum of all that it says."""
+    """The manifest as its file holds it; it ends with the SHA-256 of all that comes before."""
     says = {
         "format": FORMAT,
         "root": root_hash(shards),
         "shards": [asdict(s) for s in shards],
         "report": report,
     }
-    checksum = hashlib.sha256(json.dumps(says).encode()).hexdigest()
-    text = json.dumps({**says, "sha256": checksum}, indent=1, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", "surrogateescape")
+    text = json.dumps(says, indent=1, ensure_ascii=False).removesuffix("\n}")
+    return _sealed(text.encode("utf-8", "surrogateescape"))
+
+
+def _sealed(text: bytes) -> bytes:
+    return b'%b,\n "sha256": "%b"\n}\n' % (text, hashlib.sha256(text).hexdigest().encode())
 
 
 class ShardSet:
@@ -126,15 +129,15 @@ class ShardSet:
         """`cache` keeps the shards of a remote set; a local one needs none."""
         self.store = open_store(location, cache)
         self.location = str(location)
-        self.shards: list[Shard]
-        self.report: dict[str, Any]
-        self.shards, self.report = self._load_manifest()
-        self.root = root_hash(self.shards)
+        manifest = self._load_manifest()
+        self.shards = [Shard(**entry) for entry in manifest["shards"]]
+        self.root: str = manifest["root"]
+        self.report: dict[str, Any] = manifest["report"]
         self._files: OrderedDict[str, tuple[int, Blob]] = OrderedDict()
         self._indexes = ByteCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
         self._scratch = [bytearray()]  # grows by being replaced, since views of it may live on
 
-    def _load_manifest(self) -> tuple[list[Shard], dict[str, Any]]:
+    def _load_manifest(self) -> dict[str, Any]:
         where = f"{self.location}/{MANIFEST}"
         try:
             data = self.store.read(MANIFEST, MAX_MANIFEST_BYTES)
@@ -160,18 +163,12 @@ class ShardSet:
                 f"{where} has format version {version}, this bytelm reads {FORMAT}: "
                 "prepare the set again, or use the bytelm that wrote it"
             )
-        try:
-            shards = [Shard(**entry) for entry in manifest["shards"]]
-            report = manifest["report"]
-            is_whole = manifest_bytes(shards, report) == data
-        except (ValueError, KeyError, TypeError):
-            is_whole = False
-        if not is_whole:
+        if _sealed(data[: -len(_sealed(b""))]) != data:
             raise DamageError(
                 f"{where} does not match its checksum: it was edited or damaged; make it again "
                 "with `bytelm index`, or prepare the set again"
             )
-        return shards, report
+        return manifest
 
     @property
     def is_remote(self) -> bool:
