@@ -50,6 +50,14 @@ class ModelConfig:
     """Standard deviation of the byte embeddings at the start."""
     init_std: float = 0.006
     """Standard deviation of everything else: matrices, position table, start vectors."""
+    rope: bool = False
+    """Queries and keys of every stage are rotated by their place in its sequence."""
+    rms_norm: bool = False
+    """RMSNorm in place of LayerNorm."""
+    qk_norm: bool = False
+    """An RMSNorm over the channels of each head's queries and keys."""
+    gated_feed_forward: bool = False
+    """SwiGLU, 8/3 as wide as the stage, in place of ReLU, four times as wide."""
     local_chunk: int = 0
     """Positions of stage 0 (patches) whose lower stages and loss run at once; 0 = all."""
     activation_checkpointing: bool = False
@@ -83,6 +91,13 @@ class ModelConfig:
                 f"context {self.context} is not a multiple of the patch of {self.patch} bytes: "
                 f"use {near}"
             )
+        for stage in self.stages:
+            channels = stage.width // stage.heads
+            if self.rope and channels % 2:
+                raise ValueError(
+                    f"rope turns pairs of channels, and a head of {channels} channels (width "
+                    f"{stage.width}, {stage.heads} heads) has an odd number: use other heads"
+                )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
         if not (self.embedding_std > 0.0 and self.init_std > 0.0):

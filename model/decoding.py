@@ -173,11 +173,11 @@ class Decoder:
         ids = self._ids.gather(1, opens[:, None] + torch.arange(n * b, device=opens.device))
         previous = rearrange(ids, "B (n b) -> B n b", b=b).roll(1, 1)
         place = repeat(torch.arange(n, device=opens.device), "n -> (B n)", B=self.batch)
-        above = place
+        above = None
         if index:
             above = rearrange(self._newest[index - 1], "B (p d) -> (B p) d", p=n)
         attends = [layer.fill(n) for layer in cache.layers]
-        output = cache.stage(rearrange(previous, "B n b -> (B n) b"), place == 0, above, attends)
+        output = cache.stage(rearrange(previous, "B n b -> (B n) b"), place, above, attends)
         return rearrange(output, "(B n) D -> B n D", n=n)
 
     @torch.no_grad()
@@ -211,13 +211,13 @@ class Decoder:
         row = torch.tensor(rows, device=self._ids.device)
         place = torch.tensor(places, device=self._ids.device)
         last = self.positions[row, None] - b + torch.arange(b, device=row.device)  # [R, b]
-        above = place
+        above = None
         if index:
             slices = rearrange(self._newest[index - 1], "B (p d) -> B p d", p=cache.places)
             above = slices[row, place]
         previous = self._ids[row[:, None], last]
         attends = [layer.append(rows, places) for layer in cache.layers]
-        self._newest[index][row] = cache.stage(previous, place == 0, above, attends)
+        self._newest[index][row] = cache.stage(previous, place, above, attends)
 
     def _logits(self) -> Tensor:
         return self.model.lm_head(self._newest[-1]).float()

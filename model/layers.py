@@ -21,13 +21,33 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bytelm.model.config import ModelConfig
+from bytelm.model.config import ModelConfig, StageConfig
 
 Groups = Sequence[tuple[int, int]]
 """(M, n) of each run of equally long segments, in the order in which they lie in S."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of one layer: queries, keys and values [S, H, c] to the output [S, H, c]."""
+
+Turn = tuple[Tensor, Tensor]
+"""Cosine and sine of the angles of each position's channel pairs, [S, 1, c / 2] each."""
+
+
+def turn_of(place: Tensor, channels: int, dtype: torch.dtype) -> Turn:
+    """The rotary embedding of arXiv 2104.09864: pair i turns by place * 10000^(-2 i / c).
+
+    place [S]; the angles are float64 before they are cast, so that far places stay exact.
+    """
+    pair = torch.arange(channels // 2, dtype=torch.float64, device=place.device)
+    angles = place.double()[:, None, None] * 10_000.0 ** (-2.0 * pair / channels)  # [S, 1, c / 2]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """x [S, H, c], whose channel pairs (i, i + c / 2) are turned."""
+    cos, sin = turn
+    low, high = x.chunk(2, dim=-1)
+    return torch.cat([low * cos - high * sin, low * sin + high * cos], dim=-1)
 
 
 def segment_attention(groups: Groups) -> Attend:
@@ -46,40 +66,78 @@ def segment_attention(groups: Groups) -> Attend:
     return attend
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + 1e-5) * weight (arXiv 1910.07467), computed in the weight's type."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width]."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class Attention(nn.Module):
     """Multi-head attention with a fused projection; what attends to what is the caller's."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, config: ModelConfig, shape: StageConfig) -> None:
         super().__init__()
-        self.heads = heads
+        width = shape.width
+        self.heads = shape.heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
+        channels = width // shape.heads
+        self.query_norm = RMSNorm(channels) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(channels) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
         """x [S, D] to [S, D]."""
         q, k, v = rearrange(self.qkv(x), "S (three H c) -> three S H c", three=3, H=self.heads)
-        return self.output(rearrange(attend(q, k, v), "S H c -> S (H c)"))
+        q, k = self.query_norm(q), self.key_norm(k)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        output = attend(q.to(v.dtype), k.to(v.dtype), v)
+        return self.output(rearrange(output, "S H c -> S (H c)"))
+
+
+class SwiGLU(nn.Module):
+    """silu(a) * b of the two halves of the channels (arXiv 2002.05202)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [S, 2 h] to [S, h]."""
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
 
 
 class Block(nn.Module):
-    """A pre-norm decoder block: attention, then a ReLU feed-forward four times as wide."""
+    """A pre-norm decoder block: attention, then a feed-forward layer."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, config: ModelConfig, shape: StageConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.feed_forward_norm = nn.LayerNorm(width)
+        width, hidden = shape.width, 4 * shape.width
+        activation: nn.Module = nn.ReLU()
+        if config.gated_feed_forward:
+            hidden, activation = -(-8 * width // 24) * 8, SwiGLU()  # 8/3 of the width, in eights
+        gated = 2 if config.gated_feed_forward else 1
+        self.attention_norm = norm(config, width)
+        self.attention = Attention(config, shape)
+        self.feed_forward_norm = norm(config, width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, 4 * width, bias=False),
-            nn.ReLU(),
-            nn.Linear(4 * width, width, bias=False),
+            nn.Linear(width, gated * hidden, bias=False),
+            activation,
+            nn.Linear(hidden, width, bias=False),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
         """x [S, D] to [S, D]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), attend))
+        x = x + self.dropout(self.attention(self.attention_norm(x), turn, attend))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+def norm(config: ModelConfig, width: int) -> nn.Module:
+    """The normalisation of a stage's channels."""
+    return RMSNorm(width) if config.rms_norm else nn.LayerNorm(width)
 
 
 class Start(nn.Module):
@@ -124,34 +182,36 @@ class Stage(nn.Module):
         if config.is_projected(index):
             self.patch_in = nn.Linear(joined, shape.width, bias=False)
             self.patch_out = nn.Linear(shape.width, joined, bias=False)
-        blocks = [Block(shape.width, shape.heads, config.dropout) for _ in range(shape.layers)]
+        blocks = [Block(config, shape) for _ in range(shape.layers)]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
-        self.norm = nn.LayerNorm(shape.width)
+        self.norm = norm(config, shape.width)
+        self.rope_channels = shape.width // shape.heads if config.rope else 0
 
     def forward(
-        self, previous: Tensor, first: Tensor, above: Tensor, attends: Sequence[Attend]
+        self, previous: Tensor, place: Tensor, above: Tensor | None, attends: Sequence[Attend]
     ) -> Tensor:
         """The stage's output at each of S positions.
 
         previous [S, b] int64: the bytes of the position before; anything at a first position.
-        first [S] bool: the positions that open a segment and take the trainable start.
-        above: for stage 0 the position's place in its document, [S] int64; for another stage its
-            slice of the parent's output, [S, width of a slice].
+        place [S] int64: the position's place in its sequence: a document for stage 0, a position
+            of the parent for another stage. Place 0 takes the trainable start.
+        above [S, width of a slice]: the slice of the parent's output; None for stage 0.
         attends: the attention of each layer.
 
         Returns [S, D], or [S, b * d] where the stage's width is projected.
         """
         x = rearrange(self.byte_embed(previous), "S b d -> S (b d)")
         if self.position_embed is not None:
-            x = x + self.position_embed((above - 1).clamp(min=0))
-        x = self.start_embed(self.patch_in(x), first)
+            x = x + self.position_embed((place - 1).clamp(min=0))
+        x = self.start_embed(self.patch_in(x), place == 0)
         if self.parent is not None:
             x = x + self.parent(above)
+        turn = turn_of(place, self.rope_channels, x.dtype) if self.rope_channels else None
         for block, attend in zip(self.blocks, attends, strict=True):
             if self.recompute_layers and torch.is_grad_enabled():
-                x = recomputed(block, x, attend, dropout=self.dropout)
+                x = recomputed(block, x, turn, attend, dropout=self.dropout)
             else:
-                x = block(x, attend)
+                x = block(x, turn, attend)
         return self.patch_out(self.norm(x))
 
 

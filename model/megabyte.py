@@ -164,7 +164,7 @@ class Megabyte(nn.Module):
         """Patches [S, P] to the output of stage 0 for each of them, [S, D]."""
         stage = self.stages[0]
         attends = [segment_attention(layout.groups)] * len(stage.blocks)
-        return stage(patches.roll(1, 0), layout.place == 0, layout.place, attends)
+        return stage(patches.roll(1, 0), layout.place, None, attends)
 
     def _chunk_logits(self, above: Tensor, patches: Tensor) -> Tensor:
         """The stages below stage 0: its output [C, D] and the patches [C, P] to [C, P, V]."""
@@ -172,9 +172,10 @@ class Megabyte(nn.Module):
         for stage, size in zip(self.stages[1:], self.config.patch_sizes, strict=True):
             slices = rearrange(hidden, "s (p d) -> (s p) d", p=size)
             own = rearrange(patches, "C (s b) -> (C s) b", b=stage.bytes)
-            first = repeat(_first_of(size, own.device), "p -> (s p)", s=len(own) // size)
+            places = torch.arange(size, device=own.device)
+            place = repeat(places, "p -> (s p)", s=len(own) // size)
             attends = [segment_attention([(len(own) // size, size)])] * len(stage.blocks)
-            hidden = stage(own.roll(1, 0), first, slices, attends)
+            hidden = stage(own.roll(1, 0), place, slices, attends)
         logits = self.lm_head(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return rearrange(logits, "(C P) V -> C P V", P=self.config.patch)
@@ -187,7 +188,3 @@ class Megabyte(nn.Module):
 
     def _recomputed_chunk_nats(self, above: Tensor, patches: Tensor) -> Tensor:
         return recomputed(self._chunk_nats, above, patches, dropout=self.config.dropout)
-
-
-def _first_of(size: int, device: torch.device) -> Tensor:
-    return torch.arange(size, device=device) == 0

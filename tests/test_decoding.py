@@ -2,20 +2,17 @@
 
 import pytest
 import torch
-from tiny_models import SHAPES, tiny_model
+from tiny_models import OPTIONS, SHAPES, tiny_model
 from torch import Tensor
 
 from bytelm.model.decoding import Decoder
 
 
-def _options(shape: str) -> dict[str, bool]:
-    return {"tied_output": shape == "two"}
-
-
 @pytest.mark.parametrize("lengths", [[0, 0, 0], [8, 8, 8], [0, 3, 29], [17, 0, 8], [48, 47, 40]])
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cached_logits_are_the_uncached(shape: str, lengths: list[int]) -> None:
-    model = tiny_model(shape, context=56, init_std=0.05, **_options(shape))
+def test_cached_logits_are_the_uncached(shape: str, option: str, lengths: list[int]) -> None:
+    model = tiny_model(shape, context=56, init_std=0.05, **OPTIONS[option])
     ids = torch.randint(0, 264, (3, 56))
     with torch.no_grad():
         expected = model.logits(ids)
@@ -66,8 +63,9 @@ def test_a_step_runs_only_the_stages_that_reach_a_position() -> None:
     ]
 
 
-def test_decodes_under_autocast() -> None:
-    model = tiny_model("two", tied_output=False)
+@pytest.mark.parametrize("option", ["untied", "all"])
+def test_decodes_under_autocast(option: str) -> None:
+    model = tiny_model("two", **OPTIONS[option])
     prompt, rest = torch.randint(0, 256, (2, 24)).split(12, dim=1)
     with torch.autocast("cpu", torch.bfloat16):
         decoder = Decoder(model, 2)
@@ -111,8 +109,9 @@ def test_mistakes_are_named() -> None:
         decoder.step(torch.zeros(2, 1, dtype=torch.int64))
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
-    model = tiny_model("three", tied_output=False)
+@pytest.mark.parametrize("option", ["untied", "all"])
+def test_a_row_does_not_depend_on_the_others(option: str) -> None:
+    model = tiny_model("three", **OPTIONS[option])
     ids = torch.randint(0, 256, (3, 30))
 
     def run(rows: list[int]) -> Tensor:

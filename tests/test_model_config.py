@@ -63,6 +63,11 @@ def test_image64_is_the_only_preset_with_a_projection() -> None:
         ({"init_std": 0.0}, "init_std"),
         ({"tied_output": 1}, "tied_output must be true or false"),
         ({"local_chunk": -1}, "local_chunk must be"),
+        ({"rope": 1}, "rope must be true or false"),
+        (
+            {"rope": True, "stages": [{"width": 9, "layers": 1, "heads": 3}] * 2},
+            "odd number: use other heads",
+        ),
         ({"drop_out": 0.1}, "'drop_out' .* 'dropout'"),
     ],
 )

@@ -1,10 +1,11 @@
-"""The model against the paper's equations, written out in float64 with explicit loops."""
+"""The model against its equations, written out in float64 with explicit loops."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from tiny_models import SHAPES, tiny_model
+from tiny_models import OPTIONS, SHAPES, tiny_model
 from torch import Tensor
 
 from bytelm.model.config import ModelConfig
@@ -12,16 +13,22 @@ from bytelm.model.megabyte import Megabyte
 
 
 class Reference:
-    """One document through the equations of arXiv 2305.07185, one position at a time."""
+    """One document through the equations, one position at a time."""
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor]) -> None:
         self.config = config
         self.weights = weights
 
     def nats(self, document: list[int]) -> list[float]:
-        return self._stage(0, document, None)
+        outputs = self._stage(0, document, [])
+        for stage in range(1, len(self.config.stages)):
+            outputs = self._stage(stage, document, outputs)
+        logits = [self.weights["lm_head.weight"] @ h for h in outputs]
+        exps = [[math.exp(z) for z in row.tolist()] for row in logits]
+        return [-math.log(row[x] / sum(row)) for row, x in zip(exps, document, strict=True)]
 
-    def _stage(self, stage: int, data: list[int], slices: list[Tensor] | None) -> list[float]:
+    def _stage(self, stage: int, data: list[int], slices: list[Tensor]) -> list[Tensor]:
+        """The slices of the stage's outputs, or its outputs where it is the last."""
         w = {
             name.removeprefix(f"stages.{stage}."): value
             for name, value in self.weights.items()
@@ -29,9 +36,10 @@ class Reference:
         }
         size = math.prod(self.config.patch_sizes[stage:])
         positions = [data[at : at + size] for at in range(0, len(data), size)]
+        places = self.config.patch_sizes[stage - 1] if stage else len(positions)
         inputs = []
         for j in range(len(positions)):
-            if j == 0:
+            if j % places == 0:
                 x = w["start_embed.weight"]
             else:
                 embedded = [w["byte_embed.weight"][byte] for byte in positions[j - 1]]
@@ -41,66 +49,84 @@ class Reference:
                 x = torch.cat(embedded)
                 if "patch_in.weight" in w:
                     x = w["patch_in.weight"] @ x
-            if slices is not None:
+            if slices:
                 x = x + w["parent.weight"] @ slices[j]
             inputs.append(x)
 
         for layer in range(self.config.stages[stage].layers):
-            inputs = self._block(w, f"blocks.{layer}.", inputs, self.config.stages[stage].heads)
-        outputs = [_norm(x, w["norm.weight"], w["norm.bias"]) for x in inputs]
-
+            inputs = self._block(w, f"blocks.{layer}.", inputs, stage, places)
+        outputs = [_norm(x, w, "norm") for x in inputs]
         if stage == len(self.config.stages) - 1:
-            logits = [self.weights["lm_head.weight"] @ h for h in outputs]
-            exps = [[math.exp(z) for z in row.tolist()] for row in logits]
-            return [-math.log(row[x] / sum(row)) for row, x in zip(exps, data, strict=True)]
-        nats = []
-        for h, position in zip(outputs, positions, strict=True):
+            return outputs
+        cut = []
+        for h in outputs:
             if "patch_out.weight" in w:
                 h = w["patch_out.weight"] @ h
-            places = self.config.patch_sizes[stage]
-            width = len(h) // places
-            cut = [h[place * width : (place + 1) * width] for place in range(places)]
-            nats += self._stage(stage + 1, position, cut)
-        return nats
+            cut += h.chunk(self.config.patch_sizes[stage])
+        return cut
 
-    @staticmethod
-    def _block(w: dict[str, Tensor], name: str, xs: list[Tensor], heads: int) -> list[Tensor]:
-        def normed(which: str, x: Tensor) -> Tensor:
-            return _norm(x, w[f"{name}{which}.weight"], w[f"{name}{which}.bias"])
-
-        qkv = [w[f"{name}attention.qkv.weight"] @ normed("attention_norm", x) for x in xs]
+    def _block(
+        self, w: dict[str, Tensor], name: str, xs: list[Tensor], stage: int, places: int
+    ) -> list[Tensor]:
+        heads = self.config.stages[stage].heads
         c = len(xs[0]) // heads
+        rows = [w[f"{name}attention.qkv.weight"] @ _norm(x, w, f"{name}attention_norm") for x in xs]
         q, k, v = (
             [
                 [row[part * len(xs[0]) :][head * c : (head + 1) * c] for head in range(heads)]
-                for row in qkv
+                for row in rows
             ]
             for part in range(3)
         )
+        if self.config.qk_norm:
+            q = [[_norm(a, w, f"{name}attention.query_norm") for a in row] for row in q]
+            k = [[_norm(a, w, f"{name}attention.key_norm") for a in row] for row in k]
+        if self.config.rope:
+            q = [[_turned(a, t) for a in row] for t, row in enumerate(q)]
+            k = [[_turned(a, t) for a in row] for t, row in enumerate(k)]
         after_attention = []
         for t, x in enumerate(xs):
+            seen = range(t // places * places, t + 1)
             mixed = []
             for head in range(heads):
-                scores = [math.exp(q[t][head] @ k[s][head] / math.sqrt(c)) for s in range(t + 1)]
+                scores = [math.exp(q[t][head] @ k[s][head] / math.sqrt(c)) for s in seen]
                 shares = [score / sum(scores) for score in scores]
-                mixed.append(torch.stack([p * v[s][head] for s, p in enumerate(shares)]).sum(0))
+                weighed = [p * v[s][head] for s, p in zip(seen, shares, strict=True)]
+                mixed.append(torch.stack(weighed).sum(0))
             after_attention.append(x + w[f"{name}attention.output.weight"] @ torch.cat(mixed))
         outputs = []
         for x in after_attention:
-            hidden = w[f"{name}feed_forward.0.weight"] @ normed("feed_forward_norm", x)
-            hidden = torch.where(hidden > 0, hidden, 0.0)
+            hidden = w[f"{name}feed_forward.0.weight"] @ _norm(x, w, f"{name}feed_forward_norm")
+            if self.config.gated_feed_forward:
+                gate, value = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
+                hidden = gate / (1.0 + torch.exp(-gate)) * value
+            else:
+                hidden = torch.where(hidden > 0, hidden, 0.0)
             outputs.append(x + w[f"{name}feed_forward.2.weight"] @ hidden)
         return outputs
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    centred = x - x.sum() / len(x)
-    return centred / torch.sqrt((centred**2).sum() / len(x) + 1e-5) * weight + bias
+def _norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
+    """LayerNorm, or RMSNorm where there is no bias."""
+    bias = w.get(f"{name}.bias", torch.zeros(1))
+    centred = x - x.sum() / len(x) if f"{name}.bias" in w else x
+    scale = torch.sqrt((centred**2).sum() / len(x) + 1e-5)
+    return centred / scale * w[f"{name}.weight"] + bias
 
 
-def _perturbed(shape: str, tied: bool) -> Megabyte:
+def _turned(x: Tensor, place: int) -> Tensor:
+    """Each pair of channels as a complex number, turned by the place in the document."""
+    half = len(x) // 2
+    turned = [
+        complex(x[i], x[i + half]) * complex(math.cos(angle), math.sin(angle))
+        for i, angle in enumerate(place * 10_000 ** (-i / half) for i in range(half))
+    ]
+    return torch.tensor([z.real for z in turned] + [z.imag for z in turned], dtype=x.dtype)
+
+
+def _perturbed(shape: str, **options: Any) -> Megabyte:
     """A double model whose norms are not the identity."""
-    model = tiny_model(shape, tied_output=tied).double()
+    model = tiny_model(shape, **options).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -108,10 +134,10 @@ def _perturbed(shape: str, tied: bool) -> Megabyte:
     return model
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_equations(shape: str, tied: bool) -> None:
-    model = _perturbed(shape, tied)
+def test_equals_the_equations(shape: str, option: str) -> None:
+    model = _perturbed(shape, **OPTIONS[option])
     lengths = [16, 8, 24]
     ids = torch.randint(0, 264, (1, sum(lengths)))
     document = torch.tensor([[0, 0, 1, 2, 2, 2]], dtype=torch.int32)

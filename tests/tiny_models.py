@@ -12,9 +12,26 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "two": ((32, 16), (4,)),
     "three": ((32, 24, 16), (2, 4)),
     "four": ((32, 24, 16, 16), (2, 2, 2)),
-    "projected": ((30, 16), (4,)),
+    "projected": ((36, 16), (8,)),
 }
 """The widths and the patch sizes; every patch divides 8."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "untied": {"tied_output": False},
+    "rope": {"rope": True},
+    "rms_norm": {"rms_norm": True},
+    "qk_norm": {"qk_norm": True},
+    "gated_feed_forward": {"gated_feed_forward": True},
+    "all": {
+        "tied_output": False,
+        "rope": True,
+        "rms_norm": True,
+        "qk_norm": True,
+        "gated_feed_forward": True,
+    },
+}
+"""Every option alone, and all that go together."""
 
 
 def tiny_config(shape: str, context: int = 48, **options: Any) -> ModelConfig:
