@@ -58,6 +58,9 @@ class ModelConfig:
     """An RMSNorm over the channels of each head's queries and keys."""
     gated_feed_forward: bool = False
     """SwiGLU, 8/3 as wide as the stage, in place of ReLU, four times as wide."""
+    cross_patch_attention: int = 0
+    """r: below stage 0 a position also sees the last r positions (all, where they are fewer) of
+    the sequence before its own, and the first position its input too; 0 = its own only."""
     local_chunk: int = 0
     """Positions of stage 0 (patches) whose lower stages and loss run at once; 0 = all."""
     activation_checkpointing: bool = False
@@ -90,6 +93,12 @@ class ModelConfig:
             raise ValueError(
                 f"context {self.context} is not a multiple of the patch of {self.patch} bytes: "
                 f"use {near}"
+            )
+        _require_integer("cross_patch_attention", self.cross_patch_attention, least=0)
+        if self.cross_patch_attention > max(self.patch_sizes, default=0):
+            raise ValueError(
+                f"cross_patch_attention {self.cross_patch_attention} is more than a sequence below "
+                f"stage 0 holds: use 0 to {max(self.patch_sizes, default=0)}"
             )
         for stage in self.stages:
             channels = stage.width // stage.heads

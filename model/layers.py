@@ -4,6 +4,7 @@ Shapes:
     S   positions of a stage laid flat, segment after segment
     M   segments of one length
     n   positions of a segment
+    r   positions that are seen of the sequence before
     D   width of the stage
     H   heads, each of c = D / H channels
     b   bytes in a position of the stage
@@ -12,8 +13,8 @@ Shapes:
 Every module reads its parameters only in its own `forward`, because ZeRO-3 gathers them there.
 """
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,47 +24,105 @@ from torch.utils.checkpoint import checkpoint
 
 from bytelm.model.config import ModelConfig, StageConfig
 
+T = TypeVar("T")
+
 Groups = Sequence[tuple[int, int]]
 """(M, n) of each run of equally long segments, in the order in which they lie in S."""
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention of one layer: queries, keys and values [S, H, c] to the output [S, H, c]."""
 
 Turn = tuple[Tensor, Tensor]
 """Cosine and sine of the angles of each position's channel pairs, [S, 1, c / 2] each."""
 
 
-def turn_of(place: Tensor, channels: int, dtype: torch.dtype) -> Turn:
+def turn_of(place: Tensor, channels: int) -> Turn:
     """The rotary embedding of arXiv 2104.09864: pair i turns by place * 10000^(-2 i / c).
 
-    place [S]; the angles are float64 before they are cast, so that far places stay exact.
+    place [S]; in float64, so that far places stay exact.
     """
     pair = torch.arange(channels // 2, dtype=torch.float64, device=place.device)
     angles = place.double()[:, None, None] * 10_000.0 ** (-2.0 * pair / channels)  # [S, 1, c / 2]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, turn: Turn) -> Tensor:
-    """x [S, H, c], whose channel pairs (i, i + c / 2) are turned."""
-    cos, sin = turn
+    """x [S, H, c], whose channel pairs (i, i + c / 2) are turned; at least in float32."""
+    cos, sin = (part.to(torch.promote_types(x.dtype, torch.float32)) for part in turn)
     low, high = x.chunk(2, dim=-1)
     return torch.cat([low * cos - high * sin, low * sin + high * cos], dim=-1)
 
 
-def segment_attention(groups: Groups) -> Attend:
-    """Causal attention inside each segment; its cost is that of the segments run alone."""
+class Past(Protocol):
+    """What a layer sees of other positions: in training, or from a decoder's cache."""
 
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        sizes = [count * length for count, length in groups]
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Causal attention, [S, H, c] to [S, H, c]."""
+
+
+class SegmentPast:
+    """Attention inside each segment; its cost is that of the segments run alone."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        sizes = [count * length for count, length in self.groups]
         parts = zip(*(each.split(sizes) for each in (queries, keys, values)), strict=True)
         outputs = []
-        for (count, _), part in zip(groups, parts, strict=True):
+        for (count, _), part in zip(self.groups, parts, strict=True):
             q, k, v = (rearrange(each, "(M n) H c -> M H n c", M=count) for each in part)
             output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             outputs.append(rearrange(output, "M H n c -> (M n) H c"))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    return attend
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """Attention of q [M, H, n, c] to what is `visible` [M, 1, n, k] of k and v [M, H, k, c].
+
+    PyTorch's kernel takes ten times as long to go back through a mask for n = 8 as plain products
+    do (CPU, bf16); from about a hundred places on it is the faster one, and holds no scores.
+    """
+    if q.shape[2] > 64:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
+    shares = (scores * q.shape[-1] ** -0.5).masked_fill(~visible, -torch.inf).softmax(dim=-1)
+    return shares.to(v.dtype) @ v
+
+
+class CrossPatchPast:
+    """Attention inside each of M sequences and to the last r positions of the one before.
+
+    opens [M] bool: the sequences that open a document, which have none before.
+    turn: the angle from a sequence to the one before, where keys are turned.
+    carry [2, H, r, c]: the last keys and values before the first sequence; those of the last
+        sequence once the layer has run.
+    """
+
+    def __init__(self, back: int, opens: Tensor, turn: Turn | None, carry: Tensor | None) -> None:
+        self.back = back
+        self.opens = opens
+        self.turn = turn
+        self.carry = carry
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = (
+            rearrange(each, "(M n) H c -> M H n c", M=len(self.opens))
+            for each in (queries, keys, values)
+        )
+        n = q.shape[2]
+        last = torch.stack([k[:, :, n - self.back :], v[:, :, n - self.back :]])  # [2, M, H, r, c]
+        carry = torch.zeros_like(last[:, 0]) if self.carry is None else self.carry
+        self.carry = last[:, -1]
+        k_back, v_back = torch.cat([carry[:, None], last[:, :-1]], dim=1)  # [M, H, r, c]
+        if self.turn is not None:
+            k_back = rotate(k_back, self.turn).to(k.dtype)
+        k, v = torch.cat([k_back, k], dim=2), torch.cat([v_back, v], dim=2)
+        output = masked_attention(q, k, v, rearrange(self._visible(n), "M n k -> M 1 n k"))
+        return rearrange(output, "M H n c -> (M n) H c")
+
+    def _visible(self, n: int) -> Tensor:
+        """[M, n, r + n] bool."""
+        at = torch.arange(-self.back, n, device=self.opens.device)
+        causal = at <= at[self.back :, None]  # [n, r + n]
+        return causal & ~(self.opens[:, None, None] & (at < 0))
 
 
 class RMSNorm(nn.RMSNorm):
@@ -90,13 +149,13 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(channels) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(channels) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None, past: Past) -> Tensor:
         """x [S, D] to [S, D]."""
         q, k, v = rearrange(self.qkv(x), "S (three H c) -> three S H c", three=3, H=self.heads)
         q, k = self.query_norm(q), self.key_norm(k)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
-        output = attend(q.to(v.dtype), k.to(v.dtype), v)
+        output = past.attend(q.to(v.dtype), k.to(v.dtype), v)
         return self.output(rearrange(output, "S H c -> S (H c)"))
 
 
@@ -129,9 +188,9 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None, past: Past) -> Tensor:
         """x [S, D] to [S, D]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn, attend))
+        x = x + self.dropout(self.attention(self.attention_norm(x), turn, past))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -167,13 +226,18 @@ class Stage(nn.Module):
         joined = self.bytes * byte_width  # b * d
         self.recompute_layers = index == 0 and config.activation_checkpointing
         self.dropout = config.dropout
+        self.channels = shape.width // shape.heads
+        self.is_turned = config.rope
+        self.places = config.patch_sizes[index - 1] if index else config.context // self.bytes
+        self.back = min(config.cross_patch_attention, self.places) if index else 0
+        self.window = self.bytes
 
         self.byte_embed = nn.Embedding(config.vocab_size, byte_width)
         self.start_embed = Start(shape.width)
         self.position_embed = None
         self.parent = None
         if index == 0:
-            self.position_embed = nn.Embedding(config.context // self.bytes, joined)
+            self.position_embed = nn.Embedding(self.places, joined)
         else:
             slice_width = self.bytes * config.byte_width(index - 1)
             self.parent = nn.Linear(slice_width, shape.width, bias=False)
@@ -185,36 +249,50 @@ class Stage(nn.Module):
         blocks = [Block(config, shape) for _ in range(shape.layers)]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
         self.norm = norm(config, shape.width)
-        self.rope_channels = shape.width // shape.heads if config.rope else 0
 
     def forward(
-        self, previous: Tensor, place: Tensor, above: Tensor | None, attends: Sequence[Attend]
+        self, before: Tensor, place: Tensor, above: Tensor | None, pasts: Sequence[Past]
     ) -> Tensor:
         """The stage's output at each of S positions.
 
-        previous [S, b] int64: the bytes of the position before; anything at a first position.
+        before [S, window] int64: the ids before the position in its document, -1 where there are
+            none; the last b of them are the position before.
         place [S] int64: the position's place in its sequence: a document for stage 0, a position
-            of the parent for another stage. Place 0 takes the trainable start.
+            of the parent for another stage.
         above [S, width of a slice]: the slice of the parent's output; None for stage 0.
-        attends: the attention of each layer.
+        pasts: what each layer sees.
 
         Returns [S, D], or [S, b * d] where the stage's width is projected.
         """
-        x = rearrange(self.byte_embed(previous), "S b d -> S (b d)")
+        first = before[:, -1] < 0 if self.back else place == 0
+        x = self.byte_embed(before[:, -self.bytes :].clamp(min=0))
+        x = rearrange(x, "S b d -> S (b d)")
         if self.position_embed is not None:
             x = x + self.position_embed((place - 1).clamp(min=0))
-        x = self.start_embed(self.patch_in(x), place == 0)
+        x = self.start_embed(self.patch_in(x), first)
         if self.parent is not None:
             x = x + self.parent(above)
-        turn = turn_of(place, self.rope_channels, x.dtype) if self.rope_channels else None
-        for block, attend in zip(self.blocks, attends, strict=True):
+        turn = self.turn(place)
+        for block, past in zip(self.blocks, pasts, strict=True):
             if self.recompute_layers and torch.is_grad_enabled():
-                x = recomputed(block, x, turn, attend, dropout=self.dropout)
+                x = recomputed(block, x, turn, past, dropout=self.dropout)
             else:
-                x = block(x, turn, attend)
+                x = block(x, turn, past)
         return self.patch_out(self.norm(x))
 
+    def turn(self, place: Tensor) -> Turn | None:
+        """The angles of positions at `place` [S], where the stage's keys are turned."""
+        return turn_of(place, self.channels) if self.is_turned else None
 
-def recomputed(function: Callable[..., Tensor], *inputs: object, dropout: float) -> Tensor:
+    def cross_patch_pasts(self, opens: Tensor, carry: Iterator[Tensor]) -> list[CrossPatchPast]:
+        """For each layer; `carry` gives theirs one after another, or none at all."""
+        turn = self.turn(torch.tensor([-self.places], device=opens.device))
+        return [
+            CrossPatchPast(self.back, opens, turn, next(carry, None))
+            for _ in range(len(self.blocks))
+        ]
+
+
+def recomputed(function: Callable[..., T], *inputs: object, dropout: float) -> T:
     """`function(*inputs)`, whose activations are computed again in the backward pass."""
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=dropout > 0.0)

@@ -23,17 +23,20 @@ What the paper leaves open is decided so:
     - the start takes no position (so in the paper's equation): E_pos belongs to the shifted bytes;
     - a LayerNorm closes every stage, before its output is sliced or turned into logits;
     - linear layers have no bias, layer norms do;
+    - with cross-patch attention the first place of a sequence takes the bytes before it as its
+      input, and the start only where the document starts: no local place would see them otherwise;
     - dropout acts on the outputs of attention and feed-forward layers, not on attention weights;
     - the truncated normal ends at three standard deviations;
     - a width that is not a multiple of its bytes (2560 with P = 12) rounds d up, and one linear
       projection joins the embeddings to the width, another the output to the slices.
 
 Documents: a row holds several; each is run as if alone. Its first patch takes the start, its
-positions count from 0, and stage 0 attends only within it. Below stage 0 nothing crosses a
-patch, so that the patches are laid flat by document once, and chunks of them run on their own.
+positions count from 0, and stage 0 attends only within it. Below stage 0 only cross-patch
+attention crosses a patch, so that the patches are laid flat by document once, and chunks of them
+run one after another with at most r keys and values of each layer carried from one to the next.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -43,7 +46,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig
-from bytelm.model.layers import Groups, Stage, Start, recomputed, segment_attention
+from bytelm.model.layers import Groups, Past, SegmentPast, Stage, Start, recomputed
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,15 @@ class Layout:
             place=place.to(document.device),
         )
 
-    def gather(self, ids: Tensor, patch: int) -> Tensor:
-        """Ids [B, T] to patches in document order, [S, P]."""
-        return rearrange(ids, "B (K P) -> (B K) P", P=patch)[self.order]
+    def gather(self, ids: Tensor, patch: int, back: int) -> Tensor:
+        """Ids [B, T] to patches in document order, each with `back` ids before it, [S, back + P].
+
+        -1 stands before the start of a document.
+        """
+        patches = rearrange(ids, "B (K P) -> (B K) P", P=patch)[self.order]
+        stream = F.pad(rearrange(patches, "S P -> (S P)"), (back, 0), value=-1)
+        at = self.place[:, None] * patch + torch.arange(-back, patch, device=ids.device)
+        return stream.unfold(0, back + patch, patch).masked_fill(at < 0, -1)
 
     def scatter(self, values: Tensor, rows: int) -> Tensor:
         """Values of the patches [S, P, ...] back to rows, [B, T, ...]."""
@@ -95,6 +104,7 @@ class Megabyte(nn.Module):
         self.config = config
         stages = [Stage(config, index) for index in range(len(config.stages))]
         self.stages = cast(Sequence[Stage], nn.ModuleList(stages))
+        self.back = max(stage.window for stage in stages)
         self.lm_head = nn.Linear(config.stages[-1].width, config.vocab_size, bias=False)
         self.apply(self._initialise)
         self.tie_output()
@@ -124,13 +134,18 @@ class Megabyte(nn.Module):
         Raises ValueError where the shapes do not fit.
         """
         layout = self._layout(ids, document)
-        patches = layout.gather(ids, self.config.patch)
+        patches = layout.gather(ids, self.config.patch, self.back)
         chunk = self.config.local_chunk or len(patches)
-        run: Callable[..., Tensor] = self._chunk_nats
-        if self.config.activation_checkpointing and torch.is_grad_enabled():
-            run = self._recomputed_chunk_nats
         above = self._stage_0(patches, layout)
-        nats = [run(*part) for part in zip(above.split(chunk), patches.split(chunk), strict=True)]
+        nats: list[Tensor] = []
+        carry: list[Tensor] = []
+        for part in zip(above.split(chunk), patches.split(chunk), strict=True):
+            if self.config.activation_checkpointing and torch.is_grad_enabled():
+                dropout = self.config.dropout
+                part_nats, carry = recomputed(self._chunk_nats, *part, carry, dropout=dropout)
+            else:
+                part_nats, carry = self._chunk_nats(*part, carry)
+            nats.append(part_nats)
         return layout.scatter(torch.cat(nats), len(ids))
 
     def logits(self, ids: Tensor, document: Tensor | None = None) -> Tensor:
@@ -141,8 +156,8 @@ class Megabyte(nn.Module):
         if document is None:
             document = torch.zeros(len(ids), 1, dtype=torch.int32, device=ids.device)
         layout = self._layout(ids, document)
-        patches = layout.gather(ids, self.config.patch)
-        logits = self._chunk_logits(self._stage_0(patches, layout), patches)
+        patches = layout.gather(ids, self.config.patch, self.back)
+        logits, _ = self._chunk_logits(self._stage_0(patches, layout), patches, [])
         return layout.scatter(logits, len(ids))
 
     def _layout(self, ids: Tensor, document: Tensor) -> Layout:
@@ -161,30 +176,51 @@ class Megabyte(nn.Module):
         return Layout.of(document, length // patch)
 
     def _stage_0(self, patches: Tensor, layout: Layout) -> Tensor:
-        """Patches [S, P] to the output of stage 0 for each of them, [S, D]."""
+        """Patches [S, back + P] to the output of stage 0 for each of them, [S, D]."""
         stage = self.stages[0]
-        attends = [segment_attention(layout.groups)] * len(stage.blocks)
-        return stage(patches.roll(1, 0), layout.place, None, attends)
+        pasts = [SegmentPast(layout.groups)] * len(stage.blocks)
+        return stage(self.before(0, patches), layout.place, None, pasts)
 
-    def _chunk_logits(self, above: Tensor, patches: Tensor) -> Tensor:
-        """The stages below stage 0: its output [C, D] and the patches [C, P] to [C, P, V]."""
-        hidden = above
-        for stage, size in zip(self.stages[1:], self.config.patch_sizes, strict=True):
-            slices = rearrange(hidden, "s (p d) -> (s p) d", p=size)
-            own = rearrange(patches, "C (s b) -> (C s) b", b=stage.bytes)
-            places = torch.arange(size, device=own.device)
-            place = repeat(places, "p -> (s p)", s=len(own) // size)
-            attends = [segment_attention([(len(own) // size, size)])] * len(stage.blocks)
-            hidden = stage(own.roll(1, 0), place, slices, attends)
+    def before(self, index: int, patches: Tensor) -> Tensor:
+        """The ids that a stage reads at each of its positions in patches [C, back + P].
+
+        Returns [C * P / b, window].
+        """
+        stage, end = self.stages[index], patches.shape[1] - self.stages[index].bytes
+        windows = patches[:, self.back - stage.window : end].unfold(1, stage.window, stage.bytes)
+        return rearrange(windows, "C s w -> (C s) w")
+
+    def _chunk_logits(
+        self, above: Tensor, patches: Tensor, carry: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The stages below stage 0: its output [C, D] and the patches [C, back + P] to [C, P, V].
+
+        carry: keys and values of the chunk before, see `CrossPatchPast`; those of this chunk are
+            returned too. Empty for the first chunk, which opens a document.
+        """
+        hidden, carried, left = above, iter(carry), []
+        for index, stage in enumerate(self.stages[1:], 1):
+            slices = rearrange(hidden, "s (p d) -> (s p) d", p=stage.places)
+            before = self.before(index, patches)
+            places = torch.arange(stage.places, device=before.device)
+            place = repeat(places, "p -> (s p)", s=len(hidden))
+            pasts: Sequence[Past] = [SegmentPast([(len(hidden), stage.places)])] * len(stage.blocks)
+            if stage.back:
+                opens = before[:: stage.places, -1] < 0
+                crossing = stage.cross_patch_pasts(opens, carried)
+                pasts = crossing
+            hidden = stage(before, place, slices, pasts)
+            if stage.back:
+                left += [past.carry for past in crossing if past.carry is not None]
         logits = self.lm_head(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return rearrange(logits, "(C P) V -> C P V", P=self.config.patch)
+        return rearrange(logits, "(C P) V -> C P V", P=self.config.patch), left
 
-    def _chunk_nats(self, above: Tensor, patches: Tensor) -> Tensor:
-        """Stage 0's output [C, D] and the patches [C, P] to their nats, [C, P]."""
-        logits = rearrange(self._chunk_logits(above, patches), "C P V -> (C P) V")
-        nats = F.cross_entropy(logits, rearrange(patches, "C P -> (C P)"), reduction="none")
-        return rearrange(nats, "(C P) -> C P", P=self.config.patch)
-
-    def _recomputed_chunk_nats(self, above: Tensor, patches: Tensor) -> Tensor:
-        return recomputed(self._chunk_nats, above, patches, dropout=self.config.dropout)
+    def _chunk_nats(
+        self, above: Tensor, patches: Tensor, carry: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Stage 0's output [C, D] and the patches [C, back + P] to their nats [C, P]; and carry."""
+        logits, carry = self._chunk_logits(above, patches, carry)
+        ids = rearrange(patches[:, self.back :], "C P -> (C P)")
+        nats = F.cross_entropy(rearrange(logits, "C P V -> (C P) V"), ids, reduction="none")
+        return rearrange(nats, "(C P) -> C P", P=self.config.patch), carry

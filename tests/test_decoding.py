@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import OPTIONS, SHAPES, tiny_model
+from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
 from torch import Tensor
 
 from bytelm.model.decoding import Decoder
@@ -12,7 +12,7 @@ from bytelm.model.decoding import Decoder
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cached_logits_are_the_uncached(shape: str, option: str, lengths: list[int]) -> None:
-    model = tiny_model(shape, context=56, init_std=0.05, **OPTIONS[option])
+    model = tiny_model(shape, context=56, init_std=0.05, **options_of(option, shape))
     ids = torch.randint(0, 264, (3, 56))
     with torch.no_grad():
         expected = model.logits(ids)
@@ -65,7 +65,7 @@ def test_a_step_runs_only_the_stages_that_reach_a_position() -> None:
 
 @pytest.mark.parametrize("option", ["untied", "all"])
 def test_decodes_under_autocast(option: str) -> None:
-    model = tiny_model("two", **OPTIONS[option])
+    model = tiny_model("two", **options_of(option, "two"))
     prompt, rest = torch.randint(0, 256, (2, 24)).split(12, dim=1)
     with torch.autocast("cpu", torch.bfloat16):
         decoder = Decoder(model, 2)
@@ -111,7 +111,7 @@ def test_mistakes_are_named() -> None:
 
 @pytest.mark.parametrize("option", ["untied", "all"])
 def test_a_row_does_not_depend_on_the_others(option: str) -> None:
-    model = tiny_model("three", **OPTIONS[option])
+    model = tiny_model("three", **options_of(option, "three"))
     ids = torch.randint(0, 256, (3, 30))
 
     def run(rows: list[int]) -> Tensor:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import OPTIONS, SHAPES, tiny_model
+from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
 from torch import Tensor, nn
 
-from bytelm.model.layers import Start
+from bytelm.model.layers import Start, masked_attention
 from bytelm.model.megabyte import Megabyte
 
 UNUSED = torch.zeros(0, dtype=torch.uint8)
@@ -25,16 +25,16 @@ def _one_document(ids: Tensor) -> Tensor:
 def test_nats_see_only_earlier_bytes_of_their_document(
     shape: str, option: str, document: list[int]
 ) -> None:
-    model = tiny_model(shape, **OPTIONS[option])
+    model = tiny_model(shape, **options_of(option, shape))
     # Different ids tell, in whatever order the model lays them out, which byte was embedded.
-    ids = torch.randperm(256)[:48][None]
+    ids = torch.randperm(255)[:48][None] + 1
     embedded: list[tuple[Tensor, Tensor]] = []
     for stage in model.stages:
         stage.byte_embed.register_forward_hook(
             lambda module, inputs, output: embedded.append((inputs[0], output))
         )
     nats = model(ids, torch.tensor([document], dtype=torch.int32), UNUSED)[0]
-    byte_at = {value: at for at, value in enumerate(ids[0].tolist())}
+    byte_at = {value: at for at, value in enumerate(ids[0].tolist())} | {0: 48}  # 0: no byte
     places = [
         torch.tensor([byte_at[value] for value in seen.flatten().tolist()]) for seen, _ in embedded
     ]
@@ -42,16 +42,17 @@ def test_nats_see_only_earlier_bytes_of_their_document(
     for t in range(48):
         may_see = (torch.arange(48) < t) & (owner == owner[t])
         gradients = torch.autograd.grad(nats[t], [out for _, out in embedded], retain_graph=True)
-        sees = torch.zeros(48, dtype=torch.bool)
+        sees = torch.zeros(49, dtype=torch.bool)
         for place, gradient in zip(places, gradients, strict=True):
             sees[place] |= gradient.flatten(0, -2).ne(0.0).any(dim=1)
-        assert torch.equal(sees, may_see), f"byte {t}"
+        assert torch.equal(sees[:48], may_see), f"byte {t}"
+        assert not sees[48]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_packed_document_has_the_nats_it_has_alone(shape: str, option: str) -> None:
-    model = tiny_model(shape, **OPTIONS[option]).double()
+    model = tiny_model(shape, **options_of(option, shape)).double()
     ids = torch.randint(0, 264, (3, 48))
     document = torch.tensor(
         [[0, 1, 1, 1, 2, 2], [3, 3, 4, -1, -1, -1], [5, 5, 5, 5, 5, 5]], dtype=torch.int32
@@ -96,7 +97,7 @@ def _gradients(model: Megabyte, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("shape", ["one", "two", "three"])
 def test_chunks_and_checkpoints_change_nothing(shape: str, option: str) -> None:
     ids = torch.randint(0, 264, (2, 48))
-    options = OPTIONS[option]
+    options = options_of(option, shape)
     whole = _gradients(tiny_model(shape, **options).double(), ids)
     lean = tiny_model(shape, local_chunk=5, activation_checkpointing=True, **options).double()
     logits_held: list[int] = []
@@ -159,7 +160,7 @@ def test_runs_in_bf16_autocast_and_scores_in_float32(option: str) -> None:
 
 @pytest.mark.parametrize("option", ["paper", "all"])
 def test_runs_in_bf16_weights(option: str) -> None:
-    model = tiny_model("projected", **OPTIONS[option]).bfloat16()
+    model = tiny_model("projected", **options_of(option, "projected")).bfloat16()
     ids = torch.randint(0, 256, (2, 48))
     assert model(ids, _one_document(ids), UNUSED).dtype == torch.float32
 
@@ -168,7 +169,7 @@ def test_runs_in_bf16_weights(option: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameters_are_read_only_in_their_own_module(shape: str, option: str) -> None:
     """ZeRO-3 holds a parameter only while the module that owns it runs its forward."""
-    model = tiny_model(shape, **OPTIONS[option])
+    model = tiny_model(shape, **options_of(option, shape))
     ids = torch.randint(0, 256, (1, 48))
     with torch.no_grad():
         expected = model(ids, _one_document(ids), UNUSED)
@@ -209,7 +210,7 @@ def test_only_byte_embeddings_are_of_unit_scale_where_wanted() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_embeddings_and_outputs_are_named_for_the_optimizer(option: str) -> None:
-    model = tiny_model("projected", **OPTIONS[option])
+    model = tiny_model("projected", **options_of(option, "projected"))
     for name, module in model.named_modules():
         is_table = isinstance(module, nn.Embedding | Start) or module is model.lm_head
         assert is_table == ("embed" in name or "lm_head" in name), name
@@ -244,3 +245,12 @@ def test_embeddings_and_outputs_are_named_for_the_optimizer(option: str) -> None
 def test_shapes_that_do_not_fit_are_named(call: Callable[[Megabyte], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(tiny_model("two"))
+
+
+def test_long_and_short_sequences_attend_alike() -> None:
+    q, k, v = torch.randn(3, 4, 2, 70, 8, dtype=torch.float64)
+    visible = (torch.rand(4, 1, 70, 70) < 0.5) | torch.eye(70, dtype=torch.bool)
+    long = masked_attention(q, k, v, visible)
+    short = [masked_attention(q[:, :, at], k, v, visible[:, :, at]) for at in
+             (slice(0, 64), slice(64, 70))]  # fmt: skip
+    torch.testing.assert_close(torch.cat(short, dim=2), long, atol=1e-12, rtol=0.0)

@@ -63,6 +63,8 @@ def test_image64_is_the_only_preset_with_a_projection() -> None:
         ({"init_std": 0.0}, "init_std"),
         ({"tied_output": 1}, "tied_output must be true or false"),
         ({"local_chunk": -1}, "local_chunk must be"),
+        ({"cross_patch_attention": 5}, "use 0 to 4"),
+        ({"cross_patch_attention": -1}, "cross_patch_attention must be"),
         ({"rope": 1}, "rope must be true or false"),
         (
             {"rope": True, "stages": [{"width": 9, "layers": 1, "heads": 3}] * 2},

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import OPTIONS, SHAPES, tiny_model
+from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
 from torch import Tensor
 
 from bytelm.model.config import ModelConfig
@@ -39,7 +39,7 @@ class Reference:
         places = self.config.patch_sizes[stage - 1] if stage else len(positions)
         inputs = []
         for j in range(len(positions)):
-            if j % places == 0:
+            if j == 0 or (j % places == 0 and not self.config.cross_patch_attention):
                 x = w["start_embed.weight"]
             else:
                 embedded = [w["byte_embed.weight"][byte] for byte in positions[j - 1]]
@@ -86,7 +86,9 @@ class Reference:
             k = [[_turned(a, t) for a in row] for t, row in enumerate(k)]
         after_attention = []
         for t, x in enumerate(xs):
-            seen = range(t // places * places, t + 1)
+            begin = t // places * places
+            back = min(self.config.cross_patch_attention, places) if begin else 0
+            seen = range(begin - back, t + 1)
             mixed = []
             for head in range(heads):
                 scores = [math.exp(q[t][head] @ k[s][head] / math.sqrt(c)) for s in seen]
@@ -137,7 +139,7 @@ def _perturbed(shape: str, **options: Any) -> Megabyte:
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_the_equations(shape: str, option: str) -> None:
-    model = _perturbed(shape, **OPTIONS[option])
+    model = _perturbed(shape, **options_of(option, shape))
     lengths = [16, 8, 24]
     ids = torch.randint(0, 264, (1, sum(lengths)))
     document = torch.tensor([[0, 0, 1, 2, 2, 2]], dtype=torch.int32)

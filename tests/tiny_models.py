@@ -23,12 +23,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rms_norm": {"rms_norm": True},
     "qk_norm": {"qk_norm": True},
     "gated_feed_forward": {"gated_feed_forward": True},
+    "cross_patch_attention": {"cross_patch_attention": 2},
+    "cross_patch_attention of more than some stages hold": {"cross_patch_attention": 4},
     "all": {
         "tied_output": False,
         "rope": True,
         "rms_norm": True,
         "qk_norm": True,
         "gated_feed_forward": True,
+        "cross_patch_attention": 2,
     },
 }
 """Every option alone, and all that go together."""
@@ -39,6 +42,15 @@ def tiny_config(shape: str, context: int = 48, **options: Any) -> ModelConfig:
     options = {"embedding_std": 1.0, "init_std": 0.1} | options
     stages = tuple(StageConfig(width, 2, 2) for width in widths)
     return ModelConfig(stages, patch_sizes, context=context, **options)
+
+
+def options_of(option: str, shape: str) -> dict[str, Any]:
+    """The option as far as the shape's stages can have it."""
+    options, patch_sizes = dict(OPTIONS[option]), SHAPES[shape][1]
+    if "cross_patch_attention" in options:
+        most = max(patch_sizes, default=0)
+        options["cross_patch_attention"] = min(options["cross_patch_attention"], most)
+    return options
 
 
 def tiny_model(shape: str, seed: int = 0, **options: Any) -> Megabyte:
