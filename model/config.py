@@ -47,7 +47,7 @@ class ModelConfig:
     tied_output: bool = True
     """Logits are E_local . h, as in the paper; otherwise the output has its own matrix."""
     embedding_std: float = 0.006
-    """Standard deviation of the byte embeddings at the start."""
+    """Standard deviation of the embeddings of bytes and n-grams at the start."""
     init_std: float = 0.006
     """Standard deviation of everything else: matrices, position table, start vectors."""
     rope: bool = False
@@ -61,6 +61,11 @@ class ModelConfig:
     cross_patch_attention: int = 0
     """r: below stage 0 a position also sees the last r positions (all, where they are fewer) of
     the sequence before its own, and the first position its input too; 0 = its own only."""
+    ngram_rows: int = 0
+    """Rows of each of three tables of hashed 2-, 3- and 4-grams in the last stage's input."""
+    ngram_width: int = 32
+    modality_heads: int = 0
+    """Output matrices, one for each modality's code from 0; 0 = one for all."""
     local_chunk: int = 0
     """Positions of stage 0 (patches) whose lower stages and loss run at once; 0 = all."""
     activation_checkpointing: bool = False
@@ -93,6 +98,13 @@ class ModelConfig:
             raise ValueError(
                 f"context {self.context} is not a multiple of the patch of {self.patch} bytes: "
                 f"use {near}"
+            )
+        _require_integer("ngram_rows", self.ngram_rows, least=0)
+        _require_integer("ngram_width", self.ngram_width, least=1)
+        _require_integer("modality_heads", self.modality_heads, least=0)
+        if self.modality_heads and self.tied_output:
+            raise ValueError(
+                "modality_heads are matrices of their own: tied_output must be false with them"
             )
         _require_integer("cross_patch_attention", self.cross_patch_attention, least=0)
         if self.cross_patch_attention > max(self.patch_sizes, default=0):

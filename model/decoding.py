@@ -174,6 +174,7 @@ class Decoder:
         )
         self._ids[:, : model.back] = -1
         self._rows = torch.arange(batch, device=weight.device)
+        self._modality = self._rows
         self._held: list[int] = []  # ids in each row; empty before `prefill`
         self._newest: list[Tensor] = []  # [B, D], the newest output of each stage
 
@@ -183,10 +184,12 @@ class Decoder:
         return torch.tensor(self._held, dtype=torch.int64, device=self._ids.device)
 
     @torch.no_grad()
-    def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
+    def prefill(self, prompts: Sequence[Tensor], modality: Tensor | None = None) -> Tensor:
         """Starts every row with its prompt, in parallel, forgetting what the rows held.
 
         prompts: one int64 tensor [ids] for each row; lengths may differ and may be 0.
+        modality [B]: the code of the modality of each row's last id (0 where there is none), for
+            a model with `modality_heads`; it holds until another is given.
 
         Returns the logits of each row's next id, [B, V] float32. Raises ValueError for another
         number of prompts than rows, and for a prompt longer than `length`.
@@ -199,6 +202,7 @@ class Decoder:
                 f"a prompt of {longest} ids is longer than the decoder's {self.length}: cut it, or "
                 "make the decoder longer"
             )
+        self._modality = self.model.check_modality(modality, self._rows.shape)
         for row, prompt in zip(self._ids, prompts, strict=True):
             row[self.model.back : self.model.back + len(prompt)] = prompt
         self._held = [len(prompt) for prompt in prompts]
@@ -255,9 +259,10 @@ class Decoder:
         return self._ids[rows[..., None], end[..., None] + at]
 
     @torch.no_grad()
-    def step(self, ids: Tensor) -> Tensor:
+    def step(self, ids: Tensor, modality: Tensor | None = None) -> Tensor:
         """Appends `ids` [B] int64, one to each row; returns the next logits, [B, V] float32.
 
+        modality [B]: that of these ids, where it is another than that of the ids before.
         After the last of `length` ids the logits are those of the id that would follow. Raises
         ValueError before `prefill`, for another shape, and where a row is full.
         """
@@ -269,6 +274,8 @@ class Decoder:
             )
         if max(self._held) >= self.length:
             raise ValueError(f"a row is full: it holds the decoder's {self.length} ids")
+        if modality is not None:
+            self._modality = self.model.check_modality(modality, self._rows.shape)
         self._ids[self._rows, self.positions + self.model.back] = ids
         self._held = [held + 1 for held in self._held]
         for index, cache in enumerate(self._stages):
@@ -295,4 +302,4 @@ class Decoder:
         self._newest[index][row] = cache.stage(before, place, above, pasts)
 
     def _logits(self) -> Tensor:
-        return self.model.lm_head(self._newest[-1]).float()
+        return self.model.output(self._newest[-1], self._modality).float()

@@ -211,11 +211,40 @@ class Start(nn.Module):
         return torch.where(first[:, None], self.weight, x)
 
 
+class NgramEmbed(nn.Embedding):
+    """Tables of the 2-, 3- and 4-grams before a position, found by hash (BLT, arXiv 2412.09871).
+
+    An n-gram's row is its polynomial hash mod 2^31 - 1, mod the number of rows. One that would
+    reach over the start of the document gives zeros.
+    """
+
+    LENGTHS = (2, 3, 4)
+    _FACTOR = 1_540_483_477
+    _PRIME = 2**31 - 1
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(len(self.LENGTHS) * rows, width)
+        self.rows = rows
+
+    def forward(self, before: Tensor) -> Tensor:
+        """The ids before each position, [S, 4 or more], to [S, 3 * width]."""
+        row = []
+        for table, n in enumerate(self.LENGTHS):
+            hashed = torch.zeros_like(before[:, 0])  # [S]
+            for id_ in before[:, -n:].unbind(dim=1):
+                hashed = (hashed * self._FACTOR + id_ + 1) % self._PRIME
+            row.append(hashed % self.rows + table * self.rows)
+        reaches = torch.stack([before[:, -n] for n in self.LENGTHS], dim=1) < 0  # [S, 3]
+        embedded = super().forward(torch.stack(row, dim=1)).masked_fill(reaches[..., None], 0.0)
+        return rearrange(embedded, "S n d -> S (n d)")
+
+
 class Stage(nn.Module):
     """One stage of the hierarchy: embeddings of bytes, what the stage above says, and blocks.
 
     Stage 0 adds a position table to the embeddings; every other stage adds its slice of the
-    parent's output through one shared matrix (w_GL in the paper).
+    parent's output through one shared matrix (w_GL in the paper). The last stage may add the
+    n-grams before each position.
     """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
@@ -231,6 +260,12 @@ class Stage(nn.Module):
         self.places = config.patch_sizes[index - 1] if index else config.context // self.bytes
         self.back = min(config.cross_patch_attention, self.places) if index else 0
         self.window = self.bytes
+        self.ngram_embed = None
+        if config.ngram_rows and index == len(config.stages) - 1:
+            self.window = max(NgramEmbed.LENGTHS)
+            self.ngram_embed = NgramEmbed(config.ngram_rows, config.ngram_width)
+            joined_grams = self.ngram_embed.embedding_dim * len(NgramEmbed.LENGTHS)
+            self.ngram_in = nn.Linear(joined_grams, shape.width, bias=False)
 
         self.byte_embed = nn.Embedding(config.vocab_size, byte_width)
         self.start_embed = Start(shape.width)
@@ -270,6 +305,8 @@ class Stage(nn.Module):
         if self.position_embed is not None:
             x = x + self.position_embed((place - 1).clamp(min=0))
         x = self.start_embed(self.patch_in(x), first)
+        if self.ngram_embed is not None:
+            x = x + self.ngram_in(self.ngram_embed(before))
         if self.parent is not None:
             x = x + self.parent(above)
         turn = self.turn(place)
@@ -291,6 +328,28 @@ class Stage(nn.Module):
             CrossPatchPast(self.back, opens, turn, next(carry, None))
             for _ in range(len(self.blocks))
         ]
+
+
+class ModalityHead(nn.Module):
+    """An output matrix for each modality, all in one parameter.
+
+    One module that always runs, since under ZeRO-3 all ranks must gather the same parameters
+    whatever modalities their rows have.
+    """
+
+    def __init__(self, width: int, vocab_size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.weight = nn.Parameter(torch.empty(heads * vocab_size, width))
+
+    def forward(self, hidden: Tensor, modality: Tensor) -> Tensor:
+        """hidden [S, D] and the head of each place, modality [S] int64, to logits [S, V]."""
+        weights = self.weight.chunk(self.heads)
+        order = modality.argsort(stable=True)
+        counts = modality.bincount(minlength=self.heads).tolist()
+        parts = zip(hidden[order].split(counts), weights, strict=True)
+        logits = torch.cat([F.linear(part, weight) for part, weight in parts])
+        return logits[order.argsort()]
 
 
 def recomputed(function: Callable[..., T], *inputs: object, dropout: float) -> T:

@@ -23,6 +23,7 @@ What the paper leaves open is decided so:
     - the start takes no position (so in the paper's equation): E_pos belongs to the shifted bytes;
     - a LayerNorm closes every stage, before its output is sliced or turned into logits;
     - linear layers have no bias, layer norms do;
+    - n-grams are those of all bytes before a place, over the patch boundary too;
     - with cross-patch attention the first place of a sequence takes the bytes before it as its
       input, and the start only where the document starts: no local place would see them otherwise;
     - dropout acts on the outputs of attention and feed-forward layers, not on attention weights;
@@ -46,7 +47,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig
-from bytelm.model.layers import Groups, Past, SegmentPast, Stage, Start, recomputed
+from bytelm.model.layers import Groups, ModalityHead, Past, SegmentPast, Stage, Start, recomputed
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ class Megabyte(nn.Module):
         stages = [Stage(config, index) for index in range(len(config.stages))]
         self.stages = cast(Sequence[Stage], nn.ModuleList(stages))
         self.back = max(stage.window for stage in stages)
-        self.lm_head = nn.Linear(config.stages[-1].width, config.vocab_size, bias=False)
+        width, ids = config.stages[-1].width, config.vocab_size
+        self.lm_head: nn.Linear | ModalityHead = nn.Linear(width, ids, bias=False)
+        if config.modality_heads:
+            self.lm_head = ModalityHead(width, ids, config.modality_heads)
         self.apply(self._initialise)
         self.tie_output()
 
@@ -115,10 +119,11 @@ class Megabyte(nn.Module):
             self.lm_head.weight = self.stages[-1].byte_embed.weight
 
     def _initialise(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Linear | nn.Embedding | Start):
+        if not isinstance(module, nn.Linear | nn.Embedding | Start | ModalityHead):
             return
-        is_byte_embedding = any(module is stage.byte_embed for stage in self.stages)
-        std = self.config.embedding_std if is_byte_embedding else self.config.init_std
+        tables = [table for stage in self.stages for table in (stage.byte_embed, stage.ngram_embed)]
+        is_of_bytes = any(module is table for table in tables)
+        std = self.config.embedding_std if is_of_bytes else self.config.init_std
         nn.init.trunc_normal_(module.weight, std=std, a=-3.0 * std, b=3.0 * std)
 
     def forward(self, ids: Tensor, document: Tensor, modality: Tensor) -> Tensor:
@@ -127,7 +132,7 @@ class Megabyte(nn.Module):
         ids [B, T] int64, T a multiple of P and at most the context.
         document [B, N] int32, the document of each block of T / N ids, a multiple of P; documents
             are runs of equal numbers, -1 is filler (run like a document; do not score it).
-        modality [B, T] uint8, which no option reads yet.
+        modality [B, T] uint8, the code of each id's modality; only `modality_heads` reads it.
 
         Returns -log p(ids[b, t] | ids[b, < t] of its document), [B, T] float32 (float64 for a
         model of float64). The logits of more than `local_chunk` patches never exist at once.
@@ -137,28 +142,69 @@ class Megabyte(nn.Module):
         patches = layout.gather(ids, self.config.patch, self.back)
         chunk = self.config.local_chunk or len(patches)
         above = self._stage_0(patches, layout)
+        heads = self._heads(modality, ids, layout)
         nats: list[Tensor] = []
         carry: list[Tensor] = []
-        for part in zip(above.split(chunk), patches.split(chunk), strict=True):
+        for start in range(0, len(patches), chunk):
+            part = slice(start, start + chunk)
+            inputs = above[part], patches[part], heads[part], carry
             if self.config.activation_checkpointing and torch.is_grad_enabled():
                 dropout = self.config.dropout
-                part_nats, carry = recomputed(self._chunk_nats, *part, carry, dropout=dropout)
+                part_nats, carry = recomputed(self._chunk_nats, *inputs, dropout=dropout)
             else:
-                part_nats, carry = self._chunk_nats(*part, carry)
+                part_nats, carry = self._chunk_nats(*inputs)
             nats.append(part_nats)
         return layout.scatter(torch.cat(nats), len(ids))
 
-    def logits(self, ids: Tensor, document: Tensor | None = None) -> Tensor:
+    def logits(
+        self, ids: Tensor, document: Tensor | None = None, modality: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, T, V] float32 of every id given those before it; for small inputs.
 
-        ids and document as in `forward`; without `document` each row is one document.
+        As in `forward`; without `document` each row is one document.
         """
         if document is None:
             document = torch.zeros(len(ids), 1, dtype=torch.int32, device=ids.device)
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
-        logits, _ = self._chunk_logits(self._stage_0(patches, layout), patches, [])
+        heads = self._heads(modality, ids, layout)
+        logits, _ = self._chunk_logits(self._stage_0(patches, layout), patches, heads, [])
         return layout.scatter(logits, len(ids))
+
+    def output(self, hidden: Tensor, heads: Tensor) -> Tensor:
+        """Logits [S, V], at least in float32, of the last stage's output [S, D].
+
+        heads [S] int64: the modality of the id before each place in its document, 0 at its start:
+        the modality of the id itself would tell the id that opens a segment. Not read without
+        `modality_heads`.
+        """
+        logits = self.lm_head(hidden, heads) if self.config.modality_heads else self.lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def check_modality(self, modality: Tensor | None, shape: torch.Size) -> Tensor:
+        """The modality as int64; ValueError where the model's heads need it and it is wrong."""
+        if not self.config.modality_heads:
+            return torch.zeros(shape, dtype=torch.int64)
+        if modality is None:
+            raise ValueError("the model has heads by modality: give the modality of the ids")
+        if modality.shape != shape:
+            raise ValueError(
+                f"modality of shape {list(modality.shape)} for ids of {list(shape)}: give the same"
+            )
+        if modality.numel() and modality.max() >= self.config.modality_heads:
+            raise ValueError(
+                f"modality {int(modality.max())} is beyond the model's "
+                f"{self.config.modality_heads} heads: give codes below that"
+            )
+        return modality.long()
+
+    def _heads(self, modality: Tensor | None, ids: Tensor, layout: Layout) -> Tensor:
+        """The head of each place, [S, P]: the modality of the id before, see `output`."""
+        if not self.config.modality_heads:
+            return ids.new_zeros(len(layout.order), 0)
+        modality = self.check_modality(modality, ids.shape)
+        before = layout.gather(modality, self.config.patch, 1)[:, :-1]
+        return before.clamp(min=0)
 
     def _layout(self, ids: Tensor, document: Tensor) -> Layout:
         (rows, length), patch = ids.shape, self.config.patch
@@ -191,10 +237,11 @@ class Megabyte(nn.Module):
         return rearrange(windows, "C s w -> (C s) w")
 
     def _chunk_logits(
-        self, above: Tensor, patches: Tensor, carry: Sequence[Tensor]
+        self, above: Tensor, patches: Tensor, heads: Tensor, carry: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """The stages below stage 0: its output [C, D] and the patches [C, back + P] to [C, P, V].
 
+        heads [C, P]: see `output`.
         carry: keys and values of the chunk before, see `CrossPatchPast`; those of this chunk are
             returned too. Empty for the first chunk, which opens a document.
         """
@@ -212,15 +259,14 @@ class Megabyte(nn.Module):
             hidden = stage(before, place, slices, pasts)
             if stage.back:
                 left += [past.carry for past in crossing if past.carry is not None]
-        logits = self.lm_head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = self.output(hidden, heads.flatten())
         return rearrange(logits, "(C P) V -> C P V", P=self.config.patch), left
 
     def _chunk_nats(
-        self, above: Tensor, patches: Tensor, carry: Sequence[Tensor]
+        self, above: Tensor, patches: Tensor, heads: Tensor, carry: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Stage 0's output [C, D] and the patches [C, back + P] to their nats [C, P]; and carry."""
-        logits, carry = self._chunk_logits(above, patches, carry)
+        logits, carry = self._chunk_logits(above, patches, heads, carry)
         ids = rearrange(patches[:, self.back :], "C P -> (C P)")
         nats = F.cross_entropy(rearrange(logits, "C P V -> (C P) V"), ids, reduction="none")
         return rearrange(nats, "(C P) -> C P", P=self.config.patch), carry

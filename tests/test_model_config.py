@@ -65,6 +65,10 @@ def test_image64_is_the_only_preset_with_a_projection() -> None:
         ({"local_chunk": -1}, "local_chunk must be"),
         ({"cross_patch_attention": 5}, "use 0 to 4"),
         ({"cross_patch_attention": -1}, "cross_patch_attention must be"),
+        ({"ngram_rows": -1}, "ngram_rows must be"),
+        ({"ngram_width": 0}, "ngram_width must be"),
+        ({"modality_heads": -1}, "modality_heads must be"),
+        ({"modality_heads": 3}, "tied_output must be false"),
         ({"rope": 1}, "rope must be true or false"),
         (
             {"rope": True, "stages": [{"width": 9, "layers": 1, "heads": 3}] * 2},

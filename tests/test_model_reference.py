@@ -19,11 +19,13 @@ class Reference:
         self.config = config
         self.weights = weights
 
-    def nats(self, document: list[int]) -> list[float]:
+    def nats(self, document: list[int], modality: list[int]) -> list[float]:
         outputs = self._stage(0, document, [])
         for stage in range(1, len(self.config.stages)):
             outputs = self._stage(stage, document, outputs)
-        logits = [self.weights["lm_head.weight"] @ h for h in outputs]
+        heads = self.weights["lm_head.weight"].reshape(-1, self.config.vocab_size, len(outputs[0]))
+        which = [0, *modality[:-1]] if self.config.modality_heads else [0] * len(outputs)
+        logits = [heads[m] @ h for m, h in zip(which, outputs, strict=True)]
         exps = [[math.exp(z) for z in row.tolist()] for row in logits]
         return [-math.log(row[x] / sum(row)) for row, x in zip(exps, document, strict=True)]
 
@@ -49,6 +51,9 @@ class Reference:
                 x = torch.cat(embedded)
                 if "patch_in.weight" in w:
                     x = w["patch_in.weight"] @ x
+            if "ngram_in.weight" in w:
+                grams = [self._ngram(w["ngram_embed.weight"], data[:j], n) for n in (2, 3, 4)]
+                x = x + w["ngram_in.weight"] @ torch.cat(grams)
             if slices:
                 x = x + w["parent.weight"] @ slices[j]
             inputs.append(x)
@@ -64,6 +69,14 @@ class Reference:
                 h = w["patch_out.weight"] @ h
             cut += h.chunk(self.config.patch_sizes[stage])
         return cut
+
+    def _ngram(self, tables: Tensor, before: list[int], n: int) -> Tensor:
+        if len(before) < n:
+            return torch.zeros(tables.shape[1], dtype=tables.dtype)
+        power = [pow(1_540_483_477, n - 1 - at, 2**31 - 1) for at in range(n)]
+        hashed = sum(p * (id_ + 1) for p, id_ in zip(power, before[-n:], strict=True))
+        rows = self.config.ngram_rows
+        return tables[(n - 2) * rows + hashed % (2**31 - 1) % rows]
 
     def _block(
         self, w: dict[str, Tensor], name: str, xs: list[Tensor], stage: int, places: int
@@ -143,11 +156,11 @@ def test_equals_the_equations(shape: str, option: str) -> None:
     lengths = [16, 8, 24]
     ids = torch.randint(0, 264, (1, sum(lengths)))
     document = torch.tensor([[0, 0, 1, 2, 2, 2]], dtype=torch.int32)
+    modality = torch.arange(3, dtype=torch.uint8).repeat_interleave(4).repeat(4)[None]
     with torch.no_grad():
-        nats = model(ids, document, torch.zeros_like(ids, dtype=torch.uint8))
+        nats = model(ids, document, modality)
         reference = Reference(model.config, model.state_dict())
-        expected = [
-            value for part in ids[0].split(lengths) for value in reference.nats(part.tolist())
-        ]
+        parts = zip(ids[0].split(lengths), modality[0].split(lengths), strict=True)
+        expected = [x for part in parts for x in reference.nats(*(p.tolist() for p in part))]
     assert nats.dtype == torch.float64
     assert nats[0].tolist() == pytest.approx(expected, abs=1e-9)

@@ -25,7 +25,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gated_feed_forward": {"gated_feed_forward": True},
     "cross_patch_attention": {"cross_patch_attention": 2},
     "cross_patch_attention of more than some stages hold": {"cross_patch_attention": 4},
+    "ngrams": {"ngram_rows": 50, "ngram_width": 3},
+    "modality_heads": {"tied_output": False, "modality_heads": 3},
     "all": {
+        "modality_heads": 3,
+        "ngram_rows": 50,
+        "ngram_width": 3,
         "tied_output": False,
         "rope": True,
         "rms_norm": True,
