@@ -58,6 +58,8 @@ class ModelConfig:
     """An RMSNorm over the channels of each head's queries and keys."""
     gated_feed_forward: bool = False
     """SwiGLU, 8/3 as wide as the stage, in place of ReLU, four times as wide."""
+    token_shift: bool = False
+    """Attention and feed-forward read half of their channels from the position before."""
     cross_patch_attention: int = 0
     """r: below stage 0 a position also sees the last r positions (all, where they are fewer) of
     the sequence before its own, and the first position its input too; 0 = its own only."""

@@ -37,6 +37,7 @@ class LayerCache:
     ) -> None:
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
+        self.shifted: dict[int, Tensor] = {}  # [B, D / 2] by sublayer, of the newest place
         self.back = back
         self.turn = turn
 
@@ -60,25 +61,31 @@ class StageCache:
 
 @dataclass(frozen=True)
 class FillingPast:
-    """Attention as in training over Q sequences of n places in each row, filling the cache.
+    """What training sees, over Q sequences of n places in each row, filling the cache.
 
-    at [B]: the sequence in which each row stands; the others go no further.
+    newest [B]: the place of Q * n at which each row stands; the cache takes its sequence.
     """
 
     cache: LayerCache
     inner: Past
     n: int
-    at: Tensor
+    newest: Tensor
+
+    def before(self, x: Tensor, sublayer: int) -> Tensor:
+        by_row = rearrange(x, "(B n) d -> B n d", B=len(self.newest))
+        rows = torch.arange(len(by_row), device=x.device)
+        self.cache.shifted[sublayer] = by_row[rows, self.newest]
+        return self.inner.before(x, sublayer)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        cache, r, rows = self.cache, self.cache.back, torch.arange(len(self.at))
-        before = (self.at - 1).clamp(min=0)
+        cache, r, at = self.cache, self.cache.back, self.newest // self.n
+        rows, before = torch.arange(len(at), device=at.device), (at - 1).clamp(min=0)
         k, v = (
             rearrange(each, "(B Q n) H c -> B Q H n c", B=len(rows), n=self.n)
             for each in (keys, values)
         )
-        cache.keys[:, :, r : r + self.n] = k[rows, self.at]
-        cache.values[:, :, r : r + self.n] = v[rows, self.at]
+        cache.keys[:, :, r : r + self.n] = k[rows, at]
+        cache.values[:, :, r : r + self.n] = v[rows, at]
         cache.keys[:, :, :r] = cache.turned(k[rows, before, :, self.n - r :])
         cache.values[:, :, :r] = v[rows, before, :, self.n - r :]
         return self.inner.attend(queries, keys, values)
@@ -96,6 +103,7 @@ class Appended:
         back, device = stage.stage.back, stage.layers[0].keys.device
         self.begins = [row for row, place in zip(rows, places, strict=True) if place == 0 and back]
         self.rows = torch.tensor(rows, device=device)
+        self.first = torch.tensor(places, device=device) == 0
         self.slots = torch.tensor(places, device=device) + back
         lowest = [back if is_first else 0 for is_first in opens]
         self.seen = slice(min(lowest), back + max(places) + 1)
@@ -111,10 +119,16 @@ class Appended:
 
 @dataclass(frozen=True)
 class AppendingPast:
-    """Attention of one new place in each of R rows to what the cache holds up to it."""
+    """What one new place in each of R rows sees of the cache, which takes the place up."""
 
     cache: LayerCache
     to: Appended
+
+    def before(self, x: Tensor, sublayer: int) -> Tensor:
+        kept, rows = self.cache.shifted[sublayer], self.to.rows
+        before = kept[rows].masked_fill(self.to.first[:, None], 0.0)
+        kept[rows] = x
+        return before
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         cache, to = self.cache, self.to
@@ -235,22 +249,23 @@ class Decoder:
         cache = self._stages[index]
         stage, b = cache.stage, cache.stage.bytes
         width = n if index == 0 else cache.places  # of a sequence
-        at = (self.positions - opens) // (b * width)  # [B]
+        newest = (self.positions - opens) // b  # [B]
         end = opens[:, None] + torch.arange(n, device=opens.device) * b  # [B, n]
         before = rearrange(self._before(self._rows[:, None], end, stage), "B n w -> (B n) w")
-        place = torch.arange(n, device=opens.device) % width
+        place = repeat(torch.arange(n, device=opens.device) % width, "n -> (B n)", B=self.batch)
         count = n // width
-        inner: Sequence[Past] = [SegmentPast([(self.batch * count, width)])] * len(stage.blocks)
+        groups, first = [(self.batch * count, width)], place == 0
+        inner: Sequence[Past] = [SegmentPast(groups, first)] * len(stage.blocks)
         if stage.back:
             is_first = torch.arange(count, device=opens.device) == 0
             opening = repeat(is_first, "Q -> (B Q)", B=self.batch)
-            inner = stage.cross_patch_pasts(opening, iter(()))
+            inner = stage.cross_patch_pasts(opening, first, iter(()))
         pasts = [
-            FillingPast(layer, past, width, at)
+            FillingPast(layer, past, width, newest)
             for layer, past in zip(cache.layers, inner, strict=True)
         ]
         slices = rearrange(above, "B Q (p d) -> (B Q p) d", p=width) if index else None
-        output = stage(before, repeat(place, "n -> (B n)", B=self.batch), slices, pasts)
+        output = stage(before, place, slices, pasts)
         return rearrange(output, "(B n) D -> B n D", n=n)
 
     def _before(self, rows: Tensor, end: Tensor, stage: Stage) -> Tensor:

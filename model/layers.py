@@ -56,12 +56,25 @@ class Past(Protocol):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention, [S, H, c] to [S, H, c]."""
 
+    def before(self, x: Tensor, sublayer: int) -> Tensor:
+        """What x [S, ...] was at the position before in the sequence, zeros at its first.
+
+        sublayer: 0 for attention, 1 for feed-forward, which a cache keeps apart.
+        """
+
 
 class SegmentPast:
-    """Attention inside each segment; its cost is that of the segments run alone."""
+    """Attention inside each segment; its cost is that of the segments run alone.
 
-    def __init__(self, groups: Groups) -> None:
+    first [S] bool: the positions that open a segment.
+    """
+
+    def __init__(self, groups: Groups, first: Tensor) -> None:
         self.groups = groups
+        self.first = first
+
+    def before(self, x: Tensor, sublayer: int) -> Tensor:
+        return x.roll(1, 0).masked_fill(self.first[:, None], 0.0)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         sizes = [count * length for count, length in self.groups]
@@ -87,7 +100,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor
     return shares.to(v.dtype) @ v
 
 
-class CrossPatchPast:
+class CrossPatchPast(SegmentPast):
     """Attention inside each of M sequences and to the last r positions of the one before.
 
     opens [M] bool: the sequences that open a document, which have none before.
@@ -96,7 +109,15 @@ class CrossPatchPast:
         sequence once the layer has run.
     """
 
-    def __init__(self, back: int, opens: Tensor, turn: Turn | None, carry: Tensor | None) -> None:
+    def __init__(
+        self,
+        back: int,
+        opens: Tensor,
+        first: Tensor,
+        turn: Turn | None,
+        carry: Tensor | None,
+    ) -> None:
+        super().__init__([(len(opens), len(first) // len(opens))], first)
         self.back = back
         self.opens = opens
         self.turn = turn
@@ -187,11 +208,21 @@ class Block(nn.Module):
             nn.Linear(hidden, width, bias=False),
         )
         self.dropout = nn.Dropout(config.dropout)
+        self.token_shift = config.token_shift
 
     def forward(self, x: Tensor, turn: Turn | None, past: Past) -> Tensor:
         """x [S, D] to [S, D]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn, past))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        attended = self.attention(self.shifted(self.attention_norm(x), past, 0), turn, past)
+        x = x + self.dropout(attended)
+        read = self.shifted(self.feed_forward_norm(x), past, 1)
+        return x + self.dropout(self.feed_forward(read))
+
+    def shifted(self, x: Tensor, past: Past, sublayer: int) -> Tensor:
+        """x [S, D], its second half from the position before where tokens are shifted (RWKV)."""
+        if not self.token_shift:
+            return x
+        own, moved = x.chunk(2, dim=-1)
+        return torch.cat([own, past.before(moved, sublayer)], dim=-1)
 
 
 def norm(config: ModelConfig, width: int) -> nn.Module:
@@ -321,11 +352,13 @@ class Stage(nn.Module):
         """The angles of positions at `place` [S], where the stage's keys are turned."""
         return turn_of(place, self.channels) if self.is_turned else None
 
-    def cross_patch_pasts(self, opens: Tensor, carry: Iterator[Tensor]) -> list[CrossPatchPast]:
+    def cross_patch_pasts(
+        self, opens: Tensor, first: Tensor, carry: Iterator[Tensor]
+    ) -> list[CrossPatchPast]:
         """For each layer; `carry` gives theirs one after another, or none at all."""
         turn = self.turn(torch.tensor([-self.places], device=opens.device))
         return [
-            CrossPatchPast(self.back, opens, turn, next(carry, None))
+            CrossPatchPast(self.back, opens, first, turn, next(carry, None))
             for _ in range(len(self.blocks))
         ]
 

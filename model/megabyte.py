@@ -23,6 +23,7 @@ What the paper leaves open is decided so:
     - the start takes no position (so in the paper's equation): E_pos belongs to the shifted bytes;
     - a LayerNorm closes every stage, before its output is sliced or turned into logits;
     - linear layers have no bias, layer norms do;
+    - a shifted token is of the position before in the same sequence, zeros at its first place;
     - n-grams are those of all bytes before a place, over the patch boundary too;
     - with cross-patch attention the first place of a sequence takes the bytes before it as its
       input, and the start only where the document starts: no local place would see them otherwise;
@@ -224,7 +225,7 @@ class Megabyte(nn.Module):
     def _stage_0(self, patches: Tensor, layout: Layout) -> Tensor:
         """Patches [S, back + P] to the output of stage 0 for each of them, [S, D]."""
         stage = self.stages[0]
-        pasts = [SegmentPast(layout.groups)] * len(stage.blocks)
+        pasts = [SegmentPast(layout.groups, layout.place == 0)] * len(stage.blocks)
         return stage(self.before(0, patches), layout.place, None, pasts)
 
     def before(self, index: int, patches: Tensor) -> Tensor:
@@ -251,10 +252,11 @@ class Megabyte(nn.Module):
             before = self.before(index, patches)
             places = torch.arange(stage.places, device=before.device)
             place = repeat(places, "p -> (s p)", s=len(hidden))
-            pasts: Sequence[Past] = [SegmentPast([(len(hidden), stage.places)])] * len(stage.blocks)
+            groups, first = [(len(hidden), stage.places)], place == 0
+            pasts: Sequence[Past] = [SegmentPast(groups, first)] * len(stage.blocks)
             if stage.back:
                 opens = before[:: stage.places, -1] < 0
-                crossing = stage.cross_patch_pasts(opens, carried)
+                crossing = stage.cross_patch_pasts(opens, first, carried)
                 pasts = crossing
             hidden = stage(before, place, slices, pasts)
             if stage.back:

@@ -83,7 +83,9 @@ class Reference:
     ) -> list[Tensor]:
         heads = self.config.stages[stage].heads
         c = len(xs[0]) // heads
-        rows = [w[f"{name}attention.qkv.weight"] @ _norm(x, w, f"{name}attention_norm") for x in xs]
+        normed = [_norm(x, w, f"{name}attention_norm") for x in xs]
+        read = self._shifted(normed, places)
+        rows = [w[f"{name}attention.qkv.weight"] @ x for x in read]
         q, k, v = (
             [
                 [row[part * len(xs[0]) :][head * c : (head + 1) * c] for head in range(heads)]
@@ -110,8 +112,9 @@ class Reference:
                 mixed.append(torch.stack(weighed).sum(0))
             after_attention.append(x + w[f"{name}attention.output.weight"] @ torch.cat(mixed))
         outputs = []
-        for x in after_attention:
-            hidden = w[f"{name}feed_forward.0.weight"] @ _norm(x, w, f"{name}feed_forward_norm")
+        normed = [_norm(x, w, f"{name}feed_forward_norm") for x in after_attention]
+        for x, read_by_x in zip(after_attention, self._shifted(normed, places), strict=True):
+            hidden = w[f"{name}feed_forward.0.weight"] @ read_by_x
             if self.config.gated_feed_forward:
                 gate, value = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
                 hidden = gate / (1.0 + torch.exp(-gate)) * value
@@ -119,6 +122,14 @@ class Reference:
                 hidden = torch.where(hidden > 0, hidden, 0.0)
             outputs.append(x + w[f"{name}feed_forward.2.weight"] @ hidden)
         return outputs
+
+    def _shifted(self, xs: list[Tensor], places: int) -> list[Tensor]:
+        if not self.config.token_shift:
+            return xs
+        half = len(xs[0]) // 2
+        nothing = torch.zeros_like(xs[0][half:])
+        befores = [xs[t - 1][half:] if t % places else nothing for t in range(len(xs))]
+        return [torch.cat([x[:half], old]) for x, old in zip(xs, befores, strict=True)]
 
 
 def _norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:

@@ -23,11 +23,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rms_norm": {"rms_norm": True},
     "qk_norm": {"qk_norm": True},
     "gated_feed_forward": {"gated_feed_forward": True},
+    "token_shift": {"token_shift": True},
     "cross_patch_attention": {"cross_patch_attention": 2},
     "cross_patch_attention of more than some stages hold": {"cross_patch_attention": 4},
     "ngrams": {"ngram_rows": 50, "ngram_width": 3},
     "modality_heads": {"tied_output": False, "modality_heads": 3},
     "all": {
+        "token_shift": True,
         "modality_heads": 3,
         "ngram_rows": 50,
         "ngram_width": 3,
