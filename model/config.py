@@ -63,6 +63,8 @@ class ModelConfig:
     cross_patch_attention: int = 0
     """r: below stage 0 a position also sees the last r positions (all, where they are fewer) of
     the sequence before its own, and the first position its input too; 0 = its own only."""
+    conv_patch_encoder: bool = False
+    """Causal convolutions of 3, 5 and 7 bytes over stage 0's embeddings before they are patches."""
     ngram_rows: int = 0
     """Rows of each of three tables of hashed 2-, 3- and 4-grams in the last stage's input."""
     ngram_width: int = 32
@@ -103,6 +105,10 @@ class ModelConfig:
             )
         _require_integer("ngram_rows", self.ngram_rows, least=0)
         _require_integer("ngram_width", self.ngram_width, least=1)
+        if self.conv_patch_encoder and len(self.stages) == 1:
+            raise ValueError(
+                "conv_patch_encoder needs patches: give two stages or more, or leave it out"
+            )
         _require_integer("modality_heads", self.modality_heads, least=0)
         if self.modality_heads and self.tied_output:
             raise ValueError(

@@ -242,6 +242,28 @@ class Start(nn.Module):
         return torch.where(first[:, None], self.weight, x)
 
 
+class PatchEncoder(nn.Module):
+    """Causal convolutions over bytes: h <- h + ReLU(W_f * h) for filters f of 3, 5 and 7.
+
+    The paper names the filters and leaves the rest open. Zeros stand before a document's start
+    and stay zeros, so that a window of the filters' reach gives what the whole document would.
+    """
+
+    FILTERS = (3, 5, 7)
+    REACH = sum(size - 1 for size in FILTERS)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(width, width, f, bias=False) for f in self.FILTERS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings of a patch and of the 12 bytes before it, [S, 12 + b, d], to [S, b, d]."""
+        x = rearrange(x, "S b d -> S d b")
+        for size, layer in zip(self.FILTERS, self.layers, strict=True):
+            x = x[:, :, size - 1 :] + F.relu(layer(x))
+        return rearrange(x, "S d b -> S b d")
+
+
 class NgramEmbed(nn.Embedding):
     """Tables of the 2-, 3- and 4-grams before a position, found by hash (BLT, arXiv 2412.09871).
 
@@ -290,7 +312,11 @@ class Stage(nn.Module):
         self.is_turned = config.rope
         self.places = config.patch_sizes[index - 1] if index else config.context // self.bytes
         self.back = min(config.cross_patch_attention, self.places) if index else 0
-        self.window = self.bytes
+        self.window = self.reads = self.bytes
+        self.patch_encoder = None
+        if index == 0 and config.conv_patch_encoder:
+            self.window = self.reads = self.bytes + PatchEncoder.REACH
+            self.patch_encoder = PatchEncoder(byte_width)
         self.ngram_embed = None
         if config.ngram_rows and index == len(config.stages) - 1:
             self.window = max(NgramEmbed.LENGTHS)
@@ -331,7 +357,10 @@ class Stage(nn.Module):
         Returns [S, D], or [S, b * d] where the stage's width is projected.
         """
         first = before[:, -1] < 0 if self.back else place == 0
-        x = self.byte_embed(before[:, -self.bytes :].clamp(min=0))
+        read = before[:, -self.reads :]
+        x = self.byte_embed(read.clamp(min=0))  # [S, b and what the encoder reaches, d]
+        if self.patch_encoder is not None:
+            x = self.patch_encoder(x.masked_fill(read[..., None] < 0, 0.0))
         x = rearrange(x, "S b d -> S (b d)")
         if self.position_embed is not None:
             x = x + self.position_embed((place - 1).clamp(min=0))

@@ -23,6 +23,7 @@ What the paper leaves open is decided so:
     - the start takes no position (so in the paper's equation): E_pos belongs to the shifted bytes;
     - a LayerNorm closes every stage, before its output is sliced or turned into logits;
     - linear layers have no bias, layer norms do;
+    - convolutions act on E_0[x], before E_pos, so that they do not depend on the place;
     - a shifted token is of the position before in the same sequence, zeros at its first place;
     - n-grams are those of all bytes before a place, over the patch boundary too;
     - with cross-patch attention the first place of a sequence takes the bytes before it as its
@@ -120,7 +121,7 @@ class Megabyte(nn.Module):
             self.lm_head.weight = self.stages[-1].byte_embed.weight
 
     def _initialise(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Linear | nn.Embedding | Start | ModalityHead):
+        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding | Start | ModalityHead):
             return
         tables = [table for stage in self.stages for table in (stage.byte_embed, stage.ngram_embed)]
         is_of_bytes = any(module is table for table in tables)

@@ -69,6 +69,10 @@ def test_image64_is_the_only_preset_with_a_projection() -> None:
         ({"ngram_width": 0}, "ngram_width must be"),
         ({"modality_heads": -1}, "modality_heads must be"),
         ({"modality_heads": 3}, "tied_output must be false"),
+        (
+            {"conv_patch_encoder": True, "patch_sizes": [], "stages": TWO_STAGES["stages"][:1]},
+            "needs patches: give two stages",
+        ),
         ({"rope": 1}, "rope must be true or false"),
         (
             {"rope": True, "stages": [{"width": 9, "layers": 1, "heads": 3}] * 2},

@@ -39,15 +39,19 @@ class Reference:
         size = math.prod(self.config.patch_sizes[stage:])
         positions = [data[at : at + size] for at in range(0, len(data), size)]
         places = self.config.patch_sizes[stage - 1] if stage else len(positions)
+        table = [w["byte_embed.weight"][byte] for byte in data]
+        if stage == 0 and self.config.conv_patch_encoder:
+            for layer in range(3):
+                table = _convolved(table, w[f"patch_encoder.layers.{layer}.weight"])
         inputs = []
         for j in range(len(positions)):
             if j == 0 or (j % places == 0 and not self.config.cross_patch_attention):
                 x = w["start_embed.weight"]
             else:
-                embedded = [w["byte_embed.weight"][byte] for byte in positions[j - 1]]
+                embedded = table[(j - 1) * size : j * size]
                 if stage == 0:
-                    table = w["position_embed.weight"].reshape(self.config.context, -1)
-                    embedded = [e + table[(j - 1) * size + at] for at, e in enumerate(embedded)]
+                    position = w["position_embed.weight"].reshape(self.config.context, -1)
+                    embedded = [e + position[(j - 1) * size + at] for at, e in enumerate(embedded)]
                 x = torch.cat(embedded)
                 if "patch_in.weight" in w:
                     x = w["patch_in.weight"] @ x
@@ -138,6 +142,19 @@ def _norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
     centred = x - x.sum() / len(x) if f"{name}.bias" in w else x
     scale = torch.sqrt((centred**2).sum() / len(x) + 1e-5)
     return centred / scale * w[f"{name}.weight"] + bias
+
+
+def _convolved(xs: list[Tensor], filters: Tensor) -> list[Tensor]:
+    """x_t + ReLU of the sum of W_k x_{t - f + 1 + k} over the f places that are there."""
+    size = filters.shape[2]
+    outputs = []
+    for t, x in enumerate(xs):
+        terms = [
+            filters[:, :, k] @ xs[t - size + 1 + k] for k in range(size) if t - size + 1 + k >= 0
+        ]
+        total = torch.stack(terms).sum(0)
+        outputs.append(x + torch.where(total > 0, total, 0.0))
+    return outputs
 
 
 def _turned(x: Tensor, place: int) -> Tensor:

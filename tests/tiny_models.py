@@ -26,9 +26,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "token_shift": {"token_shift": True},
     "cross_patch_attention": {"cross_patch_attention": 2},
     "cross_patch_attention of more than some stages hold": {"cross_patch_attention": 4},
+    "conv_patch_encoder": {"conv_patch_encoder": True},
     "ngrams": {"ngram_rows": 50, "ngram_width": 3},
     "modality_heads": {"tied_output": False, "modality_heads": 3},
     "all": {
+        "conv_patch_encoder": True,
         "token_shift": True,
         "modality_heads": 3,
         "ngram_rows": 50,
@@ -57,6 +59,8 @@ def options_of(option: str, shape: str) -> dict[str, Any]:
     if "cross_patch_attention" in options:
         most = max(patch_sizes, default=0)
         options["cross_patch_attention"] = min(options["cross_patch_attention"], most)
+    if len(SHAPES[shape][0]) == 1:
+        options.pop("conv_patch_encoder", None)
     return options
 
 
