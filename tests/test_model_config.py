@@ -105,6 +105,30 @@ def test_presets_build(name: str) -> None:
     assert is_tied == name.startswith("paper-")
 
 
+def test_options_are_off_where_they_are_not_named() -> None:
+    off = {
+        "rope": False,
+        "rms_norm": False,
+        "qk_norm": False,
+        "gated_feed_forward": False,
+        "token_shift": False,
+        "cross_patch_attention": 0,
+        "conv_patch_encoder": False,
+        "ngram_rows": 0,
+        "modality_heads": 0,
+    }
+    assert ModelConfig.from_dict(TWO_STAGES) == ModelConfig.from_dict(TWO_STAGES | off)
+    for name, config in PRESETS.items():
+        assert (off.items() <= config.to_dict().items()) != name.startswith("modern-"), name
+
+
+@pytest.mark.parametrize("size", ["demo", "small"])
+def test_modern_presets_are_the_plain_ones_with_options(size: str) -> None:
+    plain, modern = preset(size), preset(f"modern-{size}")
+    assert (modern.stages, modern.context) == (plain.stages, plain.context)
+    assert modern.cross_patch_attention == modern.patch
+
+
 def test_the_config_does_not_load_torch() -> None:
     code = "import sys, bytelm.model.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
