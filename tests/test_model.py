@@ -152,8 +152,9 @@ def test_checkpoints_repeat_the_dropout() -> None:
     torch.testing.assert_close(_gradients(lean, ids), plain, atol=1e-12, rtol=1e-9)
 
 
-def test_random_bytes_cannot_be_learned() -> None:
-    model = tiny_model("two", context=512, tied_output=False)
+@pytest.mark.parametrize("option", ["untied", "all"])
+def test_random_bytes_cannot_be_learned(option: str) -> None:
+    model = tiny_model("two", context=512, **options_of(option, "two"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
 

@@ -29,6 +29,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "conv_patch_encoder": {"conv_patch_encoder": True},
     "ngrams": {"ngram_rows": 50, "ngram_width": 3},
     "modality_heads": {"tied_output": False, "modality_heads": 3},
+    "modern": {
+        "tied_output": False,
+        "rope": True,
+        "qk_norm": True,
+        "cross_patch_attention": 4,
+        "ngram_rows": 50,
+        "ngram_width": 3,
+    },
     "all": {
         "conv_patch_encoder": True,
         "token_shift": True,
@@ -43,7 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "cross_patch_attention": 2,
     },
 }
-"""Every option alone, and all that go together."""
+"""Every option alone, those of the presets `modern-*`, and all together."""
 
 
 def tiny_config(shape: str, context: int = 48, **options: Any) -> ModelConfig:
