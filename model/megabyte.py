@@ -23,17 +23,23 @@ What the paper leaves open is decided so:
     - the start takes no position (so in the paper's equation): E_pos belongs to the shifted bytes;
     - a LayerNorm closes every stage, before its output is sliced or turned into logits;
     - linear layers have no bias, layer norms do;
+    - convolutions act on E_0[x], before E_pos, so that they do not depend on the place;
+    - a shifted token is of the position before in the same sequence, zeros at its first place;
+    - n-grams are those of all bytes before a place, over the patch boundary too;
+    - with cross-patch attention the first place of a sequence takes the bytes before it as its
+      input, and the start only where the document starts: no local place would see them otherwise;
     - dropout acts on the outputs of attention and feed-forward layers, not on attention weights;
     - the truncated normal ends at three standard deviations;
     - a width that is not a multiple of its bytes (2560 with P = 12) rounds d up, and one linear
       projection joins the embeddings to the width, another the output to the slices.
 
 Documents: a row holds several; each is run as if alone. Its first patch takes the start, its
-positions count from 0, and stage 0 attends only within it. Below stage 0 nothing crosses a
-patch, so that the patches are laid flat by document once, and chunks of them run on their own.
+positions count from 0, and stage 0 attends only within it. Below stage 0 only cross-patch
+attention crosses a patch, so that the patches are laid flat by document once, and chunks of them
+run one after another with at most r keys and values of each layer carried from one to the next.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -43,7 +49,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig
-from bytelm.model.layers import Groups, Stage, Start, recomputed, segment_attention
+from bytelm.model.layers import Groups, ModalityHead, Past, SegmentPast, Stage, Start, recomputed
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,15 @@ class Layout:
             place=place.to(document.device),
         )
 
-    def gather(self, ids: Tensor, patch: int) -> Tensor:
-        """Ids [B, T] to patches in document order, [S, P]."""
-        return rearrange(ids, "B (K P) -> (B K) P", P=patch)[self.order]
+    def gather(self, ids: Tensor, patch: int, back: int) -> Tensor:
+        """Ids [B, T] to patches in document order, each with `back` ids before it, [S, back + P].
+
+        -1 stands before the start of a document.
+        """
+        patches = rearrange(ids, "B (K P) -> (B K) P", P=patch)[self.order]
+        stream = F.pad(rearrange(patches, "S P -> (S P)"), (back, 0), value=-1)
+        at = self.place[:, None] * patch + torch.arange(-back, patch, device=ids.device)
+        return stream.unfold(0, back + patch, patch).masked_fill(at < 0, -1)
 
     def scatter(self, values: Tensor, rows: int) -> Tensor:
         """Values of the patches [S, P, ...] back to rows, [B, T, ...]."""
@@ -95,7 +107,11 @@ class Megabyte(nn.Module):
         self.config = config
         stages = [Stage(config, index) for index in range(len(config.stages))]
         self.stages = cast(Sequence[Stage], nn.ModuleList(stages))
-        self.lm_head = nn.Linear(config.stages[-1].width, config.vocab_size, bias=False)
+        self.back = max(stage.window for stage in stages)
+        width, ids = config.stages[-1].width, config.vocab_size
+        self.lm_head: nn.Linear | ModalityHead = nn.Linear(width, ids, bias=False)
+        if config.modality_heads:
+            self.lm_head = ModalityHead(width, ids, config.modality_heads)
         self.apply(self._initialise)
         self.tie_output()
 
@@ -105,10 +121,11 @@ class Megabyte(nn.Module):
             self.lm_head.weight = self.stages[-1].byte_embed.weight
 
     def _initialise(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Linear | nn.Embedding | Start):
+        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding | Start | ModalityHead):
             return
-        is_byte_embedding = any(module is stage.byte_embed for stage in self.stages)
-        std = self.config.embedding_std if is_byte_embedding else self.config.init_std
+        tables = [table for stage in self.stages for table in (stage.byte_embed, stage.ngram_embed)]
+        is_of_bytes = any(module is table for table in tables)
+        std = self.config.embedding_std if is_of_bytes else self.config.init_std
         nn.init.trunc_normal_(module.weight, std=std, a=-3.0 * std, b=3.0 * std)
 
     def forward(self, ids: Tensor, document: Tensor, modality: Tensor) -> Tensor:
@@ -117,33 +134,79 @@ class Megabyte(nn.Module):
         ids [B, T] int64, T a multiple of P and at most the context.
         document [B, N] int32, the document of each block of T / N ids, a multiple of P; documents
             are runs of equal numbers, -1 is filler (run like a document; do not score it).
-        modality [B, T] uint8, which no option reads yet.
+        modality [B, T] uint8, the code of each id's modality; only `modality_heads` reads it.
 
         Returns -log p(ids[b, t] | ids[b, < t] of its document), [B, T] float32 (float64 for a
         model of float64). The logits of more than `local_chunk` patches never exist at once.
         Raises ValueError where the shapes do not fit.
         """
         layout = self._layout(ids, document)
-        patches = layout.gather(ids, self.config.patch)
+        patches = layout.gather(ids, self.config.patch, self.back)
         chunk = self.config.local_chunk or len(patches)
-        run: Callable[..., Tensor] = self._chunk_nats
-        if self.config.activation_checkpointing and torch.is_grad_enabled():
-            run = self._recomputed_chunk_nats
         above = self._stage_0(patches, layout)
-        nats = [run(*part) for part in zip(above.split(chunk), patches.split(chunk), strict=True)]
+        heads = self._heads(modality, ids, layout)
+        nats: list[Tensor] = []
+        carry: list[Tensor] = []
+        for start in range(0, len(patches), chunk):
+            part = slice(start, start + chunk)
+            inputs = above[part], patches[part], heads[part], carry
+            if self.config.activation_checkpointing and torch.is_grad_enabled():
+                dropout = self.config.dropout
+                part_nats, carry = recomputed(self._chunk_nats, *inputs, dropout=dropout)
+            else:
+                part_nats, carry = self._chunk_nats(*inputs)
+            nats.append(part_nats)
         return layout.scatter(torch.cat(nats), len(ids))
 
-    def logits(self, ids: Tensor, document: Tensor | None = None) -> Tensor:
+    def logits(
+        self, ids: Tensor, document: Tensor | None = None, modality: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, T, V] float32 of every id given those before it; for small inputs.
 
-        ids and document as in `forward`; without `document` each row is one document.
+        As in `forward`; without `document` each row is one document.
         """
         if document is None:
             document = torch.zeros(len(ids), 1, dtype=torch.int32, device=ids.device)
         layout = self._layout(ids, document)
-        patches = layout.gather(ids, self.config.patch)
-        logits = self._chunk_logits(self._stage_0(patches, layout), patches)
+        patches = layout.gather(ids, self.config.patch, self.back)
+        heads = self._heads(modality, ids, layout)
+        logits, _ = self._chunk_logits(self._stage_0(patches, layout), patches, heads, [])
         return layout.scatter(logits, len(ids))
+
+    def output(self, hidden: Tensor, heads: Tensor) -> Tensor:
+        """Logits [S, V], at least in float32, of the last stage's output [S, D].
+
+        heads [S] int64: the modality of the id before each place in its document, 0 at its start:
+        the modality of the id itself would tell the id that opens a segment. Not read without
+        `modality_heads`.
+        """
+        logits = self.lm_head(hidden, heads) if self.config.modality_heads else self.lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def check_modality(self, modality: Tensor | None, shape: torch.Size) -> Tensor:
+        """The modality as int64; ValueError where the model's heads need it and it is wrong."""
+        if not self.config.modality_heads:
+            return torch.zeros(shape, dtype=torch.int64)
+        if modality is None:
+            raise ValueError("the model has heads by modality: give the modality of the ids")
+        if modality.shape != shape:
+            raise ValueError(
+                f"modality of shape {list(modality.shape)} for ids of {list(shape)}: give the same"
+            )
+        if modality.numel() and modality.max() >= self.config.modality_heads:
+            raise ValueError(
+                f"modality {int(modality.max())} is beyond the model's "
+                f"{self.config.modality_heads} heads: give codes below that"
+            )
+        return modality.long()
+
+    def _heads(self, modality: Tensor | None, ids: Tensor, layout: Layout) -> Tensor:
+        """The head of each place, [S, P]: the modality of the id before, see `output`."""
+        if not self.config.modality_heads:
+            return ids.new_zeros(len(layout.order), 0)
+        modality = self.check_modality(modality, ids.shape)
+        before = layout.gather(modality, self.config.patch, 1)[:, :-1]
+        return before.clamp(min=0)
 
     def _layout(self, ids: Tensor, document: Tensor) -> Layout:
         (rows, length), patch = ids.shape, self.config.patch
@@ -161,33 +224,52 @@ class Megabyte(nn.Module):
         return Layout.of(document, length // patch)
 
     def _stage_0(self, patches: Tensor, layout: Layout) -> Tensor:
-        """Patches [S, P] to the output of stage 0 for each of them, [S, D]."""
+        """Patches [S, back + P] to the output of stage 0 for each of them, [S, D]."""
         stage = self.stages[0]
-        attends = [segment_attention(layout.groups)] * len(stage.blocks)
-        return stage(patches.roll(1, 0), layout.place == 0, layout.place, attends)
+        pasts = [SegmentPast(layout.groups, layout.place == 0)] * len(stage.blocks)
+        return stage(self.before(0, patches), layout.place, None, pasts)
 
-    def _chunk_logits(self, above: Tensor, patches: Tensor) -> Tensor:
-        """The stages below stage 0: its output [C, D] and the patches [C, P] to [C, P, V]."""
-        hidden = above
-        for stage, size in zip(self.stages[1:], self.config.patch_sizes, strict=True):
-            slices = rearrange(hidden, "s (p d) -> (s p) d", p=size)
-            own = rearrange(patches, "C (s b) -> (C s) b", b=stage.bytes)
-            first = repeat(_first_of(size, own.device), "p -> (s p)", s=len(own) // size)
-            attends = [segment_attention([(len(own) // size, size)])] * len(stage.blocks)
-            hidden = stage(own.roll(1, 0), first, slices, attends)
-        logits = self.lm_head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return rearrange(logits, "(C P) V -> C P V", P=self.config.patch)
+    def before(self, index: int, patches: Tensor) -> Tensor:
+        """The ids that a stage reads at each of its positions in patches [C, back + P].
 
-    def _chunk_nats(self, above: Tensor, patches: Tensor) -> Tensor:
-        """Stage 0's output [C, D] and the patches [C, P] to their nats, [C, P]."""
-        logits = rearrange(self._chunk_logits(above, patches), "C P V -> (C P) V")
-        nats = F.cross_entropy(logits, rearrange(patches, "C P -> (C P)"), reduction="none")
-        return rearrange(nats, "(C P) -> C P", P=self.config.patch)
+        Returns [C * P / b, window].
+        """
+        stage, end = self.stages[index], patches.shape[1] - self.stages[index].bytes
+        windows = patches[:, self.back - stage.window : end].unfold(1, stage.window, stage.bytes)
+        return rearrange(windows, "C s w -> (C s) w")
 
-    def _recomputed_chunk_nats(self, above: Tensor, patches: Tensor) -> Tensor:
-        return recomputed(self._chunk_nats, above, patches, dropout=self.config.dropout)
+    def _chunk_logits(
+        self, above: Tensor, patches: Tensor, heads: Tensor, carry: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The stages below stage 0: its output [C, D] and the patches [C, back + P] to [C, P, V].
 
+        heads [C, P]: see `output`.
+        carry: keys and values of the chunk before, see `CrossPatchPast`; those of this chunk are
+            returned too. Empty for the first chunk, which opens a document.
+        """
+        hidden, carried, left = above, iter(carry), []
+        for index, stage in enumerate(self.stages[1:], 1):
+            slices = rearrange(hidden, "s (p d) -> (s p) d", p=stage.places)
+            before = self.before(index, patches)
+            places = torch.arange(stage.places, device=before.device)
+            place = repeat(places, "p -> (s p)", s=len(hidden))
+            groups, first = [(len(hidden), stage.places)], place == 0
+            pasts: Sequence[Past] = [SegmentPast(groups, first)] * len(stage.blocks)
+            if stage.back:
+                opens = before[:: stage.places, -1] < 0
+                crossing = stage.cross_patch_pasts(opens, first, carried)
+                pasts = crossing
+            hidden = stage(before, place, slices, pasts)
+            if stage.back:
+                left += [past.carry for past in crossing if past.carry is not None]
+        logits = self.output(hidden, heads.flatten())
+        return rearrange(logits, "(C P) V -> C P V", P=self.config.patch), left
 
-def _first_of(size: int, device: torch.device) -> Tensor:
-    return torch.arange(size, device=device) == 0
+    def _chunk_nats(
+        self, above: Tensor, patches: Tensor, heads: Tensor, carry: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Stage 0's output [C, D] and the patches [C, back + P] to their nats [C, P]; and carry."""
+        logits, carry = self._chunk_logits(above, patches, heads, carry)
+        ids = rearrange(patches[:, self.back :], "C P -> (C P)")
+        nats = F.cross_entropy(rearrange(logits, "C P V -> (C P) V"), ids, reduction="none")
+        return rearrange(nats, "(C P) -> C P", P=self.config.patch), carry

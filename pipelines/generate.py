@@ -170,6 +170,7 @@ def generate_payloads(
         progress.advance(task, len(request.prompt))
         length = min(model.config.context, opening + framing.body_length(request.size, patch))
         decoder = Decoder(model, count, length)
+        codes = torch.full((count,), modality.code, dtype=torch.int64, device=device)
         ended = [guide.done for guide in guides]
         while not all(ended):
             offset = pieces_done * room
@@ -182,7 +183,8 @@ def generate_payloads(
                     .long()
                     .to(device)
                     for payload in payloads
-                ]
+                ],
+                codes,
             )
             held = len(payloads[0]) - offset
             while not all(ended):

@@ -42,10 +42,12 @@ def bytelm(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[s
     return result
 
 
-def write_config(path: Path, shard_set: ShardSet, **train: Any) -> Path:
+def write_config(
+    path: Path, shard_set: ShardSet, model: dict[str, Any] = TINY_MODEL, **train: Any
+) -> Path:
     """A config of the tiny model on one set, fp32."""
     values = {
-        "model": TINY_MODEL,
+        "model": model,
         "data": {"sets": [{"path": str(shard_set.location)}], "window_shards": 2},
         "optimizer": {"lr": 0.003, "warmup_steps": 4},
         "train": {"precision": "fp32", **train},

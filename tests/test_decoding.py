@@ -2,32 +2,33 @@
 
 import pytest
 import torch
-from tiny_models import SHAPES, tiny_model
+import torch.nn.functional as F
+from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
 from torch import Tensor
 
 from bytelm.model.decoding import Decoder
 
 
-def _options(shape: str) -> dict[str, bool]:
-    return {"tied_output": shape == "two"}
-
-
 @pytest.mark.parametrize("lengths", [[0, 0, 0], [8, 8, 8], [0, 3, 29], [17, 0, 8], [48, 47, 40]])
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cached_logits_are_the_uncached(shape: str, lengths: list[int]) -> None:
-    model = tiny_model(shape, context=56, init_std=0.05, **_options(shape))
+def test_cached_logits_are_the_uncached(shape: str, option: str, lengths: list[int]) -> None:
+    model = tiny_model(shape, context=56, init_std=0.05, **options_of(option, shape))
     ids = torch.randint(0, 264, (3, 56))
+    modality = torch.randint(0, 3, (3, 56), dtype=torch.uint8)
+    before = F.pad(modality, (1, 0))  # a document starts with the head of modality 0
     with torch.no_grad():
-        expected = model.logits(ids)
+        expected = model.logits(ids, modality=modality)
     rows = torch.arange(3)
     decoder = Decoder(model, 3)
-    logits = decoder.prefill([row[:length] for row, length in zip(ids, lengths, strict=True)])
+    prompts = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+    logits = decoder.prefill(prompts, before[rows, lengths])
     while True:
         held = decoder.positions
         torch.testing.assert_close(logits, expected[rows, held], atol=1e-5, rtol=1e-6)
         if held.max() == 55:
             break
-        logits = decoder.step(ids[rows, held])
+        logits = decoder.step(ids[rows, held], before[rows, held + 1])
 
 
 def test_a_new_prefill_forgets_the_old_rows() -> None:
@@ -66,15 +67,17 @@ def test_a_step_runs_only_the_stages_that_reach_a_position() -> None:
     ]
 
 
-def test_decodes_under_autocast() -> None:
-    model = tiny_model("two", tied_output=False)
+@pytest.mark.parametrize("option", ["untied", "all"])
+def test_decodes_under_autocast(option: str) -> None:
+    model = tiny_model("two", **options_of(option, "two"))
     prompt, rest = torch.randint(0, 256, (2, 24)).split(12, dim=1)
     with torch.autocast("cpu", torch.bfloat16):
         decoder = Decoder(model, 2)
-        decoder.prefill(list(prompt))
+        decoder.prefill(list(prompt), torch.tensor([1, 2]))
         logits = [decoder.step(ids) for ids in rest.T]
+    modality = torch.tensor([[1], [2]], dtype=torch.uint8).expand(2, 24)
     with torch.no_grad():
-        expected = model.logits(torch.cat([prompt, rest], dim=1))[:, 13:]
+        expected = model.logits(torch.cat([prompt, rest], dim=1), modality=modality)[:, 13:]
     assert logits[0].dtype == torch.float32
     torch.testing.assert_close(torch.stack(logits[:-1], 1), expected, atol=0.1, rtol=0.0)
 
@@ -92,6 +95,9 @@ def test_fills_a_row_to_the_last_id_and_no_further() -> None:
 def test_mistakes_are_named() -> None:
     model = tiny_model("two", dropout=0.1)
     empty = torch.zeros(0, dtype=torch.int64)
+    heads = Decoder(tiny_model("two", tied_output=False, modality_heads=2), 1)
+    with pytest.raises(ValueError, match="give the modality"):
+        heads.prefill([empty])
     with pytest.raises(ValueError, match=r"model\.eval"):
         Decoder(model, 1)
     model.eval()
@@ -111,13 +117,14 @@ def test_mistakes_are_named() -> None:
         decoder.step(torch.zeros(2, 1, dtype=torch.int64))
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
-    model = tiny_model("three", tied_output=False)
+@pytest.mark.parametrize("option", ["untied", "all"])
+def test_a_row_does_not_depend_on_the_others(option: str) -> None:
+    model = tiny_model("three", **options_of(option, "three"))
     ids = torch.randint(0, 256, (3, 30))
 
     def run(rows: list[int]) -> Tensor:
         decoder = Decoder(model, len(rows))
-        decoder.prefill([ids[row, : 3 * row] for row in rows])
+        decoder.prefill([ids[row, : 3 * row] for row in rows], torch.tensor(rows))
         for at in range(20):
             logits = decoder.step(ids[rows, at])
         return logits

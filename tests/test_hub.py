@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
-from tiny_models import SHAPES, tiny_config, tiny_model
+from tiny_models import OPTIONS, SHAPES, options_of, tiny_config, tiny_model
 
 from bytelm.model.hub import from_pretrained, save_pretrained
 
@@ -33,6 +33,19 @@ def test_a_model_comes_back(tmp_path: Path, shape: str, tied: bool) -> None:
     ids = torch.randint(0, 256, (1, 48))
     with torch.no_grad():
         assert torch.equal(loaded.logits(ids), model.logits(ids))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_model_with_options_comes_back(tmp_path: Path, option: str) -> None:
+    model = tiny_model("two", **options_of(option, "two")).eval()
+    save_pretrained(model, model.config, tmp_path, {})
+    loaded, _ = from_pretrained(tmp_path)
+    ids = torch.randint(0, 256, (1, 48))
+    modality = torch.ones_like(ids, dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model.logits(ids, modality=modality)
+        found = loaded.logits(ids, modality=modality)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_state_dict_is_as_good_as_a_model(tmp_path: Path) -> None:

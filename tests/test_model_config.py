@@ -63,6 +63,21 @@ def test_image64_is_the_only_preset_with_a_projection() -> None:
         ({"init_std": 0.0}, "init_std"),
         ({"tied_output": 1}, "tied_output must be true or false"),
         ({"local_chunk": -1}, "local_chunk must be"),
+        ({"cross_patch_attention": 5}, "use 0 to 4"),
+        ({"cross_patch_attention": -1}, "cross_patch_attention must be"),
+        ({"ngram_rows": -1}, "ngram_rows must be"),
+        ({"ngram_width": 0}, "ngram_width must be"),
+        ({"modality_heads": -1}, "modality_heads must be"),
+        ({"modality_heads": 3}, "tied_output must be false"),
+        (
+            {"conv_patch_encoder": True, "patch_sizes": [], "stages": TWO_STAGES["stages"][:1]},
+            "needs patches: give two stages",
+        ),
+        ({"rope": 1}, "rope must be true or false"),
+        (
+            {"rope": True, "stages": [{"width": 9, "layers": 1, "heads": 3}] * 2},
+            "odd number: use other heads",
+        ),
         ({"drop_out": 0.1}, "'drop_out' .* 'dropout'"),
     ],
 )
@@ -88,6 +103,30 @@ def test_presets_build(name: str) -> None:
         model = Megabyte(preset(name))
     is_tied = model.lm_head.weight is model.stages[-1].byte_embed.weight
     assert is_tied == name.startswith("paper-")
+
+
+def test_options_are_off_where_they_are_not_named() -> None:
+    off = {
+        "rope": False,
+        "rms_norm": False,
+        "qk_norm": False,
+        "gated_feed_forward": False,
+        "token_shift": False,
+        "cross_patch_attention": 0,
+        "conv_patch_encoder": False,
+        "ngram_rows": 0,
+        "modality_heads": 0,
+    }
+    assert ModelConfig.from_dict(TWO_STAGES) == ModelConfig.from_dict(TWO_STAGES | off)
+    for name, config in PRESETS.items():
+        assert (off.items() <= config.to_dict().items()) != name.startswith("modern-"), name
+
+
+@pytest.mark.parametrize("size", ["demo", "small"])
+def test_modern_presets_are_the_plain_ones_with_options(size: str) -> None:
+    plain, modern = preset(size), preset(f"modern-{size}")
+    assert (modern.stages, modern.context) == (plain.stages, plain.context)
+    assert modern.cross_patch_attention == modern.patch
 
 
 def test_the_config_does_not_load_torch() -> None:

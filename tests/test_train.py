@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from commands import bytelm, command, environment, metrics, write_config
+from commands import TINY_MODEL, bytelm, command, environment, metrics, write_config
 from conftest import SetMaker, text
 
 from bytelm.pipelines.packing import PlanConfig
@@ -50,6 +50,31 @@ def test_two_ranks_at_every_zero_stage_equal_one_process(
         assert found.keys() == expected.keys()
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
+
+
+def test_every_option_of_the_model_trains_at_zero_3(mixed_set: ShardSet, tmp_path: Path) -> None:
+    """In chunks under checkpointing, on two ranks whose rows are of different modalities."""
+    options = {
+        "rope": True,
+        "rms_norm": True,
+        "qk_norm": True,
+        "gated_feed_forward": True,
+        "token_shift": True,
+        "cross_patch_attention": 8,
+        "conv_patch_encoder": True,
+        "ngram_rows": 500,
+        "modality_heads": 3,
+        "tied_output": False,
+        "local_chunk": 4,
+        "activation_checkpointing": True,
+    }
+    config = write_config(
+        tmp_path / "run.yaml", mixed_set, TINY_MODEL | options, steps=8, global_batch=4
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    bytelm("train", config, "--out", one, "--set", "train.deepspeed=zero0")
+    bytelm("train", config, "--out", two, "--set", "train.deepspeed=zero3", "--processes", 2)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
 
 
 @pytest.mark.parametrize(("deepspeed", "processes"), [("zero1", 1), ("zero3", 2)])

@@ -12,9 +12,46 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "two": ((32, 16), (4,)),
     "three": ((32, 24, 16), (2, 4)),
     "four": ((32, 24, 16, 16), (2, 2, 2)),
-    "projected": ((30, 16), (4,)),
+    "projected": ((36, 16), (8,)),
 }
 """The widths and the patch sizes; every patch divides 8."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "untied": {"tied_output": False},
+    "rope": {"rope": True},
+    "rms_norm": {"rms_norm": True},
+    "qk_norm": {"qk_norm": True},
+    "gated_feed_forward": {"gated_feed_forward": True},
+    "token_shift": {"token_shift": True},
+    "cross_patch_attention": {"cross_patch_attention": 2},
+    "cross_patch_attention of more than some stages hold": {"cross_patch_attention": 4},
+    "conv_patch_encoder": {"conv_patch_encoder": True},
+    "ngrams": {"ngram_rows": 50, "ngram_width": 3},
+    "modality_heads": {"tied_output": False, "modality_heads": 3},
+    "modern": {
+        "tied_output": False,
+        "rope": True,
+        "qk_norm": True,
+        "cross_patch_attention": 4,
+        "ngram_rows": 50,
+        "ngram_width": 3,
+    },
+    "all": {
+        "conv_patch_encoder": True,
+        "token_shift": True,
+        "modality_heads": 3,
+        "ngram_rows": 50,
+        "ngram_width": 3,
+        "tied_output": False,
+        "rope": True,
+        "rms_norm": True,
+        "qk_norm": True,
+        "gated_feed_forward": True,
+        "cross_patch_attention": 2,
+    },
+}
+"""Every option alone, those of the presets `modern-*`, and all together."""
 
 
 def tiny_config(shape: str, context: int = 48, **options: Any) -> ModelConfig:
@@ -22,6 +59,17 @@ def tiny_config(shape: str, context: int = 48, **options: Any) -> ModelConfig:
     options = {"embedding_std": 1.0, "init_std": 0.1} | options
     stages = tuple(StageConfig(width, 2, 2) for width in widths)
     return ModelConfig(stages, patch_sizes, context=context, **options)
+
+
+def options_of(option: str, shape: str) -> dict[str, Any]:
+    """The option as far as the shape's stages can have it."""
+    options, patch_sizes = dict(OPTIONS[option]), SHAPES[shape][1]
+    if "cross_patch_attention" in options:
+        most = max(patch_sizes, default=0)
+        options["cross_patch_attention"] = min(options["cross_patch_attention"], most)
+    if len(SHAPES[shape][0]) == 1:
+        options.pop("conv_patch_encoder", None)
+    return options
 
 
 def tiny_model(shape: str, seed: int = 0, **options: Any) -> Megabyte:
