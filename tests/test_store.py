@@ -94,7 +94,7 @@ def test_a_remote_place_needs_a_cache_and_a_client(
         open_store("https://host/set", None)
     with pytest.raises(ValueError, match="positive"):
         CacheConfig(config.folder, 0)
-    for location, package in (("s3://bucket/set", "s3fs"), ("gs://bucket/set", "gcsfs")):
+    for location, package in (("s3://store/set", "s3fs"), ("gs://bucket/set", "gcsfs")):
         monkeypatch.setitem(sys.modules, package, None)
         monkeypatch.delitem(
             sys.modules["fsspec.registry"]._registry, location.partition(":")[0], raising=False
@@ -145,17 +145,17 @@ def test_s3(config: CacheConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store_module, "TIMEOUT_SECONDS", 20.0)
         monkeypatch.setattr(store_module, "CHUNK_BYTES", SIZE // 3)
         s3 = fsspec.filesystem("s3")
-        s3.mkdir("bucket")
-        s3.pipe({f"bucket/a/set/train-{n:06d}.tar": content(n) for n in (1, 2)})
-        s3.pipe("bucket/a/set/train-000003.tar", content(4))
-        store = open_store("s3://bucket/a/set", config)
+        s3.mkdir("store")
+        s3.pipe({f"store/a/set/train-{n:06d}.tar": content(n) for n in (1, 2)})
+        s3.pipe("store/a/set/train-000003.tar", content(4))
+        store = open_store("s3://store/a/set", config)
         store.prefetch([blob(2)])
         assert store.path(blob(1)).read_bytes() == content(1)
         assert store.path(blob(2)).read_bytes() == content(2)
         assert store.read("train-000002.tar", SIZE) == content(2)
-        with pytest.raises(DamageError, match=r"s3://bucket/a/set/train-000003\.tar"):
+        with pytest.raises(DamageError, match=r"s3://store/a/set/train-000003\.tar"):
             store.path(blob(3))
-        with pytest.raises(FileNotFoundError, match=r"s3://bucket/a/set/manifest\.json"):
+        with pytest.raises(FileNotFoundError, match=r"s3://store/a/set/manifest\.json"):
             store.read("manifest.json", 10)
         store.close()
     finally:
