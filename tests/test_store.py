@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from moto.server import ThreadedMotoServer
 from web_server import SIZE, Web, be_impatient, blob, cached, content, serving
 
 from bytelm.pipelines import store as store_module
@@ -133,8 +134,7 @@ def test_memory(config: CacheConfig) -> None:
 
 
 def test_s3(config: CacheConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
