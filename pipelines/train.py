@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import math
 import os
@@ -206,6 +207,7 @@ def train(config: RunConfig, run: Path, resume: bool, new_plan: bool) -> None:
 
 def _loop(engine: Engine, plan: Plan, state: TrainState, run: Path, log: RunLog | None) -> None:
     config = engine.config
+    gc.freeze()  # modules, model and plan stay; the collector need not go through them each time
     rows = TrainingRows(
         plan,
         (state.epoch, state.row),
