@@ -220,9 +220,11 @@ def _plan(options: argparse.Namespace, given: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines.allocator import keep_freed_memory
     from bytelm.pipelines.config import load_config
     from bytelm.pipelines.train import check, launch, train
 
+    keep_freed_memory()
     config = load_config(options.config, options.set)
     if "RANK" in os.environ:
         train(config, options.out, options.resume, options.new_plan)
@@ -239,9 +241,11 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
     from rich.console import Console
 
+    from bytelm.pipelines.allocator import keep_freed_memory
     from bytelm.pipelines.evaluate import evaluate
     from bytelm.pipelines.runlog import evaluation_table
 
+    keep_freed_memory()
     metrics, codecs = evaluate(
         options.model, options.data, options.split, options.batch, options.precision
     )
@@ -255,8 +259,10 @@ def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
 
 def _generate(options: argparse.Namespace, given: list[str]) -> int:
     from bytelm.pipelines import generate
+    from bytelm.pipelines.allocator import keep_freed_memory
     from bytelm.pipelines.checkpoint import load_model
 
+    keep_freed_memory()
     if options.count < 1:
         raise ValueError(f"--count is {options.count}, and must be at least 1")
     model, views = load_model(options.model)
