@@ -4,12 +4,13 @@ Shapes:
     b   bytes in a position of a stage       n   positions of a stage's sequence
     d   width of the embedding of one byte   r   positions seen of the sequence before
     D   width of a stage                     h   hidden width of its feed-forward layers
-    c   channels of a head                   V   vocabulary
+    V   vocabulary
 
-FLOPs are those of matrix products, 2 for each multiply-add, as in PyTorch's counter and in the
-usual model FLOPs utilisation: look-ups, norms, softmax and what checkpointing computes again do
-not count. They are of rows of `context` bytes that are one document each, which is the most that
-rows cost: attention inside shorter documents costs less.
+FLOPs are those of matrix products, 2 for each multiply-add: look-ups, norms, softmax and what is
+computed again in the backward pass do not count. Attention counts all pairs of a sequence, as
+PyTorch's counter and the usual model FLOPs utilisation do, and beside it those that are not masked.
+Rows are `context` bytes of one document each, which is the most that a row costs: attention inside
+shorter documents costs less.
 """
 
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def _stage(config: ModelConfig, index: int) -> Cost:
     norm = width if config.rms_norm else 2 * width
 
     matrices = (4 * width + (inputs + 1) * hidden) * width  # of a layer
-    block = matrices + 2 * norm + 2 * (width // shape.heads) * config.qk_norm
+    block = matrices + 2 * norm + shape.heads * config.qk_norm
     parameters = shape.layers * block + norm + config.vocab_size * byte_width + width
     multiplied = shape.layers * matrices  # multiply-adds of a position
     if index == 0:
