@@ -29,9 +29,10 @@ def preview(config: RunConfig, processes: int, console: Console) -> None:
     rows = plan.rows(0)
     held = plan.epoch_bytes / (rows * config.model.context)
     parameters = [cost.parameters for cost in costs(config.model)]
+    parts = " + ".join(f"{count:,}" for count in parameters)
     for line in (
-        f"model: {sum(parameters):,} parameters ({' + '.join(f'{count:,}' for count in parameters)} "
-        f"by stage and output), context {config.model.context:,}, patch {config.model.patch}",
+        f"model: {sum(parameters):,} parameters ({parts} by stage and output), "
+        f"context {config.model.context:,}, patch {config.model.patch}",
         f"cost: {training_flops_per_byte(config.model):,.0f} FLOPs a byte to train, "
         f"{generation_flops_per_byte(config.model):,.0f} to generate",
         f"epoch: {rows:,} rows, {plan.epoch_bytes:,} payload bytes, "
