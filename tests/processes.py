@@ -7,14 +7,27 @@ import time
 from pathlib import Path
 
 
-def descendants(pid: int) -> set[int]:
-    """The numbers of all processes below a process."""
+def children(pid: int) -> set[int]:
+    """The numbers of the processes that a process started."""
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):  # it has just ended
-            for child in (task / "children").read_text().split():
-                found |= {int(child)} | descendants(int(child))
+            found |= set(map(int, (task / "children").read_text().split()))
     return found
+
+
+def descendants(pid: int) -> set[int]:
+    """The numbers of all processes below a process."""
+    below = children(pid)
+    return below.union(*map(descendants, below))
+
+
+def name(pid: int) -> str:
+    """A process's name, empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip()
+    except OSError:
+        return ""
 
 
 def wait_until_gone(pids: set[int], seconds: float) -> None:
