@@ -233,8 +233,6 @@ def _plan(options: argparse.Namespace, given: list[str]) -> int:
 
 def _train(options: argparse.Namespace, given: list[str]) -> int:
     from bytelm.pipelines import signals
-    from bytelm.pipelines.config import load_config
-    from bytelm.pipelines.launch import launch
 
     if options.processes < 1:
         raise ValueError(f"--processes is {options.processes}, and must be at least 1")
@@ -246,6 +244,8 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
     else:
         requests = signals.Requests()
 
+    from bytelm.pipelines.config import load_config
+    from bytelm.pipelines.launch import launch
     from bytelm.pipelines.train import Start, check, train
 
     config = load_config(options.config, options.set)

@@ -14,26 +14,14 @@ from pathlib import Path
 
 import pytest
 from commands import bytelm, command, environment, metrics, write_config
-from processes import descendants, wait_until_gone
+from processes import MARK, children, descendants, kill_marked, marked, wait_until_gone
 
 from bytelm.pipelines.shards import ShardSet
 
-MARK = "BYTELM_TEST_RUN"
-"""Ranks have sessions of their own, so what belongs to a run is told by a variable."""
 STEPS = 60
 CHECKPOINT_EVERY = 10
 END_SECONDS = 60.0
 LONG = [pytest.mark.long, pytest.mark.timeout(1200)]
-
-
-def marked(mark: str) -> set[int]:
-    """All processes of this machine with a mark."""
-    found: set[int] = set()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # another user's, or it has just ended
-            if f"{MARK}={mark}\0".encode() in path.read_bytes():
-                found.add(int(path.parent.name))
-    return found
 
 
 def data_workers(pid: int) -> list[int]:
@@ -47,21 +35,17 @@ def data_workers(pid: int) -> list[int]:
 
 
 def ranks(pid: int) -> list[int]:
-    """The ranks of a run: the parents of its data workers."""
-    return [rank for rank in sorted(descendants(pid)) if data_workers(rank) and _is_rank(rank)]
+    """The ranks of a command."""
+    return sorted(children(pid))
 
 
 def launchers(pid: int) -> list[int]:
-    """The command itself and torchrun, which start the ranks."""
-    return [pid, *(child for child in sorted(descendants(pid)) if not _is_rank(child))]
-
-
-def _is_rank(pid: int) -> bool:
-    return Path(f"/proc/{pid}/comm").read_text() != "pt_elastic\n"
+    """The command itself, which starts the ranks."""
+    return [pid]
 
 
 WORKER = (data_workers, "bytelm train: DataLoader worker")
-RANK = (ranks, "(SIGKILL)")
+RANK = (ranks, "was ended by SIGKILL")
 LAUNCHER = (launchers, "the command that launched this rank has ended")
 
 
@@ -137,7 +121,5 @@ def kill_at(
         _, said = process.communicate(timeout=END_SECONDS)
         return process.returncode, said
     except BaseException:
-        for pid in marked(mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_marked(mark)
         raise
