@@ -244,10 +244,12 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
     else:
         requests = signals.Requests()
 
+    from bytelm.pipelines.allocator import keep_freed_memory
     from bytelm.pipelines.config import load_config
     from bytelm.pipelines.launch import launch
     from bytelm.pipelines.train import Start, check, train
 
+    keep_freed_memory()
     config = load_config(options.config, options.set)
     start = Start(options.resume, options.or_start, options.new_plan)
     if not is_rank:
@@ -261,9 +263,11 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
     from rich.console import Console
 
+    from bytelm.pipelines.allocator import keep_freed_memory
     from bytelm.pipelines.evaluate import evaluate
     from bytelm.pipelines.runlog import evaluation_table
 
+    keep_freed_memory()
     metrics, codecs = evaluate(
         options.model, options.data, options.split, options.batch, options.precision
     )
@@ -277,8 +281,10 @@ def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
 
 def _generate(options: argparse.Namespace, given: list[str]) -> int:
     from bytelm.pipelines import generate
+    from bytelm.pipelines.allocator import keep_freed_memory
     from bytelm.pipelines.checkpoint import load_model
 
+    keep_freed_memory()
     if options.count < 1:
         raise ValueError(f"--count is {options.count}, and must be at least 1")
     model, views = load_model(options.model)

@@ -76,9 +76,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The paper's optimizer and schedule: AdamW, warm-up, then linear decay to 0."""
+    """Warm-up, then linear decay to 0. The paper's own is AdamW with `lr` 2e-4."""
 
-    lr: float = 2e-4
+    name: Literal["muon", "adamw"] = "muon"
+    """`muon` trains the hidden matrices by Muon and the rest by AdamW."""
+    lr: float = 2e-3
+    """AdamW's, at the end of the warm-up."""
+    muon_lr: float = 0.02
+    """Muon's, at the end of the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.1
     clip: float = 1.0

@@ -29,9 +29,10 @@ from torch import Tensor
 from bytelm.modalities import MODALITIES, framing
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines import elastic
-from bytelm.pipelines.config import OptimizerConfig, RunConfig
+from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.launch import free_port
 from bytelm.pipelines.loader import Batch, Damage, Origin
+from bytelm.pipelines.optimizer import Muon, Slices, make_optimizer, set_learning_rates
 
 T = TypeVar("T")
 
@@ -115,14 +116,6 @@ def deepspeed_config(name: str) -> dict[str, Any]:
     return values
 
 
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The rate of step `step` (from 0) of `steps`: linear warm-up, then linear decay to 0
-    (polynomial decay of power 1; the paper, appendix on training)."""
-    warm = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
-    decay = (steps - step) / max(1, steps - config.warmup_steps)
-    return config.lr * min(warm, decay, 1.0)
-
-
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a model computes at `fp32` or `bf16`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -170,13 +163,7 @@ class Engine:
         self.zero_stage: int
         ds_config = deepspeed_config(config.train.deepspeed)
         self.zero_stage = ds_config["zero_optimization"]["stage"]
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.optimizer.lr,
-            betas=config.optimizer.betas,
-            weight_decay=config.optimizer.weight_decay,
-            fused=True,
-        )
+        optimizer = make_optimizer(model, config.optimizer, config.train.precision)
         self._names = elastic.parameter_names(optimizer, model)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
@@ -195,6 +182,34 @@ class Engine:
                 "steps_per_print": 1 << 60,
             },
         )
+        if isinstance(optimizer, Muon):
+            optimizer.slices = self._slices()
+
+    def _slices(self) -> dict[Tensor, Slices]:
+        """How the hidden matrices lie in the flat parameters that DeepSpeed made of them."""
+        zero = self._optimizer
+        where = self.ranks, self.rank, self.device
+        if self.zero_stage == 0:
+            return {}
+        if self.zero_stage < 3:
+            return {
+                flat: Slices.of_sequence([p.shape for p in parameters], size, *where)
+                for group, flat, parameters, size in zip(
+                    zero.param_groups,
+                    zero.single_partition_of_fp32_groups,
+                    zero.round_robin_bit16_groups,
+                    zero.partition_size,
+                    strict=True,
+                )
+                if group["is_muon"]
+            }
+        return {
+            flat: Slices.of_each([p.ds_shape for p in parameters], *where)
+            for index, (flat, parameters) in enumerate(
+                zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
+            )
+            if zero.param_groups[zero.sub_group_to_group_id[index]]["is_muon"]
+        }
 
     def train_step(self, step: int, steps: int, micro_batches: Sequence[Batch]) -> StepStatistics:
         """Optimizer step `step` (from 0) of `steps`, on this rank's part of a global batch.
@@ -203,9 +218,7 @@ class Engine:
         and micro batches.
         """
         assert len(micro_batches) == self.accumulation
-        lr = learning_rate(step, steps, self.config.optimizer)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_learning_rates(self._optimizer, step, steps, self.config.optimizer)
         # Dropout's noise is a function of the step, so a resumed run draws the same.
         torch.manual_seed(hash((self.config.train.seed, step, self.rank)) & 0xFFFFFFFF)
         scored = self._sum(torch.tensor(sum(int(b.scored.sum()) for b in micro_batches)))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import bytelm, command, environment, metrics, write_config
+from conftest import text, write_set
 from processes import MARK, children, kill_marked, marked, wait_until_gone
 
 from bytelm.pipelines import checkpoint
@@ -27,12 +28,21 @@ END_SECONDS = 60.0
 Undo = dict[Path, bytes]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process with several checkpoints, and its config beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    shard_set = write_set(folder / "set", [[text(bytes([65 + i]) * 200)] for i in range(9)])
+    config = write_config(folder / "run.yaml", shard_set, **SIZES)
+    bytelm("train", config, "--out", folder / "run")
+    return folder
+
+
 @pytest.fixture
-def run(mixed_set: ShardSet, tmp_path: Path) -> Path:
-    """A run of one process with several checkpoints; its config lies beside it."""
-    config = write_config(tmp_path / "run.yaml", mixed_set, **SIZES)
-    bytelm("train", config, "--out", tmp_path / "run")
-    return tmp_path / "run"
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run, and its config beside it."""
+    shutil.copy(trained / "run.yaml", tmp_path)
+    return Path(shutil.copytree(trained / "run", tmp_path / "run"))
 
 
 def full_damage(folder: Path) -> str | None:
@@ -140,11 +150,11 @@ def test_a_run_never_goes_back_to_zero_by_itself(run: Path, tmp_path: Path) -> N
         remove(run / "checkpoints" / name / MANIFEST, random.Random(0))
     with pytest.raises(DamageError, match="never goes back to step 0 by itself"):
         checkpoint.newest(run, checkpoint.quick_damage)
-    command = ("train", tmp_path / "run.yaml", "--out", run, "--resume", "--or-start")
-    assert f"{KEPT[0]}: {MANIFEST}" in bytelm(*command, status=1).stderr
+    resume = ("train", tmp_path / "run.yaml", "--out", run, "--resume", "--or-start")
+    assert f"{KEPT[0]}/{MANIFEST} cannot be read" in bytelm(*resume, status=1).stderr
     shutil.rmtree(run / "checkpoints")
-    assert "add --or-start" in bytelm(*command[:-1], status=2).stderr
-    assert "has no checkpoint yet: starting at step 0" in bytelm(*command).stdout
+    assert "add --or-start" in bytelm(*resume[:-1], status=2).stderr
+    assert "has no checkpoint yet: starting at step 0" in bytelm(*resume).stdout
     assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
 
 
