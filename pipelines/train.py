@@ -156,6 +156,8 @@ def train(config: RunConfig, run: Path, start: Start, requests: Requests) -> Non
     cannot be used, CheckpointError for a checkpoint that cannot be written, DivergedError where
     loss or gradient stay not finite.
     """
+    if checkpoint.has_any(run) and not start.resume:
+        raise ValueError(f"{run} has checkpoints: go on with --resume, or choose another --out")
     end_with_launcher()
     start_ranks(config.train.rank_timeout)
     torch.manual_seed(config.train.seed)
