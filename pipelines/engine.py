@@ -165,6 +165,9 @@ class Engine:
         self.zero_stage = ds_config["zero_optimization"]["stage"]
         optimizer = make_optimizer(model, config.optimizer, config.train.precision)
         self._names = elastic.parameter_names(optimizer, model)
+        if self.zero_stage == 0:
+            self._unsharded_grad_norm = 0.0
+            optimizer.register_step_pre_hook(self._skip_what_is_not_finite)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -240,10 +243,7 @@ class Engine:
             counts[1:-1] += _bytes_by_modality(batch)
             counts[-1] += (batch.ids == framing.PAD).sum()
             if number == self.accumulation - 1 and self.zero_stage == 0:
-                grad_norm = self._unsharded_grad_norm()
-                if not math.isfinite(grad_norm):
-                    # Without gradients nothing is updated. The other stages skip by themselves.
-                    self._engine.module.zero_grad(set_to_none=True)
+                grad_norm = self._unsharded_grad_norm = self._norm_of_gradients()
             self._engine.step()
         counts[0] = len(damage)
         sums, counts = self._sum(sums), self._sum(counts)
@@ -286,7 +286,13 @@ class Engine:
             batch.modality.to(self.device),
         )
 
-    def _unsharded_grad_norm(self) -> float:
+    def _skip_what_is_not_finite(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before a step at ZeRO 0: without gradients nothing is updated. DeepSpeed skips such steps
+        at the other stages."""
+        if not math.isfinite(self._unsharded_grad_norm):
+            optimizer.zero_grad(set_to_none=True)
+
+    def _norm_of_gradients(self) -> float:
         norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]
         return float(torch.stack(norms).norm())
 
