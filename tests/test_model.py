@@ -8,7 +8,7 @@ import torch
 from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
 from torch import Tensor, nn
 
-from bytelm.model.layers import Start, masked_attention
+from bytelm.model.layers import Start
 from bytelm.model.megabyte import Megabyte
 
 MODALITY = (torch.arange(144) // 8 % 3).reshape(3, 48).to(torch.uint8)
@@ -295,12 +295,3 @@ def test_heads_by_modality_want_the_modality() -> None:
 def test_shapes_that_do_not_fit_are_named(call: Callable[[Megabyte], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(tiny_model("two"))
-
-
-def test_long_and_short_sequences_attend_alike() -> None:
-    q, k, v = torch.randn(3, 4, 2, 70, 8, dtype=torch.float64)
-    visible = (torch.rand(4, 1, 70, 70) < 0.5) | torch.eye(70, dtype=torch.bool)
-    long = masked_attention(q, k, v, visible)
-    short = [masked_attention(q[:, :, at], k, v, visible[:, :, at]) for at in
-             (slice(0, 64), slice(64, 70))]  # fmt: skip
-    torch.testing.assert_close(torch.cat(short, dim=2), long, atol=1e-12, rtol=0.0)
