@@ -155,6 +155,22 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     generate.add_argument("--channels", type=int, default=1, help="audio: channels")
     generate.add_argument("--prompt-seconds", type=float, default=0.25, help="audio: given")
 
+    compress = add("compress", "Compress files under a model's probabilities.")
+    compress.add_argument("model", type=Path, metavar="MODEL")
+    compress.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    compress.add_argument("--out", required=True, type=Path, metavar="F.blm")
+    compress.add_argument(
+        "--keep-files", action="store_true", help="code images and sounds byte for byte"
+    )
+    compress.add_argument(
+        "--batch", type=int, default=64, help="pieces at once, also of decompress"
+    )
+
+    decompress = add("decompress", "Restore compressed files.")
+    decompress.add_argument("model", type=Path, metavar="MODEL")
+    decompress.add_argument("file", type=Path, metavar="F.blm")
+    decompress.add_argument("--out", required=True, type=Path, metavar="DIR")
+
     export = add("export", "Copy a run's newest model to a folder of its own.")
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("--out", required=True, type=Path, metavar="MODEL")
@@ -171,6 +187,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
         "train": _train,
         "evaluate": _evaluate,
         "generate": _generate,
+        "compress": _compress,
+        "decompress": _decompress,
         "export": _export,
         "demo": _demo,
     }
@@ -304,6 +322,28 @@ def _generate(options: argparse.Namespace, given: list[str]) -> int:
     for path in generate.generate(
         model, request, view, options.count, sampling, options.out, options.precision
     ):
+        print(path)
+    return 0
+
+
+def _compress(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines.checkpoint import load_model
+    from bytelm.pipelines.compress import compress
+
+    model, views = load_model(options.model)
+    for line in compress(
+        model, views, options.files, options.out, options.keep_files, options.batch
+    ):
+        print(line)
+    return 0
+
+
+def _decompress(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines.checkpoint import load_model
+    from bytelm.pipelines.compress import decompress
+
+    model, _ = load_model(options.model)
+    for path in decompress(model, options.file, options.out):
         print(path)
     return 0
 
