@@ -51,11 +51,11 @@ class ModelConfig:
     init_std: float = 0.006
     """Standard deviation of everything else: matrices, position table, start vectors."""
     rope: bool = False
-    """Queries and keys of every stage are rotated by their place in its sequence."""
+    """Queries and keys of every stage are rotated by their place in the document."""
     rms_norm: bool = False
     """RMSNorm in place of LayerNorm."""
     qk_norm: bool = False
-    """An RMSNorm over the channels of each head's queries and keys."""
+    """Each head's queries and keys have a mean square of 1; queries a trained gain for each head."""
     gated_feed_forward: bool = False
     """SwiGLU, 8/3 as wide as the stage, in place of ReLU, four times as wide."""
     token_shift: bool = False
