@@ -22,28 +22,18 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from bytelm.model.layers import Past, SegmentPast, Stage, Turn, rotate
+from bytelm.model.layers import Past, SegmentPast, Stage
 from bytelm.model.megabyte import Megabyte
 
 
 class LayerCache:
-    """Keys and values of one layer, [B, H, r + m, c]: r of the sequence before, then its own.
+    """Keys and values of one layer, [B, H, r + m, c]: r of the sequence before, then its own."""
 
-    turn: the angle from a sequence to the one before, where keys are turned.
-    """
-
-    def __init__(
-        self, shape: tuple[int, int, int, int], back: int, turn: Turn | None, like: Tensor
-    ) -> None:
+    def __init__(self, shape: tuple[int, int, int, int], back: int, like: Tensor) -> None:
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
         self.shifted: dict[int, Tensor] = {}  # [B, D / 2] by sublayer, of the newest place
         self.back = back
-        self.turn = turn
-
-    def turned(self, keys: Tensor) -> Tensor:
-        """Keys [..., c] of a sequence as the next one sees them."""
-        return keys if self.turn is None else rotate(keys, self.turn).to(keys.dtype)
 
 
 class StageCache:
@@ -52,11 +42,10 @@ class StageCache:
     def __init__(self, stage: Stage, batch: int, places: int, like: Tensor) -> None:
         self.stage = stage
         self.places = places
-        turn = stage.turn(torch.tensor([-places], device=like.device))
         self.layers = []
         for block in stage.blocks:
             shape = (batch, block.attention.heads, stage.back + places, stage.channels)
-            self.layers.append(LayerCache(shape, stage.back, turn, like))
+            self.layers.append(LayerCache(shape, stage.back, like))
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,7 @@ class FillingPast:
         )
         cache.keys[:, :, r : r + self.n] = k[rows, at]
         cache.values[:, :, r : r + self.n] = v[rows, at]
-        cache.keys[:, :, :r] = cache.turned(k[rows, before, :, self.n - r :])
+        cache.keys[:, :, :r] = k[rows, before, :, self.n - r :]
         cache.values[:, :, :r] = v[rows, before, :, self.n - r :]
         return self.inner.attend(queries, keys, values)
 
@@ -105,7 +94,11 @@ class Appended:
         self.rows = torch.tensor(rows, device=device)
         self.first = torch.tensor(places, device=device) == 0
         self.slots = torch.tensor(places, device=device) + back
-        lowest = [back if is_first else 0 for is_first in opens]
+        window = stage.stage.attention_window or stage.places + back
+        lowest = [
+            max(back if is_first else 0, place + back + 1 - window)
+            for place, is_first in zip(places, opens, strict=True)
+        ]
         self.seen = slice(min(lowest), back + max(places) + 1)
         self.is_whole = len(rows) == len(stage.layers[0].keys)
         self.is_even = min(places) == max(places) and min(lowest) == max(lowest)
@@ -134,7 +127,7 @@ class AppendingPast:
         cache, to = self.cache, self.to
         if to.begins:
             last = slice(cache.keys.shape[2] - cache.back, None)
-            cache.keys[to.begins, :, : cache.back] = cache.turned(cache.keys[to.begins, :, last])
+            cache.keys[to.begins, :, : cache.back] = cache.keys[to.begins, :, last]
             cache.values[to.begins, :, : cache.back] = cache.values[to.begins, :, last]
         if to.is_whole and to.is_even:
             cache.keys[:, :, to.seen.stop - 1] = keys
@@ -146,7 +139,7 @@ class AppendingPast:
         if not to.is_whole:
             k, v = k[to.rows], v[to.rows]
         q = rearrange(queries, "R H c -> R H 1 c")
-        output = F.scaled_dot_product_attention(q, k, v, attn_mask=to.mask)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=to.mask, scale=1.0)
         return rearrange(output, "R H 1 c -> R H c")
 
 
@@ -252,10 +245,11 @@ class Decoder:
         newest = (self.positions - opens) // b  # [B]
         end = opens[:, None] + torch.arange(n, device=opens.device) * b  # [B, n]
         before = rearrange(self._before(self._rows[:, None], end, stage), "B n w -> (B n) w")
-        place = repeat(torch.arange(n, device=opens.device) % width, "n -> (B n)", B=self.batch)
+        place = rearrange(end // b, "B n -> (B n)")
         count = n // width
-        groups, first = [(self.batch * count, width)], place == 0
-        inner: Sequence[Past] = [SegmentPast(groups, first)] * len(stage.blocks)
+        groups, first = [(self.batch * count, width)], stage.first(place)
+        past = SegmentPast(groups, first, stage.attention_window)
+        inner: Sequence[Past] = [past] * len(stage.blocks)
         if stage.back:
             is_first = torch.arange(count, device=opens.device) == 0
             opening = repeat(is_first, "Q -> (B Q)", B=self.batch)
@@ -306,12 +300,12 @@ class Decoder:
         places = [self._held[row] // b % cache.places for row in rows]
         opens = [self._held[row] // b < cache.places for row in rows]
         row = torch.tensor(rows, device=self._ids.device)
-        place = torch.tensor(places, device=self._ids.device)
         above = None
         if index:
             slices = rearrange(self._newest[index - 1], "B (p d) -> B p d", p=cache.places)
-            above = slices[row, place]
-        before = self._before(row, self.positions[row], cache.stage)
+            above = slices[row, torch.tensor(places, device=row.device)]
+        end = self.positions[row]
+        place, before = end // b, self._before(row, end, cache.stage)
         to = Appended(rows, places, opens, cache)
         pasts = [AppendingPast(layer, to) for layer in cache.layers]
         self._newest[index][row] = cache.stage(before, place, above, pasts)

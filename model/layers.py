@@ -20,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from bytelm.model.attention import causal_attention, causal_bias, masked_attention
 from bytelm.model.config import ModelConfig, StageConfig
 
 T = TypeVar("T")
@@ -30,31 +32,55 @@ Groups = Sequence[tuple[int, int]]
 """(M, n) of each run of equally long segments, in the order in which they lie in S."""
 
 Turn = tuple[Tensor, Tensor]
-"""Cosine and sine of the angles of each position's channel pairs, [S, 1, c / 2] each."""
+"""Cosine and signed sine of each position's channels, [S, 1, c] each; see `turn_of`."""
 
 
-def turn_of(place: Tensor, channels: int) -> Turn:
-    """The rotary embedding of arXiv 2104.09864: pair i turns by place * 10000^(-2 i / c).
+def turn_of(place: Tensor, channels: int, dtype: torch.dtype) -> Turn:
+    """The rotary embedding of arXiv 2104.09864: pair (i, i + c / 2) turns by
+    place * 10000^(-2 i / c).
 
-    place [S]; in float64, so that far places stay exact.
+    place [S]; in float64, so that far places stay exact, and then in `dtype`.
     """
     pair = torch.arange(channels // 2, dtype=torch.float64, device=place.device)
     angles = place.double()[:, None, None] * 10_000.0 ** (-2.0 * pair / channels)  # [S, 1, c / 2]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, turn: Turn) -> Tensor:
-    """x [S, H, c], whose channel pairs (i, i + c / 2) are turned; at least in float32."""
-    cos, sin = (part.to(torch.promote_types(x.dtype, torch.float32)) for part in turn)
-    low, high = x.chunk(2, dim=-1)
-    return torch.cat([low * cos - high * sin, low * sin + high * cos], dim=-1)
+    """x [S, H, c], whose channel pairs (i, i + c / 2) are turned."""
+    cos, sin = turn
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class UnitRMS(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + 1e-5) over the last dimension (arXiv 1910.07467, without a weight).
+
+    By hand, since PyTorch's takes four times as long for short vectors (CPU, bf16).
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square()
+        scale = (square / x.shape[-1] + 1e-5).rsqrt().to(x.dtype)
+        output = x * scale
+        ctx.save_for_backward(output, scale)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        output, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        along = (gradient * output).mean(dim=-1, keepdim=True)
+        return torch.addcmul(gradient, output, along, value=-1.0).mul_(scale)
 
 
 class Past(Protocol):
     """What a layer sees of other positions: in training, or from a decoder's cache."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Causal attention, [S, H, c] to [S, H, c]."""
+        """Causal attention of queries that are scaled already, [S, H, c] to [S, H, c]."""
 
     def before(self, x: Tensor, sublayer: int) -> Tensor:
         """What x [S, ...] was at the position before in the sequence, zeros at its first.
@@ -67,11 +93,13 @@ class SegmentPast:
     """Attention inside each segment; its cost is that of the segments run alone.
 
     first [S] bool: the positions that open a segment.
+    window: how many positions one sees, its own among them; 0 = all of its segment.
     """
 
-    def __init__(self, groups: Groups, first: Tensor) -> None:
+    def __init__(self, groups: Groups, first: Tensor, window: int = 0) -> None:
         self.groups = groups
         self.first = first
+        self.window = window
 
     def before(self, x: Tensor, sublayer: int) -> Tensor:
         return x.roll(1, 0).masked_fill(self.first[:, None], 0.0)
@@ -82,46 +110,27 @@ class SegmentPast:
         outputs = []
         for (count, _), part in zip(self.groups, parts, strict=True):
             q, k, v = (rearrange(each, "(M n) H c -> M H n c", M=count) for each in part)
-            output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            output = causal_attention(q, k, v, self.window)
             outputs.append(rearrange(output, "M H n c -> (M n) H c"))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """Attention of q [M, H, n, c] to what is `visible` [M, 1, n, k] of k and v [M, H, k, c].
-
-    PyTorch's kernel takes ten times as long to go back through a mask for n = 8 as plain products
-    do (CPU, bf16); from about a hundred places on it is the faster one, and holds no scores.
-    """
-    if q.shape[2] > 64:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
-    shares = (scores * q.shape[-1] ** -0.5).masked_fill(~visible, -torch.inf).softmax(dim=-1)
-    return shares.to(v.dtype) @ v
 
 
 class CrossPatchPast(SegmentPast):
     """Attention inside each of M sequences and to the last r positions of the one before.
 
     opens [M] bool: the sequences that open a document, which have none before.
-    turn: the angle from a sequence to the one before, where keys are turned.
-    carry [2, H, r, c]: the last keys and values before the first sequence; those of the last
-        sequence once the layer has run.
+    carry [2, H, r, c]: the last keys and values before the first sequence, None where there are
+        none; those of the last sequence once the layer has run.
+    room [2, H, r, c]: for the latter, made before the layer runs: what stays must not lie between
+        what goes, which keeps the allocator from using that again.
     """
 
-    def __init__(
-        self,
-        back: int,
-        opens: Tensor,
-        first: Tensor,
-        turn: Turn | None,
-        carry: Tensor | None,
-    ) -> None:
+    def __init__(self, opens: Tensor, first: Tensor, carry: Tensor | None, room: Tensor) -> None:
         super().__init__([(len(opens), len(first) // len(opens))], first)
-        self.back = back
+        self.back = room.shape[2]
         self.opens = opens
-        self.turn = turn
         self.carry = carry
+        self.room = room
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q, k, v = (
@@ -131,19 +140,13 @@ class CrossPatchPast(SegmentPast):
         n = q.shape[2]
         last = torch.stack([k[:, :, n - self.back :], v[:, :, n - self.back :]])  # [2, M, H, r, c]
         carry = torch.zeros_like(last[:, 0]) if self.carry is None else self.carry
-        self.carry = last[:, -1]
+        self.carry = self.room.copy_(last[:, -1])
         k_back, v_back = torch.cat([carry[:, None], last[:, :-1]], dim=1)  # [M, H, r, c]
-        if self.turn is not None:
-            k_back = rotate(k_back, self.turn).to(k.dtype)
         k, v = torch.cat([k_back, k], dim=2), torch.cat([v_back, v], dim=2)
-        output = masked_attention(q, k, v, rearrange(self._visible(n), "M n k -> M 1 n k"))
+        bias = causal_bias(q, n, self.back).repeat(len(self.opens), 1, 1)  # [M, n, r + n]
+        bias[:, :, : self.back].masked_fill_(self.opens[:, None, None], -torch.inf)
+        output = masked_attention(q, k, v, rearrange(bias, "M n k -> M 1 n k"))
         return rearrange(output, "M H n c -> (M n) H c")
-
-    def _visible(self, n: int) -> Tensor:
-        """[M, n, r + n] bool."""
-        at = torch.arange(-self.back, n, device=self.opens.device)
-        causal = at <= at[self.back :, None]  # [n, r + n]
-        return causal & ~(self.opens[:, None, None] & (at < 0))
 
 
 class RMSNorm(nn.RMSNorm):
@@ -166,18 +169,34 @@ class Attention(nn.Module):
         self.heads = shape.heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        channels = width // shape.heads
-        self.query_norm = RMSNorm(channels) if config.qk_norm else nn.Identity()
-        self.key_norm = RMSNorm(channels) if config.qk_norm else nn.Identity()
+        self.scale = (width // shape.heads) ** -0.5
+        self.norm_gain = Gain(shape.heads) if config.qk_norm else None
 
     def forward(self, x: Tensor, turn: Turn | None, past: Past) -> Tensor:
         """x [S, D] to [S, D]."""
-        q, k, v = rearrange(self.qkv(x), "S (three H c) -> three S H c", three=3, H=self.heads)
-        q, k = self.query_norm(q), self.key_norm(k)
+        qkv = rearrange(self.qkv(x), "S (h c) -> S h c", h=3 * self.heads)
+        qk, v = qkv.split([2 * self.heads, self.heads], dim=1)
+        if self.norm_gain is not None:
+            qk = UnitRMS.apply(qk)
         if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
-        output = past.attend(q.to(v.dtype), k.to(v.dtype), v)
+            qk = rotate(qk, turn)
+        q, k = qk.chunk(2, dim=1)
+        if self.norm_gain is not None:
+            q = self.norm_gain(q)
+        output = past.attend(q * self.scale, k, v)
         return self.output(rearrange(output, "S H c -> S (H c)"))
+
+
+class Gain(nn.Module):
+    """One trainable factor for each head."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [S, H, c]."""
+        return x * self.weight.to(x.dtype)[:, None]
 
 
 class SwiGLU(nn.Module):
@@ -312,6 +331,7 @@ class Stage(nn.Module):
         self.is_turned = config.rope
         self.places = config.patch_sizes[index - 1] if index else config.context // self.bytes
         self.back = min(config.cross_patch_attention, self.places) if index else 0
+        self.attention_window = 0 if index else config.attention_window
         self.window = self.reads = self.bytes
         self.patch_encoder = None
         if index == 0 and config.conv_patch_encoder:
@@ -349,14 +369,13 @@ class Stage(nn.Module):
 
         before [S, window] int64: the ids before the position in its document, -1 where there are
             none; the last b of them are the position before.
-        place [S] int64: the position's place in its sequence: a document for stage 0, a position
-            of the parent for another stage.
+        place [S] int64: the position's place in its document.
         above [S, width of a slice]: the slice of the parent's output; None for stage 0.
         pasts: what each layer sees.
 
         Returns [S, D], or [S, b * d] where the stage's width is projected.
         """
-        first = before[:, -1] < 0 if self.back else place == 0
+        first = before[:, -1] < 0 if self.back else self.first(place)
         read = before[:, -self.reads :]
         x = self.byte_embed(read.clamp(min=0))  # [S, b and what the encoder reaches, d]
         if self.patch_encoder is not None:
@@ -377,19 +396,33 @@ class Stage(nn.Module):
                 x = block(x, turn, past)
         return self.patch_out(self.norm(x))
 
+    def first(self, place: Tensor) -> Tensor:
+        """Which of the positions at `place` [S] open a sequence of the stage: a document for
+        stage 0, else a position of the parent."""
+        return place == 0 if self.parent is None else place % self.places == 0
+
     def turn(self, place: Tensor) -> Turn | None:
         """The angles of positions at `place` [S], where the stage's keys are turned."""
-        return turn_of(place, self.channels) if self.is_turned else None
+        if not self.is_turned:
+            return None
+        return turn_of(place, self.channels, compute_dtype(self.byte_embed.weight))
 
     def cross_patch_pasts(
         self, opens: Tensor, first: Tensor, carry: Iterator[Tensor]
     ) -> list[CrossPatchPast]:
         """For each layer; `carry` gives theirs one after another, or none at all."""
-        turn = self.turn(torch.tensor([-self.places], device=opens.device))
-        return [
-            CrossPatchPast(self.back, opens, first, turn, next(carry, None))
-            for _ in range(len(self.blocks))
-        ]
+        weight = self.byte_embed.weight
+        heads, dtype = self.blocks[0].attention.heads, compute_dtype(weight)
+        rooms = (
+            weight.new_empty(2, heads, self.back, self.channels, dtype=dtype) for _ in self.blocks
+        )
+        return [CrossPatchPast(opens, first, next(carry, None), room) for room in list(rooms)]
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The type of a matrix product with `weight`: autocast's, or its own."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 class ModalityHead(nn.Module):

@@ -45,7 +45,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig
@@ -143,20 +143,23 @@ class Megabyte(nn.Module):
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
         chunk = self.config.local_chunk or len(patches)
-        above = self._stage_0(patches, layout)
+        above, place = self._stage_0(patches, layout), layout.place
         heads = self._heads(modality, ids, layout)
-        nats: list[Tensor] = []
+        # Made first, and filled in place: results of chunks left lying between what the chunks
+        # free would keep the allocator from using that again.
+        exact = torch.promote_types(above.dtype, torch.float32)
+        nats = above.new_empty(len(patches), self.config.patch, dtype=exact)
         carry: list[Tensor] = []
         for start in range(0, len(patches), chunk):
             part = slice(start, start + chunk)
-            inputs = above[part], patches[part], heads[part], carry
+            inputs = above[part], patches[part], place[part], heads[part], carry
             if self.config.activation_checkpointing and torch.is_grad_enabled():
                 dropout = self.config.dropout
                 part_nats, carry = recomputed(self._chunk_nats, *inputs, dropout=dropout)
             else:
                 part_nats, carry = self._chunk_nats(*inputs)
-            nats.append(part_nats)
-        return layout.scatter(torch.cat(nats), len(ids))
+            nats[part] = part_nats
+        return layout.scatter(nats, len(ids))
 
     def logits(
         self, ids: Tensor, document: Tensor | None = None, modality: Tensor | None = None
@@ -170,7 +173,8 @@ class Megabyte(nn.Module):
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
         heads = self._heads(modality, ids, layout)
-        logits, _ = self._chunk_logits(self._stage_0(patches, layout), patches, heads, [])
+        above = self._stage_0(patches, layout)
+        logits, _ = self._chunk_logits(above, patches, layout.place, heads, [])
         return layout.scatter(logits, len(ids))
 
     def output(self, hidden: Tensor, heads: Tensor) -> Tensor:
@@ -226,7 +230,8 @@ class Megabyte(nn.Module):
     def _stage_0(self, patches: Tensor, layout: Layout) -> Tensor:
         """Patches [S, back + P] to the output of stage 0 for each of them, [S, D]."""
         stage = self.stages[0]
-        pasts = [SegmentPast(layout.groups, layout.place == 0)] * len(stage.blocks)
+        past = SegmentPast(layout.groups, layout.place == 0, stage.attention_window)
+        pasts = [past] * len(stage.blocks)
         return stage(self.before(0, patches), layout.place, None, pasts)
 
     def before(self, index: int, patches: Tensor) -> Tensor:
@@ -239,10 +244,16 @@ class Megabyte(nn.Module):
         return rearrange(windows, "C s w -> (C s) w")
 
     def _chunk_logits(
-        self, above: Tensor, patches: Tensor, heads: Tensor, carry: Sequence[Tensor]
+        self,
+        above: Tensor,
+        patches: Tensor,
+        place: Tensor,
+        heads: Tensor,
+        carry: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         """The stages below stage 0: its output [C, D] and the patches [C, back + P] to [C, P, V].
 
+        place [C]: of the patches in their documents.
         heads [C, P]: see `output`.
         carry: keys and values of the chunk before, see `CrossPatchPast`; those of this chunk are
             returned too. Empty for the first chunk, which opens a document.
@@ -251,9 +262,9 @@ class Megabyte(nn.Module):
         for index, stage in enumerate(self.stages[1:], 1):
             slices = rearrange(hidden, "s (p d) -> (s p) d", p=stage.places)
             before = self.before(index, patches)
-            places = torch.arange(stage.places, device=before.device)
-            place = repeat(places, "p -> (s p)", s=len(hidden))
-            groups, first = [(len(hidden), stage.places)], place == 0
+            inner = torch.arange(stage.places, device=place.device)
+            place = rearrange(place[:, None] * stage.places + inner, "s p -> (s p)")
+            groups, first = [(len(hidden), stage.places)], stage.first(place)
             pasts: Sequence[Past] = [SegmentPast(groups, first)] * len(stage.blocks)
             if stage.back:
                 opens = before[:: stage.places, -1] < 0
@@ -266,10 +277,15 @@ class Megabyte(nn.Module):
         return rearrange(logits, "(C P) V -> C P V", P=self.config.patch), left
 
     def _chunk_nats(
-        self, above: Tensor, patches: Tensor, heads: Tensor, carry: Sequence[Tensor]
+        self,
+        above: Tensor,
+        patches: Tensor,
+        place: Tensor,
+        heads: Tensor,
+        carry: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
-        """Stage 0's output [C, D] and the patches [C, back + P] to their nats [C, P]; and carry."""
-        logits, carry = self._chunk_logits(above, patches, heads, carry)
+        """As `_chunk_logits`, but nats [C, P] of the patches' ids."""
+        logits, carry = self._chunk_logits(above, patches, place, heads, carry)
         ids = rearrange(patches[:, self.back :], "C P -> (C P)")
         nats = F.cross_entropy(rearrange(logits, "C P V -> (C P) V"), ids, reduction="none")
         return rearrange(nats, "(C P) -> C P", P=self.config.patch), carry

@@ -8,7 +8,8 @@ import torch
 from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
 from torch import Tensor, nn
 
-from bytelm.model.layers import Start, masked_attention
+from bytelm.model.config import ModelConfig
+from bytelm.model.layers import Start
 from bytelm.model.megabyte import Megabyte
 
 MODALITY = (torch.arange(144) // 8 % 3).reshape(3, 48).to(torch.uint8)
@@ -62,7 +63,16 @@ def test_nats_see_only_earlier_bytes_of_their_document(
         sees = torch.zeros(49, dtype=torch.bool)
         for place, gradient in zip(places, gradients, strict=True):
             sees[place[gradient.flatten(0, -2).ne(0.0).any(dim=1)]] = True
+        may_see &= torch.arange(48) >= t - _reach(model.config, t)
         assert torch.equal(sees[:48], may_see), f"byte {t}"
+
+
+def _reach(config: ModelConfig, t: int) -> int:
+    """How many bytes before byte t it can depend on: windows reach once further in each layer."""
+    if not config.attention_window:
+        return t
+    shape, patch = config.stages[0], config.patch
+    return t % patch + patch * (shape.layers * (config.attention_window - 1) + 1)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -78,6 +88,7 @@ def test_a_byte_changes_nothing_but_itself_and_what_follows_it(
     document = torch.tensor([[0, 0, 1, 2, 2, 2]], dtype=torch.int32)
     owner = document[0].repeat_interleave(8)
     follows = (owner == owner[changed]) & (torch.arange(48) >= changed)
+    follows &= torch.tensor([t - changed <= _reach(model.config, t) for t in range(48)])
     with torch.no_grad():
         differs = model(ids, document, MODALITY[:1]) != model(others, document, MODALITY[:1])
     assert torch.equal(differs[0], follows)
@@ -295,12 +306,3 @@ def test_heads_by_modality_want_the_modality() -> None:
 def test_shapes_that_do_not_fit_are_named(call: Callable[[Megabyte], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(tiny_model("two"))
-
-
-def test_long_and_short_sequences_attend_alike() -> None:
-    q, k, v = torch.randn(3, 4, 2, 70, 8, dtype=torch.float64)
-    visible = (torch.rand(4, 1, 70, 70) < 0.5) | torch.eye(70, dtype=torch.bool)
-    long = masked_attention(q, k, v, visible)
-    short = [masked_attention(q[:, :, at], k, v, visible[:, :, at]) for at in
-             (slice(0, 64), slice(64, 70))]  # fmt: skip
-    torch.testing.assert_close(torch.cat(short, dim=2), long, atol=1e-12, rtol=0.0)

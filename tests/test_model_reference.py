@@ -98,8 +98,9 @@ class Reference:
             for part in range(3)
         )
         if self.config.qk_norm:
-            q = [[_norm(a, w, f"{name}attention.query_norm") for a in row] for row in q]
-            k = [[_norm(a, w, f"{name}attention.key_norm") for a in row] for row in k]
+            gain = w[f"{name}attention.norm_gain.weight"]
+            q = [[g * _unit(a) for g, a in zip(gain, row, strict=True)] for row in q]
+            k = [[_unit(a) for a in row] for row in k]
         if self.config.rope:
             q = [[_turned(a, t) for a in row] for t, row in enumerate(q)]
             k = [[_turned(a, t) for a in row] for t, row in enumerate(k)]
@@ -108,6 +109,8 @@ class Reference:
             begin = t // places * places
             back = min(self.config.cross_patch_attention, places) if begin else 0
             seen = range(begin - back, t + 1)
+            if stage == 0 and self.config.attention_window:
+                seen = seen[-self.config.attention_window :]
             mixed = []
             for head in range(heads):
                 scores = [math.exp(q[t][head] @ k[s][head] / math.sqrt(c)) for s in seen]
@@ -142,6 +145,11 @@ def _norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
     centred = x - x.sum() / len(x) if f"{name}.bias" in w else x
     scale = torch.sqrt((centred**2).sum() / len(x) + 1e-5)
     return centred / scale * w[f"{name}.weight"] + bias
+
+
+def _unit(x: Tensor) -> Tensor:
+    """With a mean square of 1."""
+    return x / torch.sqrt((x**2).sum() / len(x) + 1e-5)
 
 
 def _convolved(xs: list[Tensor], filters: Tensor) -> list[Tensor]:
