@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,7 @@ class MediaError(ValueError):
         self.detail = detail
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a decoder has to know before the payload; zero where a modality has no such thing."""
 
     width: int = 0

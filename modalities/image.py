@@ -283,7 +283,8 @@ def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
     """An image with transparency, laid on white."""
     if image.mode == "La":
         image = image.convert("LA")
-    image = image.convert("RGBA")
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
     white = PIL.Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image.convert("RGB"), mask=image)
+    white.paste(image, mask=image)
     return white

@@ -63,6 +63,8 @@ class ModelConfig:
     cross_patch_attention: int = 0
     """r: below stage 0 a position also sees the last r positions (all, where they are fewer) of
     the sequence before its own, and the first position its input too; 0 = its own only."""
+    attention_window: int = 0
+    """Positions that one of stage 0 sees, its own among them; 0 = all of its document."""
     conv_patch_encoder: bool = False
     """Causal convolutions of 3, 5 and 7 bytes over stage 0's embeddings before they are patches."""
     ngram_rows: int = 0
@@ -109,6 +111,7 @@ class ModelConfig:
             raise ValueError(
                 "conv_patch_encoder needs patches: give two stages or more, or leave it out"
             )
+        _require_integer("attention_window", self.attention_window, least=0)
         _require_integer("modality_heads", self.modality_heads, least=0)
         if self.modality_heads and self.tied_output:
             raise ValueError(

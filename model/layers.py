@@ -93,11 +93,13 @@ class SegmentPast:
     """Attention inside each segment; its cost is that of the segments run alone.
 
     first [S] bool: the positions that open a segment.
+    window: how many positions one sees, its own among them; 0 = all of its segment.
     """
 
-    def __init__(self, groups: Groups, first: Tensor) -> None:
+    def __init__(self, groups: Groups, first: Tensor, window: int = 0) -> None:
         self.groups = groups
         self.first = first
+        self.window = window
 
     def before(self, x: Tensor, sublayer: int) -> Tensor:
         return x.roll(1, 0).masked_fill(self.first[:, None], 0.0)
@@ -108,7 +110,8 @@ class SegmentPast:
         outputs = []
         for (count, _), part in zip(self.groups, parts, strict=True):
             q, k, v = (rearrange(each, "(M n) H c -> M H n c", M=count) for each in part)
-            outputs.append(rearrange(causal_attention(q, k, v), "M H n c -> (M n) H c"))
+            output = causal_attention(q, k, v, self.window)
+            outputs.append(rearrange(output, "M H n c -> (M n) H c"))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -116,21 +119,18 @@ class CrossPatchPast(SegmentPast):
     """Attention inside each of M sequences and to the last r positions of the one before.
 
     opens [M] bool: the sequences that open a document, which have none before.
-    carry [2, H, r, c]: the last keys and values before the first sequence; those of the last
-        sequence once the layer has run.
+    carry [2, H, r, c]: the last keys and values before the first sequence, None where there are
+        none; those of the last sequence once the layer has run.
+    room [2, H, r, c]: for the latter, made before the layer runs: what stays must not lie between
+        what goes, which keeps the allocator from using that again.
     """
 
-    def __init__(
-        self,
-        back: int,
-        opens: Tensor,
-        first: Tensor,
-        carry: Tensor | None,
-    ) -> None:
+    def __init__(self, opens: Tensor, first: Tensor, carry: Tensor | None, room: Tensor) -> None:
         super().__init__([(len(opens), len(first) // len(opens))], first)
-        self.back = back
+        self.back = room.shape[2]
         self.opens = opens
         self.carry = carry
+        self.room = room
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q, k, v = (
@@ -140,7 +140,7 @@ class CrossPatchPast(SegmentPast):
         n = q.shape[2]
         last = torch.stack([k[:, :, n - self.back :], v[:, :, n - self.back :]])  # [2, M, H, r, c]
         carry = torch.zeros_like(last[:, 0]) if self.carry is None else self.carry
-        self.carry = last[:, -1]
+        self.carry = self.room.copy_(last[:, -1])
         k_back, v_back = torch.cat([carry[:, None], last[:, :-1]], dim=1)  # [M, H, r, c]
         k, v = torch.cat([k_back, k], dim=2), torch.cat([v_back, v], dim=2)
         bias = causal_bias(q, n, self.back).repeat(len(self.opens), 1, 1)  # [M, n, r + n]
@@ -331,6 +331,7 @@ class Stage(nn.Module):
         self.is_turned = config.rope
         self.places = config.patch_sizes[index - 1] if index else config.context // self.bytes
         self.back = min(config.cross_patch_attention, self.places) if index else 0
+        self.attention_window = 0 if index else config.attention_window
         self.window = self.reads = self.bytes
         self.patch_encoder = None
         if index == 0 and config.conv_patch_encoder:
@@ -410,8 +411,12 @@ class Stage(nn.Module):
         self, opens: Tensor, first: Tensor, carry: Iterator[Tensor]
     ) -> list[CrossPatchPast]:
         """For each layer; `carry` gives theirs one after another, or none at all."""
-        layers = range(len(self.blocks))
-        return [CrossPatchPast(self.back, opens, first, next(carry, None)) for _ in layers]
+        weight = self.byte_embed.weight
+        heads, dtype = self.blocks[0].attention.heads, compute_dtype(weight)
+        rooms = (
+            weight.new_empty(2, heads, self.back, self.channels, dtype=dtype) for _ in self.blocks
+        )
+        return [CrossPatchPast(opens, first, next(carry, None), room) for room in list(rooms)]
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

@@ -145,7 +145,10 @@ class Megabyte(nn.Module):
         chunk = self.config.local_chunk or len(patches)
         above, place = self._stage_0(patches, layout), layout.place
         heads = self._heads(modality, ids, layout)
-        nats: list[Tensor] = []
+        # Made first, and filled in place: results of chunks left lying between what the chunks
+        # free would keep the allocator from using that again.
+        exact = torch.promote_types(above.dtype, torch.float32)
+        nats = above.new_empty(len(patches), self.config.patch, dtype=exact)
         carry: list[Tensor] = []
         for start in range(0, len(patches), chunk):
             part = slice(start, start + chunk)
@@ -155,8 +158,8 @@ class Megabyte(nn.Module):
                 part_nats, carry = recomputed(self._chunk_nats, *inputs, dropout=dropout)
             else:
                 part_nats, carry = self._chunk_nats(*inputs)
-            nats.append(part_nats)
-        return layout.scatter(torch.cat(nats), len(ids))
+            nats[part] = part_nats
+        return layout.scatter(nats, len(ids))
 
     def logits(
         self, ids: Tensor, document: Tensor | None = None, modality: Tensor | None = None
@@ -227,7 +230,8 @@ class Megabyte(nn.Module):
     def _stage_0(self, patches: Tensor, layout: Layout) -> Tensor:
         """Patches [S, back + P] to the output of stage 0 for each of them, [S, D]."""
         stage = self.stages[0]
-        pasts = [SegmentPast(layout.groups, layout.place == 0)] * len(stage.blocks)
+        past = SegmentPast(layout.groups, layout.place == 0, stage.attention_window)
+        pasts = [past] * len(stage.blocks)
         return stage(self.before(0, patches), layout.place, None, pasts)
 
     def before(self, index: int, patches: Tensor) -> Tensor:

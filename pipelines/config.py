@@ -76,9 +76,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The paper's optimizer and schedule: AdamW, warm-up, then linear decay to 0."""
+    """Warm-up, then linear decay to 0. The paper's own is AdamW with `lr` 2e-4."""
 
-    lr: float = 2e-4
+    name: Literal["muon", "adamw"] = "muon"
+    """`muon` trains the hidden matrices by Muon and the rest by AdamW."""
+    lr: float = 2e-3
+    """AdamW's, at the end of the warm-up."""
+    muon_lr: float = 0.02
+    """Muon's, at the end of the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -108,6 +113,12 @@ class TrainConfig:
     """Rows of each set's `val` that an evaluation during training scores."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step always writes one."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept; older ones are removed once a newer one is whole."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps are kept for good; 0 keeps none beside the newest."""
+    rank_timeout: float = 600.0
+    """Seconds that a rank waits for the others before the run ends."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,9 @@ class RunConfig:
             ("train.eval_every", self.train.eval_every, 0),
             ("train.eval_rows", self.train.eval_rows, 1),
             ("train.checkpoint_every", self.train.checkpoint_every, 1),
+            ("train.keep_last", self.train.keep_last, 1),
+            ("train.keep_every", self.train.keep_every, 0),
+            ("train.rank_timeout", self.train.rank_timeout, 1),
             ("data.window_shards", self.data.window_shards, 1),
             ("data.workers", self.data.workers, 0),
             ("optimizer.warmup_steps", self.optimizer.warmup_steps, 0),

@@ -22,6 +22,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection, wait
 
 from bytelm.modalities import MODALITIES
@@ -55,7 +56,7 @@ class Decoded:
     sources: list[str]
     skipped: list[Skip]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of all samples."""
         return sum(len(s.data) for s in self.samples)
@@ -227,16 +228,12 @@ class Decoders:
             self._replace_dead(worker)
             return
         self._deaths_at_start = 0
-        of_files = {
-            (place, i): result
-            for (place, i, _), result in zip(self._tasks(batch), results, strict=False)
-        } | self._refused
-        decoded = []
+        decoded: list[Decoded] = []
+        next_results = iter(results)
         for place, document in enumerate(batch.documents, batch.place):
-            files = [i for i, p in enumerate(document.parts) if p.path is not None]
-            if not all((place, i) in of_files for i in files):
+            of_parts = self._of_parts(place, document, next_results)
+            if of_parts is None:
                 break
-            of_parts = {i: of_files[place, i] for i in files}
             decoded.append(_assemble(document, of_parts, self._options))
         if decoded:
             self._ready[batch.place] = decoded
@@ -244,6 +241,20 @@ class Decoders:
         self._give_back(batch, len(decoded))
         if has_ended:
             self._replace(worker)
+
+    def _of_parts(
+        self, place: int, document: Document, results: Iterator[Refusal | Sample]
+    ) -> dict[int, Refusal | Sample] | None:
+        """What became of a document's files, by part; None where the results end before them."""
+        of_parts: dict[int, Refusal | Sample] = {}
+        for i, part in enumerate(document.parts):
+            if part.path is None:
+                continue
+            result = self._refused.get((place, i)) or next(results, None)
+            if result is None:
+                return None
+            of_parts[i] = result
+        return of_parts
 
     def _give_back(self, batch: _Batch, done: int) -> None:
         if done < len(batch.documents):

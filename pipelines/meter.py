@@ -48,12 +48,14 @@ class Meter:
         """One document more, of `size` decoded bytes."""
         self._done += 1
         self._bytes += size
+        if self._console is None:
+            return
         now = time.monotonic()
         seconds = max(now - self._begun, 1e-9)
         speed = f"{self._bytes / 1e6 / seconds:.1f}"
         if self._progress:
             self._progress.update(self._task, completed=self._done, speed=speed)
-        elif self._console and now - self._said >= LINE_SECONDS:
+        elif now - self._said >= LINE_SECONDS:
             self._said = now
             left = seconds / (self._done - self._first) * (self._total - self._done)
             self._console.print(

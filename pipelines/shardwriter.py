@@ -125,7 +125,7 @@ class ShardWriter:
                 "modality": sample.modality,
                 "member": f"{key}.{suffix}",
                 "source": source,
-                **{name: value for name, value in vars(sample.header).items() if value},
+                **{name: value for name, value in sample.header._asdict().items() if value},
                 **({"is_file": True} if sample.is_file else {}),
             }
             for source, suffix, sample in zip(sources, suffixes, samples, strict=True)

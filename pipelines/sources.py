@@ -3,10 +3,13 @@
 A document is a file, or the files of equal stem in one folder that are of different modalities,
 and the captions of them. Nothing is decoded here. A file's modality shows in its first bytes,
 which are read here only where it matters to what makes a document.
+
+There is an object or two for each of millions of files, so these are tuples.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -14,8 +17,12 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from bytelm.modalities import MODALITIES
 from bytelm.pipelines.foreign import METADATA, expand_braces, is_tar, is_unicode, read_shard
@@ -27,6 +34,10 @@ KEY_HASH = 8
 CAPTION_ALONE = "caption without a file"
 NOT_BAD = (CAPTION_ALONE, METADATA)
 """Reasons that say nothing against a file."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+_ORDER = {modality: place for place, modality in enumerate((None, *MODALITIES))}
+"""Of a document's parts."""
 
 
 @dataclass(frozen=True, order=True)
@@ -40,8 +51,7 @@ class Skip:
     detail: str
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A segment to be: a file, or the caption of one."""
 
     modality: str | None
@@ -57,8 +67,7 @@ class Part:
     """Of a member's first byte in the tar at `path`; None for a whole file."""
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A document to be."""
 
     key: str
@@ -83,8 +92,7 @@ class Found:
     """The latest time of change of a file."""
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(NamedTuple):
     name: str
     stem: str
     """What files of one document share: the name without its suffix."""
@@ -161,24 +169,53 @@ def find_documents(
     if not any(s.exists() for s in sources):
         raise ValueError(f"no such source: {', '.join(map(str, sources))}")
     found = Found()
+    with _collector_paused():
+        by_source = _find_files(sources, captions, max_file_bytes, out, found)
+        _find_documents(by_source, captions, shares, found)
+    return found
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection: while millions of objects come to stay, it would go through all of
+    them again and again, for half of the time that finding them takes."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _find_files(
+    sources: Sequence[Path],
+    captions: Captions | None,
+    max_file_bytes: int,
+    out: Path,
+    found: Found,
+) -> list[list[_File]]:
+    """The files of each source that may become a part of a document."""
     names, times = hashlib.sha256(), hashlib.sha256()
+    captions_path = str(captions.path.absolute()) if captions else None
     by_source = []
     for source in sources:
         is_divided = (source / SPLITS[0]).is_dir()
-        files = []
+        files: list[_File] = []
         for path, name in _walk(source, out.absolute(), found):
-            if captions and path == str(captions.path.absolute()):
+            if path == captions_path:
                 continue
             found.files += 1
             status = _status(path, name, found)
             if status is None:
                 names.update(f"{name}\0".encode("utf-8", "surrogateescape"))
                 continue
-            size = status.st_size
-            line = f"{name}\0{size}\0"
-            names.update(line.encode("utf-8", "surrogateescape"))
-            times.update(f"{line}{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
-            found.newest_ns = max(found.newest_ns, status.st_mtime_ns)
+            size, changed = status.st_size, status.st_mtime_ns
+            line = f"{name}\0{size}\0".encode("utf-8", "surrogateescape")
+            names.update(line)
+            times.update(b"%b%d\0" % (line, changed))
+            if changed > found.newest_ns:
+                found.newest_ns = changed
             split = _own_split(name) if is_divided else None
             if is_tar(name):
                 files += _tar_files(path, name, split, max_file_bytes, found)
@@ -186,9 +223,8 @@ def find_documents(
                 stem = _stem(name)
                 files.append(_File(name, stem, make_key(stem), path, None, size, split))
         by_source.append(files)
-    _find_documents(by_source, captions, shares, found)
     found.names_hash, found.times_hash = names.hexdigest(), times.hexdigest()
-    return found
+    return by_source
 
 
 def _find_documents(
@@ -199,40 +235,43 @@ def _find_documents(
 ) -> None:
     """Make documents of the files of all sources."""
     shared = Counter(file.key for files in by_source for file in files)
-    by_key: dict[str, Document] = {}
+    ranked: list[tuple[int, bytes, Document]] = []  # by split and SHA-256 of the key
+    keys: set[str] = set()
     described: set[str] = set()
     for files in by_source:
-        for document in _documents(
-            _look_at(files, shared, found), captions, shares, described, found
-        ):
-            if document.key in by_key:
-                _skip_duplicates(document, found)
-            else:
-                by_key[document.key] = document
+        alone = ([file] for file in files if shared[file.key] == 1)
+        groups = _groups((file for file in files if shared[file.key] > 1), found)
+        for group in chain(alone, groups):
+            key, own_split = group[0].key, group[0].own_split
+            parts = _parts(group, captions, described)
+            if key in keys:
+                _skip_duplicates(parts, found)
+                continue
+            keys.add(key)
+            digest = hashlib.sha256(key.encode()).digest()
+            split = own_split or split_of(digest, shares)
+            ranked.append((SPLITS.index(split), digest, Document(key, split, parts)))
     if captions:
         found.skipped += [
             Skip(name, CAPTION_ALONE, "no file of this name became a document")
             for name in captions.texts
             if name not in described
         ]
-    found.documents = sorted(
-        by_key.values(),
-        key=lambda d: (SPLITS.index(d.split), hashlib.sha256(d.key.encode()).digest()),
-    )
+    found.documents = [document for _, _, document in sorted(ranked)]
 
 
 def make_key(stem: str) -> str:
     """The key of a document from its path without suffix, relative to its source."""
-    safe = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+    safe = _UNSAFE.sub("_", stem)
     if safe == stem and len(safe) <= KEY_MAX:
         return safe
     digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:KEY_HASH]
     return f"{safe[: KEY_MAX - KEY_HASH - 1]}-{digest}"
 
 
-def split_of(key: str, shares: tuple[float, float, float]) -> str:
-    """The split of a document by a hash of its key."""
-    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[-8:]) / 2**64
+def split_of(digest: bytes, shares: tuple[float, float, float]) -> str:
+    """The split of a document by the SHA-256 of its key."""
+    place = int.from_bytes(digest[-8:]) / 2**64
     if place < shares[0]:
         return "train"
     return "val" if place < shares[0] + shares[1] else "test"
@@ -283,23 +322,36 @@ def _walk(source: Path, out: Path, found: Found) -> Iterator[tuple[str, str]]:
     if not source.is_dir():
         yield top, source.name
         return
+    folders = [(top, "")]  # and what stands before its files' names, the next one last
+    while folders:
+        folder, prefix = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                shown = sorted(
+                    (e for e in entries if not e.name.startswith(".")), key=attrgetter("name")
+                )
+        except OSError as error:
+            detail = error.strerror or "folder"
+            found.skipped.append(Skip(prefix[:-1] or ".", "unreadable", detail))
+            continue
+        below = []
+        for entry in shown:
+            name = prefix + entry.name
+            if not _is_folder(entry):
+                yield entry.path, name
+            elif entry.is_symlink():
+                found.skipped.append(Skip(name, "link", "a link to a folder"))
+            elif entry.path != str(out):
+                below.append((entry.path, f"{name}/"))
+        folders += reversed(below)
 
-    def name_of(path: str) -> str:
-        return path[len(top) :].lstrip("/")
 
-    def failed(error: OSError) -> None:
-        name = name_of(error.filename) or "."
-        found.skipped.append(Skip(name, "unreadable", error.strerror or "folder"))
-
-    for folder, folders, files in os.walk(top, onerror=failed):
-        shown = {f: os.path.join(folder, f) for f in folders if not f.startswith(".")}
-        links = {f for f, path in shown.items() if os.path.islink(path)}
-        found.skipped += [Skip(name_of(shown[f]), "link", "a link to a folder") for f in links]
-        folders[:] = sorted(f for f, path in shown.items() if f not in links and path != str(out))
-        for file in sorted(files):
-            if not file.startswith("."):
-                path = os.path.join(folder, file)
-                yield path, name_of(path)
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; what cannot be told shows when it is opened."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _status(path: str, name: str, found: Found) -> os.stat_result | None:
@@ -328,26 +380,35 @@ def _has_size(name: str, size: int, limit: int, found: Found) -> bool:
     return 0 < size <= limit
 
 
-def _look_at(files: Sequence[_File], shared: Counter[str], found: Found) -> Iterator[_File]:
-    """The files, those that share their key with their modality, as their first bytes show it.
-
-    A file that is alone is opened once only, when it is decoded.
-    """
+def _groups(files: Iterable[_File], found: Found) -> Iterable[list[_File]]:
+    """The files of one source that share their keys with others, grouped by stem, each group with
+    one file of each modality. The first bytes of the files show it."""
+    groups: dict[str, list[_File]] = {}
     for file in files:
-        if file.modality or shared[file.key] == 1:
-            yield file
+        modality = file.modality or _modality(file, found)
+        if modality is None:
             continue
-        try:
-            with open(file.path, "rb") as opened:
-                modality = modality_of(opened.read(START_BYTES))
-        except OSError as error:
-            detail = error.strerror or "cannot be opened"
-            found.skipped.append(Skip(file.name, "unreadable", detail))
-            continue
-        if modality:
-            yield replace(file, modality=modality)
+        group = groups.setdefault(file.stem, [])
+        same = next((f for f in group if f.modality == modality), None)
+        if same:
+            found.skipped.append(Skip(file.name, "duplicate key", f"{same.name} has the same key"))
         else:
-            found.skipped.append(Skip(file.name, *UNKNOWN_KIND))
+            group.append(file._replace(modality=modality))
+    return groups.values()
+
+
+def _modality(file: _File, found: Found) -> str | None:
+    """What a file's first bytes show; where there is no telling, it is skipped."""
+    try:
+        with open(file.path, "rb") as opened:
+            modality = modality_of(opened.read(START_BYTES))
+    except OSError as error:
+        detail = error.strerror or "cannot be opened"
+        found.skipped.append(Skip(file.name, "unreadable", detail))
+        return None
+    if modality is None:
+        found.skipped.append(Skip(file.name, *UNKNOWN_KIND))
+    return modality
 
 
 def _own_split(name: str) -> str | None:
@@ -356,43 +417,23 @@ def _own_split(name: str) -> str | None:
     return top if below and top in SPLITS else None
 
 
-def _documents(
-    files: Iterable[_File],
-    captions: Captions | None,
-    shares: tuple[float, float, float],
-    described: set[str],
-    found: Found,
-) -> Iterator[Document]:
-    """Group the files of one source by stem, a file of each modality in each group."""
-    groups: dict[str, dict[str | None, _File]] = {}
-    for file in files:
-        group = groups.setdefault(file.stem, {})
-        if file.modality in group:
-            detail = f"{group[file.modality].name} has the same key"
-            found.skipped.append(Skip(file.name, "duplicate key", detail))
-        else:
-            group[file.modality] = file
-    for group in groups.values():
-        parts: list[Part] = []
-        for modality in (None, *MODALITIES):
-            if modality not in group:
-                continue
-            file = group[modality]
-            caption = captions.of(file.path, file.name) if captions else None
-            text = file.caption
-            if captions and caption is not None:
-                described.add(caption)
-                text = captions.texts[caption]
-            if text is not None:
-                parts.append(Part("text", file.name, None, len(text.encode()), text))
-            parts.append(Part(modality, file.name, file.path, file.size, offset=file.offset))
-        first = next(iter(group.values()))
-        split = first.own_split or split_of(first.key, shares)
-        yield Document(first.key, split, tuple(parts))
+def _parts(group: list[_File], captions: Captions | None, described: set[str]) -> tuple[Part, ...]:
+    """The parts of a document in their order, each caption before its file."""
+    parts: list[Part] = []
+    for file in sorted(group, key=lambda f: _ORDER[f.modality]):
+        caption = captions.of(file.path, file.name) if captions else None
+        text = file.caption
+        if captions and caption is not None:
+            described.add(caption)
+            text = captions.texts[caption]
+        if text is not None:
+            parts.append(Part("text", file.name, None, len(text.encode()), text))
+        parts.append(Part(file.modality, file.name, file.path, file.size, offset=file.offset))
+    return tuple(parts)
 
 
-def _skip_duplicates(document: Document, found: Found) -> None:
-    for part in document.parts:
+def _skip_duplicates(parts: Sequence[Part], found: Found) -> None:
+    for part in parts:
         if part.path is None:
             found.skipped.append(Skip(part.name, CAPTION_ALONE, "its file has a duplicate key"))
         else:

@@ -20,8 +20,10 @@ SYNC_BYTES = 1 << 25
 MAX_PENDING = 64
 """Chunks that may wait for the disk while it syncs."""
 
-_TEMPLATE = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
-_TEMPLATE_SUM = sum(_TEMPLATE) - sum(_TEMPLATE[124:136]) - sum(_TEMPLATE[148:156]) + 8 * ord(" ")
+_EMPTY = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+_TO_SIZE, _TO_CHECKSUM, _TO_END = _EMPTY[100:124], _EMPTY[136:148], _EMPTY[156:]
+"""What every header has between its name, size and checksum."""
+_SUM = sum(_TO_SIZE) + sum(_TO_CHECKSUM) + sum(_TO_END) + 8 * ord(" ")
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -30,17 +32,8 @@ def tar_header(name: str, size: int) -> bytes:
     digits = b"%011o\0" % size
     assert len(encoded) <= 100, "a longer name needs a prefix"
     assert len(digits) == 12, "a size that octal digits cannot say"
-    checksum = _TEMPLATE_SUM + sum(encoded) + sum(digits)
-    return b"".join(
-        (
-            encoded.ljust(100, b"\0"),
-            _TEMPLATE[100:124],
-            digits,
-            _TEMPLATE[136:148],
-            b"%06o\0 " % checksum,
-            _TEMPLATE[156:],
-        )
-    )
+    checksum = b"%06o\0 " % (_SUM + sum(encoded) + sum(digits))
+    return b"".join((encoded.ljust(100, b"\0"), _TO_SIZE, digits, _TO_CHECKSUM, checksum, _TO_END))
 
 
 class TarWriter:
@@ -59,16 +52,16 @@ class TarWriter:
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member; returns where its data begin."""
-        self._append(tar_header(name, len(data)))
-        offset = self.size
-        self._append(data)
-        self._append(bytes(-len(data) % BLOCK))
+        offset = self.size + BLOCK
+        padding = -len(data) % BLOCK
+        self._chunk += (tar_header(name, len(data)), data, bytes(padding))
+        self._grow(BLOCK + len(data) + padding)
         return offset
 
-    def _append(self, data: bytes) -> None:
-        self._chunk.append(data)
-        self._chunk_bytes += len(data)
-        self.size += len(data)
+    def _grow(self, size: int) -> None:
+        """So many bytes were added to the chunk."""
+        self._chunk_bytes += size
+        self.size += size
         if self._chunk_bytes >= CHUNK_BYTES:
             self._flush()
 
@@ -92,7 +85,9 @@ class TarWriter:
         """Write the end mark and make all durable; returns the SHA-256. OSError where the disk
         did not take it."""
         end = self.size + 2 * BLOCK
-        self._append(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+        zeros = 2 * BLOCK + -end % tarfile.RECORDSIZE
+        self._chunk.append(bytes(zeros))
+        self._grow(zeros)
         self._flush()
         self._thread.shutdown()
         for written in self._pending:

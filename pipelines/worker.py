@@ -21,10 +21,9 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
@@ -45,8 +44,7 @@ DETAIL_CHARACTERS = 200
 UNKNOWN_KIND = ("unknown kind", "no image, no sound, no text")
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A file to decode, or the part of one that a tar's member is."""
 
     path: str
@@ -58,16 +56,14 @@ class Task:
     """None where the first bytes have yet to tell."""
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Why a file gives no sample."""
 
     reason: str
     detail: str
 
 
-@dataclass(frozen=True)
-class Described:
+class Described(NamedTuple):
     """A sample but for its bytes, which lie in the file in memory, one sample after the other."""
 
     modality: str
@@ -76,8 +72,7 @@ class Described:
     size: int
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What became of a batch's files, up to one of them."""
 
     results: list[Refusal | Described]

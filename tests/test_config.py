@@ -11,7 +11,8 @@ import yaml
 
 from bytelm.model.config import preset
 from bytelm.pipelines.config import config_from_dict, load_config
-from bytelm.pipelines.engine import deepspeed_config, learning_rate
+from bytelm.pipelines.engine import deepspeed_config
+from bytelm.pipelines.optimizer import schedule
 
 MINIMAL: dict[str, Any] = {
     "model": "demo",
@@ -95,10 +96,10 @@ def test_deepspeed_files_hold_only_their_own_keys(tmp_path: Path) -> None:
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
-    config = config_from_dict({**MINIMAL, "optimizer": {"lr": 1.0, "warmup_steps": 4}}).optimizer
-    rates = [learning_rate(step, 20, config) for step in range(20)]
+    config = config_from_dict({**MINIMAL, "optimizer": {"warmup_steps": 4}}).optimizer
+    rates = [schedule(step, 20, config) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert all(a > b for a, b in pairwise(rates[4:]))
     assert rates[-1] == pytest.approx(1 / 16)
-    assert learning_rate(20, 20, config) == 0.0
+    assert schedule(20, 20, config) == 0.0

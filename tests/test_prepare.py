@@ -105,7 +105,8 @@ def test_keys_are_safe_unique_and_short() -> None:
 
 
 def test_splits_follow_shares_or_the_sources_own_folders(tmp_path: Path, source: Path) -> None:
-    splits = [split_of(f"key{i}", (0.9, 0.05, 0.05)) for i in range(4000)]
+    digests = [hashlib.sha256(b"key%d" % i).digest() for i in range(4000)]
+    splits = [split_of(digest, (0.9, 0.05, 0.05)) for digest in digests]
     assert splits.count("train") == pytest.approx(3600, abs=80)
     assert splits.count("val") == pytest.approx(200, abs=60)
     for split, n in (("train", 1), ("val", 2), ("test", 3)):

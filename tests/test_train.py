@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,14 @@ import torch
 from commands import TINY_MODEL, bytelm, command, environment, metrics, write_config
 from conftest import SetMaker, text
 
+from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.config import load_config
+from bytelm.pipelines.loader import TrainingRows, make_loader
+from bytelm.pipelines.optimizer import schedule
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.plan import Plan, Source
 from bytelm.pipelines.shards import ShardSet
+from bytelm.pipelines.train import training_plan
 
 
 def losses(run: Path) -> list[float]:
@@ -28,28 +34,65 @@ def newest_weights(run: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(run / "checkpoints" / name / "model" / "model.safetensors")
 
 
-def test_two_ranks_at_every_zero_stage_equal_one_process(
-    mixed_set: ShardSet, tmp_path: Path
+def losses_with_torch(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Losses of a config in this process, with no DeepSpeed and PyTorch's own optimizers.
+
+    Its Muon always computes in bfloat16, which turns the last digits of a gradient into 1e-4 of
+    the loss: here it runs in float32, as ours does in a run of fp32.
+    """
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+    config = load_config(path, [])
+    torch.manual_seed(config.train.seed)
+    model, options = Megabyte(config.model), config.optimizer
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    decay = {"weight_decay": options.weight_decay}
+    muon = torch.optim.Muon(matrices, **decay)
+    adamw = torch.optim.AdamW(rest, betas=options.betas, **decay)
+    plan = training_plan(config, folder / "plan.npz")
+    rows = TrainingRows(plan, (0, 0), config.train.global_batch, 1, 0, 1)
+    losses = []
+    for step, batch in enumerate(islice(make_loader(plan, rows, 0), config.train.steps)):
+        nats = model(batch.ids.long(), batch.document, batch.modality)
+        loss = nats[batch.scored].mean()
+        losses.append(loss.item())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        share = schedule(step, config.train.steps, options)
+        for optimizer, lr in ((muon, options.muon_lr), (adamw, options.lr)):
+            optimizer.param_groups[0]["lr"] = lr * share
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses
+
+
+def test_two_ranks_at_every_zero_stage_equal_torch_in_one_process(
+    mixed_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twenty steps, two micro batches a rank: loss, norm of the gradient and final weights."""
+    """Twenty steps, two micro batches a rank: loss, norm of the gradient and final weights.
+    Without a compiler."""
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     sizes = {"steps": 20, "global_batch": 4, "micro_batch": 1, "checkpoint_every": 100}
     config = write_config(tmp_path / "run.yaml", mixed_set, **sizes)
     one = tmp_path / "one"
     bytelm("train", config, "--out", one, "--set", "train.deepspeed=zero0")
     assert len(losses(one)) == 20
     assert losses(one)[-1] < losses(one)[0] - 0.1
+    with_torch = losses_with_torch(config, tmp_path, monkeypatch)
+    assert losses(one) == pytest.approx(with_torch, abs=1e-5)
     expected = newest_weights(one)
     for stage in (0, 1, 2, 3):
         two = tmp_path / f"two-zero{stage}"
         zero = f"train.deepspeed=zero{stage}"
         bytelm("train", config, "--out", two, "--set", zero, "--processes", 2)
-        assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+        assert losses(two) == pytest.approx(with_torch, abs=1e-5)
         norms = [[m["grad_norm"] for m in metrics(run)] for run in (one, two)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-3)
         found = newest_weights(two)
         assert found.keys() == expected.keys()
         for name in expected:
-            torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
+            torch.testing.assert_close(found[name], expected[name], atol=1e-3, rtol=0)
 
 
 def test_every_option_of_the_model_trains_at_zero_3(mixed_set: ShardSet, tmp_path: Path) -> None:
