@@ -294,14 +294,18 @@ def _asked(engine: Engine, requests: Requests) -> tuple[bool, bool]:
 
 
 def _document_keys(plan: Plan, origins: Sequence[Origin]) -> list[str]:
-    """`SET/SHARD: KEYS` of rows, as far as the shards can be read."""
+    """`SET/SHARD: KEYS` of rows; documents of a shard that cannot be read are named by number."""
     lines = []
     sets = {source.set.location: source.set for source in plan.sources}
     for origin in origins:
         shard_set = sets[origin.set]
         shard = next(s for s in shard_set.split("train") if s.name == origin.shard)
         index = shard_set.index(shard)
-        keys = [shard_set.key(shard, index[index["document"] == n][0]) for n in origin.documents]
+        rows = [index[index["document"] == number][0] for number in origin.documents]
+        try:
+            keys = [shard_set.key(shard, row) for row in rows]
+        except (OSError, ValueError):
+            keys = [f"document-{number}" for number in origin.documents]
         lines.append(f"{origin.set}/{origin.shard}: {' '.join(keys)}")
     return lines
 
