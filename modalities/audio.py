@@ -51,6 +51,8 @@ BLOCK_FRAMES = 1 << 18
 """Frames that are converted at once, so that a long sound needs little memory for it."""
 VORBIS_FULL_SCALE = 32767  # libsndfile scales Ogg by this, and integers by 32768
 FULL_SCALE = 32768
+FLAC_MAX_CHANNELS = 8
+FLAC_MAX_RATE = 655_350
 
 Pcm = npt.NDArray[np.int16]
 
@@ -90,6 +92,7 @@ class Audio(Modality):
     header_format = ">IB"
     header_fields = ("rate", "channels")
     head = AudioHead
+    suffixes = ("wav", "flac")
 
     def recognises(self, start: bytes) -> bool:
         return _SIGNATURE.match(start) is not None
@@ -109,13 +112,22 @@ class Audio(Modality):
     def member_suffix(self, sample: Sample) -> str:
         return KEPT_SUFFIX if sample.is_file else "pcm"
 
-    def write(self, sample: Sample, stem: Path) -> Path:
-        """Write a sample as a 16-bit WAV, a kept file as it is."""
+    def write(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
+        """Write a sample as a 16-bit WAV or FLAC, a kept file as it is.
+
+        Raises ValueError for what FLAC cannot hold.
+        """
         if sample.is_file:
             return write_kept(sample, stem, SIGNATURES, default=KEPT_SUFFIX)
-        path = stem.with_name(f"{stem.name}.wav")
+        kind = suffix or self.suffixes[0]
+        if kind == "flac" and not fits_flac(sample.header):
+            raise ValueError(
+                f"FLAC holds no sound of {sample.header.channels} channels and "
+                f"{sample.header.rate} Hz: write WAV"
+            )
+        path = stem.with_name(f"{stem.name}.{kind}")
         pcm = np.frombuffer(sample.data, "<i2").reshape(-1, sample.header.channels)  # [n c]
-        soundfile.write(path, pcm, sample.header.rate, subtype="PCM_16", format="WAV")
+        soundfile.write(path, pcm, sample.header.rate, subtype="PCM_16", format=kind.upper())
         return path
 
     def payload_size(self, size: int, view: str) -> int:
@@ -164,6 +176,11 @@ class Audio(Modality):
         else:
             return Sample(self.name, header, payload.tobytes())
         return Sample(self.name, header, pcm.tobytes())
+
+
+def fits_flac(header: Header) -> bool:
+    """Whether FLAC can hold a sound of so many channels and samples a second."""
+    return header.channels <= FLAC_MAX_CHANNELS and header.rate <= FLAC_MAX_RATE
 
 
 @functools.cache

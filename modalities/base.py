@@ -145,6 +145,8 @@ class Modality(ABC):
     header_fields: ClassVar[tuple[str, ...]]
     """The fields of `Header` in that order."""
     head: ClassVar[type[EvaluationHead]]
+    suffixes: ClassVar[tuple[str, ...]]
+    """Of the files that `write` can write, the usual one first."""
 
     # --- files and samples ---
 
@@ -164,8 +166,11 @@ class Modality(ABC):
         """The suffix of the sample's member in a shard, without a dot; `bin` for kept files."""
 
     @abstractmethod
-    def write(self, sample: Sample, stem: Path) -> Path:
-        """Write a sample as a file that people open (PNG, WAV, TXT); returns its path."""
+    def write(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
+        """Write a sample as a file that people open, of one of `suffixes`, or of the first.
+
+        A kept file is written as it is, with the suffix of its kind. Returns the path.
+        """
 
     # --- samples and payloads ---
 

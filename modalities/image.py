@@ -89,6 +89,7 @@ class Image(Modality):
     header_format = ">HHB"
     header_fields = ("width", "height", "channels")
     head = ImageHead
+    suffixes = ("png",)
 
     def recognises(self, start: bytes) -> bool:
         return _SIGNATURE.match(start) is not None
@@ -119,7 +120,7 @@ class Image(Modality):
             return KEPT_SUFFIX
         return "gray" if sample.header.channels == 1 else "rgb"
 
-    def write(self, sample: Sample, stem: Path) -> Path:
+    def write(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
         """Write a sample as PNG, a kept file as it is."""
         if sample.is_file:
             return write_kept(sample, stem, SIGNATURES, default=KEPT_SUFFIX)

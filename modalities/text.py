@@ -50,6 +50,7 @@ class Text(Modality):
     header_format = ">"
     header_fields = ()
     head = TextHead
+    suffixes = ("txt",)
 
     def recognises(self, start: bytes) -> bool:
         """Whether `start` holds no NUL byte; so text has to be asked last."""
@@ -69,7 +70,7 @@ class Text(Modality):
     def member_suffix(self, sample: Sample) -> str:
         return KEPT_SUFFIX if sample.is_file else "txt"
 
-    def write(self, sample: Sample, stem: Path) -> Path:
+    def write(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
         return write_kept(sample, stem, signatures={}, default="txt")
 
     def payload_size(self, size: int, view: str) -> int:

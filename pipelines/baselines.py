@@ -14,10 +14,8 @@ import numpy as np
 import PIL.Image
 import soundfile
 
+from bytelm.modalities.audio import fits_flac
 from bytelm.modalities.base import Bytes, Sample
-
-FLAC_MAX_CHANNELS = 8
-FLAC_MAX_RATE = 655_350
 
 
 class CodecSizes:
@@ -40,12 +38,7 @@ class CodecSizes:
             return
         if sample.modality == "image":
             self._count("PNG", _png(sample), raw)
-        header = sample.header
-        if (
-            sample.modality == "audio"
-            and header.channels <= FLAC_MAX_CHANNELS
-            and header.rate <= FLAC_MAX_RATE
-        ):
+        if sample.modality == "audio" and fits_flac(sample.header):
             self._count("FLAC", _flac(sample), raw)
 
     def _count(self, codec: str, compressed: bytes, raw: bytes) -> None:

@@ -1,6 +1,7 @@
 """The command `bytelm`. Nothing heavy is imported before a command needs it.
 
-Exit status: 0, 2 for a mistake of the user's (one line on stderr), 1 for a failure.
+Exit status: 0, 2 for a mistake of the user's (one line on stderr), 1 for a failure, and 3 for a
+training run whose loss or gradient stayed not finite.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("BYTELM_TRACEBACK"):
             raise
         print(f"bytelm {options.command}: {_line(error)}", file=sys.stderr)
-        return 1
+        return 3 if _has_diverged(error) else 1
     except KeyboardInterrupt:
         print(f"bytelm {options.command}: interrupted", file=sys.stderr)
         return 130
@@ -47,6 +48,12 @@ def _is_failure(error: ValueError) -> bool:
     from bytelm.pipelines.shards import DamageError
 
     return isinstance(error, DamageError)
+
+
+def _has_diverged(error: BaseException) -> bool:
+    from bytelm.pipelines.watch import DivergedError
+
+    return isinstance(error, DivergedError)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +117,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     train.add_argument("--processes", type=int, default=1, help="ranks on this machine")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     train.add_argument(
+        "--or-start",
+        action="store_true",
+        help="with --resume: begin at step 0 where the run has no checkpoint yet",
+    )
+    train.add_argument(
         "--new-plan",
         action="store_true",
         help="resume on changed data: a new plan from its first row",
@@ -143,6 +155,22 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     generate.add_argument("--channels", type=int, default=1, help="audio: channels")
     generate.add_argument("--prompt-seconds", type=float, default=0.25, help="audio: given")
 
+    compress = add("compress", "Compress files under a model's probabilities.")
+    compress.add_argument("model", type=Path, metavar="MODEL")
+    compress.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    compress.add_argument("--out", required=True, type=Path, metavar="F.blm")
+    compress.add_argument(
+        "--keep-files", action="store_true", help="code images and sounds byte for byte"
+    )
+    compress.add_argument(
+        "--batch", type=int, default=64, help="pieces at once, also of decompress"
+    )
+
+    decompress = add("decompress", "Restore compressed files.")
+    decompress.add_argument("model", type=Path, metavar="MODEL")
+    decompress.add_argument("file", type=Path, metavar="F.blm")
+    decompress.add_argument("--out", required=True, type=Path, metavar="DIR")
+
     export = add("export", "Copy a run's newest model to a folder of its own.")
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("--out", required=True, type=Path, metavar="MODEL")
@@ -159,6 +187,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
         "train": _train,
         "evaluate": _evaluate,
         "generate": _generate,
+        "compress": _compress,
+        "decompress": _decompress,
         "export": _export,
         "demo": _demo,
     }
@@ -220,21 +250,31 @@ def _plan(options: argparse.Namespace, given: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines import signals
+
+    if options.processes < 1:
+        raise ValueError(f"--processes is {options.processes}, and must be at least 1")
+    is_rank = "RANK" in os.environ
+    is_launcher = options.processes > 1 and not is_rank
+    # Before the imports that take seconds.
+    if is_launcher:
+        signals.block()
+    else:
+        requests = signals.Requests()
+
     from bytelm.pipelines.allocator import keep_freed_memory
     from bytelm.pipelines.config import load_config
-    from bytelm.pipelines.train import check, launch, train
+    from bytelm.pipelines.launch import launch
+    from bytelm.pipelines.train import Start, check, train
 
     keep_freed_memory()
     config = load_config(options.config, options.set)
-    if "RANK" in os.environ:
-        train(config, options.out, options.resume, options.new_plan)
-        return 0
-    if options.processes < 1:
-        raise ValueError(f"--processes is {options.processes}, and must be at least 1")
-    check(config, options.out, options.processes, options.resume, options.new_plan)
-    if options.processes > 1:
+    start = Start(options.resume, options.or_start, options.new_plan)
+    if not is_rank:
+        check(config, options.out, options.processes, start)
+    if is_launcher:
         return launch(given, options.processes)
-    train(config, options.out, options.resume, options.new_plan)
+    train(config, options.out, start, requests)
     return 0
 
 
@@ -282,6 +322,28 @@ def _generate(options: argparse.Namespace, given: list[str]) -> int:
     for path in generate.generate(
         model, request, view, options.count, sampling, options.out, options.precision
     ):
+        print(path)
+    return 0
+
+
+def _compress(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines.checkpoint import load_model
+    from bytelm.pipelines.compress import compress
+
+    model, views = load_model(options.model)
+    for line in compress(
+        model, views, options.files, options.out, options.keep_files, options.batch
+    ):
+        print(line)
+    return 0
+
+
+def _decompress(options: argparse.Namespace, given: list[str]) -> int:
+    from bytelm.pipelines.checkpoint import load_model
+    from bytelm.pipelines.compress import decompress
+
+    model, _ = load_model(options.model)
+    for path in decompress(model, options.file, options.out):
         print(path)
     return 0
 

@@ -113,6 +113,12 @@ class TrainConfig:
     """Rows of each set's `val` that an evaluation during training scores."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step always writes one."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept; older ones are removed once a newer one is whole."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps are kept for good; 0 keeps none beside the newest."""
+    rank_timeout: float = 600.0
+    """Seconds that a rank waits for the others before the run ends."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,9 @@ class RunConfig:
             ("train.eval_every", self.train.eval_every, 0),
             ("train.eval_rows", self.train.eval_rows, 1),
             ("train.checkpoint_every", self.train.checkpoint_every, 1),
+            ("train.keep_last", self.train.keep_last, 1),
+            ("train.keep_every", self.train.keep_every, 0),
+            ("train.rank_timeout", self.train.rank_timeout, 1),
             ("data.window_shards", self.data.window_shards, 1),
             ("data.workers", self.data.workers, 0),
             ("optimizer.warmup_steps", self.optimizer.warmup_steps, 0),

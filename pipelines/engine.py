@@ -13,10 +13,11 @@ import json
 import logging
 import math
 import os
-import socket
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,10 +26,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bytelm.modalities import MODALITIES
+from bytelm.modalities import MODALITIES, framing
 from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines import elastic
 from bytelm.pipelines.config import RunConfig
-from bytelm.pipelines.loader import Batch, Damage
+from bytelm.pipelines.launch import free_port
+from bytelm.pipelines.loader import Batch, Damage, Origin
 from bytelm.pipelines.optimizer import Muon, Slices, make_optimizer, set_learning_rates
 
 T = TypeVar("T")
@@ -44,6 +47,8 @@ OWNED_BY_RUN_CONFIG = {
     "fp16": "train.precision",
     "torch_autocast": "train.precision",
 }
+SHARDS = "deepspeed"
+"""DeepSpeed's folder in a checkpoint."""
 OWNED_BY_DEEPSPEED_CONFIG = ("zero_optimization", "zero_force_ds_cpu_optimizer")
 
 
@@ -60,14 +65,20 @@ class StepStatistics:
     payload_bytes: dict[str, int]
     damage: list[Damage]
     """Pieces that were masked."""
+    pad_ids: int
+    """Number of PAD ids."""
     grad_norm: float
-    """Norm of the gradient before clipping."""
+    """Norm of the gradient before clipping; NaN where the update was skipped."""
     lr: float
+    is_applied: bool
+    """False where loss or gradient were not finite, and the update was skipped."""
+    suspects: list[Origin]
+    """Where a skipped update came from: the rows whose nats are not finite, or all of them."""
 
     @property
     def loss(self) -> float:
         """Nats for each scored id."""
-        return self.nats / self.scored
+        return self.nats / max(1, self.scored)
 
 
 def deepspeed_config(name: str) -> dict[str, Any]:
@@ -110,14 +121,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def start_ranks() -> None:
-    """Join the process group, as torchrun's variables say, or as a single process."""
+def start_ranks(timeout: float) -> None:
+    """Join the process group, as torchrun's variables say, or as a single process.
+
+    Args:
+        timeout: seconds after which waiting for another rank is an error.
+    """
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -126,7 +138,9 @@ def start_ranks() -> None:
         # Its shared-memory all-reduce would need a compiler; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.init_distributed(verbose=False)
+    # DeepSpeed calls collectives by names that torch has begun to rename, in every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
@@ -150,6 +164,10 @@ class Engine:
         ds_config = deepspeed_config(config.train.deepspeed)
         self.zero_stage = ds_config["zero_optimization"]["stage"]
         optimizer = make_optimizer(model, config.optimizer, config.train.precision)
+        self._names = elastic.parameter_names(optimizer, model)
+        if self.zero_stage == 0:
+            self._unsharded_grad_norm = 0.0
+            optimizer.register_step_pre_hook(self._skip_what_is_not_finite)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -210,34 +228,50 @@ class Engine:
         # DeepSpeed divides by the number of micro batches and of ranks.
         scale = self.accumulation * self.ranks / max(1, int(scored))
         sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
-        counts = torch.zeros(1 + len(MODALITIES), dtype=torch.int64)
+        counts = torch.zeros(2 + len(MODALITIES), dtype=torch.int64)
         damage = [d for b in micro_batches for d in b.damage]
-        grad_norm = 0.0
+        is_finite: list[bool] = []  # by row
+        grad_norm = math.nan
         self._engine.train()
         for number, batch in enumerate(micro_batches):
             nats = self._forward(batch)
             loss = nats[batch.scored.to(self.device)].sum() * scale
-            self._engine.backward(loss)
+            # The factor is 1, or NaN where the loss is not finite: then the gradient is neither.
+            self._engine.backward(loss * (1.0 + 0.0 * loss.detach()))
+            is_finite += _is_finite(nats.detach(), batch)
             sums += _nats_by_modality(nats.detach(), batch)
-            counts[1:] += _bytes_by_modality(batch)
+            counts[1:-1] += _bytes_by_modality(batch)
+            counts[-1] += (batch.ids == framing.PAD).sum()
             if number == self.accumulation - 1 and self.zero_stage == 0:
-                grad_norm = self._unsharded_grad_norm()
+                grad_norm = self._unsharded_grad_norm = self._norm_of_gradients()
             self._engine.step()
         counts[0] = len(damage)
         sums, counts = self._sum(sums), self._sum(counts)
         if counts[0]:
-            damage = self._gather(damage)
+            damage = self.gather(damage)
+        is_applied = math.isfinite(grad_norm)
         if self.zero_stage > 0:
-            grad_norm = float(self._engine.get_global_grad_norm())
+            is_applied = self._engine.was_step_applied()
+            grad_norm = float(self._engine.get_global_grad_norm()) if is_applied else math.nan
+        suspects = [] if is_applied else self._suspects(micro_batches, is_finite)
         return StepStatistics(
             nats=float(sums[0]),
             scored=int(scored),
             payload_nats=dict(zip(MODALITIES, sums[1:].tolist(), strict=True)),
-            payload_bytes=dict(zip(MODALITIES, counts[1:].tolist(), strict=True)),
+            payload_bytes=dict(zip(MODALITIES, counts[1:-1].tolist(), strict=True)),
             damage=damage,
-            grad_norm=grad_norm,
+            pad_ids=int(counts[-1]),
+            grad_norm=grad_norm if is_applied else math.nan,
             lr=lr,
+            is_applied=is_applied,
+            suspects=suspects,
         )
+
+    def _suspects(self, micro_batches: Sequence[Batch], is_finite: Sequence[bool]) -> list[Origin]:
+        rows = [origin for batch in micro_batches for origin in batch.origins if origin]
+        bad = [origin for origin, good in zip(rows, is_finite, strict=True) if not good]
+        found = self.gather(bad)
+        return found or self.gather(rows)
 
     @torch.no_grad()
     def nats(self, batch: Batch) -> Tensor:
@@ -252,7 +286,13 @@ class Engine:
             batch.modality.to(self.device),
         )
 
-    def _unsharded_grad_norm(self) -> float:
+    def _skip_what_is_not_finite(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before a step at ZeRO 0: without gradients nothing is updated. DeepSpeed skips such steps
+        at the other stages."""
+        if not math.isfinite(self._unsharded_grad_norm):
+            optimizer.zero_grad(set_to_none=True)
+
+    def _norm_of_gradients(self) -> float:
         norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]
         return float(torch.stack(norms).norm())
 
@@ -266,8 +306,8 @@ class Engine:
         """The sums of each value over ranks; every rank has to call it."""
         return self._sum(torch.tensor(values, dtype=dtype)).tolist()
 
-    def _gather(self, items: list[T]) -> list[T]:
-        """The items of all ranks, in their order."""
+    def gather(self, items: list[T]) -> list[T]:
+        """The items of all ranks, in their order; every rank has to call it."""
         parts: list[list[T]] = [[] for _ in range(self.ranks)]
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
@@ -278,17 +318,40 @@ class Engine:
 
     # --- checkpoints ---
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of weights and optimizer into a folder that all ranks share."""
-        self._engine.save_checkpoint(
-            str(folder), tag="deepspeed", client_state={}, save_latest=False
-        )
+    def save(self, folder: Path) -> list[Path]:
+        """Write this rank's part of weights and optimizer into a folder that all ranks share.
 
-    def load(self, folder: Path) -> None:
-        """Load what `save` wrote, with the same number of ranks and ZeRO stage."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag="deepspeed")
-        if path is None:
-            raise ValueError(f"DeepSpeed found no checkpoint in {folder}")
+        Returns the files that this rank wrote. Raises what torch does where a file cannot be
+        written, but once all ranks are through: a rank that fails leaves no other one waiting.
+        """
+        written: list[Path] = []
+        errors: list[OSError | RuntimeError] = []
+
+        def write(state_dict: dict[str, Any], path: str) -> None:
+            try:
+                with open(path, "wb") as file:
+                    torch.save(state_dict, file)
+                written.append(Path(path))
+            except (OSError, RuntimeError) as error:
+                errors.append(error)
+
+        self._engine.checkpoint_engine.save = write
+        # It would copy a script that makes fp32 weights, which `model/` holds already.
+        self._engine._copy_recovery_script = lambda folder: None
+        self._engine.save_checkpoint(str(folder), tag=SHARDS, client_state={}, save_latest=False)
+        if errors:
+            raise errors[0]
+        return written
+
+    def load(self, folder: Path, ranks: int, zero_stage: int) -> None:
+        """Load what `save` wrote under so many ranks and a ZeRO stage; to the last bit where they
+        are those of this engine."""
+        if (ranks, zero_stage) == (self.ranks, self.zero_stage):
+            path, _ = self._engine.load_checkpoint(str(folder), tag=SHARDS)
+            assert path, f"DeepSpeed found no checkpoint in {folder}"
+            return
+        saved = elastic.SavedTensors(folder / SHARDS, ranks, zero_stage, self._names)
+        elastic.load(self._optimizer, self._engine.module, self.zero_stage, saved)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole weights in fp32 on the CPU, gathered one by one; empty but on rank 0.
@@ -313,6 +376,11 @@ def _nats_by_modality(nats: Tensor, batch: Batch) -> Tensor:
     values = nats.to("cpu", torch.float64)
     masks = [batch.payload & (batch.modality == m.code) for m in MODALITIES.values()]
     return torch.stack([values[mask].sum() for mask in (batch.scored, *masks)])
+
+
+def _is_finite(nats: Tensor, batch: Batch) -> list[bool]:
+    """Of each row: whether the nats of all its scored ids are finite."""
+    return (nats.cpu().isfinite() | ~batch.scored).all(1).tolist()
 
 
 def _bytes_by_modality(batch: Batch) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import FILE_VIEW_CODE, Bytes, Modality
+from bytelm.pipelines import signals
 from bytelm.pipelines.plan import Plan, PlannedRow
 from bytelm.pipelines.shards import ByteCache, DamageError
 
@@ -376,8 +377,13 @@ def make_loader(
         collate_fn=_as_it_is,
         num_workers=workers,
         prefetch_factor=min(ahead, MAX_PREFETCHED_BATCHES) if workers else None,
+        worker_init_fn=_leave_signals,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _leave_signals(worker: int) -> None:
+    signals.leave_to_parent()
 
 
 def _as_it_is(batch: Any) -> Any:

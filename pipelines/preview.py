@@ -5,12 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from bytelm.model.megabyte import Megabyte
+from bytelm.model.flops import costs, generation_flops_per_byte, training_flops_per_byte
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.plan import Plan
 from bytelm.pipelines.train import check_cache, steps_to_do, training_plan
@@ -29,11 +28,13 @@ def preview(config: RunConfig, processes: int, console: Console) -> None:
     console.print(_sets(config, plan))
     rows = plan.rows(0)
     held = plan.epoch_bytes / (rows * config.model.context)
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in Megabyte(config.model).parameters())
+    parameters = [cost.parameters for cost in costs(config.model)]
+    parts = " + ".join(f"{count:,}" for count in parameters)
     for line in (
-        f"model: {parameters:,} parameters, context {config.model.context:,}, "
-        f"patch {config.model.patch}",
+        f"model: {sum(parameters):,} parameters ({parts} by stage and output), "
+        f"context {config.model.context:,}, patch {config.model.patch}",
+        f"cost: {training_flops_per_byte(config.model):,.0f} FLOPs a byte to train, "
+        f"{generation_flops_per_byte(config.model):,.0f} to generate",
         f"epoch: {rows:,} rows, {plan.epoch_bytes:,} payload bytes, "
         f"{1 - held:.1%} framing and padding",
         f"step: {config.train.global_batch} rows on {processes} processes, "

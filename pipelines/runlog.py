@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,8 @@ from rich.progress import (
 from rich.table import Table
 
 from bytelm.pipelines.engine import StepStatistics, bits_per_byte
+from bytelm.pipelines.shardwriter import write_atomic
+from bytelm.pipelines.watch import Watch
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -41,14 +44,9 @@ class RunLog:
         self.console = Console(highlight=False)
         self._steps = steps
         path = run / METRICS
-        kept = [
-            line
-            for line in (path.read_text().splitlines() if path.exists() else [])
-            if json.loads(line)["step"] <= done
-        ]
-        self._file = open(path, "w")  # noqa: SIM115
-        self._file.writelines(line + "\n" for line in kept)
-        self._file.flush()
+        kept = _lines_up_to(path, done)
+        write_atomic(path, "".join(line + "\n" for line in kept).encode())
+        self._file = open(path, "a")  # noqa: SIM115
         self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=done + 1)
         self._progress: Progress | None = None
         if self.console.is_terminal:
@@ -65,7 +63,7 @@ class RunLog:
             self._task = self._progress.add_task("", total=steps, completed=done, figures="")
             self._progress.start()
         self._began, self._done_before = time.monotonic(), done
-        self._since, self._bytes = self._began, 0  # since the last line of figures
+        self._since, self._bytes, self._waited = self._began, 0, 0.0  # since the last figures
         self._last_plain = 0.0
 
     def __enter__(self) -> RunLog:
@@ -83,15 +81,29 @@ class RunLog:
         self._file.close()
 
     def step(
-        self, step: int, statistics: StepStatistics, epoch: int, row: int, is_due: bool
+        self,
+        step: int,
+        statistics: StepStatistics,
+        position: tuple[int, int],
+        skipped: int,
+        waited: float,
+        is_due: bool,
     ) -> None:
-        """Count a training step whose last row was `row` of `epoch`; record it where it is due."""
+        """Count a training step; record it where it is due.
+
+        Args:
+            position: epoch and row of its last row.
+            skipped: updates skipped since the run began.
+            waited: seconds that this rank waited for the step's data.
+        """
         self._bytes += sum(statistics.payload_bytes.values())
+        self._waited += waited
         for piece in statistics.damage:
             self._write("damage", step, {"bytes": piece.size, "cause": piece.cause})
             self.say(f"step {step}: masked {piece.size} bytes: {piece.cause}")
         if not is_due:
             return
+        seconds = time.monotonic() - self._since
         values = {
             "loss": statistics.loss,
             "bits_per_byte": {
@@ -101,13 +113,33 @@ class RunLog:
             },
             "lr": statistics.lr,
             "grad_norm": statistics.grad_norm,
-            "bytes_per_second": self._bytes / (time.monotonic() - self._since),
-            "epoch": epoch,
-            "row": row,
+            "skipped_steps": skipped,
+            "pad_ids": statistics.pad_ids,
+            "bytes_per_second": self._bytes / seconds,
+            "data_wait": self._waited / seconds,
+            "epoch": position[0],
+            "row": position[1],
         }
-        self._since, self._bytes = time.monotonic(), 0
+        self._restart_clock()
         self._record("train", step, values)
         self._show(step, _figures(values))
+
+    def spike(self, step: int, loss: float, watch: Watch) -> None:
+        """Mark a loss that stands out."""
+        self._write("spike", step, {"loss": loss, "mean": watch.mean, "variance": watch.variance})
+        self.say(f"step {step}: loss {loss:.3f} is a spike, the mean is {watch.mean:.3f}")
+
+    def skipped(self, step: int, statistics: StepStatistics, documents: Sequence[str]) -> None:
+        """Record a step whose update was skipped, and the documents of its rows."""
+        loss = str(statistics.loss)
+        self._write("skipped", step, {"loss": loss, "documents": list(documents)})
+        self.say(
+            f"step {step}: loss {loss} or its gradient is not finite, the update is skipped; "
+            f"documents: {'; '.join(documents)}"
+        )
+
+    def _restart_clock(self) -> None:
+        self._since, self._bytes, self._waited = time.monotonic(), 0, 0.0
 
     def _show(self, step: int, figures: str) -> None:
         if self._progress is not None:
@@ -123,19 +155,20 @@ class RunLog:
         self._record("eval", step, metrics)
         parts = [f"{name} {m['bits_per_byte']:.3f}" for name, m in metrics.items()]
         self.say(f"step {step}: bits per byte on val: {'  '.join(parts)}")
-        self._since, self._bytes = time.monotonic(), 0
+        self._restart_clock()
 
     def checkpoint(self, step: int, folder: Path) -> None:
         """Show where a checkpoint was written."""
         self.say(f"step {step}: checkpoint {folder}")
-        self._since, self._bytes = time.monotonic(), 0
+        self._restart_clock()
 
     def say(self, text: str) -> None:
         """Show a line above the bar."""
         self.console.print(text, soft_wrap=True)
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        line = {"kind": kind, "step": step, **_without_nan(values)}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -144,6 +177,25 @@ class RunLog:
             for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
                 tag = "/".join(part for part in (kind, name, inner) if part)
                 self._writer.add_scalar(tag, number, step)
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with None for numbers that JSON cannot hold, at any depth."""
+    return {
+        name: _without_nan(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in values.items()
+    }
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """The whole lines of metrics of the steps up to one."""
+    data = path.read_text() if path.exists() else ""
+    whole, _, _ = data.rpartition("\n")  # what comes after it, a killed process left unfinished
+    return [line for line in whole.splitlines() if json.loads(line)["step"] <= step]
 
 
 def evaluation_table(

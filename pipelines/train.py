@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import math
-import os
-import subprocess
-import sys
-import tempfile
-import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,45 +18,34 @@ from bytelm.pipelines.checkpoint import TrainState
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.engine import Engine, deepspeed_config, start_ranks
 from bytelm.pipelines.evaluate import Scores, score
-from bytelm.pipelines.loader import Batch, EvaluationRows, TrainingRows, make_loader
+from bytelm.pipelines.launch import end_with_launcher
+from bytelm.pipelines.loader import Batch, EvaluationRows, Origin, TrainingRows, make_loader
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.plan import Plan, Source, load_or_make_plan
-from bytelm.pipelines.runlog import RunLog
+from bytelm.pipelines.runlog import METRICS, RunLog
 from bytelm.pipelines.shards import DamageError
 from bytelm.pipelines.shardwriter import write_atomic
+from bytelm.pipelines.signals import Requests
+from bytelm.pipelines.watch import MAX_SKIPPED_IN_A_ROW, DivergedError
 
 CONFIG = "config.json"
 PLAN = "plan.npz"
-LAUNCHER = "BYTELM_LAUNCHER"
-"""Names the file that `launch` has locked for as long as it runs."""
 
 
-class DivergedError(RuntimeError):
-    """A loss that is not finite."""
+@dataclass(frozen=True)
+class Start:
+    """How a run begins."""
 
+    resume: bool = False
+    """Go on from the newest checkpoint; otherwise the run's folder has to be new."""
+    or_start: bool = False
+    """With `resume`: begin at step 0 where the run has no checkpoint yet."""
+    new_plan: bool = False
+    """With `resume`: on changed data, begin a new plan at its first row."""
 
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run `bytelm ARGUMENTS` in so many processes of this machine; gives the exit status."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "bytelm.pipelines.cli", *arguments]
-    with tempfile.NamedTemporaryFile(prefix="bytelm-") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, LAUNCHER: lock.name}
-        return 1 if subprocess.run(command, env=environment, check=False).returncode else 0
-
-
-def _end_with_launcher() -> None:
-    """Have this rank end once `launch` has. If that or torchrun is killed, nobody else ends it."""
-
-    def wait() -> None:
-        with suppress(FileNotFoundError), open(os.environ[LAUNCHER]) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        print("bytelm train: the command that launched this rank has ended", file=sys.stderr)
-        os._exit(1)
-
-    if LAUNCHER in os.environ:
-        threading.Thread(target=wait, daemon=True).start()
+    def resumes(self, run: Path) -> bool:
+        """Whether a checkpoint has to be loaded."""
+        return self.resume and not (self.or_start and not checkpoint.has_any(run))
 
 
 def training_plan(config: RunConfig, path: Path) -> Plan:
@@ -126,7 +108,7 @@ def check_cache(config: RunConfig, plan: Plan, processes: int) -> None:
         )
 
 
-def check(config: RunConfig, run: Path, processes: int, resume: bool, new_plan: bool) -> None:
+def check(config: RunConfig, run: Path, processes: int, start: Start) -> None:
     """ValueError for what would stop a run before its first step, found before any rank starts."""
     deepspeed_config(config.train.deepspeed)
     config.accumulation(processes)
@@ -135,27 +117,29 @@ def check(config: RunConfig, run: Path, processes: int, resume: bool, new_plan: 
             f"the stream has {framing.VOCAB_SIZE} ids and pads with {framing.PAD}: leave "
             "vocab_size and pad_id of the model as they are"
         )
+    if start.or_start and not start.resume:
+        raise ValueError("--or-start says what --resume does without a checkpoint: add --resume")
     # A plan alone was left by a run that was refused here.
     if (
-        not resume
+        not start.resume
         and run.exists()
         and (not run.is_dir() or {p.name for p in run.iterdir()} - {PLAN})
     ):
         raise ValueError(f"{run} is not empty: go on with --resume, or choose another --out")
-    state = checkpoint.newest(run)[1] if resume else None
+    state = None
+    if start.resumes(run):
+        state = checkpoint.newest(run, checkpoint.quick_damage).state
     plan = training_plan(config, run / PLAN)
     steps_to_do(config, plan)
     check_cache(config, plan, processes)
     if state:
-        _check_resumable(state, config, plan, processes, new_plan)
+        _check_resumable(state, plan, start.new_plan)
     if config.data.damage == "raise":
         for source in plan.sources:
             source.set.check_sizes("train")
 
 
-def _check_resumable(
-    state: TrainState, config: RunConfig, plan: Plan, ranks: int, new_plan: bool
-) -> None:
+def _check_resumable(state: TrainState, plan: Plan, new_plan: bool) -> None:
     for name, value in plan.identity.items():
         if not new_plan and state.plan.get(name) != value:
             raise ValueError(
@@ -163,26 +147,19 @@ def _check_resumable(
                 f"{value}; resume with what it was, or begin a new plan of the data at its first "
                 "row with --new-plan"
             )
-    stage = deepspeed_config(config.train.deepspeed)["zero_optimization"]["stage"]
-    for name, was, is_ in (
-        ("number of processes", state.ranks, ranks),
-        ("ZeRO stage", state.zero_stage, stage),
-    ):
-        if was != is_:
-            raise ValueError(
-                f"the checkpoint was written with another {name}: {was}, now {is_}; "
-                "resume with the config and the processes that it was started with"
-            )
 
 
-def train(config: RunConfig, run: Path, resume: bool, new_plan: bool) -> None:
-    """Train a run to its last step; every rank calls it.
+def train(config: RunConfig, run: Path, start: Start, requests: Requests) -> None:
+    """Train a run to its last step, or until it is asked to stop; every rank calls it.
 
-    Raises ValueError for what a user can get wrong, DamageError for data that cannot be used,
-    DivergedError for a loss that is not finite.
+    Raises ValueError for what a user can get wrong, DamageError for data and checkpoints that
+    cannot be used, CheckpointError for a checkpoint that cannot be written, DivergedError where
+    loss or gradient stay not finite.
     """
-    _end_with_launcher()
-    start_ranks()
+    if checkpoint.has_any(run) and not start.resume:
+        raise ValueError(f"{run} has checkpoints: go on with --resume, or choose another --out")
+    end_with_launcher()
+    start_ranks(config.train.rank_timeout)
     torch.manual_seed(config.train.seed)
     engine = Engine(Megabyte(config.model), config)
     if engine.rank == 0:
@@ -190,21 +167,43 @@ def train(config: RunConfig, run: Path, resume: bool, new_plan: bool) -> None:
     engine.barrier()
     plan = training_plan(config, run / PLAN)
     state = TrainState(0, 0, 0, plan.identity, engine.ranks, engine.zero_stage)
-    if resume:
-        folder, state = checkpoint.newest(run)
-        _check_resumable(state, config, plan, engine.ranks, new_plan)
-        engine.load(folder)
+    said: list[str] = []
+    if start.resumes(run):
+        found = checkpoint.newest_together(engine, run)
+        state = found.state
+        _check_resumable(state, plan, start.new_plan)
+        engine.load(found.folder, state.ranks, state.zero_stage)
+        said = [*(f"refused {line}" for line in found.refused), f"resumed from {found.folder}"]
+        if (state.ranks, state.zero_stage) != (engine.ranks, engine.zero_stage):
+            said.append(
+                f"it was written by {state.ranks} processes at ZeRO {state.zero_stage}, now it is "
+                f"{engine.ranks} at ZeRO {engine.zero_stage}"
+            )
+        if engine.rank == 0:
+            checkpoint.set_refused_aside(run, found)
+        state = replace(state, ranks=engine.ranks, zero_stage=engine.zero_stage)
         if state.plan != plan.identity:
             state = replace(state, epoch=0, row=0, plan=plan.identity)
+    elif start.resume:
+        said = [f"{run} has no checkpoint yet: starting at step 0"]
     if engine.rank == 0:
         write_atomic(run / CONFIG, json.dumps(config.to_dict(), indent=1).encode())
         with RunLog(run, steps_to_do(config, plan), state.step) as log:
-            _loop(engine, plan, state, run, log)
+            for line in said:
+                log.say(line)
+            _loop(engine, plan, state, run, requests, log)
     else:
-        _loop(engine, plan, state, run, None)
+        _loop(engine, plan, state, run, requests, None)
 
 
-def _loop(engine: Engine, plan: Plan, state: TrainState, run: Path, log: RunLog | None) -> None:
+def _loop(
+    engine: Engine,
+    plan: Plan,
+    state: TrainState,
+    run: Path,
+    requests: Requests,
+    log: RunLog | None,
+) -> None:
     config = engine.config
     rows = TrainingRows(
         plan,
@@ -221,30 +220,83 @@ def _loop(engine: Engine, plan: Plan, state: TrainState, run: Path, log: RunLog 
     steps = steps_to_do(config, plan)
     if log and steps < config.train.steps:
         log.say(f"the run ends after {steps} steps: a set is exhausted then")
-    masked_bytes = 0
-    for step in range(state.step, steps):
-        done = step + 1
-        last = done == steps
-        statistics = engine.train_step(step, steps, _next(batches, engine.accumulation))
-        epoch, row = list(islice(positions, config.train.global_batch))[-1]
+    saved = state.step if checkpoint.has_any(run) else None
+
+    def save(state: TrainState) -> None:
+        nonlocal saved
+        if saved == state.step:
+            return
+        folder = checkpoint.save(engine, run, state, config.model, _exported(config))
+        saved = state.step
         if log:
-            log.step(done, statistics, epoch, row, last or _is_due(done, config.train.log_every))
-        if not math.isfinite(statistics.loss):
-            raise DivergedError(f"the loss of step {done} is {statistics.loss}")
+            log.checkpoint(state.step, folder)
+
+    stop, _ = _asked(engine, requests)
+    while state.step < steps and not stop:
+        began = time.monotonic()
+        batch = _next(batches, engine.accumulation)
+        waited = time.monotonic() - began
+        statistics = engine.train_step(state.step, steps, batch)
+        epoch, row = list(islice(positions, config.train.global_batch))[-1]
+        done = state.step + 1
+        is_last = done == steps
+        if log:
+            if state.watch.is_spike(statistics.loss):
+                log.spike(done, statistics.loss, state.watch)
+            if not statistics.is_applied:
+                log.skipped(done, statistics, _document_keys(plan, statistics.suspects))
+        state = replace(
+            state,
+            step=done,
+            epoch=epoch,
+            row=row + 1,
+            masked_bytes=state.masked_bytes + sum(d.size for d in statistics.damage),
+            watch=state.watch.after(statistics.loss, statistics.is_applied),
+        )
+        if log:
+            is_due = is_last or _is_due(done, config.train.log_every)
+            log.step(done, statistics, (epoch, row), state.watch.skipped, waited, is_due)
+        if state.watch.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            save(replace(state, watch=replace(state.watch, skipped_in_a_row=0)))
+            raise DivergedError(
+                f"loss or gradient of steps {done - MAX_SKIPPED_IN_A_ROW + 1} to {done} were not "
+                f"finite; their updates were skipped, and the checkpoint of step {done} has the "
+                "weights before them: lower optimizer.lr, or look at the documents named in "
+                f"{run / METRICS}"
+            )
         if statistics.damage:
-            masked_bytes += sum(d.size for d in statistics.damage)
-            _check_damage(masked_bytes, done, statistics.damage[-1].cause, config, plan)
-        if validation and (last or _is_due(done, config.train.eval_every)):
+            _check_damage(state.masked_bytes, done, statistics.damage[-1].cause, config, plan)
+        stop, wants_checkpoint = _asked(engine, requests)
+        if validation and not stop and (is_last or _is_due(done, config.train.eval_every)):
             metrics = _validate(engine, validation)
             if log:
                 log.evaluation(done, metrics)
-        if last or _is_due(done, config.train.checkpoint_every):
-            reached = TrainState(
-                done, epoch, row + 1, plan.identity, engine.ranks, engine.zero_stage
-            )
-            folder = checkpoint.save(engine, run, reached, config.model, _exported(config))
-            if log:
-                log.checkpoint(done, folder)
+        if wants_checkpoint or is_last or _is_due(done, config.train.checkpoint_every):
+            save(state)
+    if stop:
+        save(state)
+        if log:
+            log.say(f"asked to stop: the run ends after step {state.step}, go on with --resume")
+
+
+def _asked(engine: Engine, requests: Requests) -> tuple[bool, bool]:
+    """Whether a signal asked any rank to stop, and to save now; the same on every rank."""
+    stop, save = engine.sum_over_ranks([requests.stop, requests.save], torch.int64)
+    requests.save = False
+    return stop > 0, save > 0
+
+
+def _document_keys(plan: Plan, origins: Sequence[Origin]) -> list[str]:
+    """`SET/SHARD: KEYS` of rows, as far as the shards can be read."""
+    lines = []
+    sets = {source.set.location: source.set for source in plan.sources}
+    for origin in origins:
+        shard_set = sets[origin.set]
+        shard = next(s for s in shard_set.split("train") if s.name == origin.shard)
+        index = shard_set.index(shard)
+        keys = [shard_set.key(shard, index[index["document"] == n][0]) for n in origin.documents]
+        lines.append(f"{origin.set}/{origin.shard}: {' '.join(keys)}")
+    return lines
 
 
 def _check_damage(masked: int, step: int, cause: str, config: RunConfig, plan: Plan) -> None:

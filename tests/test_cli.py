@@ -20,6 +20,8 @@ COMMANDS = (
     "train",
     "evaluate",
     "generate",
+    "compress",
+    "decompress",
     "export",
     "demo",
 )

@@ -10,7 +10,7 @@ layers deep, local 256 wide and 4 deep.
 `train`, at 8,192 bytes: all in one process, a step of each in turn, medians.
 
     train/PEER           bytes/s
-    train-flops/PEER     FLOPs of a training step per byte, counted by PyTorch
+    train-flops/PEER     FLOPs of a training step per byte (ours by formula, theirs counted)
     train/matrix-peak    FLOP/s of our step against those of a 1024 x 1024 x 1024 product in bf16
                          into a preallocated output, timed in the same rounds
 
@@ -34,7 +34,8 @@ from statistics import median
 
 import torch
 
-from bytelm.tools.contestants import NAMES, PEERS, Shape, build
+from bytelm.model.flops import training_flops_per_byte
+from bytelm.tools.contestants import NAMES, PEERS, Shape, build, our_config
 from bytelm.tools.resident import peak_resident, reset_peak, resident
 
 Figure = tuple[str, float, str, float]
@@ -54,7 +55,8 @@ def train_figures(rounds: int) -> Iterator[Figure]:
     torch.set_num_threads(THREADS)
     ids = torch.randint(256, (1, SHORT.context))
     contestants = {name: build(name, SHORT) for name in NAMES}
-    flops = {name: each.flops(ids) / SHORT.context for name, each in contestants.items()}
+    flops = {name: contestants[name].counted_flops(ids) / SHORT.context for name in PEERS}
+    flops["bytelm"] = training_flops_per_byte(our_config(SHORT))
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     products = []
     for round_ in range(rounds + 1):

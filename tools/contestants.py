@@ -89,11 +89,12 @@ class Contestant:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def flops(self, ids: Tensor) -> int:
+    def counted_flops(self, ids: Tensor) -> int:
         """Of forward and backward, as PyTorch counts them: 2 for each multiply-add of a product.
 
-        Attention counts all pairs of places, and twice as much in the backward pass as in the
-        forward; PyTorch has no entry for its kernel for CPUs.
+        Attention by PyTorch's kernel for CPUs, for which its counter has no entry, counts all
+        pairs of places, and twice as much in the backward pass as in the forward. For ours take
+        `training_flops_per_byte`, which counts the same of the model's equations.
         """
         ops = torch.ops.aten
         flops_of = {
