@@ -43,6 +43,11 @@ def training_flops_per_byte(config: ModelConfig) -> float:
     return 3 * sum(cost.products + cost.attention for cost in costs(config))
 
 
+def causal_training_flops_per_byte(config: ModelConfig) -> float:
+    """`training_flops_per_byte` without the pairs that attention masks."""
+    return 3 * sum(cost.products + cost.causal_attention for cost in costs(config))
+
+
 def generation_flops_per_byte(config: ModelConfig) -> float:
     """Of decoding with caches, on average over a row: each byte sees only what is before it."""
     return sum(cost.products + cost.causal_attention for cost in costs(config))
