@@ -55,7 +55,7 @@ class ModelConfig:
     rms_norm: bool = False
     """RMSNorm in place of LayerNorm."""
     qk_norm: bool = False
-    """Each head's queries and keys have a mean square of 1; queries a trained gain for each head."""
+    """Queries and keys of each head have a mean square of 1, and queries a trained gain."""
     gated_feed_forward: bool = False
     """SwiGLU, 8/3 as wide as the stage, in place of ReLU, four times as wide."""
     token_shift: bool = False
