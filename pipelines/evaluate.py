@@ -101,8 +101,8 @@ def evaluate(
         ValueError: for a model or a set that is missing or of another format, an empty split.
     """
     sets = [open_set(path) for path in set_paths]
-    model, views = checkpoint.load_model(model_path)
-    config = PlanConfig(model.config.context, model.config.patch, views)
+    model, seen = checkpoint.load_model(model_path)
+    config = PlanConfig(model.config.context, model.config.patch, seen.views)
     plan = Plan([Source(shard_set, split) for shard_set in sets], config)
     device = model.lm_head.weight.device
 
