@@ -51,11 +51,11 @@ class ModelConfig:
     init_std: float = 0.006
     """Standard deviation of everything else: matrices, position table, start vectors."""
     rope: bool = False
-    """Queries and keys of every stage are rotated by their place in its sequence."""
+    """Queries and keys of every stage are rotated by their place in the document."""
     rms_norm: bool = False
     """RMSNorm in place of LayerNorm."""
     qk_norm: bool = False
-    """An RMSNorm over the channels of each head's queries and keys."""
+    """Queries and keys of each head have a mean square of 1, and queries a trained gain."""
     gated_feed_forward: bool = False
     """SwiGLU, 8/3 as wide as the stage, in place of ReLU, four times as wide."""
     token_shift: bool = False
@@ -63,6 +63,8 @@ class ModelConfig:
     cross_patch_attention: int = 0
     """r: below stage 0 a position also sees the last r positions (all, where they are fewer) of
     the sequence before its own, and the first position its input too; 0 = its own only."""
+    attention_window: int = 0
+    """Positions that one of stage 0 sees, its own among them; 0 = all of its document."""
     conv_patch_encoder: bool = False
     """Causal convolutions of 3, 5 and 7 bytes over stage 0's embeddings before they are patches."""
     ngram_rows: int = 0
@@ -109,6 +111,7 @@ class ModelConfig:
             raise ValueError(
                 "conv_patch_encoder needs patches: give two stages or more, or leave it out"
             )
+        _require_integer("attention_window", self.attention_window, least=0)
         _require_integer("modality_heads", self.modality_heads, least=0)
         if self.modality_heads and self.tied_output:
             raise ValueError(

@@ -94,7 +94,11 @@ class Appended:
         self.rows = torch.tensor(rows, device=device)
         self.first = torch.tensor(places, device=device) == 0
         self.slots = torch.tensor(places, device=device) + back
-        lowest = [back if is_first else 0 for is_first in opens]
+        window = stage.stage.attention_window or stage.places + back
+        lowest = [
+            max(back if is_first else 0, place + back + 1 - window)
+            for place, is_first in zip(places, opens, strict=True)
+        ]
         self.seen = slice(min(lowest), back + max(places) + 1)
         self.is_whole = len(rows) == len(stage.layers[0].keys)
         self.is_even = min(places) == max(places) and min(lowest) == max(lowest)
@@ -244,7 +248,8 @@ class Decoder:
         place = rearrange(end // b, "B n -> (B n)")
         count = n // width
         groups, first = [(self.batch * count, width)], stage.first(place)
-        inner: Sequence[Past] = [SegmentPast(groups, first)] * len(stage.blocks)
+        past = SegmentPast(groups, first, stage.attention_window)
+        inner: Sequence[Past] = [past] * len(stage.blocks)
         if stage.back:
             is_first = torch.arange(count, device=opens.device) == 0
             opening = repeat(is_first, "Q -> (B Q)", B=self.batch)

@@ -8,7 +8,8 @@ Shapes:
 
 FLOPs are those of matrix products, 2 for each multiply-add: look-ups, norms, softmax and what is
 computed again in the backward pass do not count. Attention counts all pairs of a sequence, as
-PyTorch's counter and the usual model FLOPs utilisation do, and beside it those that are not masked.
+PyTorch's counter and the usual model FLOPs utilisation do, all of a window where there is one, and
+beside it those that are not masked.
 Rows are `context` bytes of one document each, which is the most that a row costs: attention inside
 shorter documents costs less.
 """
@@ -93,11 +94,12 @@ def _stage(config: ModelConfig, index: int) -> Cost:
         parameters += grams * config.ngram_rows + grams * width
         multiplied += grams * width
     pair = 4 * width * shape.layers / bytes_  # FLOPs for each key of a position, per byte
+    seen = min(places, config.attention_window or places) if index == 0 else places
     return Cost(
         parameters,
         products=2 * multiplied / bytes_,
-        attention=pair * (places + back),
-        causal_attention=pair * ((places + 1) / 2 + back),
+        attention=pair * (seen + back),
+        causal_attention=pair * (seen - seen * (seen - 1) / (2 * places) + back),
     )
 
 

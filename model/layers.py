@@ -93,11 +93,13 @@ class SegmentPast:
     """Attention inside each segment; its cost is that of the segments run alone.
 
     first [S] bool: the positions that open a segment.
+    window: how many positions one sees, its own among them; 0 = all of its segment.
     """
 
-    def __init__(self, groups: Groups, first: Tensor) -> None:
+    def __init__(self, groups: Groups, first: Tensor, window: int = 0) -> None:
         self.groups = groups
         self.first = first
+        self.window = window
 
     def before(self, x: Tensor, sublayer: int) -> Tensor:
         return x.roll(1, 0).masked_fill(self.first[:, None], 0.0)
@@ -108,7 +110,8 @@ class SegmentPast:
         outputs = []
         for (count, _), part in zip(self.groups, parts, strict=True):
             q, k, v = (rearrange(each, "(M n) H c -> M H n c", M=count) for each in part)
-            outputs.append(rearrange(causal_attention(q, k, v), "M H n c -> (M n) H c"))
+            output = causal_attention(q, k, v, self.window)
+            outputs.append(rearrange(output, "M H n c -> (M n) H c"))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -328,6 +331,7 @@ class Stage(nn.Module):
         self.is_turned = config.rope
         self.places = config.patch_sizes[index - 1] if index else config.context // self.bytes
         self.back = min(config.cross_patch_attention, self.places) if index else 0
+        self.attention_window = 0 if index else config.attention_window
         self.window = self.reads = self.bytes
         self.patch_encoder = None
         if index == 0 and config.conv_patch_encoder:

@@ -230,7 +230,8 @@ class Megabyte(nn.Module):
     def _stage_0(self, patches: Tensor, layout: Layout) -> Tensor:
         """Patches [S, back + P] to the output of stage 0 for each of them, [S, D]."""
         stage = self.stages[0]
-        pasts = [SegmentPast(layout.groups, layout.place == 0)] * len(stage.blocks)
+        past = SegmentPast(layout.groups, layout.place == 0, stage.attention_window)
+        pasts = [past] * len(stage.blocks)
         return stage(self.before(0, patches), layout.place, None, pasts)
 
     def before(self, index: int, patches: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from bytelm.model.config import ModelConfig
 from bytelm.model.hub import CONFIG_FILE, from_pretrained, save_pretrained
@@ -96,8 +97,8 @@ def save(
         error = ""
         try:
             entries = {str(p.relative_to(temporary)): describe(p) for p in write()}
-        except OSError as cause:
-            error = f"{cause.strerror or cause}: {cause.filename or folder}"
+        except (OSError, RuntimeError, SafetensorError) as cause:
+            error = _reason(cause)
         results = engine.gather([(entries, error)])
         errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(results) if error]
         if errors:
@@ -131,6 +132,15 @@ def save(
     files = {path: entry for part in parts for path, entry in part.items()}
     together(finish if engine.rank == 0 else list)
     return folder
+
+
+def _reason(error: BaseException) -> str:
+    """Why a file could not be written. torch says it of its own format, and behind that is what
+    the system said."""
+    behind = error
+    while not isinstance(behind, OSError) and behind.__context__:
+        behind = behind.__context__
+    return str(behind if isinstance(behind, OSError) else error)
 
 
 def _write_model(

@@ -236,11 +236,7 @@ def _plan(options: argparse.Namespace, given: list[str]) -> int:
 
 def _train(options: argparse.Namespace, given: list[str]) -> int:
     from bytelm.pipelines import signals
-    from bytelm.pipelines.allocator import keep_freed_memory
-    from bytelm.pipelines.config import load_config
-    from bytelm.pipelines.launch import launch
 
-    keep_freed_memory()
     if options.processes < 1:
         raise ValueError(f"--processes is {options.processes}, and must be at least 1")
     is_rank = "RANK" in os.environ
@@ -251,8 +247,12 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
     else:
         requests = signals.Requests()
 
+    from bytelm.pipelines.allocator import keep_freed_memory
+    from bytelm.pipelines.config import load_config
+    from bytelm.pipelines.launch import launch
     from bytelm.pipelines.train import Start, check, train
 
+    keep_freed_memory()
     config = load_config(options.config, options.set)
     start = Start(options.resume, options.or_start, options.new_plan)
     if not is_rank:

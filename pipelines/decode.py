@@ -4,9 +4,9 @@ A worker gets a batch of documents and gives back samples, and has the next batc
 It stops early where the samples grow large, and the rest of the batch is given out again; so what
 is in flight is bounded in bytes though nobody knows the size of a sample before it is decoded.
 
-A worker that dies costs one file at most. A file that is over its time is refused at once; one
-that a worker died at for another reason is tried once more, since the worker may have been killed
-from outside. The rest of the batch is given out again.
+A worker that dies costs one file at most. A file that is over its processor time is refused at
+once; one that a worker died at for another reason is tried once more, since the worker may have
+been killed or stopped from outside. The rest of the batch is given out again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ BATCHES_AT_WORKER = 2
 START_ATTEMPTS = 3
 
 _WORK = "from bytelm.pipelines.worker import main; main()"
-_TOO_SLOW = (-signal.SIGPROF, -signal.SIGALRM)
 
 
 @dataclass(frozen=True)
@@ -266,12 +265,13 @@ class Decoders:
         if begun:
             place, i, task = list(self._tasks(worker.batches[0]))[begun - 1]
             self._deaths[place, i] += 1
-            if exit_code in _TOO_SLOW:
+            is_second = self._deaths[place, i] == 2
+            if exit_code == -signal.SIGPROF or (exit_code == -signal.SIGALRM and is_second):
                 seconds = cpu_seconds(task.size)
                 self._refused[place, i] = Refusal(
                     "too slow", f"decoding takes over {seconds:.0f} seconds of processor time"
                 )
-            elif self._deaths[place, i] == 2:
+            elif is_second:
                 self._refused[place, i] = Refusal("decoder died", _cause(exit_code))
         else:
             self._deaths_at_start += 1

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines import elastic
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.launch import free_port
 from bytelm.pipelines.loader import Batch, Damage, Origin
@@ -46,6 +47,8 @@ OWNED_BY_RUN_CONFIG = {
     "fp16": "train.precision",
     "torch_autocast": "train.precision",
 }
+SHARDS = "deepspeed"
+"""DeepSpeed's folder in a checkpoint."""
 OWNED_BY_DEEPSPEED_CONFIG = ("zero_optimization", "zero_force_ds_cpu_optimizer")
 
 
@@ -161,6 +164,10 @@ class Engine:
         ds_config = deepspeed_config(config.train.deepspeed)
         self.zero_stage = ds_config["zero_optimization"]["stage"]
         optimizer = make_optimizer(model, config.optimizer, config.train.precision)
+        self._names = elastic.parameter_names(optimizer, model)
+        if self.zero_stage == 0:
+            self._unsharded_grad_norm = 0.0
+            optimizer.register_step_pre_hook(self._skip_what_is_not_finite)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -236,10 +243,7 @@ class Engine:
             counts[1:-1] += _bytes_by_modality(batch)
             counts[-1] += (batch.ids == framing.PAD).sum()
             if number == self.accumulation - 1 and self.zero_stage == 0:
-                grad_norm = self._unsharded_grad_norm()
-                if not math.isfinite(grad_norm):
-                    # Without gradients nothing is updated. The other stages skip by themselves.
-                    self._engine.module.zero_grad(set_to_none=True)
+                grad_norm = self._unsharded_grad_norm = self._norm_of_gradients()
             self._engine.step()
         counts[0] = len(damage)
         sums, counts = self._sum(sums), self._sum(counts)
@@ -282,7 +286,13 @@ class Engine:
             batch.modality.to(self.device),
         )
 
-    def _unsharded_grad_norm(self) -> float:
+    def _skip_what_is_not_finite(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before a step at ZeRO 0: without gradients nothing is updated. DeepSpeed skips such steps
+        at the other stages."""
+        if not math.isfinite(self._unsharded_grad_norm):
+            optimizer.zero_grad(set_to_none=True)
+
+    def _norm_of_gradients(self) -> float:
         norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]
         return float(torch.stack(norms).norm())
 
@@ -311,35 +321,37 @@ class Engine:
     def save(self, folder: Path) -> list[Path]:
         """Write this rank's part of weights and optimizer into a folder that all ranks share.
 
-        Returns the files that this rank wrote. Raises OSError once all ranks are through, so that
-        a rank that cannot write leaves no other one waiting.
+        Returns the files that this rank wrote. Raises what torch does where a file cannot be
+        written, but once all ranks are through: a rank that fails leaves no other one waiting.
         """
         written: list[Path] = []
-        errors: list[OSError] = []
+        errors: list[OSError | RuntimeError] = []
 
         def write(state_dict: dict[str, Any], path: str) -> None:
             try:
                 with open(path, "wb") as file:
                     torch.save(state_dict, file)
                 written.append(Path(path))
-            except OSError as error:
+            except (OSError, RuntimeError) as error:
                 errors.append(error)
 
         self._engine.checkpoint_engine.save = write
         # It would copy a script that makes fp32 weights, which `model/` holds already.
         self._engine._copy_recovery_script = lambda folder: None
-        self._engine.save_checkpoint(
-            str(folder), tag="deepspeed", client_state={}, save_latest=False
-        )
+        self._engine.save_checkpoint(str(folder), tag=SHARDS, client_state={}, save_latest=False)
         if errors:
             raise errors[0]
         return written
 
-    def load(self, folder: Path) -> None:
-        """Load what `save` wrote, with the same number of ranks and ZeRO stage."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag="deepspeed")
-        if path is None:
-            raise ValueError(f"DeepSpeed found no checkpoint in {folder}")
+    def load(self, folder: Path, ranks: int, zero_stage: int) -> None:
+        """Load what `save` wrote under so many ranks and a ZeRO stage; to the last bit where they
+        are those of this engine."""
+        if (ranks, zero_stage) == (self.ranks, self.zero_stage):
+            path, _ = self._engine.load_checkpoint(str(folder), tag=SHARDS)
+            assert path, f"DeepSpeed found no checkpoint in {folder}"
+            return
+        saved = elastic.SavedTensors(folder / SHARDS, ranks, zero_stage, self._names)
+        elastic.load(self._optimizer, self._engine.module, self.zero_stage, saved)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole weights in fp32 on the CPU, gathered one by one; empty but on rank 0.

@@ -383,7 +383,7 @@ def make_loader(
 
 
 def _leave_signals(worker: int) -> None:
-    signals.ignore()
+    signals.leave_to_parent()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from types import FrameType
 
 STOP = (signal.SIGTERM, signal.SIGINT)
@@ -34,8 +36,19 @@ def block() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {*ALL, signal.SIGCHLD})
 
 
-def ignore() -> None:
-    """Leave these signals to the parent. A terminal and a cluster's scheduler send them to every
-    process, and a data worker that ended by one would break the step that has to end well."""
-    for number in ALL:
+def leave_to_parent() -> None:
+    """Let these signals go by, but for the SIGTERM by which the parent ends this process.
+
+    A terminal and a cluster's scheduler send them to every process, and a data worker that ended
+    by one would break the step that has to end well.
+    """
+    for number in (signal.SIGINT, SAVE):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -134,31 +134,19 @@ def check(config: RunConfig, run: Path, processes: int, start: Start) -> None:
     steps_to_do(config, plan)
     check_cache(config, plan, processes)
     if state:
-        _check_resumable(state, config, plan, processes, start.new_plan)
+        _check_resumable(state, plan, start.new_plan)
     if config.data.damage == "raise":
         for source in plan.sources:
             source.set.check_sizes("train")
 
 
-def _check_resumable(
-    state: TrainState, config: RunConfig, plan: Plan, ranks: int, new_plan: bool
-) -> None:
+def _check_resumable(state: TrainState, plan: Plan, new_plan: bool) -> None:
     for name, value in plan.identity.items():
         if not new_plan and state.plan.get(name) != value:
             raise ValueError(
                 f"the data changed since the checkpoint: {name} was {state.plan.get(name)} and is "
                 f"{value}; resume with what it was, or begin a new plan of the data at its first "
                 "row with --new-plan"
-            )
-    stage = deepspeed_config(config.train.deepspeed)["zero_optimization"]["stage"]
-    for name, was, is_ in (
-        ("number of processes", state.ranks, ranks),
-        ("ZeRO stage", state.zero_stage, stage),
-    ):
-        if was != is_:
-            raise ValueError(
-                f"the checkpoint was written with another {name}: {was}, now {is_}; "
-                "resume with the config and the processes that it was started with"
             )
 
 
@@ -169,6 +157,8 @@ def train(config: RunConfig, run: Path, start: Start, requests: Requests) -> Non
     cannot be used, CheckpointError for a checkpoint that cannot be written, DivergedError where
     loss or gradient stay not finite.
     """
+    if checkpoint.has_any(run) and not start.resume:
+        raise ValueError(f"{run} has checkpoints: go on with --resume, or choose another --out")
     end_with_launcher()
     start_ranks(config.train.rank_timeout)
     torch.manual_seed(config.train.seed)
@@ -182,11 +172,17 @@ def train(config: RunConfig, run: Path, start: Start, requests: Requests) -> Non
     if start.resumes(run):
         found = checkpoint.newest_together(engine, run)
         state = found.state
-        _check_resumable(state, config, plan, engine.ranks, start.new_plan)
-        engine.load(found.folder)
+        _check_resumable(state, plan, start.new_plan)
+        engine.load(found.folder, state.ranks, state.zero_stage)
         said = [*(f"refused {line}" for line in found.refused), f"resumed from {found.folder}"]
+        if (state.ranks, state.zero_stage) != (engine.ranks, engine.zero_stage):
+            said.append(
+                f"it was written by {state.ranks} processes at ZeRO {state.zero_stage}, now it is "
+                f"{engine.ranks} at ZeRO {engine.zero_stage}"
+            )
         if engine.rank == 0:
             checkpoint.set_refused_aside(run, found)
+        state = replace(state, ranks=engine.ranks, zero_stage=engine.zero_stage)
         if state.plan != plan.identity:
             state = replace(state, epoch=0, row=0, plan=plan.identity)
     elif start.resume:

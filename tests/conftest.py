@@ -32,9 +32,28 @@ def audio(frames: int, channels: int = 1, rate: int = 16000, seed: int = 0) -> S
     return Sample("audio", Header(channels=channels, rate=rate), data)
 
 
+def write_set(
+    folder: Path,
+    documents: Sequence[Sequence[Sample]],
+    per_shard: int = 3,
+    val: Sequence[Sequence[Sample]] = (),
+) -> ShardSet:
+    """A shard set of documents, each a list of samples, so many to a shard, in a new folder."""
+    folder.mkdir()
+    shards = []
+    for split, chosen in (("train", documents), ("val", val)):
+        for number, first in enumerate(range(0, len(chosen), per_shard)):
+            writer = ShardWriter(folder, split, number)
+            for i, samples in enumerate(chosen[first : first + per_shard], first):
+                writer.add(f"{split}-{i}", [f"{split}-{i}"] * len(samples), samples)
+            shards.append(writer.close())
+    write_manifest(folder, shards, {})
+    return ShardSet(folder)
+
+
 @pytest.fixture
 def make_set(tmp_path: Path) -> SetMaker:
-    """Makes a shard set of documents, each a list of samples, so many to a shard."""
+    """Makes a shard set as `write_set` does, by its name."""
 
     def make(
         documents: Sequence[Sequence[Sample]],
@@ -42,17 +61,7 @@ def make_set(tmp_path: Path) -> SetMaker:
         per_shard: int = 3,
         val: Sequence[Sequence[Sample]] = (),
     ) -> ShardSet:
-        folder = tmp_path / name
-        folder.mkdir()
-        shards = []
-        for split, chosen in (("train", documents), ("val", val)):
-            for number, first in enumerate(range(0, len(chosen), per_shard)):
-                writer = ShardWriter(folder, split, number)
-                for i, samples in enumerate(chosen[first : first + per_shard], first):
-                    writer.add(f"{split}-{i}", [f"{split}-{i}"] * len(samples), samples)
-                shards.append(writer.close())
-        write_manifest(folder, shards, {})
-        return ShardSet(folder)
+        return write_set(tmp_path / name, documents, per_shard, val)
 
     return make
 

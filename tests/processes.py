@@ -1,20 +1,55 @@
-"""The processes below a process, from /proc."""
+"""The processes below a process or with a mark, from /proc."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from pathlib import Path
+
+MARK = "BYTELM_TEST_RUN"
+"""Ranks have sessions of their own, so what belongs to a run is told by a variable."""
+
+
+def marked(mark: str) -> set[int]:
+    """All processes of this machine with a mark."""
+    found: set[int] = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another user's, or it has just ended
+            if f"{MARK}={mark}\0".encode() in path.read_bytes():
+                found.add(int(path.parent.name))
+    return found
+
+
+def kill_marked(mark: str) -> None:
+    """End all processes with a mark."""
+    for pid in marked(mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def children(pid: int) -> set[int]:
+    """The numbers of the processes that a process started."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            found |= set(map(int, (task / "children").read_text().split()))
+    return found
 
 
 def descendants(pid: int) -> set[int]:
     """The numbers of all processes below a process."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            for child in (task / "children").read_text().split():
-                found |= {int(child)} | descendants(int(child))
-    return found
+    below = children(pid)
+    return below.union(*map(descendants, below))
+
+
+def name(pid: int) -> str:
+    """A process's name, empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip()
+    except OSError:
+        return ""
 
 
 def wait_until_gone(pids: set[int], seconds: float) -> None:

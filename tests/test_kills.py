@@ -1,11 +1,12 @@
-"""kill -9 of a data worker, a rank or a launcher at random moments: the run ends with a message,
-leaves no process behind, and goes on from its checkpoint as if nothing had been."""
+"""kill -9 of a data worker, a rank or the command at random moments, some of them during a save:
+the run ends with a message, leaves no process behind, and goes on as if nothing had been."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -13,27 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from commands import bytelm, command, environment, metrics, write_config
-from processes import descendants, wait_until_gone
+from processes import MARK, children, descendants, kill_marked, marked, wait_until_gone
 
 from bytelm.pipelines.shards import ShardSet
 
-MARK = "BYTELM_TEST_RUN"
-"""Ranks have sessions of their own, so what belongs to a run is told by a variable."""
 STEPS = 60
 CHECKPOINT_EVERY = 10
+SIZES = {"steps": STEPS, "global_batch": 2, "checkpoint_every": CHECKPOINT_EVERY}
 END_SECONDS = 60.0
 LONG = [pytest.mark.long, pytest.mark.timeout(1200)]
-
-
-def marked(mark: str) -> set[int]:
-    """All processes of this machine with a mark."""
-    found: set[int] = set()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # another user's, or it has just ended
-            if f"{MARK}={mark}\0".encode() in path.read_bytes():
-                found.add(int(path.parent.name))
-    return found
 
 
 def data_workers(pid: int) -> list[int]:
@@ -46,98 +38,128 @@ def data_workers(pid: int) -> list[int]:
     return found
 
 
-def ranks(pid: int) -> list[int]:
-    """The ranks of a run: the parents of its data workers."""
-    return [rank for rank in sorted(descendants(pid)) if data_workers(rank) and _is_rank(rank)]
+class Killed:
+    """A run of which a process was killed; all of it has to end in END_SECONDS from there."""
+
+    def __init__(
+        self,
+        config: Path,
+        run: Path,
+        is_moment: Callable[[], bool],
+        choose: Callable[[int], int],
+        *options: object,
+    ):
+        mark = str(run)
+        process = subprocess.Popen(
+            command("train", config, "--out", run, *options),
+            env={**environment(), MARK: mark},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while process.poll() is None and not is_moment():
+                time.sleep(0.001)
+            chosen = choose(process.pid)
+            assert {process.pid, chosen} <= marked(mark)
+            os.kill(chosen, signal.SIGKILL)
+            self.said = process.communicate(timeout=END_SECONDS)[1]
+            wait_until_gone(marked(mark), END_SECONDS)
+        finally:
+            kill_marked(mark)
+        self.status = process.returncode
+        """0 where the run went on."""
 
 
-def launchers(pid: int) -> list[int]:
-    """The command itself and torchrun, which start the ranks."""
-    return [pid, *(child for child in sorted(descendants(pid)) if not _is_rank(child))]
+def after_step(run: Path, step: int) -> bool:
+    path = run / "metrics.jsonl"
+    return path.exists() and path.read_bytes().count(b"\n") >= step
 
 
-def _is_rank(pid: int) -> bool:
-    return Path(f"/proc/{pid}/comm").read_text() != "pt_elastic\n"
+def is_saving(run: Path) -> bool:
+    return bool(list((run / "checkpoints").glob(".tmp-step-*")))
 
 
-WORKER = (data_workers, "bytelm train: DataLoader worker")
-RANK = (ranks, "(SIGKILL)")
-LAUNCHER = (launchers, "the command that launched this rank has ended")
+def outcome(run: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses and the final weights of a run."""
+    name = (run / "checkpoints" / "latest").read_text()
+    weights = run / "checkpoints" / name / "model" / "model.safetensors"
+    return [line["loss"] for line in metrics(run)], safetensors.torch.load_file(weights)
 
 
-def _has_lines(path: Path, count: int) -> bool:
-    return path.exists() and path.read_bytes().count(b"\n") >= count
+def assert_same(run: Path, whole: Path) -> None:
+    """Losses and final weights, to the last bit."""
+    (losses, weights), (expected, all_weights) = outcome(run), outcome(whole)
+    assert len(losses) == STEPS
+    assert losses == expected
+    assert weights.keys() == all_weights.keys()
+    assert all(torch.equal(weights[name], all_weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize(
-    ("victims", "message", "processes", "kills"),
-    [
-        (*WORKER, 1, 2),
-        (*RANK, 2, 2),
-        (*LAUNCHER, 2, 1),
-        pytest.param(*WORKER, 1, 10, marks=LONG),
-        pytest.param(*WORKER, 2, 4, marks=LONG),
-        pytest.param(*RANK, 2, 10, marks=LONG),
-        pytest.param(*LAUNCHER, 2, 4, marks=LONG),
-    ],
+    ("processes", "kills"),
+    [(1, 2), pytest.param(1, 10, marks=LONG), pytest.param(2, 4, marks=LONG)],
 )
-def test_a_killed_process_ends_the_run_and_resuming_is_exact(
-    mixed_set: ShardSet,
-    tmp_path: Path,
-    victims: Callable[[int], list[int]],
-    message: str,
-    processes: int,
-    kills: int,
+def test_a_killed_data_worker_ends_the_run_and_resuming_is_exact(
+    mixed_set: ShardSet, tmp_path: Path, processes: int, kills: int
 ) -> None:
     """The kill comes after a random step that has a checkpoint before it."""
-    sizes = {"steps": STEPS, "global_batch": 2, "checkpoint_every": CHECKPOINT_EVERY}
-    config = write_config(tmp_path / "run.yaml", mixed_set, **sizes)
+    config = write_config(tmp_path / "run.yaml", mixed_set, **SIZES)
     options = ("--processes", processes, "--set", "data.workers=2")
-    bytelm("train", config, "--out", tmp_path / "whole", *options)
-    expected = [line["loss"] for line in metrics(tmp_path / "whole")]
-    assert len(expected) == STEPS
-
+    whole = tmp_path / "whole"
+    bytelm("train", config, "--out", whole, *options)
     for kill in range(kills):
         rng = random.Random(kill)
-        run, mark = tmp_path / f"run-{kill}", f"{tmp_path}-{kill}"
-        moment = rng.randint(CHECKPOINT_EVERY, STEPS - CHECKPOINT_EVERY)
-        status, said = kill_at(moment, victims, rng, mark, run, "train", config, *options)
-        wait_until_gone(marked(mark), END_SECONDS)
-        if status:
-            assert message in said
+        run = tmp_path / f"run-{kill}"
+        step = rng.randint(CHECKPOINT_EVERY, STEPS - CHECKPOINT_EVERY)
+        killed = Killed(
+            config,
+            run,
+            lambda run=run, step=step: after_step(run, step),
+            lambda pid, rng=rng: rng.choice(data_workers(pid)),
+            *options,
+        )
+        if killed.status:
+            assert "bytelm train: DataLoader worker" in killed.said
             assert len(metrics(run)) < STEPS
             bytelm("train", config, "--out", run, *options, "--resume")
-        assert [line["loss"] for line in metrics(run)] == expected
+        assert_same(run, whole)
 
 
-def kill_at(
-    step: int,
-    victims: Callable[[int], list[int]],
-    rng: random.Random,
-    mark: str,
-    run: Path,
-    *arguments: object,
-) -> tuple[int, str]:
-    """Start a run and kill a victim of it after a step; the command has to end in END_SECONDS
-    from there. Returns its exit status, 0 where it went on, and what it said on stderr."""
-    process = subprocess.Popen(
-        command(*arguments, "--out", run),
-        env={**environment(), MARK: mark},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        log = run / "metrics.jsonl"
-        while process.poll() is None and not _has_lines(log, step):
-            time.sleep(0.005)
-        chosen = rng.choice(victims(process.pid))
-        assert {process.pid, chosen} <= marked(mark)
-        os.kill(chosen, signal.SIGKILL)
-        _, said = process.communicate(timeout=END_SECONDS)
-        return process.returncode, said
-    except BaseException:
-        for pid in marked(mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        raise
+@pytest.mark.parametrize(
+    ("stage", "kills"),
+    [(1, 2), (3, 1), pytest.param(1, 10, marks=LONG), pytest.param(3, 10, marks=LONG)],
+)
+def test_a_killed_rank_or_command_ends_the_run_and_resuming_is_exact(
+    mixed_set: ShardSet, tmp_path: Path, stage: int, kills: int
+) -> None:
+    """Two ranks. Every second kill waits for a random save; a rank is killed in it, or the
+    command, which ends the ranks in it."""
+    config = write_config(tmp_path / "run.yaml", mixed_set, **SIZES, deepspeed=f"zero{stage}")
+    whole, options = tmp_path / "whole", ("--processes", 2)
+    bytelm("train", config, "--out", whole, *options)
+    cut = 0
+    for kill in range(kills):
+        rng = random.Random(10 * stage + kill)
+        run = tmp_path / f"run-{kill}"
+        step, delay = rng.randint(1, STEPS - CHECKPOINT_EVERY), rng.uniform(0, 0.02)
+        is_command = kill % 4 > 1
+
+        def is_moment(run: Path = run, step: int = step, kill: int = kill) -> bool:
+            return after_step(run, step) and (kill % 2 == 1 or is_saving(run))
+
+        def choose(
+            pid: int, rng: random.Random = rng, delay: float = delay, is_command: bool = is_command
+        ) -> int:
+            time.sleep(delay)
+            return pid if is_command else rng.choice(sorted(children(pid)))
+
+        killed = Killed(config, run, is_moment, choose, *options)
+        cut += is_saving(run)
+        assert killed.status
+        expected = "the command that launched" if is_command else "was ended by SIGKILL"
+        assert expected in killed.said
+        bytelm("train", config, "--out", run, *options, "--resume", "--or-start")
+        assert_same(run, whole)
+        shutil.rmtree(run)
+    assert cut >= kills // 4, "kills that cut a save short"

@@ -8,6 +8,7 @@ import torch
 from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
 from torch import Tensor, nn
 
+from bytelm.model.config import ModelConfig
 from bytelm.model.layers import Start
 from bytelm.model.megabyte import Megabyte
 
@@ -62,7 +63,16 @@ def test_nats_see_only_earlier_bytes_of_their_document(
         sees = torch.zeros(49, dtype=torch.bool)
         for place, gradient in zip(places, gradients, strict=True):
             sees[place[gradient.flatten(0, -2).ne(0.0).any(dim=1)]] = True
+        may_see &= torch.arange(48) >= t - _reach(model.config, t)
         assert torch.equal(sees[:48], may_see), f"byte {t}"
+
+
+def _reach(config: ModelConfig, t: int) -> int:
+    """How many bytes before byte t it can depend on: windows reach once further in each layer."""
+    if not config.attention_window:
+        return t
+    shape, patch = config.stages[0], config.patch
+    return t % patch + patch * (shape.layers * (config.attention_window - 1) + 1)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -78,6 +88,7 @@ def test_a_byte_changes_nothing_but_itself_and_what_follows_it(
     document = torch.tensor([[0, 0, 1, 2, 2, 2]], dtype=torch.int32)
     owner = document[0].repeat_interleave(8)
     follows = (owner == owner[changed]) & (torch.arange(48) >= changed)
+    follows &= torch.tensor([t - changed <= _reach(model.config, t) for t in range(48)])
     with torch.no_grad():
         differs = model(ids, document, MODALITY[:1]) != model(others, document, MODALITY[:1])
     assert torch.equal(differs[0], follows)

@@ -109,6 +109,8 @@ class Reference:
             begin = t // places * places
             back = min(self.config.cross_patch_attention, places) if begin else 0
             seen = range(begin - back, t + 1)
+            if stage == 0 and self.config.attention_window:
+                seen = seen[-self.config.attention_window :]
             mixed = []
             for head in range(heads):
                 scores = [math.exp(q[t][head] @ k[s][head] / math.sqrt(c)) for s in seen]

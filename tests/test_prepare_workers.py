@@ -53,10 +53,13 @@ def test_a_hostile_file_costs_itself_only(tmp_path: Path, workers: int) -> None:
     assert [[s["modality"] for s in segments] for segments in pictures] == [["image"]] * len(TRAPS)
 
 
-def test_a_worker_that_is_killed_from_outside_costs_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trap", ["KILLED_ONCE", "STOPPED_ONCE"])
+def test_a_worker_that_is_killed_or_stopped_from_outside_costs_nothing(
+    tmp_path: Path, trap: str
+) -> None:
     source = small_source(tmp_path / "source")
     for i in range(3):
-        txt(source / f"killed{i}.txt", f"KILLED_ONCE {tmp_path / str(i)}")
+        txt(source / f"{i}.txt", f"{trap} {tmp_path / str(i)}")
     prepared = prepare([source], tmp_path / "set", PrepareOptions(decode=Trapped(), workers=2))
     assert prepared.report["skipped"] == {}
     assert prepared.report["documents"] == 43

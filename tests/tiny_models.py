@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "token_shift": {"token_shift": True},
     "cross_patch_attention": {"cross_patch_attention": 2},
     "cross_patch_attention of more than some stages hold": {"cross_patch_attention": 4},
+    "attention_window": {"attention_window": 3},
     "conv_patch_encoder": {"conv_patch_encoder": True},
     "ngrams": {"ngram_rows": 50, "ngram_width": 3},
     "modality_heads": {"tied_output": False, "modality_heads": 3},
@@ -51,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "cross_patch_attention": 2,
     },
 }
-"""Every option alone, those of the presets `modern-*`, and all together."""
+"""Every option alone, those of the presets `modern-*`, and all that widen what is seen together."""
 
 
 def tiny_config(shape: str, context: int = 48, **options: Any) -> ModelConfig:

@@ -49,8 +49,15 @@ def _spring(data: bytes) -> None:
             bytearray(2 << 30)
         case [b"RAISE", *_]:
             raise KeyError("what a decoder raises")
-        case [b"KILLED_ONCE", name]:
-            flag = Path(os.fsdecode(name))
-            if not flag.exists():
-                flag.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+        case [b"KILLED_ONCE", name] if _is_first(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        case [b"STOPPED_ONCE", name] if _is_first(name):
+            time.sleep(60)
+
+
+def _is_first(name: bytes) -> bool:
+    """Whether it is the first time for that name, of which a file is made."""
+    flag = Path(os.fsdecode(name))
+    is_first = not flag.exists()
+    flag.touch()
+    return is_first

@@ -1,0 +1,203 @@
+"""A checkpoint of any number of ranks and any ZeRO stage, loaded into any other.
+
+DeepSpeed's own converter (`ds_to_universal`) knows Adam's two moments alone, and never leads to
+another stage. Here the state of any optimizer is read that keeps tensors as large as its
+parameters, and numbers beside them. The whole tensors are put together from every rank's files;
+each rank takes its part of them into a shard such as it would have saved, and DeepSpeed loads that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+WEIGHT = "fp32"
+
+
+class SavedTensors:
+    """The tensors of a checkpoint by parameter, put together when they are asked for.
+
+    The files are mapped into memory, so that a rank reads what it keeps.
+    """
+
+    def __init__(self, folder: Path, ranks: int, zero_stage: int, names: Sequence[str]):
+        """
+        Args:
+            folder: of DeepSpeed's files; they are opened with pickle, so check them before.
+            ranks: that wrote them.
+            zero_stage: under which they were written.
+            names: the parameters in the order of the optimizer, group by group.
+        """
+        self._parts: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        self.numbers: dict[str, dict[str, Any]] = defaultdict(dict)
+        """By parameter: what the optimizer keeps of it that is no tensor of its size."""
+        if zero_stage == 0:
+            self._read_unsharded(_open(folder / "mp_rank_00_model_states.pt"), names)
+        for rank in range(ranks if zero_stage > 0 else 0):
+            shard = _open(folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+            if zero_stage == 3:
+                states = _open(folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+                self._read_stage_3(
+                    shard["optimizer_state_dict"], states["param_shapes"], rank, ranks
+                )
+            else:
+                self._read_stage_1_or_2(shard["optimizer_state_dict"])
+
+    def keys(self, name: str) -> list[str]:
+        """What there is of a parameter: WEIGHT, and the keys of the optimizer's tensors."""
+        return list(self._parts[name])
+
+    def whole(self, name: str, key: str) -> Tensor:
+        """One tensor of a parameter, flat."""
+        return torch.cat(self._parts[name][key])
+
+    def _read_unsharded(self, saved: Mapping[str, Any], names: Sequence[str]) -> None:
+        state = saved["optimizer"]["state"]
+        for index, name in enumerate(names):
+            weight = saved["module"][name]
+            self._add(name, weight.flatten(), state.get(index, {}), 0, weight.numel())
+
+    def _read_stage_1_or_2(self, saved: Mapping[str, Any]) -> None:
+        state = saved["base_optimizer_state"]["state"]
+        groups = zip(
+            saved["single_partition_of_fp32_groups"], saved["param_slice_mappings"], strict=True
+        )
+        for index, (flat, places) in enumerate(groups):
+            for name, place in places.items():
+                self._add(name, flat, state.get(index, {}), place.start, place.numel)
+
+    def _read_stage_3(
+        self, saved: Mapping[str, Any], shapes: Sequence[Mapping[str, Any]], rank: int, ranks: int
+    ) -> None:
+        state = saved["optimizer_state_dict"]["state"]
+        groups = zip(saved["fp32_flat_groups"], shapes, strict=True)
+        for index, (flat, group) in enumerate(groups):
+            start = 0
+            for name, shape in group.items():
+                size, part = math.prod(shape), part_size(math.prod(shape), ranks)
+                own = max(0, min(part, size - rank * part))  # the rest is padding
+                self._add(name, flat, state.get(index, {}), start, own)
+                start += part
+
+    def _add(
+        self, name: str, flat: Tensor, state: Mapping[str, Any], start: int, size: int
+    ) -> None:
+        self._parts[name][WEIGHT].append(flat[start : start + size])
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                self._parts[name][key].append(value.flatten()[start : start + size])
+            else:
+                self.numbers[name][key] = value
+
+
+def load(zero: Any, module: torch.nn.Module, stage: int, saved: SavedTensors) -> None:
+    """Load weights and optimizer state into an engine; every rank has to call it.
+
+    Args:
+        zero: the engine's optimizer: torch's own at stage 0, DeepSpeed's around it otherwise.
+    """
+    if stage == 0:
+        _load_unsharded(zero, module, saved)
+    elif stage == 3:
+        zero.checkpoint_event_prologue()
+        shard = _shard_3(zero, module, saved)
+        zero.load_state_dict([shard] * dist.get_world_size())
+        zero.checkpoint_event_epilogue()
+    else:
+        shard = _shard_1_or_2(zero, module, saved)
+        zero.load_state_dict([shard] * dist.get_world_size(), load_from_fp32_weights=True)
+
+
+def parameter_names(optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> list[str]:
+    """The names of an optimizer's parameters in its order, group by group."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return [names[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _load_unsharded(
+    optimizer: torch.optim.Optimizer, module: torch.nn.Module, saved: SavedTensors
+) -> None:
+    names = parameter_names(optimizer, module)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for index, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
+        tensors = {key: saved.whole(name, key).view_as(parameter) for key in saved.keys(name)}
+        parameter.data.copy_(tensors.pop(WEIGHT))
+        state[index] = {**tensors, **saved.numbers[name]}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _shard_1_or_2(zero: Any, module: torch.nn.Module, saved: SavedTensors) -> dict[str, Any]:
+    """This rank's shard: the optimizer's part of each group; and the weights, into the module."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    shard = zero.state_dict()
+    weights, state = [], {}
+    for index, group in enumerate(zero.bit16_groups):
+        flat = _Flat(zero.single_partition_of_fp32_groups[index])
+        for parameter in group:
+            name = names[parameter]
+            parameter.data.copy_(saved.whole(name, WEIGHT).view_as(parameter))
+            places = parameter._hp_mapping
+            if places is not None:  # this rank holds some of it
+                at, part = places.hp_fragment_address, places.lp_fragment_address
+                flat.take(saved, name, at.start, part.start, part.start + part.numel)
+        weights.append(flat.weights)
+        state[index] = flat.state
+    shard["single_partition_of_fp32_groups"] = weights
+    shard["base_optimizer_state"] = {**shard["base_optimizer_state"], "state": state}
+    return shard
+
+
+def _shard_3(zero: Any, module: torch.nn.Module, saved: SavedTensors) -> dict[str, Any]:
+    """This rank's shard: its part of each parameter, one after another."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    shard = zero.state_dict()
+    weights, state = [], {}
+    for index, group in enumerate(zero.fp16_groups):
+        flat = _Flat(zero.fp32_partitioned_groups_flat[index])
+        start = 0
+        for parameter in group:
+            part = part_size(parameter.ds_numel, dist.get_world_size())
+            begin = dist.get_rank() * part
+            flat.take(saved, names[parameter], start, begin, begin + part)
+            start += part
+        weights.append(flat.weights)
+        state[index] = flat.state
+    shard["fp32_flat_groups"] = weights
+    shard["optimizer_state_dict"] = {**shard["optimizer_state_dict"], "state": state}
+    return shard
+
+
+class _Flat:
+    """What a rank holds of one group: weights, and the optimizer's state, as large as a tensor."""
+
+    def __init__(self, like: Tensor):
+        self._size = like.numel()
+        self.weights = torch.zeros(self._size)
+        self.state: dict[str, Any] = {}
+
+    def take(self, saved: SavedTensors, name: str, at: int, begin: int, end: int) -> None:
+        """Put elements [begin, end) of a parameter's tensors at a place, as far as there are."""
+        self.state.update(saved.numbers[name])
+        for key in saved.keys(name):
+            part = saved.whole(name, key)[begin:end]
+            if key != WEIGHT and key not in self.state:
+                self.state[key] = torch.zeros(self._size)
+            whole = self.weights if key == WEIGHT else self.state[key]
+            whole[at : at + len(part)] = part
+
+
+def part_size(size: int, ranks: int) -> int:
+    """Elements of a parameter that each rank holds at ZeRO 3, the last ones padding."""
+    return -(-size // ranks)
+
+
+def _open(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
