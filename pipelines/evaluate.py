@@ -101,9 +101,9 @@ def evaluate(
         ValueError: for a model or a set that is missing or of another format, an empty split.
     """
     sets = [open_set(path) for path in set_paths]
-    model, views = checkpoint.load_model(model_path)
+    model, seen = checkpoint.load_model(model_path)
     # Shard after shard: the order of the rows does not matter, and few are in use at once.
-    config = PlanConfig(model.config.context, model.config.patch, views, window_shards=1)
+    config = PlanConfig(model.config.context, model.config.patch, seen.views, window_shards=1)
     plan = Plan([Source(shard_set, split) for shard_set in sets], config)
     device = model.lm_head.weight.device
 

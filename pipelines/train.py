@@ -25,6 +25,7 @@ from bytelm.pipelines.loader import Batch, EvaluationRows, Origin, TrainingRows,
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.plan import Plan, Source, load_or_make_plan
 from bytelm.pipelines.runlog import METRICS, RunLog
+from bytelm.pipelines.seen import Seen
 from bytelm.pipelines.shards import DamageError
 from bytelm.pipelines.shardwriter import write_atomic
 from bytelm.pipelines.signals import Requests
@@ -230,12 +231,13 @@ def _loop(
     if log and steps < config.train.steps:
         log.say(f"the run ends after {steps} steps: a set is exhausted then")
     saved = state.step if checkpoint.has_any(run) else None
+    extra = Seen.of(plan).to_extra()
 
     def save(state: TrainState) -> None:
         nonlocal saved
         if saved == state.step:
             return
-        folder = checkpoint.save(engine, run, state, config.model, _exported(config))
+        folder = checkpoint.save(engine, run, state, config.model, extra)
         saved = state.step
         if log:
             log.checkpoint(state.step, folder)
@@ -332,11 +334,6 @@ def _next(batches: Iterator[Batch], count: int) -> list[Batch]:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _exported(config: RunConfig) -> dict[str, object]:
-    """What an exported model's config says beside its shape."""
-    return {"views": vars(config.data.views)}
 
 
 def _validation_plans(config: RunConfig, log: RunLog | None) -> list[Plan]:
