@@ -80,20 +80,28 @@ class Contestant:
 
     def step(self, ids: Tensor) -> float:
         """Forward in bf16, backward, clip, update; ids [1, T]. Returns nats per byte."""
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = self.loss(ids)
-        loss.backward()
+        loss = self.backward(ids)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
 
+    def backward(self, ids: Tensor) -> Tensor:
+        """Forward and backward; returns the loss."""
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.loss(ids)
+        loss.backward()
+        return loss
+
     def make_state(self) -> None:
-        """Lets the optimizer make its state, which it does in its first step."""
+        """Lets the optimizer make its state, which it does in its first step.
+
+        One parameter after the other, so that no memory stays behind that a step would use.
+        """
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            self.optimizer.step()
+            parameter.grad = None
 
     def counted_flops(self, ids: Tensor) -> int:
         """Of forward and backward, as PyTorch counts them: 2 for each multiply-add of a product.
@@ -108,9 +116,7 @@ class Contestant:
             ops._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
         }
         with FlopCounterMode(display=False, custom_mapping=flops_of) as counter:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = self.loss(ids)
-            loss.backward()
+            self.backward(ids)
         self.optimizer.zero_grad()
         return counter.get_total_flops()
 
