@@ -1,94 +1,96 @@
 """What may come next in a payload that is being generated, so that it ends as a valid file.
 
-A guide follows one payload byte by byte. It allows a byte, or EOM where a payload may end, and
-within `budget` bytes it always reaches such a place.
+A guide is an automaton over bytes, as tables, so that many payloads are followed at once. From
+every state that it reaches with r bytes still allowed, it comes to an end within r bytes.
+
+    S states    r bytes that may still come, of which 0 to ROOM are told apart    V ids
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from bytelm.modalities.framing import EOM, VOCAB_SIZE
 
-Mask = npt.NDArray[np.bool_]
+ROOM = 4
+"""Bytes of the longest UTF-8 character: more room than that allows nothing more."""
+
+_BYTES = 256
+_CONTINUATION = range(0x80, 0xC0)
+_FORMS: tuple[tuple[range, tuple[range, ...]], ...] = (
+    (range(0x80), ()),
+    (range(0xC2, 0xE0), (_CONTINUATION,)),
+    (range(0xE0, 0xE1), (range(0xA0, 0xC0), _CONTINUATION)),
+    (range(0xE1, 0xED), (_CONTINUATION, _CONTINUATION)),
+    (range(0xED, 0xEE), (range(0x80, 0xA0), _CONTINUATION)),
+    (range(0xEE, 0xF0), (_CONTINUATION, _CONTINUATION)),
+    (range(0xF0, 0xF1), (range(0x90, 0xC0), _CONTINUATION, _CONTINUATION)),
+    (range(0xF1, 0xF4), (_CONTINUATION, _CONTINUATION, _CONTINUATION)),
+    (range(0xF4, 0xF5), (range(0x80, 0x90), _CONTINUATION, _CONTINUATION)),
+)
+"""Of every form of a character, its first byte and the bytes that follow (RFC 3629: no overlong
+forms, no surrogates, at most U+10FFFF)."""
 
 
-class Guide(ABC):
-    """Follows one payload."""
+@dataclass(frozen=True)
+class Guide:
+    """The tables of an automaton that starts in state 0."""
 
-    def __init__(self, budget: int):
-        """`budget` is the number of payload bytes that may still come."""
-        self.budget = budget
+    allowed: npt.NDArray[np.bool_]
+    """[S, ROOM + 1, V] the ids that may come next; only EOM where no byte may."""
+    next: npt.NDArray[np.int64]
+    """[S, 256] the state after a byte."""
 
-    @property
-    def done(self) -> bool:
-        """Whether no further byte may come."""
-        return self.budget == 0
-
-    @abstractmethod
-    def allowed(self) -> Mask:
-        """[V] the ids that may come next; only while not `done`."""
-
-    def push(self, byte: int) -> None:
-        """Take a payload byte, given by a prompt or drawn from `allowed`."""
-        assert self.budget > 0
-        self.budget -= 1
+    def follow(self, payload: bytes) -> int:
+        """The state after the first bytes of a payload; ValueError where one is not allowed."""
+        state = 0
+        for byte in payload:
+            if not self.allowed[state, ROOM, byte]:
+                raise ValueError(f"the byte {byte:#04x} may not stand where it does")
+            state = int(self.next[state, byte])
+        return state
 
 
-class FixedGuide(Guide):
-    """Exactly `budget` bytes of any value: an image, or a sound of a given length."""
-
-    _ANY_BYTE: ClassVar[Mask] = np.arange(VOCAB_SIZE) < 256
-
-    def allowed(self) -> Mask:
-        """Any byte."""
-        return self._ANY_BYTE
+def fixed() -> Guide:
+    """Any bytes, as many as there may be: an image, or a sound of a given length."""
+    return Guide(_masks(1), np.zeros((1, _BYTES), np.int64))
 
 
-class Utf8Guide(Guide):
-    """Valid UTF-8 (RFC 3629: no overlong forms, no surrogates, at most U+10FFFF); EOM may come
-    between characters."""
+def any_text() -> Guide:
+    """Any bytes, and EOM after the first."""
+    allowed = _masks(2)
+    allowed[1, :, EOM] = True
+    return Guide(allowed, np.ones((2, _BYTES), np.int64))
 
-    # First byte, bounds of the second byte, number of bytes of the character.
-    _FORMS: ClassVar[tuple[tuple[range, range, int], ...]] = (
-        (range(0x80), range(0), 1),
-        (range(0xC2, 0xE0), range(0x80, 0xC0), 2),
-        (range(0xE0, 0xE1), range(0xA0, 0xC0), 3),
-        (range(0xE1, 0xED), range(0x80, 0xC0), 3),
-        (range(0xED, 0xEE), range(0x80, 0xA0), 3),
-        (range(0xEE, 0xF0), range(0x80, 0xC0), 3),
-        (range(0xF0, 0xF1), range(0x90, 0xC0), 4),
-        (range(0xF1, 0xF4), range(0x80, 0xC0), 4),
-        (range(0xF4, 0xF5), range(0x80, 0x90), 4),
+
+def utf8() -> Guide:
+    """Valid UTF-8 of at least one character; EOM between characters."""
+    inside = sorted(
+        {f[i:] for _, f in _FORMS for i in range(len(f))},
+        key=lambda f: (len(f), f[0].start, f[0].stop),
     )
+    state_of = {following: 2 + i for i, following in enumerate(inside)} | {(): 1}
+    allowed = _masks(len(state_of) + 1)
+    allowed[:, 1:, :_BYTES] = False
+    after = np.zeros((len(state_of) + 1, _BYTES), np.int64)
+    for state in (0, 1):  # before the first character, and between characters
+        for first, following in _FORMS:
+            allowed[state, 1 + len(following) :, first.start : first.stop] = True
+            after[state, first.start : first.stop] = state_of[following]
+    allowed[1, :, EOM] = True
+    for following in inside:
+        state, bounds = state_of[following], slice(following[0].start, following[0].stop)
+        allowed[state, len(following) :, bounds] = True
+        after[state, bounds] = state_of[following[1:]]
+    return Guide(allowed, after)
 
-    def __init__(self, budget: int):
-        super().__init__(budget)
-        self._following: list[range] = []  # bounds of the bytes that the character still needs
-        self._characters = 0
 
-    def allowed(self) -> Mask:
-        """The next byte of the character, or a first byte whose character fits the budget, or
-        EOM after the first character."""
-        mask = np.zeros(VOCAB_SIZE, np.bool_)
-        if self._following:
-            mask[self._following[0].start : self._following[0].stop] = True
-            return mask
-        for first, _, size in self._FORMS:
-            mask[first.start : first.stop] = size <= self.budget
-        mask[EOM] = self._characters > 0
-        return mask
-
-    def push(self, byte: int) -> None:
-        """Take a byte of valid UTF-8."""
-        super().push(byte)
-        if self._following:
-            assert byte in self._following.pop(0)
-        else:
-            second, size = next((s, n) for first, s, n in self._FORMS if byte in first)
-            self._following = [second, range(0x80, 0xC0), range(0x80, 0xC0)][: size - 1]
-        self._characters += not self._following
+def _masks(states: int) -> npt.NDArray[np.bool_]:
+    """[S, ROOM + 1, V] any byte where there is room, else EOM."""
+    allowed = np.zeros((states, ROOM + 1, VOCAB_SIZE), np.bool_)
+    allowed[:, 1:, :_BYTES] = True
+    allowed[:, 0, EOM] = True
+    return allowed

@@ -5,57 +5,89 @@ Shapes:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+BLOCK = 256
+"""Numbers of a row that are made at once."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an id is drawn: the limits apply one after the other, in this order.
+
+    Raises ValueError for values out of range.
+    """
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest id, and nothing is drawn."""
+    top_k: int = 0
+    """Only the k likeliest ids; 0 for all."""
+    top_p: float = 1.0
+    """Only the likeliest ids whose probabilities first reach this sum, above 0."""
+    min_p: float = 0.0
+    """Only ids that have this share of the likeliest id's probability."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all ids) or more, got {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be 0 to 1, got {self.min_p}")
+
+
+class Noise:
+    """Numbers in [0, 1), of which a row's depend on its seed alone, not on the other rows."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._device = device
+        self._block = torch.empty(0, len(seeds))
+        self._at = 0
+
+    def draw(self) -> Tensor:
+        """The next number of each row, [B] float64."""
+        if self._at == len(self._block):
+            rows = [torch.rand(BLOCK, generator=g, dtype=torch.float64) for g in self._generators]
+            # A number next to 1 could reach the whole mass by rounding.
+            self._block = torch.stack(rows, dim=1).clamp(max=1.0 - 2.0**-32).to(self._device)
+            self._at = 0
+        self._at += 1
+        return self._block[self._at - 1]
+
 
 def sample(
-    logits: Tensor,
-    temperature: float,
-    top_p: float,
-    generators: Sequence[torch.Generator],
-    allowed: Tensor | None = None,
+    logits: Tensor, sampling: Sampling, noise: Tensor, allowed: Tensor | None = None
 ) -> Tensor:
     """One id for each row, [B] int64.
 
     logits [B, V].
-    temperature: divides the logits; 0 takes the likeliest id.
-    top_p: in (0, 1]; draws from the likeliest ids whose probabilities first reach it.
-    generators: one for each row, of which each call takes one number (none at temperature 0), so
-        that a row's ids do not depend on the other rows.
-    allowed [B, V] bool: the ids that may be drawn.
-
-    Raises ValueError for a temperature or top_p out of range, for another number of generators
-    than rows, and for a row that allows no id.
+    noise [B]: a number of `Noise` for each row; not read at temperature 0.
+    allowed [B, V] bool: the ids that may be drawn, at least one in each row.
     """
-    if not 0.0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
-    if len(generators) != len(logits):
-        raise ValueError(f"{len(generators)} generators for {len(logits)} rows: give one for each")
     logits = logits.double()
     if allowed is not None:
-        if not allowed.any(dim=1).all():
-            raise ValueError("a row allows no id at all: allow at least one")
         logits = logits.masked_fill(~allowed, -torch.inf)
-    if temperature == 0.0:
+    if sampling.temperature == 0.0:
         return logits.argmax(dim=1)
-
-    logits = (logits - logits.amax(dim=1, keepdim=True)) / temperature
-    probabilities, ids = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    upto = probabilities.cumsum(dim=1)  # [B, V]
-    is_kept = (upto - probabilities < top_p) & (probabilities > 0.0)
-    upto = upto.masked_fill(~is_kept, torch.inf)
-    kept = is_kept.sum(dim=1, keepdim=True)  # [B, 1]
-    mass = upto.gather(1, kept - 1)
-    drawn = torch.cat([_uniform(generator, logits.device) for generator in generators])[:, None]
-    place = torch.searchsorted(upto, drawn * mass, right=True).clamp(max=kept - 1)
-    return ids.gather(1, place).squeeze(1)
-
-
-def _uniform(generator: torch.Generator, device: torch.device) -> Tensor:
-    """A number in [0, 1), [1] float64."""
-    drawn = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
-    return drawn.to(device)
+    logits = (logits - logits.amax(dim=1, keepdim=True)) / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[1]:
+        kept, ids = logits.topk(sampling.top_k, dim=1)
+        logits = torch.full_like(logits, -torch.inf).scatter(1, ids, kept)
+    probabilities = logits.softmax(dim=1)
+    if sampling.top_p < 1.0:
+        ordered, ids = probabilities.sort(dim=1, descending=True, stable=True)
+        before = ordered.cumsum(dim=1) - ordered
+        probabilities = probabilities.scatter(1, ids, ordered * (before < sampling.top_p))
+    if sampling.min_p > 0.0:
+        least = sampling.min_p * probabilities.amax(dim=1, keepdim=True)
+        probabilities = probabilities * (probabilities >= least)
+    # The first id whose cumulative mass is above a point in [0, mass): never one of no mass.
+    upto = probabilities.cumsum(dim=1).masked_fill(probabilities == 0.0, -1.0)
+    point = noise[:, None] * upto.amax(dim=1, keepdim=True)
+    return (upto > point).to(torch.uint8).argmax(dim=1)

@@ -33,6 +33,7 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import TrainConfig
 from bytelm.pipelines.engine import Engine
 from bytelm.pipelines.integrity import Entry, describe, find_damage, write_manifest
+from bytelm.pipelines.seen import Seen
 from bytelm.pipelines.shards import DamageError
 from bytelm.pipelines.shardwriter import fsync_folder, write_atomic
 from bytelm.pipelines.watch import Watch
@@ -278,13 +279,14 @@ def model_folder(path: Path) -> str:
     return str(path)
 
 
-def load_model(path: Path) -> tuple[Megabyte, dict[str, str]]:
-    """The model that a user means by a path, on the GPU where there is one, and its views.
+def load_model(path: Path) -> tuple[Megabyte, Seen]:
+    """The model that a user means by a path, on the GPU where there is one, and what it has seen.
 
     Raises ValueError for what is missing, damaged, or of another format version.
     """
     model, extra = from_pretrained(model_folder(path))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), extra["views"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), Seen.from_extra(extra)
 
 
 def export(run: Path, out: Path) -> None:

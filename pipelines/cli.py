@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bytelm.pipelines import cli_generate
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
@@ -136,24 +138,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     evaluate.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    generate = add("generate", "Generate files.")
-    generate.add_argument("model", type=Path, metavar="MODEL")
-    generate.add_argument("--modality", required=True, choices=["text", "image", "audio"])
-    generate.add_argument("--out", required=True, type=Path, metavar="DIR")
-    generate.add_argument("--count", type=int, default=1)
-    generate.add_argument("--prompt", help="a text; or an image or sound file to begin with")
-    generate.add_argument("--temperature", type=float, default=1.0)
-    generate.add_argument("--top-p", type=float, default=1.0)
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    generate.add_argument("--bytes", type=int, default=512, help="text: at most so many")
-    generate.add_argument("--size", default="64x64", help="image: WIDTHxHEIGHT")
-    generate.add_argument("--grey", action="store_true", help="image: one channel instead of RGB")
-    generate.add_argument("--prompt-rows", type=int, default=16, help="image: rows given")
-    generate.add_argument("--seconds", type=float, default=1.0, help="audio: length")
-    generate.add_argument("--rate", type=int, default=16000, help="audio: samples a second")
-    generate.add_argument("--channels", type=int, default=1, help="audio: channels")
-    generate.add_argument("--prompt-seconds", type=float, default=0.25, help="audio: given")
+    cli_generate.add_arguments(add("generate", "Generate files."))
 
     compress = add("compress", "Compress files under a model's probabilities.")
     compress.add_argument("model", type=Path, metavar="MODEL")
@@ -186,7 +171,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
         "plan": _plan,
         "train": _train,
         "evaluate": _evaluate,
-        "generate": _generate,
+        "generate": cli_generate.run,
         "compress": _compress,
         "decompress": _decompress,
         "export": _export,
@@ -297,42 +282,13 @@ def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
     return 0
 
 
-def _generate(options: argparse.Namespace, given: list[str]) -> int:
-    from bytelm.pipelines import generate
-    from bytelm.pipelines.allocator import keep_freed_memory
-    from bytelm.pipelines.checkpoint import load_model
-
-    keep_freed_memory()
-    if options.count < 1:
-        raise ValueError(f"--count is {options.count}, and must be at least 1")
-    model, views = load_model(options.model)
-    view = views[options.modality]
-    prompt = Path(options.prompt) if options.prompt else None
-    if options.modality == "text":
-        request = generate.text_request(options.prompt or "", options.bytes)
-    elif options.modality == "image":
-        width, height = _size(options.size)
-        channels = 1 if options.grey else 3
-        request = generate.image_request(width, height, channels, prompt, options.prompt_rows, view)
-    else:
-        request = generate.audio_request(
-            options.seconds, options.rate, options.channels, prompt, options.prompt_seconds, view
-        )
-    sampling = generate.Sampling(options.temperature, options.top_p, options.seed)
-    for path in generate.generate(
-        model, request, view, options.count, sampling, options.out, options.precision
-    ):
-        print(path)
-    return 0
-
-
 def _compress(options: argparse.Namespace, given: list[str]) -> int:
     from bytelm.pipelines.checkpoint import load_model
     from bytelm.pipelines.compress import compress
 
-    model, views = load_model(options.model)
+    model, seen = load_model(options.model)
     for line in compress(
-        model, views, options.files, options.out, options.keep_files, options.batch
+        model, seen.views, options.files, options.out, options.keep_files, options.batch
     ):
         print(line)
     return 0
@@ -346,13 +302,6 @@ def _decompress(options: argparse.Namespace, given: list[str]) -> int:
     for path in decompress(model, options.file, options.out):
         print(path)
     return 0
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, separator, height = text.partition("x")
-    if not (separator and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise ValueError(f"--size is WIDTHxHEIGHT in pixels, as 64x64, not {text!r}")
-    return int(width), int(height)
 
 
 def _demo(options: argparse.Namespace, given: list[str]) -> int:

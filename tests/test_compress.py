@@ -71,7 +71,7 @@ def by_name(paths: list[Path]) -> dict[str, Path]:
     return {path.name: path for path in paths}
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("batch", [7, 64])
 def test_files_come_back(files: list[Path], tmp_path: Path, batch: int) -> None:
     model, out = tiny(), tmp_path / "f.blm"
     lines = compress(model, VIEWS, files, out, keep_files=False, batch=batch)

@@ -22,6 +22,7 @@ of its own, in turn, medians.
     train-memory/PEER    GB: the most resident memory of three steps above that of the process once
                          the model and the optimizer's state exist
     train-memory-speed/PEER   bytes/s, of the same steps
+    train-memory/formula GB: what `model.flops.step_bytes` says beside what was measured
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from statistics import median
 
 import torch
 
-from bytelm.model.flops import causal_training_flops_per_byte, training_flops_per_byte
-from bytelm.tools.contestants import NAMES, PEERS, Shape, build, our_config
+from bytelm.model.flops import causal_training_flops_per_byte, step_bytes, training_flops_per_byte
+from bytelm.tools.contestants import NAMES, PEERS, Shape, build, checkpointed, our_config
 from bytelm.tools.measure import (
     Figure,
     in_fresh_process,
@@ -93,6 +94,8 @@ def memory_figures(rounds: int) -> Iterator[Figure]:
             "bytes/s",
             median(speeds[peer]),
         )
+    formula = step_bytes(checkpointed(our_config(LONG)))
+    yield "train-memory/formula", formula / 1e9, "GB", median(gigabytes["bytelm"])
 
 
 def memory_and_speed(name: str) -> tuple[float, float]:
