@@ -1,4 +1,4 @@
-"""What a model costs, by formula from its config: parameters and FLOPs per byte.
+"""What a model costs, by formula from its config: parameters, FLOPs per byte, and memory.
 
 Shapes:
     b   bytes in a position of a stage       n   positions of a stage's sequence
@@ -16,6 +16,7 @@ shorter documents costs less.
 
 from dataclasses import dataclass
 
+from bytelm.model.attention import SHORT
 from bytelm.model.config import ModelConfig
 from bytelm.model.layers import NgramEmbed, PatchEncoder
 
@@ -43,9 +44,68 @@ def training_flops_per_byte(config: ModelConfig) -> float:
     return 3 * sum(cost.products + cost.attention for cost in costs(config))
 
 
+def causal_training_flops_per_byte(config: ModelConfig) -> float:
+    """`training_flops_per_byte` without the pairs that attention masks."""
+    return 3 * sum(cost.products + cost.causal_attention for cost in costs(config))
+
+
 def generation_flops_per_byte(config: ModelConfig) -> float:
     """Of decoding with caches, on average over a row: each byte sees only what is before it."""
     return sum(cost.products + cost.causal_attention for cost in costs(config))
+
+
+def step_bytes(config: ModelConfig, number: int = 2) -> int:
+    """The memory of a training step of one row above that of parameters and optimizer.
+
+    number: bytes of a number in matrix products: 2 under autocast to bf16, 4 for fp32.
+
+    What the backward pass needs of the forward pass is largest where it begins, gradients where
+    it ends. With checkpointing the first of these is the input of every layer of stage 0, its
+    output and that output's gradient, and what one chunk or one layer of stage 0 computes again.
+    """
+    parameters = sum(cost.parameters for cost in costs(config))
+    copies = 0  # of matrices in autocast's type
+    if number < 4:
+        stages = enumerate(config.stages)
+        copies = number * sum(stage.layers * _layer_matrices(config, i) for i, stage in stages)
+    patches = config.context // config.patch
+    chunk = min(config.local_chunk or patches, patches)
+    layers, layer = config.stages[0].layers, patches * _layer_bytes(config, 0, number)
+    stage_0 = patches * config.stages[0].width * (4 + number)  # of its last norm and its output
+    logits = config.patch * config.vocab_size  # of a patch
+    lower = sum(
+        config.patch
+        // config.position_bytes(index)
+        * (stage.layers * _layer_bytes(config, index, number) + stage.width * (4 + number))
+        for index, stage in enumerate(config.stages[1:], 1)
+    )  # of a patch
+    in_turn = chunk * logits * (4 + number)  # gradients of the logits
+    if config.activation_checkpointing:
+        stage_0 += patches * 4 * config.stages[0].width * (layers + 2)
+        held = stage_0 + max(layer, chunk * (lower + 4 * logits) + in_turn)
+    else:
+        held = stage_0 + layers * layer + patches * (lower + 4 * logits) + in_turn
+    return copies + max(held, 4 * parameters)
+
+
+def _layer_matrices(config: ModelConfig, index: int) -> int:
+    """Numbers in the matrices of a layer of a stage."""
+    width, inputs = config.stages[index].width, 2 if config.gated_feed_forward else 1
+    return (4 * width + (inputs + 1) * hidden_width(config, index)) * width
+
+
+def _layer_bytes(config: ModelConfig, index: int, number: int) -> int:
+    """What the backward pass of a layer needs, for each position of a stage."""
+    stage, hidden = config.stages[index], hidden_width(config, index)
+    places, back = sequence(config, index)
+    # Both norms' inputs; their outputs, queries, keys, values, attention's output; their norms.
+    wide = 2 * 4 + number * (6 + 2 * config.qk_norm * (1 + config.rope))
+    wide += 2 * 4 * config.rms_norm + 2 * number * (config.dropout > 0)
+    inner = number * hidden * (4 if config.gated_feed_forward else 1)
+    seen = 0
+    if places <= SHORT:  # keys and values of the sequence before, and shares
+        seen = number * (2 * stage.width * back // places + stage.heads * (places + back))
+    return stage.width * wide + inner + seen
 
 
 def hidden_width(config: ModelConfig, index: int) -> int:
@@ -67,11 +127,9 @@ def _stage(config: ModelConfig, index: int) -> Cost:
     width, byte_width = shape.width, config.byte_width(index)
     joined = bytes_ * byte_width  # b d
     places, back = sequence(config, index)
-    hidden = hidden_width(config, index)
-    inputs = 2 if config.gated_feed_forward else 1
     norm = width if config.rms_norm else 2 * width
 
-    matrices = (4 * width + (inputs + 1) * hidden) * width  # of a layer
+    matrices = _layer_matrices(config, index)
     block = matrices + 2 * norm + shape.heads * config.qk_norm
     parameters = shape.layers * block + norm + config.vocab_size * byte_width + width
     multiplied = shape.layers * matrices  # multiply-adds of a position

@@ -104,7 +104,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 computes under autocast; weights, gradients and optimizer stay fp32."""
     deepspeed: str = "zero1"
-    """A case of `ds_configs` (zero0, zero1, zero2, zero3), or the path of a JSON file."""
+    """A case of `ds_configs` (zero0 to zero3, zero2_offload, zero3_offload), or a JSON file."""
     log_every: int = 1
     """Steps between lines of metrics."""
     eval_every: int = 0
@@ -131,6 +131,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        wrong = []
         for name, value, least in (
             ("train.steps", self.train.steps, 1),
             ("train.global_batch", self.train.global_batch, 1),
@@ -147,7 +148,9 @@ class RunConfig:
             ("optimizer.warmup_steps", self.optimizer.warmup_steps, 0),
         ):
             if value < least:
-                raise ValueError(f"{name} is {value}, and must be at least {least}")
+                wrong.append(f"{name} is {value}, and must be at least {least}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         if not 0 <= self.data.max_bad_share <= 1:
             raise ValueError(f"data.max_bad_share is {self.data.max_bad_share}, and must be 0 to 1")
         if not self.data.sets:
@@ -155,11 +158,18 @@ class RunConfig:
 
     def accumulation(self, ranks: int) -> int:
         """Micro batches of a step on each of so many ranks."""
-        rows, once = self.train.global_batch, self.train.micro_batch * ranks
-        if rows % once:
+        rows, micro = self.train.global_batch, self.train.micro_batch
+        once = micro * ranks
+        parts = ((ranks, "processes"), (micro, "rows of a micro batch"))
+        uneven = [f"{number} {what}" for number, what in parts if rows % number]
+        wrong = f"{' and '.join(uneven)} do not divide it" if uneven else ""
+        if not wrong and rows % once:
+            wrong = f"{rows // ranks} rows a process are not cut into micro batches of {micro}"
+        if wrong:
+            near = [n for n in (rows // once * once, rows // once * once + once) if n]
             raise ValueError(
-                f"global_batch {rows} is no multiple of micro_batch {self.train.micro_batch} x "
-                f"{ranks} processes: use a multiple of {once}, or fewer processes"
+                f"train.global_batch is {rows}: {wrong}; use {ranks} processes x "
+                f"micro batches of {micro} x accumulation, {' or '.join(map(str, near))} rows"
             )
         return rows // once
 

@@ -8,6 +8,7 @@ each rank takes its part of them into a shard such as it would have saved, and D
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,7 @@ class SavedTensors:
             names: the parameters in the order of the optimizer, group by group.
         """
         self._parts: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        self.numbers: dict[str, dict[str, Any]] = defaultdict(dict)
-        """By parameter: what the optimizer keeps of it that is no tensor of its size."""
+        self._numbers: dict[str, dict[str, Any]] = defaultdict(dict)
         if zero_stage == 0:
             self._read_unsharded(_open(folder / "mp_rank_00_model_states.pt"), names)
         for rank in range(ranks if zero_stage > 0 else 0):
@@ -57,6 +57,11 @@ class SavedTensors:
     def whole(self, name: str, key: str) -> Tensor:
         """One tensor of a parameter, flat."""
         return torch.cat(self._parts[name][key])
+
+    def numbers(self, name: str) -> dict[str, Any]:
+        """What the optimizer keeps of a parameter that is no tensor of its size. A copy: a counter
+        that two parameters shared would count twice as fast."""
+        return copy.deepcopy(self._numbers[name])
 
     def _read_unsharded(self, saved: Mapping[str, Any], names: Sequence[str]) -> None:
         state = saved["optimizer"]["state"]
@@ -94,7 +99,7 @@ class SavedTensors:
             if isinstance(value, Tensor) and value.dim() > 0:
                 self._parts[name][key].append(value.flatten()[start : start + size])
             else:
-                self.numbers[name][key] = value
+                self._numbers[name][key] = value
 
 
 def load(zero: Any, module: torch.nn.Module, stage: int, saved: SavedTensors) -> None:
@@ -130,7 +135,7 @@ def _load_unsharded(
     for index, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
         tensors = {key: saved.whole(name, key).view_as(parameter) for key in saved.keys(name)}
         parameter.data.copy_(tensors.pop(WEIGHT))
-        state[index] = {**tensors, **saved.numbers[name]}
+        state[index] = {**tensors, **saved.numbers(name)}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
@@ -185,7 +190,7 @@ class _Flat:
 
     def take(self, saved: SavedTensors, name: str, at: int, begin: int, end: int) -> None:
         """Put elements [begin, end) of a parameter's tensors at a place, as far as there are."""
-        self.state.update(saved.numbers[name])
+        self.state.update(saved.numbers(name))
         for key in saved.keys(name):
             part = saved.whole(name, key)[begin:end]
             if key != WEIGHT and key not in self.state:

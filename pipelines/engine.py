@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -119,6 +120,20 @@ def deepspeed_config(name: str) -> dict[str, Any]:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a model computes at `fp32` or `bf16`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def product_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s that a large matrix product reaches on a device now: the peak that a run is held
+    against. On the CPU with the threads of this process, beside whatever else runs there."""
+    size = 1024 if device.type == "cpu" else 8192
+    matrix = torch.ones(size, size, device=device)
+    seconds = math.inf
+    with torch.no_grad(), autocast(device, precision):
+        for _ in range(5):
+            began = time.perf_counter()
+            (matrix @ matrix)[0, 0].item()
+            seconds = min(seconds, time.perf_counter() - began)
+    return 2 * size**3 / seconds
 
 
 def start_ranks(timeout: float) -> None:

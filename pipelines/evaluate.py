@@ -102,7 +102,8 @@ def evaluate(
     """
     sets = [open_set(path) for path in set_paths]
     model, seen = checkpoint.load_model(model_path)
-    config = PlanConfig(model.config.context, model.config.patch, seen.views)
+    # Shard after shard: the order of the rows does not matter, and few are in use at once.
+    config = PlanConfig(model.config.context, model.config.patch, seen.views, window_shards=1)
     plan = Plan([Source(shard_set, split) for shard_set in sets], config)
     device = model.lm_head.weight.device
 
@@ -122,11 +123,12 @@ def evaluate(
 def codecs(plan: Plan) -> dict[str, dict[str, float]]:
     """Bits per byte of each codec on the documents of a plan."""
     sizes = {name: CodecSizes() for name in MODALITIES}
-    shards = [(s.set, shard) for s in plan.sources for shard in s.set.split(s.split)]
-    for shard_set, shard in _shown(shards, len(shards), "codecs"):
-        for row in shard_set.index(shard):
+    shards = [(s.set, s.set.split(s.split)) for s in plan.sources]
+    each = ((set_, shard) for set_, own in shards for shard in set_.one_by_one(own))
+    for set_, shard in _shown(each, sum(len(own) for _, own in shards), "codecs"):
+        for row in set_.index(shard):
             segment = plan.segment(row)
-            sample = shard_set.sample(shard, row)
+            sample = set_.sample(shard, row)
             payload = segment.modality.to_view(sample, segment.view, plan.config.patch)
             sizes[segment.modality.name].add(sample, payload)
     return {name: s.bits_per_byte() for name, s in sizes.items() if s.bits_per_byte()}

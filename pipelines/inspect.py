@@ -59,7 +59,7 @@ def inspect(
 def find_damage(shard_set: ShardSet) -> list[str]:
     """Check every byte of every shard; a line for each damaged one."""
     damage: list[str] = []
-    for shard in shard_set.shards:
+    for shard in shard_set.one_by_one(shard_set.shards):
         try:
             shard_set.verify(shard)
         except DamageError as error:
@@ -100,16 +100,18 @@ def write_samples(shard_set: ShardSet, count: int, out: Path) -> list[Path]:
     All segments of a document are written, under its key. Returns the paths.
     """
     out.mkdir(parents=True, exist_ok=True)
-    chosen: set[tuple[str, int]] = set()  # shard, document
+    chosen: dict[str, set[int]] = {}  # by shard, documents
     for modality in _MODALITIES:
         holders = list(_documents_of(shard_set, modality))
         places = np.linspace(0, len(holders) - 1, min(count, len(holders))).astype(int)
-        chosen.update(holders[place] for place in places)
-    shards = {s.name: s for s in shard_set.shards}
+        for name, document in (holders[place] for place in places):
+            chosen.setdefault(name, set()).add(document)
+    shards = [s for s in shard_set.shards if s.name in chosen]
     return [
         path
-        for name, document in sorted(chosen)
-        for path in _write_document(shard_set, shards[name], document, out)
+        for shard in shard_set.one_by_one(shards)
+        for document in sorted(chosen[shard.name])
+        for path in _write_document(shard_set, shard, document, out)
     ]
 
 

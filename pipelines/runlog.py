@@ -36,13 +36,20 @@ class RunLog:
     On a terminal a bar shows the run; elsewhere a plain line comes every ten seconds.
     """
 
-    def __init__(self, run: Path, steps: int, done: int):
-        """`steps` in all, of which `done` were done by an earlier process; lines of steps after
-        `done` were written by a process whose work is lost, and are removed."""
+    def __init__(self, run: Path, steps: int, done: int, step_flops: float, peak_flops: float):
+        """Lines of steps after `done` were written by a process whose work is lost, and are
+        removed.
+
+        Args:
+            steps: in all, of which `done` were done by an earlier process.
+            step_flops: FLOPs of a step, over all ranks.
+            peak_flops: FLOP/s that the devices of all ranks reach.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self.console = Console(highlight=False)
         self._steps = steps
+        self._step_share = step_flops / peak_flops  # seconds of a step at the peak
         path = run / METRICS
         kept = _lines_up_to(path, done)
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
@@ -63,7 +70,7 @@ class RunLog:
             self._task = self._progress.add_task("", total=steps, completed=done, figures="")
             self._progress.start()
         self._began, self._done_before = time.monotonic(), done
-        self._since, self._bytes, self._waited = self._began, 0, 0.0  # since the last figures
+        self._restart_clock()
         self._last_plain = 0.0
 
     def __enter__(self) -> RunLog:
@@ -98,6 +105,7 @@ class RunLog:
         """
         self._bytes += sum(statistics.payload_bytes.values())
         self._waited += waited
+        self._steps_since += 1
         for piece in statistics.damage:
             self._write("damage", step, {"bytes": piece.size, "cause": piece.cause})
             self.say(f"step {step}: masked {piece.size} bytes: {piece.cause}")
@@ -117,6 +125,7 @@ class RunLog:
             "pad_ids": statistics.pad_ids,
             "bytes_per_second": self._bytes / seconds,
             "data_wait": self._waited / seconds,
+            "mfu": self._steps_since * self._step_share / seconds,
             "epoch": position[0],
             "row": position[1],
         }
@@ -139,7 +148,9 @@ class RunLog:
         )
 
     def _restart_clock(self) -> None:
-        self._since, self._bytes, self._waited = time.monotonic(), 0, 0.0
+        """What follows is since the last line of figures."""
+        self._since = time.monotonic()
+        self._bytes, self._waited, self._steps_since = 0, 0.0, 0
 
     def _show(self, step: int, figures: str) -> None:
         if self._progress is not None:

@@ -16,7 +16,7 @@ import io
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -250,6 +250,14 @@ class ShardSet:
         for name in [n for n in self._files if n not in wanted]:
             self._close(name)
         self.store.prefetch([shard.blob for shard in shards])
+
+    def one_by_one(self, shards: Sequence[Shard]) -> Iterator[Shard]:
+        """Shards for a single pass: of a remote set the next one is fetched while one is in use,
+        and those before it are let go of."""
+        for number, shard in enumerate(shards):
+            self.prefetch(shards[number : number + 2])
+            yield shard
+        self.prefetch([])
 
     def prefetch_indexes(self, shards: Sequence[Shard]) -> None:
         """Have the indexes of these shards fetched ahead where the set is remote."""

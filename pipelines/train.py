@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,12 @@ from pathlib import Path
 import torch
 
 from bytelm.modalities import framing
+from bytelm.model.flops import training_flops_per_byte
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines import checkpoint
 from bytelm.pipelines.checkpoint import TrainState
 from bytelm.pipelines.config import RunConfig
-from bytelm.pipelines.engine import Engine, deepspeed_config, start_ranks
+from bytelm.pipelines.engine import Engine, deepspeed_config, product_flops, start_ranks
 from bytelm.pipelines.evaluate import Scores, score
 from bytelm.pipelines.launch import end_with_launcher
 from bytelm.pipelines.loader import Batch, EvaluationRows, Origin, TrainingRows, make_loader
@@ -187,9 +189,15 @@ def train(config: RunConfig, run: Path, start: Start, requests: Requests) -> Non
             state = replace(state, epoch=0, row=0, plan=plan.identity)
     elif start.resume:
         said = [f"{run} has no checkpoint yet: starting at step 0"]
+    peak_flops = product_flops(engine.device, config.train.precision)
+    (peak_flops,) = engine.sum_over_ranks([peak_flops], torch.float64)
+    step_flops = (
+        training_flops_per_byte(config.model) * config.model.context * config.train.global_batch
+    )
     if engine.rank == 0:
         write_atomic(run / CONFIG, json.dumps(config.to_dict(), indent=1).encode())
-        with RunLog(run, steps_to_do(config, plan), state.step) as log:
+        steps = steps_to_do(config, plan)
+        with RunLog(run, steps, state.step, step_flops, peak_flops) as log:
             for line in said:
                 log.say(line)
             _loop(engine, plan, state, run, requests, log)
@@ -206,6 +214,7 @@ def _loop(
     log: RunLog | None,
 ) -> None:
     config = engine.config
+    gc.freeze()  # modules, model and plan stay; the collector need not go through them each time
     rows = TrainingRows(
         plan,
         (state.epoch, state.row),
@@ -289,14 +298,18 @@ def _asked(engine: Engine, requests: Requests) -> tuple[bool, bool]:
 
 
 def _document_keys(plan: Plan, origins: Sequence[Origin]) -> list[str]:
-    """`SET/SHARD: KEYS` of rows, as far as the shards can be read."""
+    """`SET/SHARD: KEYS` of rows; documents of a shard that cannot be read are named by number."""
     lines = []
     sets = {source.set.location: source.set for source in plan.sources}
     for origin in origins:
         shard_set = sets[origin.set]
         shard = next(s for s in shard_set.split("train") if s.name == origin.shard)
         index = shard_set.index(shard)
-        keys = [shard_set.key(shard, index[index["document"] == n][0]) for n in origin.documents]
+        rows = [index[index["document"] == number][0] for number in origin.documents]
+        try:
+            keys = [shard_set.key(shard, row) for row in rows]
+        except (OSError, ValueError):
+            keys = [f"document-{number}" for number in origin.documents]
         lines.append(f"{origin.set}/{origin.shard}: {' '.join(keys)}")
     return lines
 

@@ -77,13 +77,23 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
 def test_the_global_batch_has_to_divide() -> None:
     config = config_from_dict({**MINIMAL, "train": {"steps": 1, "global_batch": 6}})
     assert config.accumulation(2) == 3
-    with pytest.raises(ValueError, match="multiple of 4"):
+    with pytest.raises(ValueError, match=r"4 processes do not divide it; use .* 4 or 8 rows"):
         config.accumulation(4)
+
+
+def test_all_that_is_wrong_with_the_batch_is_said_at_once() -> None:
+    sizes = {"steps": 1, "global_batch": 6, "micro_batch": 4}
+    with pytest.raises(ValueError, match="5 processes and 4 rows of a micro batch do not divide"):
+        config_from_dict({**MINIMAL, "train": sizes}).accumulation(5)
+    with pytest.raises(ValueError, match="3 rows a process are not cut into micro batches of 2"):
+        config_from_dict({**MINIMAL, "train": sizes | {"micro_batch": 2}}).accumulation(2)
+    with pytest.raises(ValueError, match=r"steps is 0.*; train\.micro_batch is 0"):
+        config_from_dict({**MINIMAL, "train": {"steps": 0, "micro_batch": 0}})
 
 
 def test_deepspeed_files_hold_only_their_own_keys(tmp_path: Path) -> None:
     assert deepspeed_config("zero2")["zero_optimization"]["stage"] == 2
-    with pytest.raises(ValueError, match="choose one of zero0, zero1, zero2, zero3"):
+    with pytest.raises(ValueError, match="choose one of zero0, zero1, zero2, zero2_offload"):
         deepspeed_config("zero9")
     for key, message in (
         ("train_batch_size", r"owns: remove it and set train\.global_batch"),

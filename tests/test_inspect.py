@@ -11,8 +11,13 @@ import pytest
 import soundfile
 from conftest import SetMaker, audio, image, text
 from rich.console import Console
+from web_server import serving
 
+from bytelm.pipelines.cache import CacheConfig
+from bytelm.pipelines.evaluate import codecs
 from bytelm.pipelines.inspect import find_damage, inspect, write_samples
+from bytelm.pipelines.packing import PlanConfig
+from bytelm.pipelines.plan import Plan, Source
 from bytelm.pipelines.shards import DamageError, ShardSet
 from bytelm.pipelines.shardwriter import write_manifest
 
@@ -93,6 +98,22 @@ def test_samples_are_spread_over_the_set(tmp_path: Path, make_set: SetMaker) -> 
     numbers = sorted(int(p.read_text()) for p in write_samples(shard_set, 3, tmp_path / "few"))
     assert numbers == [0, 9, 19]
     assert len(write_samples(shard_set, 99, tmp_path / "all")) == 20
+
+
+def test_a_cache_of_one_shard_is_enough(tmp_path: Path, make_set: SetMaker) -> None:
+    """What passes through a set once has one shard in use at a time."""
+    local = make_set([[text(b"%d " % i * 9000)] for i in range(12)], per_shard=2)
+    limit = max(shard.size + shard.index_size for shard in local.shards)
+    plan_config = PlanConfig(256, 8, {"text": "utf8", "image": "raster", "audio": "s16be"})
+    with serving() as web:
+        web.objects |= {path.name: path.read_bytes() for path in Path(local.location).iterdir()}
+        remote = ShardSet(web.url, CacheConfig(tmp_path / "cache", limit))
+        assert find_damage(remote) == []
+        names = [[p.name for p in write_samples(s, 9, tmp_path / "files")] for s in (local, remote)]
+        assert names[0] == names[1]
+        figures = [codecs(Plan([Source(s)], plan_config)) for s in (local, remote)]
+        assert figures[0] == figures[1]
+        remote.store.close()
 
 
 def test_wrong_arguments_are_errors(tmp_path: Path, mixed_set: ShardSet) -> None:

@@ -25,7 +25,7 @@ STEPS = 60
 CHECKPOINT_EVERY = 10
 SIZES = {"steps": STEPS, "global_batch": 2, "checkpoint_every": CHECKPOINT_EVERY}
 END_SECONDS = 60.0
-LONG = [pytest.mark.long, pytest.mark.timeout(1200)]
+LONG = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 
 def data_workers(pid: int) -> list[int]:

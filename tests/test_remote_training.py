@@ -1,5 +1,5 @@
-"""The real commands on sets behind HTTP and S3: the same losses as on the folder, whatever the
-server does now and then."""
+"""The real commands on sets behind HTTP, S3 and the Hugging Face hub: the same as on the folder,
+whatever the server does now and then."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from commands import bytelm, metrics, write_config
+from moto.server import ThreadedMotoServer
 from web_server import Web, serving
 
 from bytelm.pipelines.shards import MANIFEST, ShardSet
@@ -42,8 +43,7 @@ def web(files: dict[str, bytes]) -> Iterator[Web]:
 @pytest.fixture
 def s3(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The location of the mixed set on an S3 server."""
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
@@ -140,3 +140,23 @@ def test_evaluate_and_inspect_take_a_url(
         path.unlink()
     shown = bytelm("inspect", web.url, "--verify", status=1).stdout
     assert f"{web.url}/{damaged}" in shown
+
+
+def test_a_set_on_the_hub(
+    mixed_set: ShardSet, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client asks what a repository is, and then for each file by its name."""
+    web.objects["set"] = json.dumps({"id": "someone/set"}).encode()
+    monkeypatch.setenv("HF_ENDPOINT", web.url.removesuffix("/set"))
+    place = "hf://datasets/someone/set"
+    first, second = (shard.name for shard in mixed_set.split("train")[:2])
+    web.script[first].extend(["500", "wrong"])
+    web.script[second].append("clean short")
+    shown = bytelm("inspect", place, "--verify", "--sample", 1, "--out", tmp_path / "files").stdout
+    assert f"{len(mixed_set.shards)} of {len(mixed_set.shards)} shards whole" in shown
+    assert mixed_set.root in shown
+    assert len(list((tmp_path / "files").iterdir())) == 3
+    assert not any(web.script.values())
+    assert [web.asked.count(name) for name in (first, second)] == [3, 2]
+    error = bytelm("inspect", "hf://datasets/someone/other", status=2).stderr
+    assert error.startswith("bytelm inspect: no shard set at hf://datasets/someone/other")

@@ -64,6 +64,12 @@ def our_config(shape: Shape) -> ModelConfig:
     )
 
 
+def checkpointed(config: ModelConfig) -> ModelConfig:
+    """The same with checkpointing, its local stage and loss in chunks of CHUNK_BYTES."""
+    chunk = max(1, CHUNK_BYTES // config.patch)
+    return replace(config, activation_checkpointing=True, local_chunk=chunk)
+
+
 class Contestant:
     """A model and its optimizer; `step` is one whole training step of one row."""
 
@@ -131,10 +137,7 @@ def build(name: str, shape: Shape, *, checkpointing: bool = False) -> Contestant
 
 def _bytelm(shape: Shape, checkpointing: bool) -> Contestant:
     config = our_config(shape)
-    if checkpointing:
-        chunk = max(1, CHUNK_BYTES // shape.patch)
-        config = replace(config, activation_checkpointing=True, local_chunk=chunk)
-    model = Megabyte(config)
+    model = Megabyte(checkpointed(config) if checkpointing else config)
     document = torch.zeros(1, 1, dtype=torch.int32)
 
     def loss(ids: Tensor) -> Tensor:

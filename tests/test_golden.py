@@ -1,0 +1,19 @@
+"""Fifty steps of presets give the losses that are recorded."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bytelm.tools.golden import FILE, STEPS, golden_losses
+
+TOLERANCE = 1e-4
+
+
+def test_the_losses_are_those_recorded(tmp_path: Path) -> None:
+    expected = json.loads(FILE.read_text("utf-8"))
+    found = golden_losses(tmp_path)
+    assert found.keys() == expected.keys()
+    for preset, losses in found.items():
+        assert len(losses) == STEPS
+        assert losses == pytest.approx(expected[preset], rel=TOLERANCE), preset
