@@ -20,7 +20,6 @@ from bytelm.model.decoding import Decoder
 from bytelm.model.flops import costs, generation_flops_per_byte, training_flops_per_byte
 from bytelm.model.megabyte import Layout, Megabyte
 
-
 OF_A_SIZE = [f"modern-{name}" for name in MODERN_SIZES]
 """Presets that differ from `modern-demo` by numbers alone, and are too large to run."""
 
