@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-SHORT = 64
+SHORT = 128
 """Up to so many queries the scores of all of them are held."""
 BLOCK = 256
 """C, above that."""

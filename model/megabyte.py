@@ -150,15 +150,15 @@ class Megabyte(nn.Module):
         exact = torch.promote_types(above.dtype, torch.float32)
         nats = above.new_empty(len(patches), self.config.patch, dtype=exact)
         carry: list[Tensor] = []
-        for start in range(0, len(patches), chunk):
-            part = slice(start, start + chunk)
-            inputs = above[part], patches[part], place[part], heads[part], carry
+        parts = zip(*(each.split(chunk) for each in (above, patches, place, heads)), strict=True)
+        for start, part in zip(range(0, len(patches), chunk), parts, strict=True):
+            inputs = *part, carry
             if self.config.activation_checkpointing and torch.is_grad_enabled():
                 dropout = self.config.dropout
                 part_nats, carry = recomputed(self._chunk_nats, *inputs, dropout=dropout)
             else:
                 part_nats, carry = self._chunk_nats(*inputs)
-            nats[part] = part_nats
+            nats[start : start + chunk] = part_nats
         return layout.scatter(nats, len(ids))
 
     def logits(
