@@ -5,7 +5,8 @@
 trains each of PRESETS in fp32 on short rows of the demo's unseen files, by the commands that a
 user would type, and records the losses in FILE (`tests/golden_losses.json`). A test trains again
 and compares. The rates are a tenth of the usual ones: at those, the other order of sums of another
-processor moves a loss by 5e-3 within fifty steps. Record anew only after a change that is meant to change the numbers.
+processor moves a loss by 5e-3 within fifty steps. Record anew only after a change that is meant to
+change the numbers.
 """
 
 from __future__ import annotations
