@@ -11,7 +11,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from bytelm.model.flops import costs, generation_flops_per_byte, training_flops_per_byte
+from bytelm.model.flops import (
+    costs,
+    generation_flops_per_byte,
+    step_bytes,
+    training_flops_per_byte,
+)
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.engine import deepspeed_config
 from bytelm.pipelines.memory import checkpoint_bytes, memory
@@ -37,12 +42,15 @@ def preview(config: RunConfig, processes: int, console: Console) -> None:
     rows = plan.rows(0)
     held = plan.epoch_bytes / (rows * config.model.context)
     parameters = [cost.parameters for cost in costs(config.model)]
+    number = 2 if config.train.precision == "bf16" else 4
+    memory = step_bytes(config.model, config.train.micro_batch, number)
     parts = " + ".join(f"{count:,}" for count in parameters)
     for line in (
         f"model: {sum(parameters):,} parameters ({parts} by stage and output), "
         f"context {config.model.context:,}, patch {config.model.patch}",
         f"cost: {training_flops_per_byte(config.model):,.0f} FLOPs a byte to train, "
-        f"{generation_flops_per_byte(config.model):,.0f} to generate",
+        f"{generation_flops_per_byte(config.model):,.0f} to generate; "
+        f"a step holds {memory / 1e9:.2f} GB above model and optimizer",
         f"epoch: {rows:,} rows, {plan.epoch_bytes:,} payload bytes, "
         f"{1 - held:.1%} framing and padding",
         f"step: {config.train.global_batch} rows on {processes} processes, "

@@ -44,14 +44,6 @@ def descendants(pid: int) -> set[int]:
     return below.union(*map(descendants, below))
 
 
-def name(pid: int) -> str:
-    """A process's name, empty where it is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().rstrip()
-    except OSError:
-        return ""
-
-
 def wait_until_gone(pids: set[int], seconds: float) -> None:
     """AssertionError where one of the processes is still there after so long."""
     deadline = time.monotonic() + seconds

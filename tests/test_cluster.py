@@ -113,6 +113,7 @@ def test_a_run_on_two_nodes_goes_on_after_one_of_them_stops(
     assert losses(run) == losses(whole)
 
 
+@pytest.mark.long
 def test_a_slurm_job_saves_before_its_time_is_up_and_is_requeued(
     mixed_set: ShardSet, tmp_path: Path, marks: list[str]
 ) -> None:

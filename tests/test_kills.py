@@ -98,7 +98,7 @@ def assert_same(run: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize(
     ("processes", "kills"),
-    [(1, 2), pytest.param(1, 10, marks=LONG), pytest.param(2, 4, marks=LONG)],
+    [(1, 1), pytest.param(1, 10, marks=LONG), pytest.param(2, 4, marks=LONG)],
 )
 def test_a_killed_data_worker_ends_the_run_and_resuming_is_exact(
     mixed_set: ShardSet, tmp_path: Path, processes: int, kills: int
@@ -111,7 +111,7 @@ def test_a_killed_data_worker_ends_the_run_and_resuming_is_exact(
     for kill in range(kills):
         rng = random.Random(kill)
         run = tmp_path / f"run-{kill}"
-        step = rng.randint(CHECKPOINT_EVERY, STEPS - CHECKPOINT_EVERY)
+        step = rng.randint(CHECKPOINT_EVERY, STEPS // 2)  # later, its workers may be done
         killed = Killed(
             config,
             run,

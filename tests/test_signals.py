@@ -76,7 +76,7 @@ Victim = Callable[[subprocess.Popen[str]], int]
         pytest.param(signal.SIGTERM, a_rank, 2, marks=LONG),
         pytest.param(signal.SIGINT, the_command, 1, marks=LONG),
         pytest.param(signal.SIGINT, the_command, 2, marks=LONG),
-        (signal.SIGINT, a_rank, 2),
+        pytest.param(signal.SIGINT, a_rank, 2, marks=LONG),
     ],
 )
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(

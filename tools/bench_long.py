@@ -9,8 +9,6 @@ contestant runs in a process of its own.
 
     long/N/peak-memory           GB: the most resident memory of the whole process at N bytes;
                                  reference: the 3 GB that it may be
-    long/N/formula-memory        GB: what `model.flops.step_bytes` says that a step takes above
-                                 model and optimizer; reference: what it took
     long/N/matrix-peak           FLOP/s of the step (of what the model needs, not of what
                                  checkpointing computes again) beside those of a 1024 x 1024 x 1024
                                  product in bf16, timed in the same process
@@ -38,16 +36,14 @@ from statistics import median
 import torch
 
 from bytelm.model.attention import causal_attention
-from bytelm.model.flops import causal_training_flops_per_byte, step_bytes, training_flops_per_byte
-from bytelm.tools.contestants import CHUNK_BYTES, HEAD, Shape, build, checkpointed, our_config
+from bytelm.model.flops import causal_training_flops_per_byte, training_flops_per_byte
+from bytelm.tools.contestants import CHUNK_BYTES, HEAD, Shape, build, our_config
 from bytelm.tools.measure import (
     Figure,
     in_fresh_process,
     matrix_peak,
     peak_resident,
     print_figures,
-    reset_peak,
-    resident,
 )
 
 SHAPES = {
@@ -67,8 +63,6 @@ class Step:
     seconds: float
     peak: int
     """Bytes of the process at the most."""
-    above: int
-    """Those above what the process had with model and optimizer."""
     matrix_peak: float
 
 
@@ -81,15 +75,11 @@ def measure_step(name: str, length: int, limit: int | None = None) -> Step:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     ids = torch.randint(256, (1, length))
     contestant = build(name, SHAPES[length], checkpointing=True)
-    contestant.make_state()
-    level = resident()
-    reset_peak()
     contestant.step(ids)
     began = time.perf_counter()
     contestant.step(ids)
     seconds = time.perf_counter() - began
-    peak = peak_resident()
-    return Step(seconds, peak, peak - level, matrix_peak())
+    return Step(seconds, peak_resident(), matrix_peak())
 
 
 def step_figures(lengths: list[int]) -> Iterator[Figure]:
@@ -97,9 +87,8 @@ def step_figures(lengths: list[int]) -> Iterator[Figure]:
     steps = {}
     for length in lengths:
         steps[length] = step = in_fresh_process(measure_step, "bytelm", length)
-        config = checkpointed(our_config(SHAPES[length]))
+        config = our_config(SHAPES[length])
         yield f"long/{length}/peak-memory", step.peak / 1e9, "GB", 3.0
-        yield f"long/{length}/formula-memory", step_bytes(config) / 1e9, "GB", step.above / 1e9
         for name, flops in (
             ("matrix-peak", training_flops_per_byte(config)),
             ("matrix-peak-causal", causal_training_flops_per_byte(config)),

@@ -22,7 +22,9 @@ of its own, in turn, medians.
     train-memory/PEER    GB: the most resident memory of three steps above that of the process once
                          the model and the optimizer's state exist
     train-memory-speed/PEER   bytes/s, of the same steps
-    train-memory/formula GB: what `model.flops.step_bytes` says beside what was measured
+    train-memory/formula, .../formula-checkpointed   GB: what `model.flops.step_bytes` says beside
+                         what PyTorch's allocator gave to our forward and backward pass, at 8,192
+                         bytes without and at 32,768 with checkpointing
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from bytelm.tools.measure import (
     Figure,
     in_fresh_process,
     matrix_peak,
+    peak_allocated,
     peak_resident,
     print_figures,
     reset_peak,
@@ -94,8 +97,20 @@ def memory_figures(rounds: int) -> Iterator[Figure]:
             "bytes/s",
             median(speeds[peer]),
         )
-    formula = step_bytes(checkpointed(our_config(LONG)))
-    yield "train-memory/formula", formula / 1e9, "GB", median(gigabytes["bytelm"])
+    for name, shape, checkpointing in (
+        ("formula", SHORT, False),
+        ("formula-checkpointed", LONG, True),
+    ):
+        config = checkpointed(our_config(shape)) if checkpointing else our_config(shape)
+        measured = in_fresh_process(allocated, shape, checkpointing)
+        yield f"train-memory/{name}", step_bytes(config) / 1e9, "GB", measured
+
+
+def allocated(shape: Shape, checkpointing: bool) -> float:
+    """The most GB of tensors in our forward and backward pass; to run in a fresh process."""
+    ids = torch.randint(256, (1, shape.context))
+    contestant = build("bytelm", shape, checkpointing=checkpointing)
+    return peak_allocated(lambda: contestant.backward(ids)) / 1e9
 
 
 def memory_and_speed(name: str) -> tuple[float, float]:

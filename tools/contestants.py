@@ -80,20 +80,28 @@ class Contestant:
 
     def step(self, ids: Tensor) -> float:
         """Forward in bf16, backward, clip, update; ids [1, T]. Returns nats per byte."""
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = self.loss(ids)
-        loss.backward()
+        loss = self.backward(ids)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
 
+    def backward(self, ids: Tensor) -> Tensor:
+        """Forward and backward; returns the loss."""
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.loss(ids)
+        loss.backward()
+        return loss
+
     def make_state(self) -> None:
-        """Lets the optimizer make its state, which it does in its first step."""
+        """Lets the optimizer make its state, which it does in its first step.
+
+        One parameter after the other, so that no memory stays behind that a step would use.
+        """
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            self.optimizer.step()
+            parameter.grad = None
 
     def counted_flops(self, ids: Tensor) -> int:
         """Of forward and backward, as PyTorch counts them: 2 for each multiply-add of a product.
@@ -108,9 +116,7 @@ class Contestant:
             ops._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
         }
         with FlopCounterMode(display=False, custom_mapping=flops_of) as counter:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = self.loss(ids)
-            loss.backward()
+            self.backward(ids)
         self.optimizer.zero_grad()
         return counter.get_total_flops()
 
@@ -146,21 +152,31 @@ def _bytelm(shape: Shape, checkpointing: bool) -> Contestant:
     return Contestant(model, loss)
 
 
-def _megabyte_pytorch(shape: Shape, checkpointing: bool) -> Contestant:
+def megabyte_pytorch(shape: Shape, *, rotary: bool = False) -> nn.Module:
+    """MEGABYTE-pytorch of a shape; its one number of heads is that of the global width.
+
+    rotary: turns queries and keys by their place (`rel_pos`), which is off by default.
+    """
     from MEGABYTE_pytorch import MEGABYTE
 
-    model = MEGABYTE(
+    return MEGABYTE(
         num_tokens=VOCAB_SIZE,
         dim=(shape.global_width, shape.local_width),
         depth=(shape.global_layers, shape.local_layers),
         max_seq_len=(shape.patches, shape.patch),
+        heads=shape.global_width // HEAD,
         pad_id=PAD_ID,
+        rel_pos=rotary,
         flash_attn=True,
     )
-    return Contestant(model, lambda ids: model(ids, return_loss=True))
 
 
-def _mblm(shape: Shape, checkpointing: bool) -> Contestant:
+def mblm(shape: Shape, *, rotary: bool = False, chunks: int | None = None) -> nn.Module:
+    """mblm of a shape.
+
+    rotary: as in `megabyte_pytorch`.
+    chunks: pieces in which the local stage runs under checkpointing; None is without.
+    """
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")  # that there is no mamba_ssm
         from mblm import MBLM, MBLMModelConfig, TransformerBlock
@@ -169,24 +185,32 @@ def _mblm(shape: Shape, checkpointing: bool) -> Contestant:
         TransformerBlock(
             attn_head_dims=HEAD,
             attn_num_heads=width // HEAD,
-            attn_use_rot_embs=False,
+            attn_use_rot_embs=rotary,
             ff_multiplier=4,
             use_flash_attn=True,
         )
         for width in (shape.global_width, shape.local_width)
     ]
-    chunks = max(1, shape.context // CHUNK_BYTES)
-    model = MBLM(
+    return MBLM(
         MBLMModelConfig(
             num_tokens=VOCAB_SIZE,
             pad_token_id=PAD_ID,
             hidden_dims=[shape.global_width, shape.local_width],
             num_layers=[shape.global_layers, shape.local_layers],
             seq_lens=[shape.patches, shape.patch],
-            train_checkpoint_chunks=[chunks] if checkpointing else None,
+            train_checkpoint_chunks=[chunks] if chunks else None,
             block=blocks,
         )
     )
+
+
+def _megabyte_pytorch(shape: Shape, checkpointing: bool) -> Contestant:
+    model = megabyte_pytorch(shape)
+    return Contestant(model, lambda ids: model(ids, return_loss=True))
+
+
+def _mblm(shape: Shape, checkpointing: bool) -> Contestant:
+    model = mblm(shape, chunks=max(1, shape.context // CHUNK_BYTES) if checkpointing else None)
     return Contestant(model, model)
 
 

@@ -5,6 +5,7 @@ Resident memory comes from Linux' proc files.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from bytelm.pipelines.allocator import keep_freed_memory
 
@@ -59,6 +61,16 @@ def matrix_peak() -> float:
     for _ in range(_PRODUCTS):
         torch.mm(a, b, out=out)
     return _PRODUCTS * 2 * _PRODUCT**3 / (time.perf_counter() - began)
+
+
+def peak_allocated(function: Callable[[], object]) -> int:
+    """The most bytes that PyTorch's allocator has given to `function` at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes))
 
 
 def resident() -> int:

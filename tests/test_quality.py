@@ -1,0 +1,252 @@
+"""The quality table's parts: scoring, peers' nats, the clock's schedule, the search, resuming."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import TINY_MODEL
+from conftest import SetMaker, audio, image, text
+from rich.console import Console
+from torch import Tensor, nn
+
+from bytelm.modalities import framing
+from bytelm.model.config import ModelConfig
+from bytelm.model.hub import save_pretrained
+from bytelm.pipelines.evaluate import evaluate
+from bytelm.pipelines.loader import Batch, EvaluationRows, make_loader
+from bytelm.pipelines.optimizer import Muon
+from bytelm.pipelines.shards import ShardSet
+from bytelm.tools import quality
+from bytelm.tools.bench_quality import figures
+from bytelm.tools.entrants import ENTRIES, PEERS, Entry, OwnEntrant, PeerEntrant, Settings
+from bytelm.tools.quality import Corpora, Ledger, Result, Run
+
+TINY = ModelConfig.from_dict(
+    {**TINY_MODEL, "tied_output": False, "embedding_std": 1.0, "init_std": 0.3}
+)
+SETTINGS = Settings(32, 1, 1e-3)
+
+
+@pytest.fixture
+def sets(make_set: SetMaker) -> dict[str, ShardSet]:
+    """Two sets of texts and one each of images and sounds."""
+    rng = np.random.default_rng(3)
+    words = [b"whale ", b"sea ", b"ship ", b"white "]
+
+    def texts(*counts: int) -> list[list]:
+        return [[text(b"".join(rng.choice(words, n)))] for n in counts]
+
+    return {
+        "tales": make_set(texts(10, 50, 200), "tales", val=texts(30, 90)),
+        "lists": make_set(texts(5, 400), "lists", val=texts(7)),
+        "dots": make_set([[image(9, 8, seed=s)] for s in range(4)], "dots", val=[[image(7, 7)]]),
+        "hiss": make_set([[audio(300, seed=1)]], "hiss", val=[[audio(200, seed=2)]]),
+    }
+
+
+@pytest.fixture
+def corpora(sets: dict[str, ShardSet]) -> Corpora:
+    return Corpora(sets, TINY.context)
+
+
+def rows_of(corpora: Corpora, name: str) -> list[Batch]:
+    """The rows of a set's `val`, one in each batch."""
+    plan = corpora.val[name]
+    return list(make_loader(plan, EvaluationRows(plan.rows(0), 1, 0, 1), 0))
+
+
+def tiny_entrant(lr: float = 1e-3) -> OwnEntrant:
+    torch.manual_seed(0)
+    return OwnEntrant(TINY, "muon", lr)
+
+
+def test_scores_are_those_of_evaluate(
+    sets: dict[str, ShardSet], corpora: Corpora, tmp_path: Path
+) -> None:
+    entrant = tiny_entrant()
+    result = Result(*quality.score_sets(entrant, corpora.val, None), 0, 0, 0, 0.0)
+    save_pretrained(entrant.model, TINY, tmp_path / "model", {"views": corpora.config.views})
+    assert corpora.by_modality == {"text": ["tales", "lists"], "image": ["dots"], "audio": ["hiss"]}
+    for modality, names in corpora.by_modality.items():
+        locations = [sets[name].location for name in names]
+        expected, _ = evaluate(tmp_path / "model", locations, "val", 2, "bf16")
+        bits = result.bits_per_byte(names)
+        assert bits == pytest.approx(expected[modality]["bits_per_byte"], rel=1e-4)
+        counted = sum(result.payload_bytes[name] for name in names)
+        assert counted == expected[modality]["payload_bytes"]
+    assert sum(result.payload_bytes.values()) == corpora.val_bytes()
+
+
+def test_a_part_of_val_is_its_first_rows(corpora: Corpora) -> None:
+    _, counted = quality.score_sets(tiny_entrant(), corpora.val, 1)
+    for name, count in counted.items():
+        assert count == int(rows_of(corpora, name)[0].payload.sum())
+
+
+class Bigrams(nn.Module):
+    """The logits of an id are a row of a table, by the id before it; with the peers' interface."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(framing.VOCAB_SIZE + 1, framing.VOCAB_SIZE))
+
+    def after(self, ids: Tensor) -> Tensor:
+        """[B, T, V], those at place t of id t + 1, as the peers give them."""
+        return self.table[ids]
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """Mean of ids that are not PAD; the last row of the table is the start's."""
+        before = F.pad(ids[:, :-1], (1, 0), value=framing.VOCAB_SIZE)
+        return F.cross_entropy(self.table[before][0], ids[0], ignore_index=framing.PAD)
+
+
+def test_peers_nats_line_up_with_ids_and_add_up_to_their_loss(corpora: Corpora) -> None:
+    torch.manual_seed(0)
+    model = Bigrams()
+    entrant = PeerEntrant(model, model.loss, model.after, lr=1e-3)
+    for batch in rows_of(corpora, "tales"):
+        nats, ids = entrant.nats(batch)[0], batch.ids[0].long().tolist()
+        assert framing.PAD in ids
+        for place, (before, id_) in enumerate(itertools.pairwise([framing.VOCAB_SIZE, *ids])):
+            expected = -model.table[before].log_softmax(0)[id_]
+            assert nats[place].item() == pytest.approx(expected.item(), abs=1e-5)
+        counted = batch.ids[0].long() != framing.PAD
+        total = entrant.loss(batch) * counted.sum()
+        assert nats[counted].sum().item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_learning_rates_follow_the_clock(corpora: Corpora, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quality.rate(quality.WARMUP / 2) == pytest.approx(0.5)
+    assert quality.rate(quality.WARMUP) == pytest.approx(1)
+    assert quality.rate(1) == 0
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr(quality, "time", clock)  # a second a step
+    entrant = tiny_entrant(lr=1e-3)
+    assert isinstance(entrant.optimizer, Muon)
+    assert quality.train(entrant, corpora.train, 10.0) == (9, 0)
+    rates = {group["is_muon"]: group["lr"] for group in entrant.optimizer.param_groups}
+    left = quality.rate(0.9)
+    assert 0 < left < 0.2
+    assert rates == {True: pytest.approx(1e-2 * left), False: pytest.approx(1e-3 * left)}
+
+
+def test_a_gradient_that_is_not_finite_is_dropped_and_counted(
+    corpora: Corpora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(quality, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    model = Bigrams()
+    before = model.table.detach().clone()
+    entrant = PeerEntrant(model, lambda ids: math.inf * model.loss(ids), model.after, lr=1e-3)
+    assert quality.train(entrant, corpora.train, 4.0) == (3, 3)
+    assert torch.equal(model.table, before)
+
+
+def test_finished_runs_are_not_run_again(
+    sets: dict[str, ShardSet], corpora: Corpora, tmp_path: Path
+) -> None:
+    built: list[Settings] = []
+
+    def build(settings: Settings, context: int) -> OwnEntrant:
+        assert context == TINY.context
+        if settings.lr > 1:
+            raise KeyboardInterrupt  # somebody stops the table in the middle of this run
+        built.append(settings)
+        return OwnEntrant(TINY, "adamw", settings.lr)
+
+    entries = {"tiny": Entry(build, ((32, 1),), (1e-3, 1e-2))}
+
+    def ledger(on: Corpora = corpora) -> Ledger:
+        return Ledger(tmp_path / "runs", on, entries, Console(quiet=True))
+
+    runs = [Run("tiny", SETTINGS, 1e-3, seed) for seed in range(2)]
+    first = [ledger().result(run) for run in runs]
+    assert first[0].nats != first[1].nats, "a seed decides the weights"
+    stopped = Run("tiny", replace(SETTINGS, lr=2.0), 1e-3)
+    with pytest.raises(KeyboardInterrupt):
+        ledger().result(stopped)
+    assert len(built) == len(list((tmp_path / "runs").iterdir())) == 2
+
+    assert [ledger().result(run) for run in runs] == first
+    assert len(built) == 2
+    fewer = Corpora({name: s for name, s in sets.items() if name != "hiss"}, TINY.context)
+    others = [
+        (replace(runs[0], seconds=2e-3), corpora),
+        (replace(runs[0], val_rows=1), corpora),
+        (replace(runs[0], settings=replace(SETTINGS, lr=1e-2)), corpora),
+        (runs[0], fewer),
+    ]
+    for count, (run, on) in enumerate(others, 3):
+        ledger(on).result(run)
+        assert len(built) == count, "another run"
+
+
+def test_the_search_takes_the_best_of_each_axis() -> None:
+    entry = Entry(tiny_entrant, ((1, 1), (2, 2), (3, 3)), (0.1, 0.2), (False, True))
+    nats = {(1, 0.1): math.nan, (2, 0.1): 5.0, (3, 0.1): 6.0, (2, 0.2): 4.0, (3, 0.2): 1.0}
+    asked: list[Run] = []
+
+    def result(run: Run) -> Result:
+        asked.append(run)
+        value = nats[run.settings.width, run.settings.lr] - 0.5 * run.settings.rotary
+        return Result({"a": value, "b": 3.0}, {"a": 1, "b": 2}, 1, 0, 1, 0.0)
+
+    ledger = SimpleNamespace(
+        entries={"tiny": entry},
+        corpora=SimpleNamespace(by_modality={"text": ["a"], "image": ["b"]}),
+        result=result,
+    )
+    found = quality.search(ledger, "tiny", 6.0)
+    assert found == Settings(2, 2, 0.2, True)
+    assert len(set(asked)) == quality.search_runs(entry) == 5
+    assert {(run.seconds, run.val_rows) for run in asked} == {(6.0, quality.SEARCH_ROWS)}
+
+
+def test_figures_are_means_beside_the_best_peer() -> None:
+    def result(*nats: float) -> Result:
+        names = ("a", "b", "c")
+        bits = {name: math.log(2) * n for name, n in zip(names, nats, strict=True)}
+        return Result(bits, {"a": 1, "b": 3, "c": 2}, 1, 0, 1, 0.0)
+
+    corpora = SimpleNamespace(by_modality={"text": ["a", "b"], "image": ["c"]})
+    results = {
+        "modern": [result(1, 3, 2), result(2, 3, 6)],
+        PEERS[0]: [result(4, 4, 8)],
+        PEERS[1]: [result(3, 4, 10)],
+    }
+    found = {figure["name"]: figure for figure in figures(results, corpora)}
+    ours = found["quality/text/modern"]
+    assert ours["value"] == pytest.approx((4 / 4 + 5 / 4) / 2)
+    assert ours["spread"] == pytest.approx(0.125)  # deviation 0.177 / sqrt(2)
+    assert ours["reference"] == pytest.approx(7 / 4)
+    assert ours["ratio"] == pytest.approx(1.125 / 1.75)
+    assert found["quality/image/modern"]["reference"] == pytest.approx(4)
+    assert found["quality/a/modern"]["value"] == pytest.approx(1.5)
+    assert found["quality/b/mblm"]["spread"] is None
+    assert "quality/c/modern" not in found, "the only set of its modality"
+    alone = list(figures({"modern": results["modern"]}, corpora))
+    assert all(figure["ratio"] is None for figure in alone)
+
+
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name not in PEERS])
+def test_our_entrants_build_and_train(name: str, corpora: Corpora) -> None:
+    entrant = ENTRIES[name].build(Settings(128, 1, 1e-3), TINY.context)
+    (batch, *_) = rows_of(corpora, "hiss")
+    assert entrant.nats(batch).shape == batch.ids.shape
+    entrant.loss(batch).backward()
+    assert all(p.grad is not None for p in entrant.model.parameters())
+    assert isinstance(entrant.optimizer, Muon) == (name != "paper")
+
+
+def test_a_set_of_several_modalities_is_refused(mixed_set: ShardSet) -> None:
+    with pytest.raises(ValueError, match="text and image and audio"):
+        Corpora({"mixed": mixed_set}, TINY.context)

@@ -1,0 +1,148 @@
+"""Bits per byte after training for the same time, beside other byte models: JSON lines, a table.
+
+    python tools/bench_quality.py --work DIR [--only NAME,...] [--minutes M] [FOLDER ...]
+
+Each FOLDER holds files of one modality below `train` and `val` (the demo's by default); modalities
+are mixed in equal bytes. `entrants.py` says who runs and what is tried for each, `quality.py` how.
+For each entrant the best size, learning rate and switch are searched in short runs, and then
+trained once for each seed. Two threads, bf16 autocast, one row of 8,192 ids a step; nothing else
+should run on the machine. What is finished lies in DIR, and the same command goes on after a stop.
+
+One line a figure, and where a modality has several folders one for each of these too:
+
+    quality/MODALITY/ENTRANT    bits/byte: the mean over seeds of Σ nats / (ln 2 · Σ payload bytes)
+                                on all of `val`; `spread` is its standard error, `reference` the
+                                best peer's mean, `ratio` = value / reference
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bytelm.pipelines.allocator import keep_freed_memory
+from bytelm.tools.entrants import ENTRIES, PEERS
+from bytelm.tools.quality import (
+    Corpora,
+    Ledger,
+    Result,
+    Run,
+    describe,
+    prepare_sets,
+    search,
+    search_runs,
+)
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo"
+THREADS = 2
+CONTEXT = 8_192
+SCORING_SPEED = 50_000
+"""Bytes per second, to foretell the time of scoring alone."""
+
+
+def main() -> None:
+    """Run what is missing, and print."""
+    parser = argparse.ArgumentParser(description="Bits per byte at equal training time.")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    parser.add_argument("--work", type=Path, required=True, help="keeps sets and finished runs")
+    parser.add_argument("--only", default=",".join(ENTRIES), help="entrants, with commas")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of each seed's training")
+    parser.add_argument("--search-minutes", type=float, default=3.0, help="of a search's run")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    names = options.only.split(",")
+    for name in names:
+        if name not in ENTRIES:
+            parser.error(f"no entrant {name!r}: choose from {', '.join(ENTRIES)}")
+    if min(options.minutes, options.search_minutes) <= 0 or options.seeds < 1:
+        parser.error("minutes have to be above 0, and seeds at least 1")
+    folders = options.folders or [DEMO / modality for modality in ("text", "image", "audio")]
+
+    keep_freed_memory()
+    torch.set_num_threads(THREADS)
+    console = Console(stderr=True, highlight=False)
+    try:
+        corpora = Corpora(prepare_sets(folders, options.work, console), CONTEXT)
+    except ValueError as error:
+        parser.error(str(error))
+    console.print(forecast(names, corpora, options.minutes, options.search_minutes, options.seeds))
+    ledger = Ledger(options.work / "runs", corpora, ENTRIES, console)
+    runs: dict[str, list[Run]] = {}
+    for name in names:
+        best = search(ledger, name, 60 * options.search_minutes)
+        runs[name] = [Run(name, best, 60 * options.minutes, s) for s in range(options.seeds)]
+    # Seed by seed, so that what changes on the machine over the hours changes for all.
+    for seed in range(options.seeds):
+        for name in names:
+            ledger.result(runs[name][seed])
+    results = {name: [ledger.result(run) for run in runs[name]] for name in names}
+    found = list(figures(results, corpora))
+    for figure in found:
+        print(json.dumps(figure), flush=True)
+    console.print(table(found, {name: describe(runs[name][0]) for name in names}))
+
+
+def forecast(
+    names: Sequence[str], corpora: Corpora, minutes: float, search_minutes: float, seeds: int
+) -> str:
+    """The runs and their time, before any of them begins."""
+    searches = sum(search_runs(ENTRIES[name]) for name in names)
+    trainings = len(names) * seeds
+    training = searches * search_minutes + trainings * minutes
+    scoring = trainings * corpora.val_bytes() / SCORING_SPEED / 60
+    return (
+        f"{len(names)} entrants: {searches} runs of {search_minutes:g} min to search, {trainings} "
+        f"of {minutes:g} min to compare, {training / 60:.1f} h of training; scoring "
+        f"{corpora.val_bytes() / 1e6:.1f} MB {trainings} times takes about {scoring / 60:.1f} h at "
+        f"{SCORING_SPEED // 1000} kB/s. Runs that are finished are not run again."
+    )
+
+
+def figures(results: Mapping[str, Sequence[Result]], corpora: Corpora) -> Iterator[dict[str, Any]]:
+    """One for each modality and entrant, and for each set of a modality that has several."""
+    parts = dict(corpora.by_modality)
+    for sets in corpora.by_modality.values():
+        if len(sets) > 1:
+            parts |= {name: [name] for name in sets}
+    for part, sets in parts.items():
+        bits = {name: [r.bits_per_byte(sets) for r in of] for name, of in results.items()}
+        peers = [fmean(bits[name]) for name in PEERS if name in bits]
+        reference = min(peers) if peers else None
+        for name, values in bits.items():
+            value = fmean(values)
+            yield {
+                "name": f"quality/{part}/{name}",
+                "value": value,
+                "unit": "bits/byte",
+                "reference": reference,
+                "ratio": value / reference if reference else None,
+                "spread": stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
+            }
+
+
+def table(found: Sequence[Mapping[str, Any]], settings: Mapping[str, str]) -> Table:
+    """The figures with an entrant in each row, for people."""
+    cells = {figure["name"]: figure for figure in found}
+    parts = list(dict.fromkeys(figure["name"].split("/")[1] for figure in found))
+    shown = Table("settings", *parts, title="bits per byte on val ± standard error")
+    for name, chosen in settings.items():
+        row = []
+        for part in parts:
+            figure = cells[f"quality/{part}/{name}"]
+            spread = "" if figure["spread"] is None else f" ± {figure['spread']:.3f}"
+            row.append(f"{figure['value']:.3f}{spread}")
+        shown.add_row(chosen, *row)
+    return shown
+
+
+if __name__ == "__main__":
+    main()

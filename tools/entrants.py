@@ -1,0 +1,199 @@
+"""Who runs in the quality table, each a model, its optimizer, and its nats of every id.
+
+Ours are the presets at other sizes: `modern` and `paper` with two stages, `flat` with the options
+of `modern` that one stage can have, and `flat-window`, whose positions see the last WINDOW bytes.
+`paper` has AdamW, the others Muon. The peers are those of `contestants.py`, with AdamW and the loss
+that they have; they know no documents and see a row as one sequence.
+
+    B rows, here 1    T ids in a row    V vocabulary
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bytelm.model.config import ModelConfig, StageConfig, init_std, preset, two_stages
+from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.config import OptimizerConfig
+from bytelm.pipelines.loader import Batch
+from bytelm.pipelines.optimizer import make_optimizer
+from bytelm.tools.contestants import HEAD, Shape, mblm, megabyte_pytorch
+
+PATCH = 8
+"""Ids in a patch of the rows, which flat models see too."""
+WINDOW = 512
+MUON_FACTOR = 10
+"""Muon's learning rate for AdamW's of 1, as in the defaults of a run."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is searched for each entrant."""
+
+    width: int
+    """Of stage 0; the local stage follows from it by `two_stages`."""
+    layers: int
+    lr: float
+    """AdamW's."""
+    rotary: bool = False
+    """The peers' one switch; ours have what their presets have."""
+
+
+class Entrant(ABC):
+    """A model in training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    """Each of its groups has its learning rate at the end of the warm-up under `peak`."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean nats of the ids that are trained."""
+
+    @abstractmethod
+    def nats(self, batch: Batch) -> Tensor:
+        """-log p of every id given those before it, [B, T]."""
+
+
+class OwnEntrant(Entrant):
+    """One of ours."""
+
+    def __init__(self, config: ModelConfig, optimizer: Literal["muon", "adamw"], lr: float) -> None:
+        self.model = Megabyte(config)
+        chosen = OptimizerConfig(name=optimizer, lr=lr, muon_lr=MUON_FACTOR * lr)
+        self.optimizer = make_optimizer(self.model, chosen, "bf16")
+        for group in self.optimizer.param_groups:
+            group["peak"] = chosen.muon_lr if group["is_muon"] else chosen.lr
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.nats(batch)[batch.scored].mean()
+
+    def nats(self, batch: Batch) -> Tensor:
+        return self.model(batch.ids.long(), batch.document, batch.modality)
+
+
+class PeerEntrant(Entrant):
+    """A model that others have written.
+
+    Args:
+        loss: mean nats of all ids [B, T] that are not PAD.
+        logits: [B, T, V] for ids [B, T]; those at place t are of id t + 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor], Tensor],
+        logits: Callable[[Tensor], Tensor],
+        lr: float,
+    ) -> None:
+        self.model = model
+        self._loss = loss
+        self._logits = logits
+        defaults = OptimizerConfig()
+        self.optimizer = torch.optim.AdamW(
+            [{"params": model.parameters(), "peak": lr}],
+            lr=lr,
+            betas=defaults.betas,
+            weight_decay=defaults.weight_decay,
+            fused=True,
+        )
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self._loss(batch.ids.long())
+
+    def nats(self, batch: Batch) -> Tensor:
+        """As of every entrant; the first id's come from the loss of a row that has it alone."""
+        ids = batch.ids.long()
+        assert len(ids) == 1, "the loss of a first id is that of one row"
+        logits = self._logits(ids)[0, :-1].float()  # [T - 1, V]
+        after = F.cross_entropy(logits, ids[0, 1:], reduction="none")
+        return torch.cat([self._loss(ids[:, :1])[None], after])[None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How an entrant is built, and what is tried for it; the first of each comes first."""
+
+    build: Callable[[Settings, int], Entrant]
+    """From its settings and T."""
+    sizes: tuple[tuple[int, int], ...]
+    """Width and layers of stage 0."""
+    lrs: tuple[float, float]
+    rotary: tuple[bool, ...] = (False,)
+
+
+def _own(name: str, optimizer: Literal["muon", "adamw"]) -> Callable[[Settings, int], Entrant]:
+    """The preset with two stages of a size; without what only saves memory."""
+
+    def build(settings: Settings, context: int) -> Entrant:
+        config = preset(name)
+        stages = two_stages(settings.width, settings.layers)
+        sized = replace(
+            config,
+            stages=stages,
+            context=context,
+            # The paper has one start for all sizes.
+            init_std=config.init_std if name.startswith("paper-") else init_std(stages),
+            local_chunk=0,
+            activation_checkpointing=False,
+        )
+        return OwnEntrant(sized, optimizer, settings.lr)
+
+    return build
+
+
+def _flat(window: int) -> Callable[[Settings, int], Entrant]:
+    def build(settings: Settings, context: int) -> Entrant:
+        stages = (StageConfig(settings.width, settings.layers, settings.width // HEAD),)
+        config = replace(
+            preset("modern-demo"),
+            stages=stages,
+            patch_sizes=(),
+            cross_patch_attention=0,
+            context=context,
+            init_std=init_std(stages),
+            attention_window=window,
+        )
+        return OwnEntrant(config, "muon", settings.lr)
+
+    return build
+
+
+def _shape(settings: Settings, context: int) -> Shape:
+    above, local = two_stages(settings.width, settings.layers)
+    return Shape(context, PATCH, above.width, above.layers, local.width, local.layers)
+
+
+def _megabyte_pytorch(settings: Settings, context: int) -> Entrant:
+    model = megabyte_pytorch(_shape(settings, context), rotary=settings.rotary)
+    return PeerEntrant(model, lambda ids: model(ids, return_loss=True), model, settings.lr)
+
+
+def _mblm(settings: Settings, context: int) -> Entrant:
+    model = mblm(_shape(settings, context), rotary=settings.rotary)
+    from mblm import MBLMReturnType
+
+    logits = MBLMReturnType.LOGITS
+    return PeerEntrant(model, model, lambda ids: model(ids, return_type=logits), settings.lr)
+
+
+TWO_STAGE_SIZES = ((256, 4), (256, 2), (384, 6))
+FLAT_SIZES = ((192, 4), (128, 3), (256, 6))
+
+ENTRIES: dict[str, Entry] = {
+    "modern": Entry(_own("modern-demo", "muon"), TWO_STAGE_SIZES, (2e-3, 1e-3)),
+    "paper": Entry(_own("paper-text", "adamw"), TWO_STAGE_SIZES, (2e-3, 6e-4)),
+    "flat": Entry(_flat(0), FLAT_SIZES, (2e-3, 1e-3)),
+    "flat-window": Entry(_flat(WINDOW), FLAT_SIZES, (2e-3, 1e-3)),
+    "megabyte-pytorch": Entry(_megabyte_pytorch, TWO_STAGE_SIZES, (2e-3, 6e-4), (False, True)),
+    "mblm": Entry(_mblm, TWO_STAGE_SIZES, (2e-3, 6e-4), (False, True)),
+}
+PEERS = ("megabyte-pytorch", "mblm")

@@ -1,0 +1,283 @@
+"""The runs of the quality table: each entrant trained for a time, scored on `val`, and kept.
+
+    WORK/sets/NAME     the shard set of a folder
+    WORK/runs/*.json   one file a finished run: what it was, and what came out
+
+A run whose file is there is not run again; one that was stopped begins anew. All entrants read the
+same rows in the same order, one row a step; seeds decide the start of the weights and dropout.
+
+    B rows, here 1    T ids in a row
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from bytelm.modalities import MODALITIES
+from bytelm.pipelines.config import OptimizerConfig, ViewsConfig
+from bytelm.pipelines.evaluate import Scores, score
+from bytelm.pipelines.loader import Batch, EvaluationRows, TrainingRows, make_loader
+from bytelm.pipelines.packing import PlanConfig
+from bytelm.pipelines.plan import Plan, Source
+from bytelm.pipelines.prepare import PrepareOptions, prepare
+from bytelm.pipelines.shards import ShardSet
+from bytelm.pipelines.shardwriter import write_atomic
+from bytelm.tools.entrants import PATCH, Entrant, Entry, Settings
+
+WARMUP = 0.05
+"""Share of the time over which learning rates rise."""
+SEARCH_ROWS = 16
+"""Rows of each set's `val` that a run of the search scores."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its scoring."""
+
+    entrant: str
+    settings: Settings
+    seconds: float
+    seed: int = 0
+    val_rows: int | None = None
+    """Rows of each set's `val` that are scored; None scores all."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run."""
+
+    nats: dict[str, float]
+    """-Σ log p of the payload bytes of each set."""
+    payload_bytes: dict[str, int]
+    steps: int
+    skipped: int
+    """Steps whose gradient was not finite, and was dropped."""
+    parameters: int
+    scoring_seconds: float
+
+    def bits_per_byte(self, sets: Iterable[str]) -> float:
+        """Of all bytes of the sets together."""
+        nats = bytes_ = 0.0
+        for name in sets:
+            nats += self.nats[name]
+            bytes_ += self.payload_bytes[name]
+        return nats / (math.log(2) * bytes_)
+
+
+class Corpora:
+    """The sets that all entrants are trained and scored on, in rows of one length."""
+
+    def __init__(self, sets: Mapping[str, ShardSet], context: int) -> None:
+        """ValueError for a set that holds more than one modality, or has no `val`."""
+        self.config = PlanConfig(context, PATCH, vars(ViewsConfig()))
+        modality_of = {name: _modality(name, shard_set) for name, shard_set in sets.items()}
+        self.by_modality = {
+            m: [name for name in sets if modality_of[name] == m]
+            for m in MODALITIES
+            if m in modality_of.values()
+        }
+        sources = [
+            Source(shard_set, "train", 1 / len(self.by_modality[modality_of[name]]))
+            for name, shard_set in sets.items()
+        ]
+        self.train = Plan(sources, self.config)
+        """Modalities in equal bytes, and so the sets of one modality."""
+        self.val = {name: Plan([Source(s, "val")], self.config) for name, s in sets.items()}
+
+    def val_bytes(self) -> int:
+        """Payload bytes of all of `val`."""
+        return sum(sum(plan.source_bytes) for plan in self.val.values())
+
+
+def prepare_sets(folders: Sequence[Path], work: Path, console: Console) -> dict[str, ShardSet]:
+    """A shard set of each folder, by the folder's name; those that are there are kept.
+
+    Raises ValueError for two folders of one name, and as `prepare` does.
+    """
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two folders have the same name ({', '.join(names)}): rename one")
+    sets = {}
+    for name, folder in zip(names, folders, strict=True):
+        out = work / "sets" / name
+        prepare([folder], out, PrepareOptions(), console)
+        sets[name] = ShardSet(out)
+    return sets
+
+
+def _modality(name: str, shard_set: ShardSet) -> str:
+    held = [m for m in MODALITIES if any(shard.bytes[m] for shard in shard_set.shards)]
+    if len(held) != 1:
+        raise ValueError(
+            f"{name} holds {' and '.join(held)}, and modalities are mixed in equal bytes by set: "
+            "give a folder for each modality"
+        )
+    return held[0]
+
+
+class Ledger:
+    """The runs that are finished, and the way to finish more."""
+
+    def __init__(
+        self, folder: Path, corpora: Corpora, entries: Mapping[str, Entry], console: Console
+    ) -> None:
+        self.folder = folder
+        self.corpora = corpora
+        self.entries = entries
+        self.console = console
+
+    def result(self, run: Run) -> Result:
+        """Of a run: from its file, or else by running it and writing the file."""
+        path = self._path(run)
+        if path.exists():
+            return Result(**json.loads(path.read_text("utf-8"))["result"])
+        result = self._finish(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"run": asdict(run), "result": asdict(result)}
+        write_atomic(path, json.dumps(content, indent=1).encode())
+        self._tell(run, result)
+        return result
+
+    def _path(self, run: Run) -> Path:
+        """Named by all that decides the run, its data too."""
+        decides = json.dumps([asdict(run), self.corpora.train.hash], sort_keys=True)
+        return (
+            self.folder / f"{run.entrant}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}.json"
+        )
+
+    def _finish(self, run: Run) -> Result:
+        torch.manual_seed(run.seed)
+        context = self.corpora.config.row_length
+        entrant = self.entries[run.entrant].build(run.settings, context)
+        steps, skipped = train(entrant, self.corpora.train, run.seconds)
+        began = time.perf_counter()
+        nats, payload_bytes = score_sets(entrant, self.corpora.val, run.val_rows)
+        return Result(
+            nats,
+            payload_bytes,
+            steps,
+            skipped,
+            parameters=sum(p.numel() for p in entrant.model.parameters()),
+            scoring_seconds=time.perf_counter() - began,
+        )
+
+    def _tell(self, run: Run, result: Result) -> None:
+        figures = "  ".join(
+            f"{m} {result.bits_per_byte(names):.3f}"
+            for m, names in self.corpora.by_modality.items()
+        )
+        skipped = f", {result.skipped} skipped" if result.skipped else ""
+        self.console.print(
+            f"{describe(run)}: {figures}  ({result.steps} steps{skipped}, scored in "
+            f"{result.scoring_seconds:.0f} s)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def describe(run: Run) -> str:
+    """A run in a few words."""
+    chosen = run.settings
+    rotary = " rotary" if chosen.rotary else ""
+    size = f"{chosen.width}x{chosen.layers} lr {chosen.lr:g}{rotary}"
+    return f"{run.entrant} {size}, {run.seconds / 60:g} min, seed {run.seed}"
+
+
+def rate(share: float) -> float:
+    """The share of the learning rates after a share of the time: up linearly, then down to 0."""
+    return min(share / WARMUP, (1 - share) / (1 - WARMUP))
+
+
+def train(entrant: Entrant, plan: Plan, seconds: float) -> tuple[int, int]:
+    """Train for a time, one row a step, in bf16; returns steps and those skipped.
+
+    Learning rates follow the clock, so that the decay ends with the time on any machine. The step
+    that would end after the time is left out.
+    """
+    model, optimizer = entrant.model.train(), entrant.optimizer
+    batches = make_loader(plan, TrainingRows(plan, (0, 0), 1, 1, 0, 1), workers=0)
+    steps = skipped = 0
+    began = time.perf_counter()
+    for batch in batches:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = entrant.loss(batch)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), OptimizerConfig.clip)
+        share = (time.perf_counter() - began) / seconds
+        if share >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = rate(share) * group["peak"]
+        if norm.isfinite():
+            optimizer.step()
+        else:
+            skipped += 1
+        optimizer.zero_grad()
+        steps += 1
+    return steps, skipped
+
+
+@torch.no_grad()
+def score_sets(
+    entrant: Entrant, plans: Mapping[str, Plan], rows: int | None
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Nats and number of the payload bytes of each set, in bf16, by `pipelines/evaluate.py`.
+
+    rows: of each set's first rows at most so many; None scores all.
+    """
+    entrant.model.eval()
+
+    def nats_of(batch: Batch) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return entrant.nats(batch)
+
+    nats, payload_bytes = {}, {}
+    for name, plan in plans.items():
+        count = plan.rows(0) if rows is None else min(rows, plan.rows(0))
+        scores = Scores()
+        loader = make_loader(plan, EvaluationRows(count, 1, 0, 1), workers=0)
+        score(scores, nats_of, loader, plan.config.patch)
+        heads = scores.heads.values()
+        nats[name] = sum(head.nats["payload"] for head in heads)
+        payload_bytes[name] = sum(head.counts["payload_bytes"] for head in heads)
+    return nats, payload_bytes
+
+
+def search(ledger: Ledger, entrant: str, seconds: float) -> Settings:
+    """The best settings of an entrant, one axis after the other: size, learning rate, rotary.
+
+    Best is the lowest mean over modalities of bits per byte.
+    """
+
+    def mean_bits(settings: Settings) -> float:
+        result = ledger.result(Run(entrant, settings, seconds, val_rows=SEARCH_ROWS))
+        mean = fmean(map(result.bits_per_byte, ledger.corpora.by_modality.values()))
+        return mean if math.isfinite(mean) else math.inf
+
+    entry = ledger.entries[entrant]
+    axes: list[list[dict[str, Any]]] = [
+        [{"width": width, "layers": layers} for width, layers in entry.sizes],
+        [{"lr": lr} for lr in entry.lrs],
+        [{"rotary": rotary} for rotary in entry.rotary],
+    ]
+    best = Settings(*entry.sizes[0], entry.lrs[0], entry.rotary[0])
+    for axis in axes:
+        best = min((replace(best, **change) for change in axis), key=mean_bits)
+    return best
+
+
+def search_runs(entry: Entry) -> int:
+    """Number of runs of a search."""
+    return len(entry.sizes) + len(entry.lrs) - 1 + len(entry.rotary) - 1
