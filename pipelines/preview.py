@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import timeit
 from pathlib import Path
 
+import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +18,14 @@ from bytelm.model.flops import (
     training_flops_per_byte,
 )
 from bytelm.pipelines.config import RunConfig
+from bytelm.pipelines.engine import deepspeed_config
+from bytelm.pipelines.memory import checkpoint_bytes, memory
 from bytelm.pipelines.plan import Plan
 from bytelm.pipelines.train import check_cache, steps_to_do, training_plan
+
+PRODUCT = 1024
+REACHED = 0.4
+"""Share of a product's FLOP/s that training reaches, about."""
 
 
 def preview(config: RunConfig, processes: int, console: Console) -> None:
@@ -49,11 +57,40 @@ def preview(config: RunConfig, processes: int, console: Console) -> None:
         f"{accumulation} micro batches of {config.train.micro_batch} on each",
         f"run: {steps:,} steps, {steps * config.train.global_batch:,} rows, "
         f"{steps * config.train.global_batch / rows:.2f} epochs",
+        f"time: about {_hours(config, steps)} on this machine's processor",
+        f"checkpoint: {checkpoint_bytes(config) / 1e9:.2f} GB",
         f"plan {plan.hash[:16]}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
+    console.print(_memory(config, processes))
     if steps < config.train.steps:
         console.print(f"a set is exhausted before the {config.train.steps:,} steps of the config")
+
+
+def _hours(config: RunConfig, steps: int) -> str:
+    """From the FLOPs of the run and the speed of a product, of which training reaches a part."""
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    a, b = torch.randn(2, PRODUCT, PRODUCT).to(dtype)
+    seconds = min(timeit.repeat(lambda: a @ b, number=1, repeat=10))
+    ids = steps * config.train.global_batch * config.model.context
+    flops = ids * training_flops_per_byte(config.model)
+    hours = flops / (REACHED * 2 * PRODUCT**3 / seconds) / 3600
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.0f} minutes"
+
+
+def _memory(config: RunConfig, processes: int) -> Table:
+    """By ZeRO stage, with the run's own marked."""
+    own = deepspeed_config(config.train.deepspeed)["zero_optimization"]["stage"]
+    table = Table(box=SIMPLE)
+    table.add_column("GB of a process")
+    for column in ("weights, gradients, optimizer", "activations", "with the program"):
+        table.add_column(column, justify="right")
+    for stage, of_stage in enumerate(memory(config, processes)):
+        table.add_row(
+            f"ZeRO {stage}{' (this run)' if stage == own else ''}",
+            *(f"{n / 1e9:.2f}" for n in (of_stage.states, of_stage.activations, of_stage.total)),
+        )
+    return table
 
 
 def _sets(config: RunConfig, plan: Plan) -> Table:

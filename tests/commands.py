@@ -43,7 +43,7 @@ def bytelm(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[s
 
 
 def write_config(
-    path: Path, shard_set: ShardSet, model: dict[str, Any] = TINY_MODEL, **train: Any
+    path: Path, shard_set: ShardSet, model: dict[str, Any] | str = TINY_MODEL, **train: Any
 ) -> Path:
     """A config of the tiny model on one set, fp32."""
     values = {
