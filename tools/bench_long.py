@@ -37,7 +37,7 @@ import torch
 
 from bytelm.model.attention import causal_attention
 from bytelm.model.flops import causal_training_flops_per_byte, training_flops_per_byte
-from bytelm.tools.contestants import CHUNK_BYTES, HEAD, Shape, build, our_config
+from bytelm.tools.contestants import CHUNK_BYTES, HEAD, Shape, build, keep_memory, our_config
 from bytelm.tools.measure import (
     Figure,
     in_fresh_process,
@@ -73,6 +73,7 @@ def measure_step(name: str, length: int, limit: int | None = None) -> Step:
     """
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    keep_memory(name)
     ids = torch.randint(256, (1, length))
     contestant = build(name, SHAPES[length], checkpointing=True)
     contestant.step(ids)
@@ -126,6 +127,7 @@ def attention_figure() -> Figure:
 
 def attention_seconds(patch: int) -> float:
     """Of all layers' attention in a row of patch^3 bytes, forward and backward, median."""
+    keep_memory("bytelm")
     shape = Shape(patch**3, patch, 512, 4, 128, 2)
     chunk = max(1, CHUNK_BYTES // patch)  # patches that run at once
     stages = (

@@ -3,9 +3,8 @@
     python tools/bench_train.py [--only train] [--rounds N]
 
 One line a figure: `name`, `value`, `unit`, `reference` (the other's figure, measured in the same
-run) and `ratio` (value / reference). Two threads, bf16 autocast, one row, the allocator set as by
-`bytelm train` for all; a step is forward, backward, clipping and AdamW. `contestants.py` says who
-runs. Shape: P = 8, global 512 wide and 6
+run) and `ratio` (value / reference). Two threads, bf16 autocast, one row; a step is forward,
+backward, clipping and AdamW. `contestants.py` says who runs. Shape: P = 8, global 512 wide and 6
 layers deep, local 256 wide and 4 deep.
 
 `train`, at 8,192 bytes: all in one process, a step of each in turn, medians.
@@ -37,7 +36,15 @@ from statistics import median
 import torch
 
 from bytelm.model.flops import causal_training_flops_per_byte, step_bytes, training_flops_per_byte
-from bytelm.tools.contestants import NAMES, PEERS, Shape, build, checkpointed, our_config
+from bytelm.tools.contestants import (
+    NAMES,
+    PEERS,
+    Shape,
+    build,
+    checkpointed,
+    keep_memory,
+    our_config,
+)
 from bytelm.tools.measure import (
     Figure,
     in_fresh_process,
@@ -115,6 +122,7 @@ def allocated(shape: Shape, checkpointing: bool) -> float:
 
 def memory_and_speed(name: str) -> tuple[float, float]:
     """Peak memory in GB and bytes per second of one contestant; to run in a fresh process."""
+    keep_memory(name)
     ids = torch.randint(256, (1, LONG.context))
     contestant = build(name, LONG, checkpointing=True)
     contestant.make_state()

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.allocator import keep_freed_memory
 
 VOCAB_SIZE = 264
 PAD_ID = 256
@@ -139,6 +140,15 @@ def build(name: str, shape: Shape, *, checkpointing: bool = False) -> Contestant
     """
     torch.manual_seed(0)
     return _BUILDERS[name](shape, checkpointing)
+
+
+def keep_memory(name: str) -> None:
+    """Ours keeps freed memory, as `bytelm train` does; to be called first in a process of its own.
+
+    The peers do not: it slows PyTorch's own attention down.
+    """
+    if name == "bytelm":
+        keep_freed_memory()
 
 
 def _bytelm(shape: Shape, checkpointing: bool) -> Contestant:

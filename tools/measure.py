@@ -17,8 +17,6 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bytelm.pipelines.allocator import keep_freed_memory
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -47,8 +45,7 @@ def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 
 
 def start_process() -> None:
-    """Two threads, and memory kept as `bytelm train` does; before torch starts its threads."""
-    keep_freed_memory()
+    """Two threads, and glibc's own way with memory."""
     torch.set_num_threads(2)
 
 
