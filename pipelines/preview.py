@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import timeit
 from pathlib import Path
 
 import torch
@@ -14,16 +13,14 @@ from rich.table import Table
 from bytelm.model.flops import (
     costs,
     generation_flops_per_byte,
-    step_bytes,
     training_flops_per_byte,
 )
 from bytelm.pipelines.config import RunConfig
-from bytelm.pipelines.engine import deepspeed_config
+from bytelm.pipelines.engine import deepspeed_config, product_flops
 from bytelm.pipelines.memory import checkpoint_bytes, memory
 from bytelm.pipelines.plan import Plan
 from bytelm.pipelines.train import check_cache, steps_to_do, training_plan
 
-PRODUCT = 1024
 REACHED = 0.4
 """Share of a product's FLOP/s that training reaches, about."""
 
@@ -42,15 +39,12 @@ def preview(config: RunConfig, processes: int, console: Console) -> None:
     rows = plan.rows(0)
     held = plan.epoch_bytes / (rows * config.model.context)
     parameters = [cost.parameters for cost in costs(config.model)]
-    number = 2 if config.train.precision == "bf16" else 4
-    memory = step_bytes(config.model, config.train.micro_batch, number)
     parts = " + ".join(f"{count:,}" for count in parameters)
     for line in (
         f"model: {sum(parameters):,} parameters ({parts} by stage and output), "
         f"context {config.model.context:,}, patch {config.model.patch}",
         f"cost: {training_flops_per_byte(config.model):,.0f} FLOPs a byte to train, "
-        f"{generation_flops_per_byte(config.model):,.0f} to generate; "
-        f"a step holds {memory / 1e9:.2f} GB above model and optimizer",
+        f"{generation_flops_per_byte(config.model):,.0f} to generate",
         f"epoch: {rows:,} rows, {plan.epoch_bytes:,} payload bytes, "
         f"{1 - held:.1%} framing and padding",
         f"step: {config.train.global_batch} rows on {processes} processes, "
@@ -69,12 +63,9 @@ def preview(config: RunConfig, processes: int, console: Console) -> None:
 
 def _hours(config: RunConfig, steps: int) -> str:
     """From the FLOPs of the run and the speed of a product, of which training reaches a part."""
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    a, b = torch.randn(2, PRODUCT, PRODUCT).to(dtype)
-    seconds = min(timeit.repeat(lambda: a @ b, number=1, repeat=10))
     ids = steps * config.train.global_batch * config.model.context
     flops = ids * training_flops_per_byte(config.model)
-    hours = flops / (REACHED * 2 * PRODUCT**3 / seconds) / 3600
+    hours = flops / (REACHED * product_flops(torch.device("cpu"), config.train.precision)) / 3600
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.0f} minutes"
 
 
