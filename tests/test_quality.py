@@ -26,7 +26,8 @@ from bytelm.pipelines.optimizer import Muon
 from bytelm.pipelines.shards import ShardSet
 from bytelm.tools import quality
 from bytelm.tools.bench_quality import figures
-from bytelm.tools.entrants import ENTRIES, PEERS, Entry, OwnEntrant, PeerEntrant, Settings
+from bytelm.tools.contestants import PEERS
+from bytelm.tools.entrants import ENTRIES, Entry, OwnEntrant, PeerEntrant, Settings
 from bytelm.tools.quality import Corpora, Ledger, Result, Run
 
 TINY = ModelConfig.from_dict(

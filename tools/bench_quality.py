@@ -25,12 +25,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from bytelm.pipelines.allocator import keep_freed_memory
-from bytelm.tools.entrants import ENTRIES, PEERS
+from bytelm.tools.contestants import PEERS
+from bytelm.tools.entrants import ENTRIES
+from bytelm.tools.measure import start_process
 from bytelm.tools.quality import (
     Corpora,
     Ledger,
@@ -43,7 +43,6 @@ from bytelm.tools.quality import (
 )
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
-THREADS = 2
 CONTEXT = 8_192
 SCORING_SPEED = 50_000
 """Bytes per second, to foretell the time of scoring alone."""
@@ -67,8 +66,7 @@ def main() -> None:
         parser.error("minutes have to be above 0, and seeds at least 1")
     folders = options.folders or [DEMO / modality for modality in ("text", "image", "audio")]
 
-    keep_freed_memory()
-    torch.set_num_threads(THREADS)
+    start_process()
     console = Console(stderr=True, highlight=False)
     try:
         corpora = Corpora(prepare_sets(folders, options.work, console), CONTEXT)
