@@ -12,40 +12,20 @@ Shapes:
 
 A row that holds t ids waits for the logits of id t. Stage i then stands at position t // b_i and
 its input is the position before, so that it advances exactly when t is a multiple of b_i.
+
+Prompts run through the model's own layers, steps through those of `stepping.py`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from bytelm.model.layers import Past, SegmentPast, Stage
+from bytelm.model.layers import Past, SegmentPast, Stage, compute_dtype
 from bytelm.model.megabyte import Megabyte
-
-
-class LayerCache:
-    """Keys and values of one layer, [B, H, r + m, c]: r of the sequence before, then its own."""
-
-    def __init__(self, shape: tuple[int, int, int, int], back: int, like: Tensor) -> None:
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
-        self.shifted: dict[int, Tensor] = {}  # [B, D / 2] by sublayer, of the newest place
-        self.back = back
-
-
-class StageCache:
-    """The caches of a stage's layers, for sequences of up to m `places`."""
-
-    def __init__(self, stage: Stage, batch: int, places: int, like: Tensor) -> None:
-        self.stage = stage
-        self.places = places
-        self.layers = []
-        for block in stage.blocks:
-            shape = (batch, block.attention.heads, stage.back + places, stage.channels)
-            self.layers.append(LayerCache(shape, stage.back, like))
+from bytelm.model.stepping import LayerStep, Matrix, RowsApart, RowsTogether, StageStep
 
 
 @dataclass(frozen=True)
@@ -55,7 +35,7 @@ class FillingPast:
     newest [B]: the place of Q * n at which each row stands; the cache takes its sequence.
     """
 
-    cache: LayerCache
+    cache: LayerStep
     inner: Past
     n: int
     newest: Tensor
@@ -69,87 +49,21 @@ class FillingPast:
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         cache, r, at = self.cache, self.cache.back, self.newest // self.n
         rows, before = torch.arange(len(at), device=at.device), (at - 1).clamp(min=0)
-        k, v = (
-            rearrange(each, "(B Q n) H c -> B Q H n c", B=len(rows), n=self.n)
-            for each in (keys, values)
-        )
-        cache.keys[:, :, r : r + self.n] = k[rows, at]
-        cache.values[:, :, r : r + self.n] = v[rows, at]
-        cache.keys[:, :, :r] = k[rows, before, :, self.n - r :]
-        cache.values[:, :, :r] = v[rows, before, :, self.n - r :]
+        for cached, new in ((cache.keys, keys), (cache.values, values)):
+            each = rearrange(new, "(B Q n) H c -> B Q H n c", B=len(rows), n=self.n)
+            cached[:, :, r : r + self.n] = each[rows, at]
+            cached[:, :, :r] = each[rows, before, :, self.n - r :]
         return self.inner.attend(queries, keys, values)
-
-
-class Appended:
-    """Where a stage puts one new place of each of R `rows`, and what that place sees.
-
-    opens: whether the row's sequence is its first, which has none before.
-    """
-
-    def __init__(
-        self, rows: Sequence[int], places: Sequence[int], opens: Sequence[bool], stage: StageCache
-    ) -> None:
-        back, device = stage.stage.back, stage.layers[0].keys.device
-        self.begins = [row for row, place in zip(rows, places, strict=True) if place == 0 and back]
-        self.rows = torch.tensor(rows, device=device)
-        self.first = torch.tensor(places, device=device) == 0
-        self.slots = torch.tensor(places, device=device) + back
-        window = stage.stage.attention_window or stage.places + back
-        lowest = [
-            max(back if is_first else 0, place + back + 1 - window)
-            for place, is_first in zip(places, opens, strict=True)
-        ]
-        self.seen = slice(min(lowest), back + max(places) + 1)
-        self.is_whole = len(rows) == len(stage.layers[0].keys)
-        self.is_even = min(places) == max(places) and min(lowest) == max(lowest)
-        self.mask = None
-        if not self.is_even:
-            slot = torch.arange(self.seen.start, self.seen.stop, device=device)
-            low = torch.tensor(lowest, device=device)[:, None]
-            visible = (slot >= low) & (slot <= self.slots[:, None])  # [R, n]
-            self.mask = rearrange(visible, "R n -> R 1 1 n")
-
-
-@dataclass(frozen=True)
-class AppendingPast:
-    """What one new place in each of R rows sees of the cache, which takes the place up."""
-
-    cache: LayerCache
-    to: Appended
-
-    def before(self, x: Tensor, sublayer: int) -> Tensor:
-        kept, rows = self.cache.shifted[sublayer], self.to.rows
-        before = kept[rows].masked_fill(self.to.first[:, None], 0.0)
-        kept[rows] = x
-        return before
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        cache, to = self.cache, self.to
-        if to.begins:
-            last = slice(cache.keys.shape[2] - cache.back, None)
-            cache.keys[to.begins, :, : cache.back] = cache.keys[to.begins, :, last]
-            cache.values[to.begins, :, : cache.back] = cache.values[to.begins, :, last]
-        if to.is_whole and to.is_even:
-            cache.keys[:, :, to.seen.stop - 1] = keys
-            cache.values[:, :, to.seen.stop - 1] = values
-        else:
-            cache.keys[to.rows, :, to.slots] = keys
-            cache.values[to.rows, :, to.slots] = values
-        k, v = cache.keys[:, :, to.seen], cache.values[:, :, to.seen]
-        if not to.is_whole:
-            k, v = k[to.rows], v[to.rows]
-        q = rearrange(queries, "R H c -> R H 1 c")
-        output = F.scaled_dot_product_attention(q, k, v, attn_mask=to.mask, scale=1.0)
-        return rearrange(output, "R H 1 c -> R H c")
 
 
 class Decoder:
     """Decodes `batch` rows, each one document from its start, with static caches.
 
-    model: in evaluation mode where it has dropout.
+    model: in evaluation mode where it has dropout. Its weights are taken as they are now.
     length: the ids that a row can hold, at most the model's context, which is the default.
 
-    Under autocast the caches have autocast's type, so make and use a decoder inside one context.
+    Under autocast products have autocast's type, so make and use a decoder inside one context.
+    Rows that hold equally many ids run together, at the best speed.
     """
 
     def __init__(self, model: Megabyte, batch: int, length: int | None = None) -> None:
@@ -166,24 +80,24 @@ class Decoder:
             raise ValueError("the model is in training mode and has dropout: call model.eval()")
         self.model = model
         self.batch = batch
-        weight = model.lm_head.weight
-        device = weight.device.type
-        autocast = torch.is_autocast_enabled(device)
-        like = weight.new_zeros(0, dtype=torch.get_autocast_dtype(device) if autocast else None)
+        weight = model.lm_head.weight.detach()
+        dtype = compute_dtype(weight)
 
         patches = self.length // config.patch + 1  # the last one is not yet whole
         self._stages = [
-            StageCache(stage, batch, places, like)
+            StageStep(stage, batch, places, dtype)
             for stage, places in zip(model.stages, (patches, *config.patch_sizes), strict=True)
         ]
+        heads = weight.chunk(max(1, config.modality_heads))
+        self._outputs = [Matrix(head, dtype, batch, is_cold=False) for head in heads]
         self._ids = weight.new_full(  # behind -1, which stands before a document's start
             (batch, model.back + patches * config.patch), config.pad_id, dtype=torch.int64
         )
         self._ids[:, : model.back] = -1
         self._rows = torch.arange(batch, device=weight.device)
         self._modality = self._rows
+        self._head: int | None = 0  # the one that all rows have
         self._held: list[int] = []  # ids in each row; empty before `prefill`
-        self._newest: list[Tensor] = []  # [B, D], the newest output of each stage
 
     @property
     def positions(self) -> Tensor:
@@ -209,28 +123,28 @@ class Decoder:
                 f"a prompt of {longest} ids is longer than the decoder's {self.length}: cut it, or "
                 "make the decoder longer"
             )
-        self._modality = self.model.check_modality(modality, self._rows.shape)
+        self._take_modality(modality)
         for row, prompt in zip(self._ids, prompts, strict=True):
             row[self.model.back : self.model.back + len(prompt)] = prompt
         self._held = [len(prompt) for prompt in prompts]
 
-        self._newest = []
-        output = torch.empty(0)
+        output = newest = torch.empty(0)
         opens = torch.zeros_like(self.positions)  # [B]: the id at which the stage begins
-        for index, cache in enumerate(self._stages):
-            b = cache.stage.bytes
+        for index, stage in enumerate(self._stages):
+            if index:
+                stage.above = stage.spread(newest)
             if index == 0:
-                n = longest // b + 1
-            elif cache.stage.back:  # what is seen of a sequence has seen the one before
-                n = output.shape[1] * cache.places
+                n = longest // stage.bytes + 1
+            elif stage.back:  # what is seen of a sequence has seen the one before
+                n = output.shape[1] * stage.places
             else:
-                output, n = self._newest[-1][:, None], cache.places
+                output, n = newest[:, None], stage.places
             output = self._fill(index, opens, n, output)
-            newest = (self.positions - opens) // b  # [B]
-            self._newest.append(output[self._rows, newest])
+            at = (self.positions - opens) // stage.bytes  # [B]
+            newest = output[self._rows, at]
             if not self.model.config.cross_patch_attention:
-                opens = opens + newest * b
-        return self._logits()
+                opens = opens + at * stage.bytes
+        return self._logits(newest)
 
     def _fill(self, index: int, opens: Tensor, n: int, above: Tensor) -> Tensor:
         """Runs a stage over the `n` places that begin at the ids `opens` [B].
@@ -239,9 +153,9 @@ class Decoder:
 
         Returns [B, n, D].
         """
-        cache = self._stages[index]
-        stage, b = cache.stage, cache.stage.bytes
-        width = n if index == 0 else cache.places  # of a sequence
+        step = self._stages[index]
+        stage, b = step.stage, step.bytes
+        width = n if index == 0 else step.places  # of a sequence
         newest = (self.positions - opens) // b  # [B]
         end = opens[:, None] + torch.arange(n, device=opens.device) * b  # [B, n]
         before = rearrange(self._before(self._rows[:, None], end, stage), "B n w -> (B n) w")
@@ -256,7 +170,7 @@ class Decoder:
             inner = stage.cross_patch_pasts(opening, first, iter(()))
         pasts = [
             FillingPast(layer, past, width, newest)
-            for layer, past in zip(cache.layers, inner, strict=True)
+            for layer, past in zip(step.layers, inner, strict=True)
         ]
         slices = rearrange(above, "B Q (p d) -> (B Q p) d", p=width) if index else None
         output = stage(before, place, slices, pasts)
@@ -281,34 +195,61 @@ class Decoder:
             raise ValueError(
                 f"a step takes one id for each of {self.batch} rows, got {list(ids.shape)}"
             )
-        if max(self._held) >= self.length:
+        lowest, highest = min(self._held), max(self._held)
+        if highest >= self.length:
             raise ValueError(f"a row is full: it holds the decoder's {self.length} ids")
         if modality is not None:
-            self._modality = self.model.check_modality(modality, self._rows.shape)
-        self._ids[self._rows, self.positions + self.model.back] = ids
+            self._take_modality(modality)
+        if lowest == highest:
+            self._ids.select(1, self.model.back + lowest).copy_(ids)
+        else:
+            self._ids[self._rows, self.positions + self.model.back] = ids
         self._held = [held + 1 for held in self._held]
-        for index, cache in enumerate(self._stages):
-            reached = [row for row, held in enumerate(self._held) if held % cache.stage.bytes == 0]
-            if reached:
-                self._advance(index, reached)
-        return self._logits()
+        output = torch.empty(0)
+        for index, stage in enumerate(self._stages):
+            if lowest == highest:
+                if (lowest + 1) % stage.bytes == 0:
+                    output = self._advance_together(index, lowest + 1)
+            else:
+                rows = [row for row, held in enumerate(self._held) if held % stage.bytes == 0]
+                if rows:
+                    output = self._advance_apart(index, rows)
+        return self._logits(output)
 
-    def _advance(self, index: int, rows: list[int]) -> None:
+    def _advance_together(self, index: int, held: int) -> Tensor:
+        """Runs a stage for the new position of all rows, which hold `held` ids."""
+        stage, end = self._stages[index], self.model.back + held
+        place = held // stage.bytes
+        at = place % stage.places
+        to = RowsTogether(stage, at, opens=place < stage.places)
+        own = stage.own_input(self._ids[:, end - stage.stage.window : end], place)
+        above = stage.above[:, at] if index else None
+        output = stage.advance(own, above, stage.turn(place), to)
+        for below in self._stages[index + 1 : index + 2]:
+            below.above = below.spread(output)
+        return output
+
+    def _advance_apart(self, index: int, rows: list[int]) -> Tensor:
         """Runs a stage for its new position in each of `rows`."""
-        cache = self._stages[index]
-        b = cache.stage.bytes
-        places = [self._held[row] // b % cache.places for row in rows]
-        opens = [self._held[row] // b < cache.places for row in rows]
-        row = torch.tensor(rows, device=self._ids.device)
-        above = None
-        if index:
-            slices = rearrange(self._newest[index - 1], "B (p d) -> B p d", p=cache.places)
-            above = slices[row, torch.tensor(places, device=row.device)]
-        end = self.positions[row]
-        place, before = end // b, self._before(row, end, cache.stage)
-        to = Appended(rows, places, opens, cache)
-        pasts = [AppendingPast(layer, to) for layer in cache.layers]
-        self._newest[index][row] = cache.stage(before, place, above, pasts)
+        stage = self._stages[index]
+        places = [self._held[row] // stage.bytes % stage.places for row in rows]
+        opens = [self._held[row] // stage.bytes < stage.places for row in rows]
+        to = RowsApart(stage, rows, places, opens)
+        end = self.positions[to.rows]
+        place = end // stage.bytes
+        own = stage.stage.own_input(self._before(to.rows, end, stage.stage), place)
+        above = stage.above[to.rows, to.slots - stage.back] if index else None
+        output = stage.advance(own, above, stage.stage.turn(place), to)
+        for below in self._stages[index + 1 : index + 2]:
+            below.above[to.rows] = below.spread(output)
+        return output
 
-    def _logits(self) -> Tensor:
-        return self.model.output(self._newest[-1], self._modality).float()
+    def _take_modality(self, modality: Tensor | None) -> None:
+        self._modality = self.model.check_modality(modality, self._rows.shape)
+        codes = self._modality.unique().tolist()
+        self._head = codes[0] if len(codes) == 1 else None
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if self._head is None:
+            return self.model.output(hidden, self._modality).float()
+        return self._outputs[self._head](hidden).float()

@@ -367,13 +367,29 @@ class Stage(nn.Module):
     ) -> Tensor:
         """The stage's output at each of S positions.
 
-        before [S, window] int64: the ids before the position in its document, -1 where there are
-            none; the last b of them are the position before.
-        place [S] int64: the position's place in its document.
+        before [S, window], place [S]: see `own_input`.
         above [S, width of a slice]: the slice of the parent's output; None for stage 0.
         pasts: what each layer sees.
 
         Returns [S, D], or [S, b * d] where the stage's width is projected.
+        """
+        x = self.own_input(before, place)
+        if self.parent is not None:
+            x = x + self.parent(above)
+        turn = self.turn(place)
+        for block, past in zip(self.blocks, pasts, strict=True):
+            if self.recompute_layers and torch.is_grad_enabled():
+                x = recomputed(block, x, turn, past, dropout=self.dropout)
+            else:
+                x = block(x, turn, past)
+        return self.patch_out(self.norm(x))
+
+    def own_input(self, before: Tensor, place: Tensor) -> Tensor:
+        """The input of each of S positions but for what the stage above says, [S, D].
+
+        before [S, window] int64: the ids before the position in its document, -1 where there are
+            none; the last b of them are the position before.
+        place [S] int64: the position's place in its document.
         """
         first = before[:, -1] < 0 if self.back else self.first(place)
         read = before[:, -self.reads :]
@@ -386,15 +402,7 @@ class Stage(nn.Module):
         x = self.start_embed(self.patch_in(x), first)
         if self.ngram_embed is not None:
             x = x + self.ngram_in(self.ngram_embed(before))
-        if self.parent is not None:
-            x = x + self.parent(above)
-        turn = self.turn(place)
-        for block, past in zip(self.blocks, pasts, strict=True):
-            if self.recompute_layers and torch.is_grad_enabled():
-                x = recomputed(block, x, turn, past, dropout=self.dropout)
-            else:
-                x = block(x, turn, past)
-        return self.patch_out(self.norm(x))
+        return x
 
     def first(self, place: Tensor) -> Tensor:
         """Which of the positions at `place` [S] open a sequence of the stage: a document for
