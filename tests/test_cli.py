@@ -56,7 +56,7 @@ def test_an_interrupted_command_says_so(tmp_path: Path) -> None:
     fifo = tmp_path / "config.yaml"
     os.mkfifo(fifo)
     process = subprocess.Popen(
-        command("train", fifo, "--out", tmp_path / "run"),
+        command("plan", fifo),
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
@@ -66,4 +66,4 @@ def test_an_interrupted_command_says_so(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert error == "bytelm train: interrupted\n"
+    assert error == "bytelm plan: interrupted\n"

@@ -90,3 +90,5 @@ def _send_matrices(rank: int, ranks: int, store: Path) -> None:
         counts = torch.tensor([len(seen), sum(len(part) for part in parts)])
         dist.all_reduce(counts)
         assert counts.tolist() == [len(matrices), sum(m.numel() for m in matrices)]
+    dist.barrier()
+    dist.destroy_process_group()  # threads of a group that is left abort the process now and then
