@@ -22,6 +22,11 @@ def marked(mark: str) -> set[int]:
     return found
 
 
+def hear_interrupts() -> None:
+    """For `preexec_fn`: a shell may have started the tests where Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def kill_marked(mark: str) -> None:
     """End all processes with a mark."""
     for pid in marked(mark):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import bytelm, command, environment
+from processes import hear_interrupts
 
 COMMANDS = (
     "prepare",
@@ -58,6 +59,7 @@ def test_an_interrupted_command_says_so(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("plan", fifo),
         env=environment(),
+        preexec_fn=hear_interrupts,
         stderr=subprocess.PIPE,
         text=True,
     )

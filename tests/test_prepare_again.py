@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from processes import descendants, wait_until_gone
+from processes import descendants, hear_interrupts, wait_until_gone
 from source_files import documents, hashes, small_source, txt
 
 from bytelm.pipelines import decode
@@ -105,7 +105,8 @@ if __name__ == "__main__":
 
 def start(script: Path, source: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
     script.write_text(COMMAND)
-    return subprocess.Popen([sys.executable, str(script), str(source), str(out), str(workers)])
+    command = [sys.executable, str(script), str(source), str(out), str(workers)]
+    return subprocess.Popen(command, preexec_fn=hear_interrupts)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes in /proc")
