@@ -15,11 +15,13 @@ fused kernels are the fast way, and are taken where they apply.
 Queries come scaled (by 1 / sqrt(c), and by what a norm of theirs gains).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 SHORT = 128
 """Up to so many queries the scores of all of them are held."""
@@ -64,11 +66,11 @@ class _BlockAttention(torch.autograd.Function):
     that no more than C * n scores of a head exist at any time."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         shape = q.shape
         q, k, v = (rearrange(each, "M H n c -> (M H) n c").contiguous() for each in (q, k, v))
         ctx.save_for_backward(q, k, v)
-        ctx.window, ctx.shape = window, shape  # type: ignore[attr-defined]
+        ctx.window, ctx.shape = window, shape
         output = torch.empty_like(v)
         for rows, seen in _blocks(q.shape[1], window):
             shares = _shares(q, k, rows, seen, window)
@@ -77,9 +79,9 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v = ctx.saved_tensors  # type: ignore[attr-defined]
-        window, shape = ctx.window, ctx.shape  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v = ctx.saved_tensors
+        window, shape = ctx.window, ctx.shape
         gradient = rearrange(gradient, "M H n c -> (M H) n c").contiguous()
         # Blocks add up in at least float32.
         exact = torch.promote_types(q.dtype, torch.float32)

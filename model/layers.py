@@ -14,13 +14,13 @@ Every module reads its parameters only in its own `forward`, because ZeRO-3 gath
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from bytelm.model.attention import causal_attention, causal_bias, masked_attention
@@ -60,7 +60,7 @@ class UnitRMS(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         exact = torch.promote_types(x.dtype, torch.float32)
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square()
         scale = (square / x.shape[-1] + 1e-5).rsqrt().to(x.dtype)
@@ -70,8 +70,8 @@ class UnitRMS(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        output, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        output, scale = ctx.saved_tensors
         along = (gradient * output).mean(dim=-1, keepdim=True)
         return torch.addcmul(gradient, output, along, value=-1.0).mul_(scale)
 

@@ -49,7 +49,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig
-from bytelm.model.layers import Groups, ModalityHead, Past, SegmentPast, Stage, Start, recomputed
+from bytelm.model.layers import Groups, ModalityHead, SegmentPast, Stage, Start, recomputed
 
 
 @dataclass(frozen=True)
@@ -264,15 +264,15 @@ class Megabyte(nn.Module):
             before = self.before(index, patches)
             inner = torch.arange(stage.places, device=place.device)
             place = rearrange(place[:, None] * stage.places + inner, "s p -> (s p)")
-            groups, first = [(len(hidden), stage.places)], stage.first(place)
-            pasts: Sequence[Past] = [SegmentPast(groups, first)] * len(stage.blocks)
+            first = stage.first(place)
             if stage.back:
                 opens = before[:: stage.places, -1] < 0
                 crossing = stage.cross_patch_pasts(opens, first, carried)
-                pasts = crossing
-            hidden = stage(before, place, slices, pasts)
-            if stage.back:
+                hidden = stage(before, place, slices, crossing)
                 left += [past.carry for past in crossing if past.carry is not None]
+            else:
+                past = SegmentPast([(len(hidden), stage.places)], first)
+                hidden = stage(before, place, slices, [past] * len(stage.blocks))
         logits = self.output(hidden, heads.flatten())
         return rearrange(logits, "(C P) V -> C P V", P=self.config.patch), left
 
