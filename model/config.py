@@ -152,6 +152,13 @@ class ModelConfig:
         """
         return -(-self.stages[stage].width // self.position_bytes(stage))
 
+    @property
+    def reach(self) -> int:
+        """How many patches before its own a patch's stages below stage 0 depend on, at most: with
+        cross-patch attention, one for each of their layers."""
+        layers = sum(stage.layers for stage in self.stages[1:])
+        return layers if self.cross_patch_attention else 0
+
     def is_projected(self, stage: int) -> bool:
         """Whether the stage's concatenated embeddings are wider than the stage."""
         return self.byte_width(stage) * self.position_bytes(stage) != self.stages[stage].width

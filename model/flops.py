@@ -54,8 +54,9 @@ def generation_flops_per_byte(config: ModelConfig) -> float:
     return sum(cost.products + cost.causal_attention for cost in costs(config))
 
 
-def step_bytes(config: ModelConfig, rows: int = 1, number: int = 2) -> int:
-    """The memory of a training step of `rows` above that of parameters and optimizer.
+def step_bytes(config: ModelConfig, rows: int = 1, number: int = 2, ranks: int = 1) -> int:
+    """The memory of a training step of `rows` above that of parameters and optimizer, on one of the
+    `ranks` that share them.
 
     number: bytes of a number in matrix products: 2 under autocast to bf16, 4 for fp32.
 
@@ -68,7 +69,7 @@ def step_bytes(config: ModelConfig, rows: int = 1, number: int = 2) -> int:
     if number < 4:
         stages = enumerate(config.stages)
         copies = number * sum(stage.layers * _layer_matrices(config, i) for i, stage in stages)
-    patches = rows * config.context // config.patch
+    patches = rows * config.context // config.patch // ranks
     chunk = min(config.local_chunk or patches, patches)
     layers, layer = config.stages[0].layers, patches * _layer_bytes(config, 0, number)
     stage_0 = patches * config.stages[0].width * (4 + number)  # of its last norm and its output

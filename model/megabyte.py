@@ -49,7 +49,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig
-from bytelm.model.layers import Groups, ModalityHead, SegmentPast, Stage, Start, recomputed
+from bytelm.model.layers import Groups, ModalityHead, Past, SegmentPast, Stage, Start, recomputed
+from bytelm.model.sharing import SharedPast, Sharing
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,18 @@ class Megabyte(nn.Module):
         std = self.config.embedding_std if is_of_bytes else self.config.init_std
         nn.init.trunc_normal_(module.weight, std=std, a=-3.0 * std, b=3.0 * std)
 
-    def forward(self, ids: Tensor, document: Tensor, modality: Tensor) -> Tensor:
+    def forward(
+        self, ids: Tensor, document: Tensor, modality: Tensor, sharing: Sharing | None = None
+    ) -> Tensor:
         """Nats of every id given the ids before it in its document.
 
         ids [B, T] int64, T a multiple of P and at most the context.
         document [B, N] int32, the document of each block of T / N ids, a multiple of P; documents
             are runs of equal numbers, -1 is filler (run like a document; do not score it).
         modality [B, T] uint8, the code of each id's modality; only `modality_heads` reads it.
+        sharing: ranks that have the same rows and share the work; each gets nats of its own
+            patches, and 0 for those of others. Its part of a row has at least the config's `reach`
+            patches.
 
         Returns -log p(ids[b, t] | ids[b, < t] of its document), [B, T] float32 (float64 for a
         model of float64). The logits of more than `local_chunk` patches never exist at once.
@@ -142,9 +148,18 @@ class Megabyte(nn.Module):
         """
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
+        place, heads = layout.place, self._heads(modality, ids, layout)
+        past: Past = self._past(layout)
+        own, reach = None, 0
+        if sharing is not None:
+            reach = self.config.reach
+            own = sharing.own(len(patches), reach).to(ids.device)
+            patches, place, heads = patches[own], place[own], heads[own]
+            past = SharedPast(self._past(layout), place[reach:] == 0, sharing)
+        above = self._stage_0(patches[reach:], place[reach:], past)
+        if sharing is not None and reach:
+            above = torch.cat([sharing.from_before(above[-reach:]), above])
         chunk = self.config.local_chunk or len(patches)
-        above, place = self._stage_0(patches, layout), layout.place
-        heads = self._heads(modality, ids, layout)
         # Made first, and filled in place: results of chunks left lying between what the chunks
         # free would keep the allocator from using that again.
         exact = torch.promote_types(above.dtype, torch.float32)
@@ -159,6 +174,9 @@ class Megabyte(nn.Module):
             else:
                 part_nats, carry = self._chunk_nats(*inputs)
             nats[start : start + chunk] = part_nats
+        if own is not None:
+            of_others = nats.new_zeros(len(layout.order), self.config.patch)
+            nats = of_others.index_copy(0, own[reach:], nats[reach:])
         return layout.scatter(nats, len(ids))
 
     def logits(
@@ -173,7 +191,7 @@ class Megabyte(nn.Module):
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
         heads = self._heads(modality, ids, layout)
-        above = self._stage_0(patches, layout)
+        above = self._stage_0(patches, layout.place, self._past(layout))
         logits, _ = self._chunk_logits(above, patches, layout.place, heads, [])
         return layout.scatter(logits, len(ids))
 
@@ -227,12 +245,15 @@ class Megabyte(nn.Module):
             )
         return Layout.of(document, length // patch)
 
-    def _stage_0(self, patches: Tensor, layout: Layout) -> Tensor:
-        """Patches [S, back + P] to the output of stage 0 for each of them, [S, D]."""
+    def _past(self, layout: Layout) -> SegmentPast:
+        """What a patch of stage 0 sees."""
+        return SegmentPast(layout.groups, layout.place == 0, self.stages[0].attention_window)
+
+    def _stage_0(self, patches: Tensor, place: Tensor, past: Past) -> Tensor:
+        """Patches [S, back + P] at `place` [S] of their documents to the output of stage 0 for
+        each of them, [S, D]."""
         stage = self.stages[0]
-        past = SegmentPast(layout.groups, layout.place == 0, stage.attention_window)
-        pasts = [past] * len(stage.blocks)
-        return stage(self.before(0, patches), layout.place, None, pasts)
+        return stage(self.before(0, patches), place, None, [past] * len(stage.blocks))
 
     def before(self, index: int, patches: Tensor) -> Tensor:
         """The ids that a stage reads at each of its positions in patches [C, back + P].

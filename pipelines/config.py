@@ -99,7 +99,9 @@ class TrainConfig:
     global_batch: int = 1
     """Rows of one optimizer step, over all ranks."""
     micro_batch: int = 1
-    """Rows of one forward and backward on one rank."""
+    """Rows of one forward and backward on one rank, or on those that share them."""
+    sequence_ranks: int = 1
+    """Ranks that share each row, for rows that are too long for one."""
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 computes under autocast; weights, gradients and optimizer stay fp32."""
@@ -136,6 +138,7 @@ class RunConfig:
             ("train.steps", self.train.steps, 1),
             ("train.global_batch", self.train.global_batch, 1),
             ("train.micro_batch", self.train.micro_batch, 1),
+            ("train.sequence_ranks", self.train.sequence_ranks, 1),
             ("train.log_every", self.train.log_every, 1),
             ("train.eval_every", self.train.eval_every, 0),
             ("train.eval_rows", self.train.eval_rows, 1),
@@ -149,6 +152,7 @@ class RunConfig:
         ):
             if value < least:
                 wrong.append(f"{name} is {value}, and must be at least {least}")
+        wrong += self._wrong_with_sharing()
         if wrong:
             raise ValueError("; ".join(wrong))
         if not 0 <= self.data.max_bad_share <= 1:
@@ -156,19 +160,50 @@ class RunConfig:
         if not self.data.sets:
             raise ValueError("data.sets is empty: name at least one set made by `bytelm prepare`")
 
+    def _wrong_with_sharing(self) -> list[str]:
+        """Why rows of the model cannot be shared by `train.sequence_ranks`."""
+        ranks, heads = self.train.sequence_ranks, self.model.stages[0].heads
+        if ranks <= 1:
+            return []
+        wrong = []
+        patches = self.train.micro_batch * self.model.context // self.model.patch
+        if heads % ranks:
+            wrong.append(f"train.sequence_ranks {ranks} do not divide stage 0's {heads} heads")
+        if patches % ranks:
+            wrong.append(
+                f"train.sequence_ranks {ranks} do not divide a micro batch's {patches} patches"
+            )
+        if patches // ranks < self.model.reach:
+            wrong.append(
+                f"train.sequence_ranks {ranks} leave {patches // ranks} patches of a micro batch "
+                f"to a rank, and cross_patch_attention needs {self.model.reach}"
+            )
+        return wrong
+
     def accumulation(self, ranks: int) -> int:
-        """Micro batches of a step on each of so many ranks."""
+        """Micro batches of a step on each of so many ranks.
+
+        Raises ValueError, with numbers that would do, where they do not share a global batch.
+        """
         rows, micro = self.train.global_batch, self.train.micro_batch
-        once = micro * ranks
-        parts = ((ranks, "processes"), (micro, "rows of a micro batch"))
+        shared = self.train.sequence_ranks
+        if ranks % shared:
+            raise ValueError(
+                f"train.sequence_ranks {shared} do not divide {ranks} processes: use a multiple"
+            )
+        groups = ranks // shared
+        once = micro * groups
+        of_each = "process" if shared == 1 else "group"
+        who = "processes" if shared == 1 else f"groups of {shared} processes"
+        parts = ((groups, who), (micro, "rows of a micro batch"))
         uneven = [f"{number} {what}" for number, what in parts if rows % number]
         wrong = f"{' and '.join(uneven)} do not divide it" if uneven else ""
         if not wrong and rows % once:
-            wrong = f"{rows // ranks} rows a process are not cut into micro batches of {micro}"
+            wrong = f"{rows // groups} rows a {of_each} are not cut into micro batches of {micro}"
         if wrong:
             near = [n for n in (rows // once * once, rows // once * once + once) if n]
             raise ValueError(
-                f"train.global_batch is {rows}: {wrong}; use {ranks} processes x "
+                f"train.global_batch is {rows}: {wrong}; use {groups} {who} x "
                 f"micro batches of {micro} x accumulation, {' or '.join(map(str, near))} rows"
             )
         return rows // once

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.model.megabyte import Megabyte
+from bytelm.model.sharing import Sharing
 from bytelm.pipelines import elastic
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.launch import free_port
@@ -170,6 +171,10 @@ class Engine:
         self.ranks = dist.get_world_size()
         self.config = config
         self.accumulation = config.accumulation(self.ranks)
+        shared = config.train.sequence_ranks
+        # Which of the groups of ranks this is that have rows of their own.
+        self.group, self.groups = self.rank // shared, self.ranks // shared
+        self._sharing = _share_rows(self.group, self.groups, config) if shared > 1 else None
         self.device = (
             torch.device("cuda", torch.cuda.current_device())
             if torch.cuda.is_available()
@@ -188,7 +193,8 @@ class Engine:
             optimizer=optimizer,
             config={
                 **ds_config,
-                "train_batch_size": config.train.global_batch,
+                # As if ranks that share rows had their own: its mean over ranks is what is meant.
+                "train_batch_size": config.train.global_batch * shared,
                 "train_micro_batch_size_per_gpu": config.train.micro_batch,
                 "gradient_accumulation_steps": self.accumulation,
                 "gradient_clipping": config.optimizer.clip,
@@ -239,28 +245,30 @@ class Engine:
         lr = set_learning_rates(self._optimizer, step, steps, self.config.optimizer)
         # Dropout's noise is a function of the step, so a resumed run draws the same.
         torch.manual_seed(hash((self.config.train.seed, step, self.rank)) & 0xFFFFFFFF)
-        scored = self._sum(torch.tensor(sum(int(b.scored.sum()) for b in micro_batches)))
+        counted = micro_batches if self._sharing is None or self._sharing.rank == 0 else []
+        scored = self._sum(torch.tensor(sum(int(b.scored.sum()) for b in counted)))
         # DeepSpeed divides by the number of micro batches and of ranks.
         scale = self.accumulation * self.ranks / max(1, int(scored))
         sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
         counts = torch.zeros(2 + len(MODALITIES), dtype=torch.int64)
-        damage = [d for b in micro_batches for d in b.damage]
+        damage = [d for b in counted for d in b.damage]
         is_finite: list[bool] = []  # by row
         grad_norm = math.nan
         self._engine.train()
         for number, batch in enumerate(micro_batches):
-            nats = self._forward(batch)
+            nats = self._forward(batch, self._sharing)
             loss = nats[batch.scored.to(self.device)].sum() * scale
             # The factor is 1, or NaN where the loss is not finite: then the gradient is neither.
             self._engine.backward(loss * (1.0 + 0.0 * loss.detach()))
             is_finite += _is_finite(nats.detach(), batch)
             sums += _nats_by_modality(nats.detach(), batch)
-            counts[1:-1] += _bytes_by_modality(batch)
-            counts[-1] += (batch.ids == framing.PAD).sum()
             if number == self.accumulation - 1 and self.zero_stage == 0:
                 grad_norm = self._unsharded_grad_norm = self._norm_of_gradients()
             self._engine.step()
         counts[0] = len(damage)
+        for batch in counted:
+            counts[1:-1] += _bytes_by_modality(batch)
+            counts[-1] += (batch.ids == framing.PAD).sum()
         sums, counts = self._sum(sums), self._sum(counts)
         if counts[0]:
             damage = self.gather(damage)
@@ -285,20 +293,22 @@ class Engine:
     def _suspects(self, micro_batches: Sequence[Batch], is_finite: Sequence[bool]) -> list[Origin]:
         rows = [origin for batch in micro_batches for origin in batch.origins if origin]
         bad = [origin for origin, good in zip(rows, is_finite, strict=True) if not good]
-        found = self.gather(bad)
-        return found or self.gather(rows)
+        found = self.gather(bad) or self.gather(rows)
+        return list(dict.fromkeys(found))  # ranks that share a row name it once each
 
     @torch.no_grad()
     def nats(self, batch: Batch) -> Tensor:
-        """[B, L] float32 nats of each id, without dropout; every rank has to call it."""
+        """[B, L] float32 nats of each id, without dropout, of rows that each rank has to itself;
+        every rank has to call it."""
         self._engine.eval()
-        return self._forward(batch)
+        return self._forward(batch, None)
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _forward(self, batch: Batch, sharing: Sharing | None) -> Tensor:
         return self._engine(
             batch.ids.to(self.device).long(),
             batch.document.to(self.device),
             batch.modality.to(self.device),
+            sharing,
         )
 
     def _skip_what_is_not_finite(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -384,6 +394,17 @@ class Engine:
 
         with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3):
             yield
+
+
+def _share_rows(group: int, groups: int, config: RunConfig) -> Sharing:
+    """This rank's place among those that share its rows, which follow one another. Every rank has
+    to call it."""
+    ranks, timeout = config.train.sequence_ranks, timedelta(seconds=config.train.rank_timeout)
+    first = range(0, groups * ranks, ranks)
+    made = [dist.new_group(list(range(n, n + ranks)), timeout=timeout) for n in first]
+    own = made[group]
+    assert isinstance(own, dist.ProcessGroup)
+    return Sharing(own, ranks, dist.get_rank(own))
 
 
 def _nats_by_modality(nats: Tensor, batch: Batch) -> Tensor:

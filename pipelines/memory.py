@@ -45,7 +45,8 @@ def memory(config: RunConfig, ranks: int) -> list[Memory]:
     DeepSpeed's own estimators take weights and gradients for 16-bit numbers, which these are not.
     """
     number = 2 if config.train.precision == "bf16" else 4
-    activations = round(HEAP * step_bytes(config.model, config.train.micro_batch, number))
+    rows, shared = config.train.micro_batch, config.train.sequence_ranks
+    activations = round(HEAP * step_bytes(config.model, rows, number, shared))
     numbers, state = _numbers(config)
     bucket = min(numbers, BUCKET)
     whole = [2 * numbers + state, 2 * numbers, numbers + bucket, numbers + bucket]

@@ -220,8 +220,8 @@ def _loop(
         (state.epoch, state.row),
         config.train.micro_batch,
         engine.accumulation,
-        engine.rank,
-        engine.ranks,
+        engine.group,
+        engine.groups,
     )
     mask = config.data.damage == "mask"
     batches = iter(make_loader(plan, rows, config.data.workers, mask))
