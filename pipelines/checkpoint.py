@@ -36,7 +36,7 @@ from bytelm.pipelines.integrity import Entry, describe, find_damage, write_manif
 from bytelm.pipelines.seen import Seen
 from bytelm.pipelines.shards import DamageError
 from bytelm.pipelines.shardwriter import fsync_folder, write_atomic
-from bytelm.pipelines.watch import Watch
+from bytelm.pipelines.watch import OnAllRanksError, Watch
 
 FOLDER = "checkpoints"
 LATEST = "latest"
@@ -47,7 +47,7 @@ TEMPORARY = ".tmp"
 REFUSED = "refused-"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OnAllRanksError):
     """A checkpoint that could not be written; the ones before it are as they were."""
 
 

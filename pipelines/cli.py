@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         if os.environ.get("BYTELM_TRACEBACK"):
             raise
-        print(f"bytelm {options.command}: {_line(error)}", file=sys.stderr)
+        if not _is_said_by_rank_0(error):
+            print(f"bytelm {options.command}: {_line(error)}", file=sys.stderr)
         return 3 if _has_diverged(error) else 1
     except KeyboardInterrupt:
         print(f"bytelm {options.command}: interrupted", file=sys.stderr)
@@ -50,6 +51,12 @@ def _is_failure(error: ValueError) -> bool:
     from bytelm.pipelines.shards import DamageError
 
     return isinstance(error, DamageError)
+
+
+def _is_said_by_rank_0(error: BaseException) -> bool:
+    from bytelm.pipelines.watch import OnAllRanksError
+
+    return isinstance(error, OnAllRanksError) and os.environ.get("RANK", "0") != "0"
 
 
 def _has_diverged(error: BaseException) -> bool:

@@ -279,8 +279,9 @@ def _loop(
             _check_damage(state.masked_bytes, done, statistics.damage[-1].cause, config, plan)
         stop, wants_checkpoint = _asked(engine, requests)
         if validation and not stop and (is_last or _is_due(done, config.train.eval_every)):
-            metrics = _validate(engine, validation)
-            if log:
+            metrics = _validate(engine, validation, requests)
+            stop = metrics is None
+            if log and metrics:
                 log.evaluation(done, metrics)
         if wants_checkpoint or is_last or _is_due(done, config.train.checkpoint_every):
             save(state)
@@ -348,11 +349,17 @@ def _validation_plans(config: RunConfig, log: RunLog | None) -> list[Plan]:
     return plans
 
 
-def _validate(engine: Engine, plans: Sequence[Plan]) -> dict[str, dict[str, float]]:
+def _validate(
+    engine: Engine, plans: Sequence[Plan], requests: Requests
+) -> dict[str, dict[str, float]] | None:
+    """Scores on `val`; None where a signal asks any rank to stop meanwhile."""
     scores = Scores()
     for plan in plans:
         count = min(engine.config.train.eval_rows, plan.rows(0))
         rows = EvaluationRows(count, engine.config.train.micro_batch, engine.rank, engine.ranks)
-        score(scores, engine.nats, make_loader(plan, rows, 0), plan.config.patch)
+        for batch in make_loader(plan, rows, 0):
+            if any(engine.sum_over_ranks([requests.stop], torch.int64)):
+                return None
+            score(scores, engine.nats, [batch], plan.config.patch)
     scores.reduce(engine.sum_over_ranks)
     return scores.metrics()

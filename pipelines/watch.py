@@ -15,7 +15,11 @@ MEMORY_STEPS = 50
 SPIKE_DEVIATIONS = 6.0
 
 
-class DivergedError(RuntimeError):
+class OnAllRanksError(RuntimeError):
+    """An error that every rank raises alike, so that rank 0 alone says it."""
+
+
+class DivergedError(OnAllRanksError):
     """Too many steps in a row whose loss or gradient was not finite."""
 
 

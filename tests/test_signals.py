@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import bytelm, command, environment, metrics, write_config
+from conftest import SetMaker, text
 from processes import MARK, children, kill_marked, marked, wait_until_gone
 
 from bytelm.pipelines.shards import ShardSet
@@ -143,6 +144,24 @@ def test_a_signal_before_the_first_step_saves_step_0(
     assert (run / "checkpoints" / "latest").read_text() == "step-00000000"
     bytelm("train", config, "--out", run, *options, "--resume")
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
+
+
+def test_a_signal_during_validation_ends_that(
+    make_set: SetMaker, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    """Which would take minutes."""
+    long = [[text(b"call me " * 4000)] for _ in range(150)]
+    shard_set = make_set([[text(b"call me " * 20)]], val=long)
+    sizes = {"steps": 2, "global_batch": 2, "eval_every": 1, "eval_rows": 99_999}
+    run, config = tmp_path / "run", write_config(tmp_path / "run.yaml", shard_set, **sizes)
+    running = start(config, "--out", run, "--processes", 2)
+    running.wait_for(lambda: steps_done(run) == 1)
+    running.process.send_signal(signal.SIGTERM)
+    status, said = running.end()
+    assert status == 0
+    assert "the run ends after step 1" in said
+    assert not metrics(run, "eval")
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000001"
 
 
 @pytest.mark.long
