@@ -42,6 +42,13 @@ SEEN = Seen(
     frozenset({("text", "image"), ("image", "text")}),
 )
 GREEDY = Sampling(temperature=0.0)
+MODERN = {
+    "tied_output": False,
+    "rope": True,
+    "qk_norm": True,
+    "cross_patch_attention": 8,
+    "ngram_rows": 500,
+}
 
 
 def tiny(**options: object) -> Megabyte:
@@ -130,6 +137,7 @@ def test_a_caption_stands_before_the_image_as_in_training(caption: bytes) -> Non
     assert bytes(found) == payload
 
 
+@pytest.mark.parametrize("options", [{}, MODERN], ids=["plain", "modern"])
 @pytest.mark.parametrize(
     "request_",
     [
@@ -140,8 +148,11 @@ def test_a_caption_stands_before_the_image_as_in_training(caption: bytes) -> Non
     ],
     ids=["text", "any bytes", "image", "audio"],
 )
-def test_a_files_bytes_depend_on_its_seed_and_not_on_its_batch(request_: Request) -> None:
-    model = tiny()
+def test_a_files_bytes_depend_on_its_seed_and_not_on_its_batch(
+    request_: Request, options: dict[str, object]
+) -> None:
+    """Alone, and among eight."""
+    model = tiny(**options)
     for sampling in (Sampling(), Sampling(temperature=1.1, top_k=90, top_p=0.9, min_p=0.001)):
         batch = generate_payloads(model, request_, range(10, 18), sampling, "fp32")
         assert len(set(batch)) == 8
