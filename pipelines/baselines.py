@@ -1,4 +1,4 @@
-"""What codecs make of the same bytes: gzip and xz on every payload, PNG on images, FLAC on sounds.
+"""What codecs make of the same bytes: gzip and xz on all, PNG and WebP on images, FLAC on sounds.
 
 Each document is compressed by itself, as a whole file, with its container's overhead.
 """
@@ -17,6 +17,9 @@ import soundfile
 from bytelm.modalities.audio import fits_flac
 from bytelm.modalities.base import Bytes, Sample
 
+WEBP_MAX_SIDE = 16_383
+"""What its format allows."""
+
 
 class CodecSizes:
     """Compressed sizes of many samples of one modality, beside the payload bytes."""
@@ -28,8 +31,8 @@ class CodecSizes:
     def add(self, sample: Sample, payload: Bytes) -> None:
         """Compress one sample with each codec that its modality has.
 
-        PNG and FLAC stand beside a payload of the same bytes only: not beside a lossy view, nor
-        a file kept as it is.
+        PNG, lossless WebP and FLAC stand beside a payload of the same bytes only: not beside a
+        lossy view, nor a file kept as it is.
         """
         raw = payload.tobytes()
         self._count("gzip", gzip.compress(raw, 9), raw)
@@ -37,7 +40,9 @@ class CodecSizes:
         if sample.is_file or len(raw) != len(sample.data):
             return
         if sample.modality == "image":
-            self._count("PNG", _png(sample), raw)
+            self._count("PNG", _image_file(sample, "PNG", optimize=True), raw)
+            if max(sample.header.width, sample.header.height) <= WEBP_MAX_SIDE:
+                self._count("WebP", _image_file(sample, "WEBP", lossless=True, method=6), raw)
         if sample.modality == "audio" and fits_flac(sample.header):
             self._count("FLAC", _flac(sample), raw)
 
@@ -50,11 +55,11 @@ class CodecSizes:
         return {name: 8 * size / self._payload[name] for name, size in self._compressed.items()}
 
 
-def _png(sample: Sample) -> bytes:
+def _image_file(sample: Sample, format_: str, **options: object) -> bytes:
     header, file = sample.header, io.BytesIO()
     mode = "L" if header.channels == 1 else "RGB"
     image = PIL.Image.frombytes(mode, (header.width, header.height), sample.data)
-    image.save(file, "PNG", optimize=True)
+    image.save(file, format_, **options)
     return file.getvalue()
 
 

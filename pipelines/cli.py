@@ -143,6 +143,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     evaluate.add_argument("--split", default="val", choices=["train", "val", "test"])
     evaluate.add_argument("--batch", type=int, default=1, help="rows at once")
     evaluate.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    ways = ["plain", "sliding", "strided", "both"]
+    evaluate.add_argument("--way", default="plain", choices=ways, help="windows that overlap")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     cli_generate.add_arguments(add("generate", "Generate files."))
@@ -279,7 +281,12 @@ def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
 
     keep_freed_memory()
     metrics, codecs = evaluate(
-        options.model, options.data, options.split, options.batch, options.precision
+        options.model,
+        options.data,
+        options.split,
+        options.batch,
+        options.precision,
+        options.way,
     )
     if options.json:
         print(json.dumps({"model": metrics, "codecs": codecs}, indent=1))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import EvaluationHead, ScoredSegment
-from bytelm.pipelines import checkpoint
+from bytelm.pipelines import checkpoint, windows
 from bytelm.pipelines.baselines import CodecSizes
 from bytelm.pipelines.config import open_set
 from bytelm.pipelines.engine import autocast
@@ -70,35 +71,50 @@ def score(
     """
     for batch in batches:
         values = nats(batch).to("cpu", torch.float64).numpy()
-        ids, scored = batch.ids.numpy(), batch.scored.numpy()
-        for row in range(len(ids)):
-            for segment in framing.parse(ids[row], patch):
-                frame = [
-                    values[row, part][scored[row, part]]
-                    for part in (segment.preamble, segment.ends)
-                ]
-                scores.heads[segment.modality.name].update(
-                    ScoredSegment(
-                        header=segment.header,
-                        view=segment.view,
-                        offset=segment.offset,
-                        payload=ids[row, segment.payload].astype(np.uint8),
-                        payload_nats=values[row, segment.payload],
-                        frame_nats=np.concatenate(frame),
-                    )
-                )
+        for row in zip(batch.ids.numpy(), batch.scored.numpy(), values, strict=True):
+            _add(scores, *row, patch)
+
+
+def _add(
+    scores: Scores,
+    ids: npt.NDArray[np.uint16],
+    scored: npt.NDArray[np.bool_],
+    nats: npt.NDArray[np.float64],
+    patch: int,
+) -> None:
+    """Add the segments in [n] ids to the heads."""
+    for segment in framing.parse(ids, patch):
+        frame = [nats[part][scored[part]] for part in (segment.preamble, segment.ends)]
+        scores.heads[segment.modality.name].update(
+            ScoredSegment(
+                header=segment.header,
+                view=segment.view,
+                offset=segment.offset,
+                payload=ids[segment.payload].astype(np.uint8),
+                payload_nats=nats[segment.payload],
+                frame_nats=np.concatenate(frame),
+            )
+        )
 
 
 def evaluate(
-    model_path: Path, set_paths: Sequence[str], split: str, batch: int, precision: str
+    model_path: Path,
+    set_paths: Sequence[str],
+    split: str,
+    batch: int,
+    precision: str,
+    way: str = windows.PLAIN,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Score a model on every document of a split of one or more sets.
 
+    Args:
+        way: plain, by pieces as in training, or one of the others of `windows.py`.
     Returns:
         for each modality and `total` the model's figures, and for each modality the bits per
         byte of the codecs on the same bytes.
     Raises:
-        ValueError: for a model or a set that is missing or of another format, an empty split.
+        ValueError: for a model or a set that is missing or of another format, an empty split, a
+            way that the model does not have.
     """
     sets = [open_set(path) for path in set_paths]
     model, seen = checkpoint.load_model(model_path)
@@ -114,9 +130,16 @@ def evaluate(
                 rows.ids.to(device).long(), rows.document.to(device), rows.modality.to(device)
             )
 
-    loader = make_loader(plan, EvaluationRows(plan.rows(0), batch, 0, 1), 0)
-    scores = Scores()
-    score(scores, nats, _shown(loader, len(loader), f"scoring {split}"), model.config.patch)
+    scores, patch, title = Scores(), model.config.patch, f"scoring {split}"
+    if way == windows.PLAIN:
+        loader = make_loader(plan, EvaluationRows(plan.rows(0), batch, 0, 1), 0)
+        score(scores, nats, _shown(loader, len(loader), title), patch)
+    else:
+        documents = windows.scored_documents(plan, nats, batch, way)
+        count = sum(shard.documents for s in plan.sources for shard in s.set.split(s.split))
+        for document in _shown(documents, count, title):
+            framed = document.framed
+            _add(scores, framed.ids, framed.scored, document.nats, patch)
     return scores.metrics(), codecs(plan)
 
 

@@ -213,7 +213,7 @@ def evaluation_table(
     metrics: dict[str, dict[str, float]], codecs: dict[str, dict[str, float]], title: str
 ) -> Table:
     """A line for each modality: the model's bits per byte and, beside it, the codecs'."""
-    names = ["gzip", "xz", "PNG", "FLAC"]
+    names = ["gzip", "xz", "PNG", "WebP", "FLAC"]
     table = Table(title=title)
     table.add_column("")
     for column in ("bits/byte", "coded", "bytes", *names):

@@ -135,7 +135,7 @@ def test_the_command_prints_a_table_and_refuses_what_is_missing(
     mixed_set: ShardSet, model_folder: Path, tmp_path: Path
 ) -> None:
     shown = bytelm("evaluate", model_folder, "--data", mixed_set.location).stdout
-    for word in ("text", "image", "audio", "total", "gzip", "xz", "PNG", "FLAC"):
+    for word in ("text", "image", "audio", "total", "gzip", "xz", "PNG", "WebP", "FLAC"):
         assert word in shown
     for arguments, message in (
         ((tmp_path / "none", "--data", mixed_set.location), "no model at"),
