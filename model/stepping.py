@@ -29,6 +29,8 @@ FEW = 4
 """Rows from which on a packed matrix is the faster one whatever its size."""
 LARGE = 2**19
 """Elements from which on a packed matrix is the faster one at any number of rows."""
+CACHED = 2**24
+"""Bytes of weights that stay in the processor's cache from one byte of a row to the next."""
 PACKED_ROWS = 64
 """Rows for which a weight is packed, if not more: what is packed for one row is slow for eight."""
 TURNS = 4096
@@ -250,7 +252,9 @@ class StageStep:
     def __init__(self, stage: Stage, batch: int, places: int, dtype: torch.dtype) -> None:
         self.stage, self.bytes, self.back, self.places = stage, stage.bytes, stage.back, places
         self.window = stage.attention_window or stage.back + places  # positions that one sees
-        matrix = partial(Matrix, dtype=dtype, rows=batch, is_cold=stage.bytes > 1)
+        numbers = sum(each.numel() for block in stage.blocks for each in block.parameters())
+        is_cold = stage.bytes > 1 or dtype.itemsize * numbers > CACHED
+        matrix = partial(Matrix, dtype=dtype, rows=batch, is_cold=is_cold)
         self.layers = [
             LayerStep(block, batch, stage.back + places, stage.back, matrix)
             for block in stage.blocks
