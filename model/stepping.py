@@ -14,6 +14,7 @@ memory in order, what is always the same is looked up, and rows that stand at on
 indices and no mask.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -31,6 +32,8 @@ LARGE = 2**19
 """Elements from which on a packed matrix is the faster one at any number of rows."""
 CACHED = 2**24
 """Bytes of weights that stay in the processor's cache from one byte of a row to the next."""
+PARTS = 4
+"""Slices of a weight that meets one row; more than two threads gain little from more."""
 PACKED_ROWS = 64
 """Rows for which a weight is packed, if not more: what is packed for one row is slow for eight."""
 TURNS = 4096
@@ -42,7 +45,9 @@ class Matrix:
 
     On a CPU, oneDNN packs the weight in the order in which its kernel reads it: cold weights come
     in at three times the speed. Its calls cost 10 us more than those of plain products, which are
-    better for small weights that are still in the processor's cache from the last row.
+    better for small weights that are still in the processor's cache from the last row. With one
+    row these are a batch of PARTS products with slices of the weight: that runs on all threads,
+    where a product runs on one.
 
     rows: how many a product has at most.
     is_cold: whether the weight has left the cache when it is used again.
@@ -51,11 +56,16 @@ class Matrix:
     def __init__(self, weight: Tensor, dtype: torch.dtype, rows: int, *, is_cold: bool) -> None:
         self.dtype = dtype
         weight = weight.detach().to(dtype)
+        on_cpu = weight.device.type == "cpu"
         is_worth_it = dtype == torch.bfloat16 or is_cold or rows >= FEW or weight.numel() >= LARGE
-        self.is_packed = weight.device.type == "cpu" and _can_pack(dtype) and is_worth_it
-        if self.is_packed:
+        self.is_cut = on_cpu and rows == 1 and dtype == torch.float32 and not is_cold
+        self.is_packed = on_cpu and _can_pack(dtype) and is_worth_it and not self.is_cut
+        if self.is_cut:
+            parts = math.gcd(PARTS, len(weight))
+            self.weight: Tensor = weight.reshape(parts, -1, weight.shape[1])
+        elif self.is_packed:
             pack = torch.ops.mkldnn._reorder_linear_weight.default
-            self.weight: Tensor = pack(weight.contiguous(), max(rows, PACKED_ROWS))
+            self.weight = pack(weight.contiguous(), max(rows, PACKED_ROWS))
             self.product = torch.ops.mkldnn._linear_pointwise.default
         else:
             self.weight = weight.t().contiguous()
@@ -64,6 +74,8 @@ class Matrix:
         """x [R, inputs] to [R, outputs], in `dtype`."""
         if x.dtype != self.dtype:
             x = x.to(self.dtype)
+        if self.is_cut:
+            return torch.bmm(self.weight, x.t().expand(len(self.weight), -1, -1)).view(1, -1)
         if self.is_packed:
             product: Tensor = self.product(x, self.weight, None, "none", [], "")
             return product
@@ -71,7 +83,7 @@ class Matrix:
 
     def onto(self, y: Tensor, x: Tensor) -> Tensor:
         """y [R, outputs] plus the product with x [R, inputs], in y's type."""
-        if self.is_packed or not y.dtype == x.dtype == self.dtype:
+        if self.is_packed or self.is_cut or not y.dtype == x.dtype == self.dtype:
             return y + self(x)
         return torch.addmm(y, x, self.weight)
 
@@ -262,7 +274,9 @@ class StageStep:
         weight = stage.start_embed.weight.detach()
         self.norm = _norm_of(stage.norm, torch.promote_types(weight.dtype, torch.float32))
         self.start = weight.expand(batch, -1)
-        self.parent = matrix(stage.parent.weight) if stage.parent is not None else None
+        self.parent = None
+        if stage.parent is not None:
+            self.parent = matrix(stage.parent.weight, rows=batch * places)
         out = stage.patch_out
         self.patch_out = matrix(out.weight) if isinstance(out, nn.Linear) else None
         self.above = torch.empty(0)
