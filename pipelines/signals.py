@@ -18,16 +18,25 @@ class Requests:
     def __init__(self) -> None:
         """Begin to listen, also where whoever started this process has blocked the signals."""
         self.stop = False
-        self.save = False
+        self._saves = 0
+        self._taken = 0
         for number in ALL:
             signal.signal(number, self._note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*ALL, signal.SIGCHLD})
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == SAVE:
-            self.save = True
+            self._saves += 1
         else:
             self.stop = True
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since this was last called. One that is asked for meanwhile
+        is left for the next call."""
+        asked = self._saves
+        is_new = asked > self._taken
+        self._taken = asked
+        return is_new
 
 
 def block() -> None:

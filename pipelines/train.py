@@ -293,8 +293,7 @@ def _loop(
 
 def _asked(engine: Engine, requests: Requests) -> tuple[bool, bool]:
     """Whether a signal asked any rank to stop, and to save now; the same on every rank."""
-    stop, save = engine.sum_over_ranks([requests.stop, requests.save], torch.int64)
-    requests.save = False
+    stop, save = engine.sum_over_ranks([requests.stop, requests.take_save()], torch.int64)
     return stop > 0, save > 0
 
 

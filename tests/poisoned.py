@@ -34,8 +34,8 @@ class Nan(torch.autograd.Function):
 def poison(where: str) -> None:
     forward = Megabyte.forward
 
-    def poisoned(self: Megabyte, ids: Tensor, document: Tensor, modality: Tensor) -> Tensor:
-        nats = forward(self, ids, document, modality)
+    def poisoned(self: Megabyte, ids: Tensor, *rest: Any) -> Tensor:
+        nats = forward(self, ids, *rest)
         if not (ids == POISON).any():
             return nats
         return nats * torch.nan if where == "FORWARD" else Nan.apply(nats)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,3 +181,19 @@ def test_a_rank_that_hangs_ends_the_run(
     assert status == 1
     assert "bytelm train: " in said
     assert "Timed out" in said
+
+
+def test_a_save_is_asked_for_once_and_none_is_lost() -> None:
+    """In a process of its own, whose signals nobody else needs."""
+    code = """
+import os, signal
+from bytelm.pipelines.signals import Requests
+requests = Requests()
+assert not requests.take_save()
+os.kill(os.getpid(), signal.SIGUSR1)
+assert requests.take_save() and not requests.take_save()
+os.kill(os.getpid(), signal.SIGUSR1)
+os.kill(os.getpid(), signal.SIGUSR1)
+assert requests.take_save() and not requests.take_save() and not requests.stop
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

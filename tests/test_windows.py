@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import Header
 from bytelm.modalities.framing import Segment
-from bytelm.model.config import ModelConfig
+from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.hub import save_pretrained
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.evaluate import evaluate
+from bytelm.pipelines.loader import Batch
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.plan import Plan, Source
 from bytelm.pipelines.windows import BOTH, PLAIN, SLIDING, STRIDED, WAYS, scored_documents, windows
@@ -59,11 +60,6 @@ def test_every_scored_id_counts_once_and_is_the_documents_own(sizes: list[int], 
     assert (counted[whole.scored] == 1).all()
 
 
-def past(window_at: np.ndarray, place: int) -> int:
-    """Ids of its body that stand before a place in its window, in whole patches."""
-    return int(np.flatnonzero(window_at == place)[0]) // PATCH * PATCH
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_ids_have_the_past_that_the_way_promises(way: str) -> None:
     """Of a text of many windows, behind its first window: how much of the row stands before an id,
@@ -92,7 +88,7 @@ def test_nats_are_those_of_each_window_alone(way: str, make_set: SetMaker) -> No
     plan = Plan([Source(shard_set)], PlanConfig(256, PATCH, VIEWS))
 
     @torch.no_grad()
-    def nats(batch):  # type: ignore[no-untyped-def]
+    def nats(batch: Batch) -> torch.Tensor:
         return model(batch.ids.long(), batch.document, batch.modality)
 
     found = list(scored_documents(plan, nats, 2, way))
@@ -138,9 +134,8 @@ def test_the_command_and_what_the_ways_gain(make_set: SetMaker, tmp_path: Path) 
 
 
 def test_a_patch_of_one_id_has_no_half(make_set: SetMaker, tmp_path: Path) -> None:
-    config = ModelConfig.from_dict(
-        {**TINY_MODEL, "stages": TINY_MODEL["stages"][:1], "patch_sizes": []}  # type: ignore[index]
-    )
+    stage = StageConfig(width=16, layers=1, heads=2)
+    config = ModelConfig(stages=(stage,), patch_sizes=(), context=256)
     save_pretrained(Megabyte(config), config, tmp_path / "flat", {"views": VIEWS})
     shard_set = make_set([[text(b"sea")]], val=[[text(b"whale")]])
     arguments = (tmp_path / "flat", "--data", shard_set.location, "--way", "strided")
