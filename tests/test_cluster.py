@@ -72,6 +72,7 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
 
 
+@pytest.mark.long  # now and then one of the nodes hangs or ends otherwise; see docs/log.md
 def test_a_run_on_two_nodes_goes_on_after_one_of_them_stops(
     mixed_set: ShardSet, tmp_path: Path, marks: list[str]
 ) -> None:
