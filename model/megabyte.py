@@ -149,13 +149,14 @@ class Megabyte(nn.Module):
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
         place, heads = layout.place, self._heads(modality, ids, layout)
-        past: Past = self._past(layout)
+        whole = self._past(layout)
+        past: Past = whole
         own, reach = None, 0
         if sharing is not None:
             reach = self.config.reach
             own = sharing.own(len(patches), reach).to(ids.device)
             patches, place, heads = patches[own], place[own], heads[own]
-            past = SharedPast(self._past(layout), place[reach:] == 0, sharing)
+            past = SharedPast(whole, place[reach:] == 0, sharing)
         above = self._stage_0(patches[reach:], place[reach:], past)
         if sharing is not None and reach:
             above = torch.cat([sharing.from_before(above[-reach:]), above])

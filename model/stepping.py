@@ -33,7 +33,7 @@ LARGE = 2**19
 CACHED = 2**24
 """Bytes of weights that stay in the processor's cache from one byte of a row to the next."""
 PARTS = 4
-"""Slices of a weight that meets one row; more than two threads gain little from more."""
+"""Slices of a weight that meets one row; measured on two threads, where more gain nothing."""
 PACKED_ROWS = 64
 """Rows for which a weight is packed, if not more: what is packed for one row is slow for eight."""
 TURNS = 4096
