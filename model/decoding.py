@@ -4,7 +4,7 @@ Shapes:
     B   rows of the decoder      R   rows that a stage advances
     b   bytes in a position of the stage
     m   places in a sequence of the stage: a row for stage 0, else a position of its parent
-    Q   sequences of a row       n   places that are filled or looked at
+    Q   sequences of a row       n   places that are filled
     r   places that are seen of the sequence before
     D   width of the stage       H   heads of c channels
     p   slices of d channels in an output of a stage, one for each place of the stage below
@@ -13,14 +13,16 @@ Shapes:
 A row that holds t ids waits for the logits of id t. Stage i then stands at position t // b_i and
 its input is the position before, so that it advances exactly when t is a multiple of b_i.
 
-Prompts run through the model's own layers, steps through those of `stepping.py`.
+Prompts run through the model's own layers, steps through those of `stepping.py`. In fp32 on a CPU
+the logits of a row are the same, to the last bit, alone and in any batch: prompts run one after
+another, and what a step does for many rows it does for each as if alone.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from bytelm.model.layers import Past, SegmentPast, Stage, compute_dtype
@@ -30,29 +32,27 @@ from bytelm.model.stepping import LayerStep, Matrix, RowsApart, RowsTogether, St
 
 @dataclass(frozen=True)
 class FillingPast:
-    """What training sees, over Q sequences of n places in each row, filling the cache.
+    """What training sees, over Q sequences of n places of one row, filling its cache.
 
-    newest [B]: the place of Q * n at which each row stands; the cache takes its sequence.
+    newest: the place of Q * n at which the row stands; the cache takes its sequence.
     """
 
     cache: LayerStep
+    row: int
     inner: Past
     n: int
-    newest: Tensor
+    newest: int
 
     def before(self, x: Tensor, sublayer: int) -> Tensor:
-        by_row = rearrange(x, "(B n) d -> B n d", B=len(self.newest))
-        rows = torch.arange(len(by_row), device=x.device)
-        self.cache.shifted[sublayer] = by_row[rows, self.newest]
+        self.cache.shifted[sublayer][self.row] = x[self.newest]
         return self.inner.before(x, sublayer)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         cache, r, at = self.cache, self.cache.back, self.newest // self.n
-        rows, before = torch.arange(len(at), device=at.device), (at - 1).clamp(min=0)
-        for cached, new in ((cache.keys, keys), (cache.values, values)):
-            each = rearrange(new, "(B Q n) H c -> B Q H n c", B=len(rows), n=self.n)
-            cached[:, :, r : r + self.n] = each[rows, at]
-            cached[:, :, :r] = each[rows, before, :, self.n - r :]
+        for cached, new in zip(cache.of_row(self.row), (keys, values), strict=True):
+            each = rearrange(new, "(Q n) H c -> Q H n c", n=self.n)
+            cached[:, r : r + self.n] = each[at]
+            cached[:, :r] = each[max(at - 1, 0), :, self.n - r :]
         return self.inner.attend(queries, keys, values)
 
 
@@ -89,7 +89,7 @@ class Decoder:
             for stage, places in zip(model.stages, (patches, *config.patch_sizes), strict=True)
         ]
         heads = weight.chunk(max(1, config.modality_heads))
-        self._outputs = [Matrix(head, dtype, batch, is_cold=False) for head in heads]
+        self._outputs = [Matrix(head, dtype) for head in heads]
         self._ids = weight.new_full(  # behind -1, which stands before a document's start
             (batch, model.back + patches * config.patch), config.pad_id, dtype=torch.int64
         )
@@ -127,54 +127,54 @@ class Decoder:
         for row, prompt in zip(self._ids, prompts, strict=True):
             row[self.model.back : self.model.back + len(prompt)] = prompt
         self._held = [len(prompt) for prompt in prompts]
+        return self._logits(torch.cat([self._prefill_row(row) for row in range(self.batch)]))
 
+    def _prefill_row(self, row: int) -> Tensor:
+        """The last stage's output [1, D] at the place where a row stands; fills its caches."""
+        held, opens = self._held[row], 0  # the id at which the stage begins
         output = newest = torch.empty(0)
-        opens = torch.zeros_like(self.positions)  # [B]: the id at which the stage begins
         for index, stage in enumerate(self._stages):
             if index:
-                stage.above = stage.spread(newest)
+                stage.above[row] = stage.spread(newest)[0]
             if index == 0:
-                n = longest // stage.bytes + 1
+                n = held // stage.bytes + 1
             elif stage.back:  # what is seen of a sequence has seen the one before
-                n = output.shape[1] * stage.places
+                n = len(output) * stage.places
             else:
-                output, n = newest[:, None], stage.places
-            output = self._fill(index, opens, n, output)
-            at = (self.positions - opens) // stage.bytes  # [B]
-            newest = output[self._rows, at]
+                output, n = newest, stage.places
+            output = self._fill(index, row, opens, n, output)
+            at = (held - opens) // stage.bytes
+            newest = output[at : at + 1]
             if not self.model.config.cross_patch_attention:
-                opens = opens + at * stage.bytes
-        return self._logits(newest)
+                opens += at * stage.bytes
+        return newest
 
-    def _fill(self, index: int, opens: Tensor, n: int, above: Tensor) -> Tensor:
-        """Runs a stage over the `n` places that begin at the ids `opens` [B].
+    def _fill(self, index: int, row: int, opens: int, n: int, above: Tensor) -> Tensor:
+        """Runs a stage over the `n` places of a row that begin at the id `opens`.
 
-        above: the output of the stage above, [B, Q, p * d], for the Q sequences of these places.
+        above: the output of the stage above, [Q, p * d], for the Q sequences of these places.
 
-        Returns [B, n, D].
+        Returns [n, D].
         """
         step = self._stages[index]
         stage, b = step.stage, step.bytes
         width = n if index == 0 else step.places  # of a sequence
-        newest = (self.positions - opens) // b  # [B]
-        end = opens[:, None] + torch.arange(n, device=opens.device) * b  # [B, n]
-        before = rearrange(self._before(self._rows[:, None], end, stage), "B n w -> (B n) w")
-        place = rearrange(end // b, "B n -> (B n)")
-        count = n // width
-        groups, first = [(self.batch * count, width)], stage.first(place)
-        past = SegmentPast(groups, first, stage.attention_window)
+        end = opens + torch.arange(n, device=self._ids.device) * b
+        place = end // b
+        first = stage.first(place)
+        past = SegmentPast([(n // width, width)], first, stage.attention_window)
         inner: Sequence[Past] = [past] * len(stage.blocks)
         if stage.back:
-            is_first = torch.arange(count, device=opens.device) == 0
-            opening = repeat(is_first, "Q -> (B Q)", B=self.batch)
+            opening = torch.arange(n // width, device=end.device) == 0
             inner = stage.cross_patch_pasts(opening, first, iter(()))
+        newest = (self._held[row] - opens) // b
         pasts = [
-            FillingPast(layer, past, width, newest)
+            FillingPast(layer, row, past, width, newest)
             for layer, past in zip(step.layers, inner, strict=True)
         ]
-        slices = rearrange(above, "B Q (p d) -> (B Q p) d", p=width) if index else None
-        output = stage(before, place, slices, pasts)
-        return rearrange(output, "(B n) D -> B n D", n=n)
+        slices = rearrange(above, "Q (p d) -> (Q p) d", p=width) if index else None
+        before = self._before(torch.full_like(end, row), end, stage)
+        return stage(before, place, slices, pasts)
 
     def _before(self, rows: Tensor, end: Tensor, stage: Stage) -> Tensor:
         """The ids that a stage reads before the ids `end` [...] of `rows` [...]: [..., window]."""
@@ -231,17 +231,19 @@ class Decoder:
 
     def _advance_apart(self, index: int, rows: list[int]) -> Tensor:
         """Runs a stage for its new position in each of `rows`."""
-        stage = self._stages[index]
-        places = [self._held[row] // stage.bytes % stage.places for row in rows]
-        opens = [self._held[row] // stage.bytes < stage.places for row in rows]
-        to = RowsApart(stage, rows, places, opens)
-        end = self.positions[to.rows]
-        place = end // stage.bytes
-        own = stage.stage.own_input(self._before(to.rows, end, stage.stage), place)
-        above = stage.above[to.rows, to.slots - stage.back] if index else None
-        output = stage.advance(own, above, stage.stage.turn(place), to)
+        stage, end = self._stages[index], [self.model.back + self._held[row] for row in rows]
+        places = [self._held[row] // stage.bytes for row in rows]
+        at = [place % stage.places for place in places]
+        to = RowsApart(stage, rows, at, [place < stage.places for place in places])
+        own = [
+            stage.own_input(self._ids[row : row + 1, stop - stage.stage.window : stop], place)
+            for row, stop, place in zip(rows, end, places, strict=True)
+        ]
+        above = stage.above[rows, at] if index else None
+        turn = stage.stage.turn(torch.tensor(places, device=self._ids.device))
+        output = stage.advance(torch.cat(own), above, turn, to)
         for below in self._stages[index + 1 : index + 2]:
-            below.above[to.rows] = below.spread(output)
+            below.above[rows] = below.spread(output)
         return output
 
     def _take_modality(self, modality: Tensor | None) -> None:
@@ -250,6 +252,10 @@ class Decoder:
         self._head = codes[0] if len(codes) == 1 else None
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        if self._head is None:
-            return self.model.output(hidden, self._modality).float()
-        return self._outputs[self._head](hidden).float()
+        if self._head is not None:
+            return self._outputs[self._head](hidden).float()
+        logits = hidden.new_empty(len(hidden), self.model.config.vocab_size, dtype=torch.float32)
+        for code in self._modality.unique().tolist():
+            rows = (self._modality == code).nonzero().squeeze(1)
+            logits[rows] = self._outputs[code](hidden[rows]).float()
+        return logits

@@ -14,28 +14,21 @@ memory in order, what is always the same is looked up, and rows that stand at on
 indices and no mask.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from bytelm.model.layers import Block, RMSNorm, Stage, Turn, rotate, turn_of
 
-FEW = 4
-"""Rows from which on a packed matrix is the faster one whatever its size."""
-LARGE = 2**19
-"""Elements from which on a packed matrix is the faster one at any number of rows."""
-CACHED = 2**24
-"""Bytes of weights that stay in the processor's cache from one byte of a row to the next."""
-PARTS = 4
-"""Slices of a weight that meets one row; measured on two threads, where more gain nothing."""
 PACKED_ROWS = 64
-"""Rows for which a weight is packed, if not more: what is packed for one row is slow for eight."""
+"""Rows for which a weight is packed, whatever their number: another layout would round otherwise,
+and what is packed for one row is slow for eight."""
+INPUTS = 1024
+"""The most inputs at which oneDNN's fp32 product of one row adds them up as that of several."""
 TURNS = 4096
 """Places whose angles are made at once."""
 
@@ -44,29 +37,19 @@ class Matrix:
     """Products of few rows with one weight, in `dtype`; other types are cast.
 
     On a CPU, oneDNN packs the weight in the order in which its kernel reads it: cold weights come
-    in at three times the speed. Its calls cost 10 us more than those of plain products, which are
-    better for small weights that are still in the processor's cache from the last row. With one
-    row these are a batch of PARTS products with slices of the weight: that runs on all threads,
-    where a product runs on one.
-
-    rows: how many a product has at most.
-    is_cold: whether the weight has left the cache when it is used again.
+    in at three times the speed. In fp32 a row of the product is then the same alone and among
+    others, to the last bit, which PyTorch's own products of few rows do not give.
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype, rows: int, *, is_cold: bool) -> None:
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.dtype = dtype
         weight = weight.detach().to(dtype)
-        on_cpu = weight.device.type == "cpu"
-        is_worth_it = dtype == torch.bfloat16 or is_cold or rows >= FEW or weight.numel() >= LARGE
-        self.is_cut = on_cpu and rows == 1 and dtype == torch.float32 and not is_cold
-        self.is_packed = on_cpu and _can_pack(dtype) and is_worth_it and not self.is_cut
-        if self.is_cut:
-            parts = math.gcd(PARTS, len(weight))
-            self.weight: Tensor = weight.reshape(parts, -1, weight.shape[1])
-        elif self.is_packed:
+        self.is_packed = weight.device.type == "cpu" and _can_pack(dtype)
+        if self.is_packed:
             pack = torch.ops.mkldnn._reorder_linear_weight.default
-            self.weight = pack(weight.contiguous(), max(rows, PACKED_ROWS))
+            self.weight: Tensor = pack(weight.contiguous(), PACKED_ROWS)
             self.product = torch.ops.mkldnn._linear_pointwise.default
+            self.is_doubled = dtype == torch.float32 and weight.shape[1] > INPUTS
         else:
             self.weight = weight.t().contiguous()
 
@@ -74,18 +57,13 @@ class Matrix:
         """x [R, inputs] to [R, outputs], in `dtype`."""
         if x.dtype != self.dtype:
             x = x.to(self.dtype)
-        if self.is_cut:
-            return torch.bmm(self.weight, x.t().expand(len(self.weight), -1, -1)).view(1, -1)
-        if self.is_packed:
-            product: Tensor = self.product(x, self.weight, None, "none", [], "")
-            return product
-        return torch.mm(x, self.weight)
-
-    def onto(self, y: Tensor, x: Tensor) -> Tensor:
-        """y [R, outputs] plus the product with x [R, inputs], in y's type."""
-        if self.is_packed or self.is_cut or not y.dtype == x.dtype == self.dtype:
-            return y + self(x)
-        return torch.addmm(y, x, self.weight)
+        if not self.is_packed:
+            return torch.mm(x, self.weight)
+        rows = len(x)
+        if rows == 1 and self.is_doubled:
+            x = x.repeat(2, 1)
+        product: Tensor = self.product(x, self.weight, None, "none", [], "")
+        return product[:rows]
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
@@ -110,11 +88,8 @@ def _norm_of(module: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor
 class Rows(Protocol):
     """Which rows of a stage are given a new place, where it lies, and what it sees."""
 
-    bias: Tensor | None
-    """[R * H or 1, 1, n]: 0 where a place is seen, -inf where not; None where all are."""
-
-    def append(self, layer: "LayerStep", keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes up keys and values [R, H, c]; returns those that are seen, [R * H, n, c] each."""
+    def attend(self, layer: "LayerStep", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Takes up keys and values and attends, [R, H, c] each; returns [R, D]."""
 
     def before(self, layer: "LayerStep", x: Tensor, sublayer: int) -> Tensor:
         """What x [R, D / 2] was at the place before in the sequence, zeros at its first."""
@@ -126,22 +101,27 @@ class RowsTogether:
     opens: whether the sequence is the row's first, which has none before.
     """
 
-    bias: Tensor | None = None
-
     def __init__(self, stage: "StageStep", place: int, opens: bool) -> None:
         self.is_first = place == 0
         self.slot = stage.back + place
-        self.low = max(stage.back if opens else 0, self.slot + 1 - stage.window)
+        low = max(stage.back if opens else 0, self.slot + 1 - stage.window)
+        self.seen = slice(low, self.slot + 1)
         self.copies = slice(stage.places, None) if self.is_first and stage.back else None
 
-    def append(self, layer: "LayerStep", keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, layer: "LayerStep", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.attend_in(layer.keys, layer.values, q, k, v)
+
+    def attend_in(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend`, given the caches [R H, r + m, c] of the rows."""
         if self.copies is not None:
-            layer.keys[:, :, : layer.back] = layer.keys[:, :, self.copies]
-            layer.values[:, :, : layer.back] = layer.values[:, :, self.copies]
-        layer.keys.select(2, self.slot).copy_(keys)
-        layer.values.select(2, self.slot).copy_(values)
-        n = self.slot + 1 - self.low
-        return layer.flat_keys.narrow(1, self.low, n), layer.flat_values.narrow(1, self.low, n)
+            back = self.slot  # r
+            keys[:, :back] = keys[:, self.copies]
+            values[:, :back] = values[:, self.copies]
+        keys.select(1, self.slot).copy_(k.flatten(0, 1))
+        values.select(1, self.slot).copy_(v.flatten(0, 1))
+        keys, values = keys[:, self.seen], values[:, self.seen]
+        shares = torch.bmm(q.reshape(-1, 1, q.shape[-1]), keys.mT).softmax(-1)  # [R H, 1, n]
+        return torch.bmm(shares, values).view(len(k), -1)
 
     def before(self, layer: "LayerStep", x: Tensor, sublayer: int) -> Tensor:
         kept = layer.shifted[sublayer]
@@ -150,41 +130,27 @@ class RowsTogether:
 
 
 class RowsApart:
-    """Some `rows`, each at a place of its own; slower."""
+    """Some `rows`, each at a place of its own; slower, since they attend one after another."""
 
     def __init__(
         self, stage: "StageStep", rows: Sequence[int], places: Sequence[int], opens: Sequence[bool]
     ) -> None:
-        keys, back = stage.layers[0].keys, stage.back
-        self.begins = [row for row, place in zip(rows, places, strict=True) if place == 0 and back]
-        self.copies = slice(stage.places, None)
-        self.rows = torch.tensor(rows, device=keys.device)
-        self.first = torch.tensor(places, device=keys.device) == 0
-        self.slots = torch.tensor(places, device=keys.device) + back
-        lowest = [
-            max(back if is_first else 0, back + place + 1 - stage.window)
-            for is_first, place in zip(opens, places, strict=True)
-        ]
-        self.seen = slice(min(lowest), back + max(places) + 1)
-        slot = torch.arange(self.seen.start, self.seen.stop, device=keys.device)
-        low = torch.tensor(lowest, device=keys.device)[:, None]
-        hidden = (slot < low) | (slot > self.slots[:, None])  # [R, n]
-        bias = torch.zeros(hidden.shape, dtype=keys.dtype, device=keys.device)
-        bias.masked_fill_(hidden, -torch.inf)
-        self.bias: Tensor | None = repeat(bias, "R n -> (R H) 1 n", H=keys.shape[1])
+        self.rows = rows
+        each = zip(places, opens, strict=True)
+        self.alone = [RowsTogether(stage, place, is_first) for place, is_first in each]
 
-    def append(self, layer: "LayerStep", keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        seen = []
-        for cache, new in ((layer.keys, keys), (layer.values, values)):
-            if self.begins:
-                cache[self.begins, :, : layer.back] = cache[self.begins, :, self.copies]
-            cache[self.rows, :, self.slots] = new.to(cache.dtype)
-            seen.append(rearrange(cache[self.rows, :, self.seen], "R H n c -> (R H) n c"))
-        return seen[0], seen[1]
+    def attend(self, layer: "LayerStep", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attended = []
+        for at, (row, alone) in enumerate(zip(self.rows, self.alone, strict=True)):
+            own = slice(at, at + 1)
+            keys, values = layer.of_row(row)
+            attended.append(alone.attend_in(keys, values, q[own], k[own], v[own]))
+        return torch.cat(attended)
 
     def before(self, layer: "LayerStep", x: Tensor, sublayer: int) -> Tensor:
         kept = layer.shifted[sublayer].clone()
-        before = kept[self.rows].masked_fill(self.first[:, None], 0.0)
+        first = torch.tensor([alone.is_first for alone in self.alone], device=x.device)
+        before = kept[self.rows].masked_fill(first[:, None], 0.0)
         kept[self.rows] = x
         layer.shifted[sublayer] = kept
         return before
@@ -193,13 +159,11 @@ class RowsApart:
 class LayerStep:
     """A block for one new place of rows, with keys and values of the places before.
 
-    keys, values [B, H, r + m, c]: r of the sequence before, then its own.
+    keys, values [B H, r + m, c]: r of the sequence before, then its own.
     shifted: [B, D / 2] by sublayer, of the newest place, where tokens are shifted.
     """
 
-    def __init__(
-        self, block: Block, batch: int, slots: int, back: int, matrix: Callable[[Tensor], Matrix]
-    ) -> None:
+    def __init__(self, block: Block, batch: int, slots: int, back: int, dtype: torch.dtype) -> None:
         attention, (up, activation, down) = block.attention, block.feed_forward
         assert isinstance(up, nn.Linear)
         assert isinstance(down, nn.Linear)
@@ -213,18 +177,22 @@ class LayerStep:
         else:
             of_queries = gain.weight.detach().to(exact) * attention.scale
             self.factor = torch.cat([of_queries, torch.ones_like(of_queries)])[:, None]  # [2 H, 1]
-        self.qkv, self.output = matrix(weight), matrix(attention.output.weight)
-        self.up, self.down = matrix(up.weight), matrix(down.weight)
+        weights = weight, attention.output.weight, up.weight, down.weight
+        self.qkv, self.output, self.up, self.down = (Matrix(each, dtype) for each in weights)
         self.activation = torch.relu_ if isinstance(activation, nn.ReLU) else activation.forward
         self.attention_norm = _norm_of(block.attention_norm, exact)
         self.feed_forward_norm = _norm_of(block.feed_forward_norm, exact)
         self.is_shifted = block.token_shift
-        self.shifted: dict[int, Tensor] = {}
+        self.shifted = [weight.new_zeros(batch, width // 2, dtype=exact) for _ in range(2)]
         # PyTorch's products of one query in bf16 take four times as long on a CPU.
-        dtype = exact if weight.device.type == "cpu" else self.qkv.dtype
-        shape = (batch, self.heads, slots, self.channels)
+        dtype = exact if weight.device.type == "cpu" else dtype
+        shape = (batch * self.heads, slots, self.channels)
         self.keys, self.values = weight.new_zeros(2, *shape, dtype=dtype)
-        self.flat_keys, self.flat_values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
+
+    def of_row(self, row: int) -> tuple[Tensor, Tensor]:
+        """The row's part of keys and values, [H, r + m, c]."""
+        heads = slice(row * self.heads, (row + 1) * self.heads)
+        return self.keys[heads], self.values[heads]
 
     def __call__(self, x: Tensor, turn: Turn | None, to: Rows) -> Tensor:
         """x [R, D] to [R, D]."""
@@ -236,15 +204,11 @@ class LayerStep:
             qk = F.rms_norm(qk, qk.shape[-1:], eps=1e-5) * self.factor
         if turn is not None:
             qk = rotate(qk, turn)
-        keys, values = to.append(self, qk.narrow(1, h, h), qkv.narrow(1, 2 * h, h))
-        q = qk.narrow(1, 0, h).reshape(-1, 1, self.channels).to(keys.dtype)
-        scores = torch.bmm(q, keys.mT)  # [R H, 1, n]
-        if to.bias is not None:
-            scores += to.bias
-        attended = torch.bmm(scores.softmax(-1), values)
-        x = self.output.onto(x, attended.view(len(x), -1))
+        q, k = qk.chunk(2, dim=1)
+        attended = to.attend(self, q, k, qkv.narrow(1, 2 * h, h))
+        x = x + self.output(attended)
         read = self._read(self.feed_forward_norm(x), to, 1)
-        return self.down.onto(x, self.activation(self.up(read)))
+        return x + self.down(self.activation(self.up(read)))
 
     def _read(self, x: Tensor, to: Rows, sublayer: int) -> Tensor:
         """x [R, D], its second half from the place before where tokens are shifted."""
@@ -264,22 +228,22 @@ class StageStep:
     def __init__(self, stage: Stage, batch: int, places: int, dtype: torch.dtype) -> None:
         self.stage, self.bytes, self.back, self.places = stage, stage.bytes, stage.back, places
         self.window = stage.attention_window or stage.back + places  # positions that one sees
-        numbers = sum(each.numel() for block in stage.blocks for each in block.parameters())
-        is_cold = stage.bytes > 1 or dtype.itemsize * numbers > CACHED
-        matrix = partial(Matrix, dtype=dtype, rows=batch, is_cold=is_cold)
         self.layers = [
-            LayerStep(block, batch, stage.back + places, stage.back, matrix)
+            LayerStep(block, batch, stage.back + places, stage.back, dtype)
             for block in stage.blocks
         ]
         weight = stage.start_embed.weight.detach()
         self.norm = _norm_of(stage.norm, torch.promote_types(weight.dtype, torch.float32))
         self.start = weight.expand(batch, -1)
-        self.parent = None
-        if stage.parent is not None:
-            self.parent = matrix(stage.parent.weight, rows=batch * places)
-        out = stage.patch_out
-        self.patch_out = matrix(out.weight) if isinstance(out, nn.Linear) else None
-        self.above = torch.empty(0)
+        linear = {
+            name: Matrix(module.weight, dtype)
+            for name, module in stage.named_children()
+            if isinstance(module, nn.Linear)
+        }
+        self.parent, self.patch_out = linear.get("parent"), linear.get("patch_out")
+        self.ngram_in = linear.get("ngram_in")
+        self.is_rowwise = stage.patch_encoder is None and "patch_in" not in linear
+        self.above = weight.new_empty(batch, places, len(weight), dtype=dtype)
         self._turns: tuple[int, Tensor, Tensor] | None = None
 
     def advance(self, own: Tensor, above: Tensor | None, turn: Turn | None, to: Rows) -> Tensor:
@@ -300,18 +264,21 @@ class StageStep:
         return said.view(len(output), self.places, -1)
 
     def own_input(self, before: Tensor, place: int) -> Tensor:
-        """As `Stage.own_input`, of all rows at one place: before [B, window] to [B, D]."""
+        """As `Stage.own_input`, of rows at one place: before [R, window] to [R, D]."""
         stage = self.stage
         if stage.bytes > 1:
-            return stage.own_input(before, before.new_full((len(before),), place))
+            # Convolutions and plain products of several rows would round otherwise.
+            parts = [before] if self.is_rowwise else before.split(1)
+            inputs = [stage.own_input(part, part.new_full((len(part),), place)) for part in parts]
+            return inputs[0] if len(inputs) == 1 else torch.cat(inputs)
         if place % self.places == 0 and not self.back:
-            x = self.start
+            x = self.start[: len(before)]
         else:
             x = F.embedding(before[:, -1], stage.byte_embed.weight)
         if stage.position_embed is not None:
             x = x + stage.position_embed.weight[place - 1]
-        if stage.ngram_embed is not None:
-            x = x + stage.ngram_in(stage.ngram_embed(before))
+        if stage.ngram_embed is not None and self.ngram_in is not None:
+            x = x + self.ngram_in(stage.ngram_embed(before))
         return x
 
     def turn(self, place: int) -> Turn | None:

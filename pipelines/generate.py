@@ -79,9 +79,9 @@ def generate_payloads(
 ) -> list[bytes]:
     """Draw a payload for each seed, prompts included.
 
-    A payload depends on its own seed, not on the others (in bf16 the batch may change the last
-    bits of the logits, and so a byte). One that is longer than the model's context goes on in
-    pieces, as in training: each opens with the preamble at its own offset.
+    A payload depends on its own seed, not on the others (in bf16 and on a GPU the batch may
+    change the last bits of the logits, and so a byte). One that is longer than the model's context
+    goes on in pieces, as in training: each opens with the preamble at its own offset.
 
     Args:
         show: is given each byte of the first payload when it is there, the prompt first.

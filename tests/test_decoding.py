@@ -1,14 +1,17 @@
 """Cached decoding against the uncached forward, and the decoder's own rules."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
+from tiny_models import OPTIONS, SHAPES, options_of, tiny_config, tiny_model
 from torch import Tensor
 
+from bytelm.model.config import StageConfig
 from bytelm.model.decoding import Decoder
+from bytelm.model.megabyte import Megabyte
 from bytelm.model.stepping import StageStep
 
 
@@ -135,16 +138,36 @@ def test_mistakes_are_named() -> None:
         decoder.step(torch.zeros(2, 1, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("option", ["untied", "all"])
-def test_a_row_does_not_depend_on_the_others(option: str) -> None:
-    model = tiny_model("three", **options_of(option, "three"))
-    ids = torch.randint(0, 256, (3, 30))
+WIDE: dict[str, Any] = {
+    "stages": (StageConfig(384, 2, 6), StageConfig(1088, 1, 17)),
+    "patch_sizes": (8,),
+    "ngram_rows": 50,
+}
+"""More inputs than `stepping.INPUTS`, and n-grams; a multiple of 32 in each width and in none."""
+
+
+@pytest.mark.parametrize("lengths", [[0] * 8, [17] * 8, [0, 3, 24, 31, 8, 8, 1, 30]])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("shape", [*SHAPES, "wide"])
+def test_a_row_is_the_same_alone(shape: str, option: str, lengths: list[int]) -> None:
+    """To the last bit, alone, among three, eight, and more than a packed matrix is laid out for."""
+    if shape == "wide":
+        config = replace(tiny_config("two", **OPTIONS[option], init_std=0.05), **WIDE)
+        model = Megabyte(config)
+    else:
+        model = tiny_model(shape, **options_of(option, shape))
+    ids = torch.randint(0, 256, (8, 48))
+    modality = torch.randint(0, 3, (8,))
 
     def run(rows: list[int]) -> Tensor:
         decoder = Decoder(model, len(rows))
-        decoder.prefill([ids[row, : 3 * row] for row in rows], torch.tensor(rows))
-        for at in range(20):
-            logits = decoder.step(ids[rows, at])
-        return logits
+        prompts = [ids[row, : lengths[row]] for row in rows]
+        logits = [decoder.prefill(prompts, modality[rows])]
+        logits += [decoder.step(ids[rows, at]) for at in range(17)]
+        return torch.stack(logits)
 
-    torch.testing.assert_close(run([2]), run([0, 1, 2])[2:], atol=1e-5, rtol=0.0)
+    eight = run([*range(8)])
+    for rows in ([0], [3], [7], [2, 3, 5]):
+        assert torch.equal(run(rows), eight[:, rows])
+    if shape == "wide" and option == "modern":
+        assert torch.equal(run([*range(8)] * 9)[:, :8], eight)

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from commands import TINY_MODEL, bytelm
 from conftest import SetMaker, audio, image, text
+from tiny_models import OPTIONS
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import Header, Sample
@@ -160,6 +161,29 @@ def test_a_files_bytes_depend_on_its_seed_and_not_on_its_batch(
             assert generate_payloads(model, request_, [seed], sampling, "fp32") == [
                 batch[seed - 10]
             ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("text", "--bytes", "100", "--prompt", "Кит"), ("image",), ("audio", "--seconds", "0.01")],
+    ids=MODALITIES,
+)
+def test_a_file_of_many_is_the_file_made_alone(arguments: Sequence[str], tmp_path: Path) -> None:
+    """Through the command; sizes and rates are drawn as well."""
+    model = tiny(**OPTIONS["modern"])
+    save_pretrained(model, model.config, tmp_path / "model", SEEN.to_extra())
+    limits = ["--temperature", "0.9", "--top-k", "200", "--top-p", "0.98", "--min-p", "0.0001"]
+
+    def make(folder: str, *more: str) -> list[bytes]:
+        out = tmp_path / folder
+        given = ["generate", str(tmp_path / "model"), "--out", str(out), *limits]
+        assert cli.main([*given, "--modality", *arguments, *more]) == 0
+        return [path.read_bytes() for path in sorted(out.iterdir())]
+
+    together = make("together", "--count", "8", "--seed", "20")
+    assert len(set(together)) == 8
+    for number in (0, 5, 7):
+        assert make(f"alone {number}", "--seed", str(20 + number)) == [together[number]]
 
 
 def requests(model: Megabyte, count: int) -> dict[str, Sequence[Request]]:
