@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,7 +186,7 @@ class ModelConfig:
         return cls(stages=tuple(stages), patch_sizes=tuple(patch_sizes), **rest)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
@@ -211,7 +211,7 @@ def _check_keys(cls: type, values: Mapping[str, Any], what: str) -> None:
     for key in values:
         if key not in known:
             raise ValueError(
-                f"unknown key {key!r} in the {what}: did you mean {_nearest(key, known)!r}?"
+                f"unknown key {key!r} in the {what}: did you mean {nearest(key, known)!r}?"
             )
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in values:
@@ -223,118 +223,3 @@ def _check_scalar(name: str, expected: Any, value: Any) -> None:
         raise ValueError(f"{name} must be true or false, got {value!r}")
     if expected is float and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ValueError(f"{name} must be a number, got {value!r}")
-
-
-def preset(name: str) -> ModelConfig:
-    """The preset called `name`; an unknown name is a ValueError that gives the nearest."""
-    if name not in PRESETS:
-        raise ValueError(
-            f"unknown preset {name!r}: did you mean {_nearest(name, PRESETS)!r}? "
-            f"(presets: {', '.join(PRESETS)})"
-        )
-    return PRESETS[name]
-
-
-def _paper(
-    context: int, patch: int, stage_0: tuple[int, int], stage_1: tuple[int, int]
-) -> ModelConfig:
-    """A published two-stage shape; heads of 64 channels, which the paper leaves open."""
-    return ModelConfig(
-        stages=tuple(
-            StageConfig(width, layers, width // 64) for width, layers in (stage_0, stage_1)
-        ),
-        patch_sizes=(patch,),
-        context=context,
-        dropout=0.1,
-        local_chunk=max(1, 32_768 // patch),
-        activation_checkpointing=True,
-    )
-
-
-# The published "D" of a global model is read as its model width P * D_G: 12 * layers * D^2 then
-# comes near the published sizes. D_G = D / P is whole for all but image64, where 2560 / 12 is
-# rounded up to 214 channels and a linear projection joins 12 * 214 to 2560 on both sides.
-# `demo` and `small` start their matrices near 1 / sqrt(width): 240 steps of `demo` (one run each,
-# the three modalities in turn) ended 0.24 to 0.27 bits per byte lower with 0.08 than with 0.02.
-_DEMO = ModelConfig(
-    stages=(StageConfig(256, 4, 4), StageConfig(128, 3, 2)),
-    patch_sizes=(8,),
-    context=12_544,
-    tied_output=False,
-    embedding_std=1.0,
-    init_std=0.08,
-)
-_SMALL = ModelConfig(
-    stages=(StageConfig(384, 6, 6), StageConfig(192, 4, 3)),
-    patch_sizes=(8,),
-    context=16_384,
-    tied_output=False,
-    embedding_std=1.0,
-    init_std=0.06,
-)
-
-
-def _modern(config: ModelConfig) -> ModelConfig:
-    """The options of the model that was ahead of all others in short runs."""
-    return dataclasses.replace(
-        config, rope=True, qk_norm=True, cross_patch_attention=config.patch, ngram_rows=65_536
-    )
-
-
-def two_stages(width: int, layers: int) -> tuple[StageConfig, StageConfig]:
-    """Stage 0 of a size, and a local stage half as wide and two thirds as deep.
-
-    At P = 8 both then cost about the same for each byte. Heads have 64 channels, so `width` is a
-    multiple of 128.
-    """
-    local = width // 2
-    return (
-        StageConfig(width, layers, width // 64),
-        StageConfig(local, -(-2 * layers // 3), local // 64),
-    )
-
-
-def init_std(stages: Sequence[StageConfig]) -> float:
-    """1 / sqrt(width), for the geometric mean of the stages' widths."""
-    return math.prod(stage.width for stage in stages) ** (-0.5 / len(stages))
-
-
-def modern(width: int, layers: int) -> ModelConfig:
-    """The `modern` model of a size, by the width and the layers of stage 0.
-
-    The n-grams' tables grow with the rest: they have as many parameters as one layer of stage 0.
-    """
-    stages = two_stages(width, layers)
-    model = ModelConfig(
-        stages=stages,
-        patch_sizes=(8,),
-        context=8_192,
-        tied_output=False,
-        embedding_std=1.0,
-        init_std=init_std(stages),
-    )
-    return dataclasses.replace(_modern(model), ngram_rows=width * width // 8)
-
-
-MODERN_SIZES: dict[str, tuple[int, int]] = {
-    "1m": (128, 3),
-    "4m": (256, 3),
-    "16m": (384, 6),
-    "64m": (640, 10),
-    "250m": (1024, 16),
-    "1b": (1536, 28),
-}
-"""Width and layers of stage 0 of each `modern-SIZE`, named by its parameters."""
-
-PRESETS: dict[str, ModelConfig] = {
-    "demo": _DEMO,
-    "small": _SMALL,
-    "modern-demo": _modern(_DEMO),
-    "modern-small": _modern(_SMALL),
-    **{f"modern-{name}": modern(*size) for name, size in MODERN_SIZES.items()},
-    "paper-text": _paper(8_192, 8, (2048, 14), (1024, 18)),
-    "paper-image64": _paper(12_288, 12, (2560, 32), (1024, 24)),
-    "paper-image256": _paper(196_608, 192, (768, 12), (768, 12)),
-    "paper-image640": _paper(1_228_800, 192, (768, 12), (768, 8)),
-    "paper-audio": _paper(524_288, 32, (1024, 24), (768, 12)),
-}

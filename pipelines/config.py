@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import yaml
 
-from bytelm.model.config import ModelConfig, preset
+from bytelm.model.config import ModelConfig
 from bytelm.pipelines.cache import CacheConfig
+from bytelm.pipelines.presets import preset
 from bytelm.pipelines.shards import ShardSet
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bytelm.model.flops import step_bytes
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import RunConfig
+from bytelm.pipelines.flops import step_bytes
 from bytelm.pipelines.optimizer import hidden_matrices
 
 FLOAT = 4

@@ -10,13 +10,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from bytelm.model.flops import (
+from bytelm.pipelines.config import RunConfig
+from bytelm.pipelines.engine import deepspeed_config, product_flops
+from bytelm.pipelines.flops import (
     costs,
     generation_flops_per_byte,
     training_flops_per_byte,
 )
-from bytelm.pipelines.config import RunConfig
-from bytelm.pipelines.engine import deepspeed_config, product_flops
 from bytelm.pipelines.memory import checkpoint_bytes, memory
 from bytelm.pipelines.plan import Plan
 from bytelm.pipelines.train import check_cache, steps_to_do, training_plan

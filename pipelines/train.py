@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from bytelm.modalities import framing
-from bytelm.model.flops import training_flops_per_byte
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines import checkpoint
 from bytelm.pipelines.checkpoint import TrainState
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.engine import Engine, deepspeed_config, product_flops, start_ranks
 from bytelm.pipelines.evaluate import Scores, score
+from bytelm.pipelines.flops import training_flops_per_byte
 from bytelm.pipelines.launch import end_with_launcher
 from bytelm.pipelines.loader import Batch, EvaluationRows, Origin, TrainingRows, make_loader
 from bytelm.pipelines.packing import PlanConfig

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from bytelm.model.config import preset
 from bytelm.pipelines.config import config_from_dict, load_config
 from bytelm.pipelines.engine import deepspeed_config
 from bytelm.pipelines.optimizer import schedule
+from bytelm.pipelines.presets import preset
 
 MINIMAL: dict[str, Any] = {
     "model": "demo",

@@ -1,4 +1,4 @@
-"""The formulas of `model/flops.py` against the model's parameters and PyTorch's counter.
+"""The formulas of `pipelines/flops.py` against the model's parameters and PyTorch's counter.
 
 The counter sees the products of the model as it runs, but with PyTorch's attention: ours skips
 pairs that are masked and computes scores again. `tests/tiny_models.py` has the options.
@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bytelm.model.config import MODERN_SIZES, PRESETS, ModelConfig
+from bytelm.model.config import ModelConfig
 from bytelm.model.decoding import Decoder
-from bytelm.model.flops import costs, generation_flops_per_byte, training_flops_per_byte
 from bytelm.model.megabyte import Layout, Megabyte
+from bytelm.pipelines.flops import costs, generation_flops_per_byte, training_flops_per_byte
+from bytelm.pipelines.presets import MODERN_SIZES, PRESETS
 
 OF_A_SIZE = [f"modern-{name}" for name in MODERN_SIZES]
 """Presets that differ from `modern-demo` by numbers alone, and are too large to run."""

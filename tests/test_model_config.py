@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from bytelm.model.config import PRESETS, ModelConfig, StageConfig, preset
+from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.presets import PRESETS, preset
 
 TWO_STAGES = {
     "stages": [

@@ -34,8 +34,8 @@ import torch
 
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.decoding import Decoder
-from bytelm.model.flops import causal_training_flops_per_byte, costs
 from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.flops import causal_training_flops_per_byte, costs
 from bytelm.tools.bench_train import SHORT
 from bytelm.tools.contestants import HEAD, PAD_ID, VOCAB_SIZE, our_config
 

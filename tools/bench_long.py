@@ -36,7 +36,7 @@ from statistics import median
 import torch
 
 from bytelm.model.attention import causal_attention
-from bytelm.model.flops import causal_training_flops_per_byte, training_flops_per_byte
+from bytelm.pipelines.flops import causal_training_flops_per_byte, training_flops_per_byte
 from bytelm.tools.contestants import CHUNK_BYTES, HEAD, Shape, build, keep_memory, our_config
 from bytelm.tools.measure import (
     Figure,

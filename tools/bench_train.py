@@ -21,9 +21,9 @@ of its own, in turn, medians.
     train-memory/PEER    GB: the most resident memory of three steps above that of the process once
                          the model and the optimizer's state exist
     train-memory-speed/PEER   bytes/s, of the same steps
-    train-memory/formula, .../formula-checkpointed   GB: what `model.flops.step_bytes` says beside
-                         what PyTorch's allocator gave to our forward and backward pass, at 8,192
-                         bytes without and at 32,768 with checkpointing
+    train-memory/formula, .../formula-checkpointed   GB: what `pipelines.flops.step_bytes` says
+                         beside what PyTorch's allocator gave to our forward and backward pass, at
+                         8,192 bytes without and at 32,768 with checkpointing
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ from statistics import median
 
 import torch
 
-from bytelm.model.flops import causal_training_flops_per_byte, step_bytes, training_flops_per_byte
+from bytelm.pipelines.flops import (
+    causal_training_flops_per_byte,
+    step_bytes,
+    training_flops_per_byte,
+)
 from bytelm.tools.contestants import (
     NAMES,
     PEERS,

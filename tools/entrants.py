@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bytelm.model.config import ModelConfig, StageConfig, init_std, preset, two_stages
+from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import OptimizerConfig
 from bytelm.pipelines.loader import Batch
 from bytelm.pipelines.optimizer import make_optimizer
+from bytelm.pipelines.presets import init_std, preset, two_stages
 from bytelm.tools.contestants import HEAD, Shape, mblm, megabyte_pytorch
 
 PATCH = 8
