@@ -46,9 +46,11 @@ def marks(tmp_path: Path) -> Iterator[list[str]]:
         kill_marked(mark)
 
 
-def tools(folder: Path) -> dict[str, str]:
-    """The environment with `bytelm` and `torchrun` on the path, and files of a folder before."""
-    folder.mkdir(exist_ok=True)
+@pytest.fixture
+def tools(tmp_path: Path) -> dict[str, str]:
+    """The environment with `bytelm`, `torchrun` and Slurm's commands on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
     for name, module in (
         ("bytelm", "bytelm.pipelines.cli"),
         ("torchrun", "torch.distributed.run"),
@@ -72,9 +74,8 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
 
 
-@pytest.mark.long  # now and then one of the nodes hangs or ends otherwise; see docs/log.md
 def test_a_run_on_two_nodes_goes_on_after_one_of_them_stops(
-    mixed_set: ShardSet, tmp_path: Path, marks: list[str]
+    mixed_set: ShardSet, tmp_path: Path, marks: list[str], tools: dict[str, str]
 ) -> None:
     """Two nodes of one process each, by torchrun. All of the second one is killed; the first one
     ends by itself. Both are started again by the same command."""
@@ -95,7 +96,7 @@ def test_a_run_on_two_nodes_goes_on_after_one_of_them_stops(
         return [
             subprocess.Popen(
                 [str(CLUSTER / "torchrun.sh"), str(config), str(run)],
-                env={**tools(tmp_path / "bin"), **meeting, MARK: mark},
+                env={**tools, **meeting, MARK: mark},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
@@ -116,7 +117,7 @@ def test_a_run_on_two_nodes_goes_on_after_one_of_them_stops(
 
 @pytest.mark.long
 def test_a_slurm_job_saves_before_its_time_is_up_and_is_requeued(
-    mixed_set: ShardSet, tmp_path: Path, marks: list[str]
+    mixed_set: ShardSet, tmp_path: Path, marks: list[str], tools: dict[str, str]
 ) -> None:
     """Slurm's commands are stand-ins. The script is told to stop, then started again."""
     config = write_config(
@@ -134,7 +135,7 @@ def test_a_slurm_job_saves_before_its_time_is_up_and_is_requeued(
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [str(CLUSTER / "slurm.sbatch"), str(config), str(run)],
-            env={**tools(tmp_path / "bin"), **job},
+            env={**tools, **job},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
