@@ -50,6 +50,9 @@ class ModelConfig:
     """Standard deviation of the embeddings of bytes and n-grams at the start."""
     init_std: float = 0.006
     """Standard deviation of everything else: matrices, position table, start vectors."""
+    smooth_bytes: bool = False
+    """Near bytes start alike: half of the variance of their embeddings and of the output matrix is
+    that of waves over the byte's value."""
     rope: bool = False
     """Queries and keys of every stage are rotated by their place in the document."""
     rms_norm: bool = False

@@ -427,6 +427,21 @@ class Stage(nn.Module):
         return [CrossPatchPast(opens, first, next(carry, None), room) for room in list(rooms)]
 
 
+@torch.no_grad()
+def mix_waves(rows: Tensor, std: float) -> None:
+    """Gives half of the variance of the rows of bytes to waves over the byte's value.
+
+    rows [..., V, D]: of standard deviation `std`, changed in place. Each channel has a wave of its
+    own, with a random phase and, evenly by their logarithms, 1/2 to 16 turns over the 256 values.
+    """
+    turns, phase = rows.new_empty(2, rows.shape[-1]).uniform_()
+    turns = 0.5 * 32.0**turns
+    value = torch.arange(256, dtype=rows.dtype, device=rows.device)[:, None] / 256
+    waves = 2.0**0.5 * torch.sin(2 * torch.pi * (turns * value + phase))  # [256, D], of variance 1
+    of_bytes = rows[..., :256, :]
+    of_bytes.add_(waves, alpha=std).mul_(0.5**0.5)
+
+
 def compute_dtype(weight: Tensor) -> torch.dtype:
     """The type of a matrix product with `weight`: autocast's, or its own."""
     device = weight.device.type

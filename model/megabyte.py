@@ -49,7 +49,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig
-from bytelm.model.layers import Groups, ModalityHead, Past, SegmentPast, Stage, Start, recomputed
+from bytelm.model.layers import (
+    Groups,
+    ModalityHead,
+    Past,
+    SegmentPast,
+    Stage,
+    Start,
+    mix_waves,
+    recomputed,
+)
 from bytelm.model.sharing import SharedPast, Sharing
 
 
@@ -128,6 +137,10 @@ class Megabyte(nn.Module):
         is_of_bytes = any(module is table for table in tables)
         std = self.config.embedding_std if is_of_bytes else self.config.init_std
         nn.init.trunc_normal_(module.weight, std=std, a=-3.0 * std, b=3.0 * std)
+        if self.config.smooth_bytes and (
+            module is self.lm_head or any(module is stage.byte_embed for stage in self.stages)
+        ):
+            mix_waves(module.weight.view(-1, self.config.vocab_size, module.weight.shape[-1]), std)
 
     def forward(
         self, ids: Tensor, document: Tensor, modality: Tensor, sharing: Sharing | None = None

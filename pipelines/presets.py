@@ -59,7 +59,12 @@ _SMALL = ModelConfig(
 def _modern(config: ModelConfig) -> ModelConfig:
     """The options of the model that was ahead of all others in short runs."""
     return dataclasses.replace(
-        config, rope=True, qk_norm=True, cross_patch_attention=config.patch, ngram_rows=65_536
+        config,
+        smooth_bytes=True,
+        rope=True,
+        qk_norm=True,
+        cross_patch_attention=config.patch,
+        ngram_rows=65_536,
     )
 
 

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
 from torch import Tensor, nn
 
-from bytelm.model.config import ModelConfig
+from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.layers import Start
 from bytelm.model.megabyte import Megabyte
 
@@ -256,6 +258,29 @@ def test_only_byte_embeddings_are_of_unit_scale_where_wanted() -> None:
     model = tiny_model("two", embedding_std=1.0, init_std=0.02, tied_output=False)
     large = {name for name, parameter in model.named_parameters() if 0.5 < parameter.std() < 1.5}
     assert large == {"stages.0.byte_embed.weight", "stages.1.byte_embed.weight"}
+
+
+@pytest.mark.parametrize("heads", [0, 3])
+def test_near_bytes_start_alike_where_wanted(heads: int) -> None:
+    stages = (StageConfig(512, 1, 8), StageConfig(512, 1, 8))
+    torch.manual_seed(0)
+    plain = ModelConfig(
+        stages, (4,), 64, tied_output=False, modality_heads=heads, init_std=0.1, embedding_std=1.0
+    )
+    model = Megabyte(replace(plain, smooth_bytes=True))
+    head = model.lm_head.weight.detach()
+    tables = [(stage.byte_embed.weight.detach(), 1.0) for stage in model.stages]
+    tables += [(part, 0.1) for part in head.chunk(max(1, heads))]
+    for weight, std in tables:
+        of_bytes = weight[:256]
+        assert of_bytes.std().item() == pytest.approx(std, rel=0.05)
+        unit = F.normalize(of_bytes, dim=1)
+        likeness = [(unit[:-n] * unit[n:]).sum(1).mean().item() for n in (1, 8, 128)]
+        assert likeness[0] > 0.4 > likeness[1] > 0.15 > likeness[2]
+        specials = F.normalize(weight[256:], dim=1)
+        assert (specials @ specials.T - torch.eye(len(specials))).abs().max() < 0.3
+    unit = F.normalize(Megabyte(plain).lm_head.weight.detach(), dim=1)
+    assert (unit[:-1] * unit[1:]).sum(1).mean().abs() < 0.05
 
 
 @pytest.mark.parametrize("option", OPTIONS)

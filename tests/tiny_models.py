@@ -19,6 +19,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "paper": {},
     "untied": {"tied_output": False},
+    "smooth_bytes": {"tied_output": False, "smooth_bytes": True},
     "rope": {"rope": True},
     "rms_norm": {"rms_norm": True},
     "qk_norm": {"qk_norm": True},
@@ -32,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "modality_heads": {"tied_output": False, "modality_heads": 3},
     "modern": {
         "tied_output": False,
+        "smooth_bytes": True,
         "rope": True,
         "qk_norm": True,
         "cross_patch_attention": 4,
@@ -45,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "ngram_rows": 50,
         "ngram_width": 3,
         "tied_output": False,
+        "smooth_bytes": True,
         "rope": True,
         "rms_norm": True,
         "qk_norm": True,
