@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import TINY_MODEL
+from commands import TINY_MODEL, environment
 from conftest import SetMaker, audio, image, text
 from rich.console import Console
 from torch import Tensor, nn
@@ -20,15 +25,18 @@ from torch import Tensor, nn
 from bytelm.modalities import framing
 from bytelm.model.config import ModelConfig
 from bytelm.model.hub import save_pretrained
+from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.config import ViewsConfig
 from bytelm.pipelines.evaluate import evaluate
 from bytelm.pipelines.loader import Batch, EvaluationRows, make_loader
 from bytelm.pipelines.optimizer import Muon
+from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.shards import ShardSet
 from bytelm.tools import quality
-from bytelm.tools.bench_quality import figures
+from bytelm.tools.ablations import ABLATIONS
 from bytelm.tools.contestants import PEERS
-from bytelm.tools.entrants import ENTRIES, Entry, OwnEntrant, PeerEntrant, Settings
-from bytelm.tools.quality import Corpora, Ledger, Result, Run
+from bytelm.tools.entrants import ENTRIES, Entry, OwnEntrant, PeerEntrant, Settings, optimizer
+from bytelm.tools.quality import Corpora, Ledger, Result, Run, figures
 
 TINY = ModelConfig.from_dict(
     {**TINY_MODEL, "tied_output": False, "embedding_std": 1.0, "init_std": 0.3}
@@ -55,7 +63,7 @@ def sets(make_set: SetMaker) -> dict[str, ShardSet]:
 
 @pytest.fixture
 def corpora(sets: dict[str, ShardSet]) -> Corpora:
-    return Corpora(sets, TINY.context)
+    return Corpora(sets, PlanConfig(TINY.context, TINY.patch, vars(ViewsConfig())))
 
 
 def rows_of(corpora: Corpora, name: str) -> list[Batch]:
@@ -66,7 +74,7 @@ def rows_of(corpora: Corpora, name: str) -> list[Batch]:
 
 def tiny_entrant(lr: float = 1e-3) -> OwnEntrant:
     torch.manual_seed(0)
-    return OwnEntrant(TINY, "muon", lr)
+    return OwnEntrant(TINY, optimizer("muon", lr))
 
 
 def test_scores_are_those_of_evaluate(
@@ -124,31 +132,30 @@ def test_peers_nats_line_up_with_ids_and_add_up_to_their_loss(corpora: Corpora) 
         assert nats[counted].sum().item() == pytest.approx(total.item(), rel=1e-5)
 
 
-def test_learning_rates_follow_the_clock(corpora: Corpora, monkeypatch: pytest.MonkeyPatch) -> None:
+def ticks() -> Callable[[], float]:
+    """A clock by which each step takes a second."""
+    count = itertools.count()
+    return lambda: float(next(count))
+
+
+def test_learning_rates_follow_the_clock(corpora: Corpora) -> None:
     assert quality.rate(quality.WARMUP / 2) == pytest.approx(0.5)
     assert quality.rate(quality.WARMUP) == pytest.approx(1)
     assert quality.rate(1) == 0
-    ticks = itertools.count()
-    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
-    monkeypatch.setattr(quality, "time", clock)  # a second a step
     entrant = tiny_entrant(lr=1e-3)
     assert isinstance(entrant.optimizer, Muon)
-    assert quality.train(entrant, corpora.train, 10.0) == (9, 0)
+    assert quality.train(entrant, corpora.train, 10.0, ticks()) == (9, 0)
     rates = {group["is_muon"]: group["lr"] for group in entrant.optimizer.param_groups}
     left = quality.rate(0.9)
     assert 0 < left < 0.2
     assert rates == {True: pytest.approx(1e-2 * left), False: pytest.approx(1e-3 * left)}
 
 
-def test_a_gradient_that_is_not_finite_is_dropped_and_counted(
-    corpora: Corpora, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ticks = itertools.count()
-    monkeypatch.setattr(quality, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+def test_a_gradient_that_is_not_finite_is_dropped_and_counted(corpora: Corpora) -> None:
     model = Bigrams()
     before = model.table.detach().clone()
     entrant = PeerEntrant(model, lambda ids: math.inf * model.loss(ids), model.after, lr=1e-3)
-    assert quality.train(entrant, corpora.train, 4.0) == (3, 3)
+    assert quality.train(entrant, corpora.train, 4.0, ticks()) == (3, 3)
     assert torch.equal(model.table, before)
 
 
@@ -157,17 +164,15 @@ def test_finished_runs_are_not_run_again(
 ) -> None:
     built: list[Settings] = []
 
-    def build(settings: Settings, context: int) -> OwnEntrant:
-        assert context == TINY.context
+    def build(name: str, settings: Settings, context: int) -> OwnEntrant:
+        assert (name, context) == ("tiny", TINY.context)
         if settings.lr > 1:
             raise KeyboardInterrupt  # somebody stops the table in the middle of this run
         built.append(settings)
-        return OwnEntrant(TINY, "adamw", settings.lr)
+        return OwnEntrant(TINY, optimizer("adamw", settings.lr))
 
-    entries = {"tiny": Entry(build, ((32, 1),), (1e-3, 1e-2))}
-
-    def ledger(on: Corpora = corpora) -> Ledger:
-        return Ledger(tmp_path / "runs", on, entries, Console(quiet=True))
+    def ledger(on: Corpora = corpora) -> Ledger[Settings]:
+        return Ledger(tmp_path / "runs", on, build, Console(quiet=True))
 
     runs = [Run("tiny", SETTINGS, 1e-3, seed) for seed in range(2)]
     first = [ledger().result(run) for run in runs]
@@ -179,7 +184,7 @@ def test_finished_runs_are_not_run_again(
 
     assert [ledger().result(run) for run in runs] == first
     assert len(built) == 2
-    fewer = Corpora({name: s for name, s in sets.items() if name != "hiss"}, TINY.context)
+    fewer = Corpora({name: s for name, s in sets.items() if name != "hiss"}, corpora.config)
     others = [
         (replace(runs[0], seconds=2e-3), corpora),
         (replace(runs[0], val_rows=1), corpora),
@@ -194,19 +199,18 @@ def test_finished_runs_are_not_run_again(
 def test_the_search_takes_the_best_of_each_axis() -> None:
     entry = Entry(tiny_entrant, ((1, 1), (2, 2), (3, 3)), (0.1, 0.2), (False, True))
     nats = {(1, 0.1): math.nan, (2, 0.1): 5.0, (3, 0.1): 6.0, (2, 0.2): 4.0, (3, 0.2): 1.0}
-    asked: list[Run] = []
+    asked: list[Run[Settings]] = []
 
-    def result(run: Run) -> Result:
+    def result(run: Run[Settings]) -> Result:
         asked.append(run)
         value = nats[run.settings.width, run.settings.lr] - 0.5 * run.settings.rotary
         return Result({"a": value, "b": 3.0}, {"a": 1, "b": 2}, 1, 0, 1, 0.0)
 
     ledger = SimpleNamespace(
-        entries={"tiny": entry},
         corpora=SimpleNamespace(by_modality={"text": ["a"], "image": ["b"]}),
         result=result,
     )
-    found = quality.search(ledger, "tiny", 6.0)
+    found = quality.search(ledger, "tiny", entry, 6.0)
     assert found == Settings(2, 2, 0.2, True)
     assert len(set(asked)) == quality.search_runs(entry) == 5
     assert {(run.seconds, run.val_rows) for run in asked} == {(6.0, quality.SEARCH_ROWS)}
@@ -224,7 +228,7 @@ def test_figures_are_means_beside_the_best_peer() -> None:
         PEERS[0]: [result(4, 4, 8)],
         PEERS[1]: [result(3, 4, 10)],
     }
-    found = {figure["name"]: figure for figure in figures(results, corpora)}
+    found = {figure["name"]: figure for figure in figures("quality", results, corpora, PEERS)}
     ours = found["quality/text/modern"]
     assert ours["value"] == pytest.approx((4 / 4 + 5 / 4) / 2)
     assert ours["spread"] == pytest.approx(0.125)  # deviation 0.177 / sqrt(2)
@@ -234,7 +238,7 @@ def test_figures_are_means_beside_the_best_peer() -> None:
     assert found["quality/a/modern"]["value"] == pytest.approx(1.5)
     assert found["quality/b/mblm"]["spread"] is None
     assert "quality/c/modern" not in found, "the only set of its modality"
-    alone = list(figures({"modern": results["modern"]}, corpora))
+    alone = list(figures("quality", {"modern": results["modern"]}, corpora, PEERS))
     assert all(figure["ratio"] is None for figure in alone)
 
 
@@ -250,4 +254,43 @@ def test_our_entrants_build_and_train(name: str, corpora: Corpora) -> None:
 
 def test_a_set_of_several_modalities_is_refused(mixed_set: ShardSet) -> None:
     with pytest.raises(ValueError, match="text and image and audio"):
-        Corpora({"mixed": mixed_set}, TINY.context)
+        Corpora({"mixed": mixed_set}, PlanConfig(TINY.context, TINY.patch, vars(ViewsConfig())))
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_a_change_is_built_and_is_another_run(
+    name: str, sets: dict[str, ShardSet], tmp_path: Path
+) -> None:
+    change, base = ABLATIONS[name], ABLATIONS["base"]
+    recipe, plan = change.recipe(), change.plan_config()
+    assert (plan.row_length, plan.patch) == (recipe.model.context, recipe.model.patch)
+    differs = (recipe, plan) != (base.recipe(), base.plan_config())
+    assert differs == (name != "base")
+    with torch.device("meta"):
+        Megabyte(recipe.model)
+    Corpora(sets, plan)
+
+
+def test_the_ablations_command_prints_each_change_beside_the_base(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, size in (("train", 9_000), ("val", 300)):
+        (tmp_path / "text" / split).mkdir(parents=True)
+        (tmp_path / "text" / split / "a.txt").write_bytes(bytes(rng.integers(97, 123, size, "u1")))
+
+    def run() -> tuple[list[dict[str, Any]], str]:
+        command = [sys.executable, "-m", "bytelm.tools.bench_ablations", tmp_path / "text"]
+        options = ["--work", tmp_path / "work", "--only", "adamw", "--minutes", "1e-4"]
+        done = subprocess.run(
+            [*command, *options], capture_output=True, text=True, check=True, env=environment()
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+    found, told = run()
+    assert [figure["name"] for figure in found] == ["ablation/text/base", "ablation/text/adamw"]
+    assert found[0]["ratio"] == 1
+    assert found[1]["reference"] == found[0]["value"]
+    assert all(figure["spread"] is not None for figure in found), "two seeds"
+    assert told.count("adamw, 0.0001 min") == 2
+    again, told = run()
+    assert again == found
+    assert "0.0001 min" not in told

@@ -19,24 +19,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bytelm.pipelines.config import ViewsConfig
+from bytelm.pipelines.packing import PlanConfig
 from bytelm.tools.contestants import PEERS
-from bytelm.tools.entrants import ENTRIES
+from bytelm.tools.entrants import ENTRIES, PATCH, Settings, build
 from bytelm.tools.measure import start_process
 from bytelm.tools.quality import (
     Corpora,
     Ledger,
-    Result,
     Run,
     describe,
+    figures,
     prepare_sets,
     search,
     search_runs,
@@ -69,21 +69,22 @@ def main() -> None:
     start_process()
     console = Console(stderr=True, highlight=False)
     try:
-        corpora = Corpora(prepare_sets(folders, options.work, console), CONTEXT)
+        sets = prepare_sets(folders, options.work, console)
+        corpora = Corpora(sets, PlanConfig(CONTEXT, PATCH, vars(ViewsConfig())))
     except ValueError as error:
         parser.error(str(error))
     console.print(forecast(names, corpora, options.minutes, options.search_minutes, options.seeds))
-    ledger = Ledger(options.work / "runs", corpora, ENTRIES, console)
-    runs: dict[str, list[Run]] = {}
+    ledger = Ledger(options.work / "runs", corpora, build, console)
+    runs: dict[str, list[Run[Settings]]] = {}
     for name in names:
-        best = search(ledger, name, 60 * options.search_minutes)
+        best = search(ledger, name, ENTRIES[name], 60 * options.search_minutes)
         runs[name] = [Run(name, best, 60 * options.minutes, s) for s in range(options.seeds)]
     # Seed by seed, so that what changes on the machine over the hours changes for all.
     for seed in range(options.seeds):
         for name in names:
             ledger.result(runs[name][seed])
     results = {name: [ledger.result(run) for run in runs[name]] for name in names}
-    found = list(figures(results, corpora))
+    found = list(figures("quality", results, corpora, PEERS))
     for figure in found:
         print(json.dumps(figure), flush=True)
     console.print(table(found, {name: describe(runs[name][0]) for name in names}))
@@ -103,28 +104,6 @@ def forecast(
         f"{corpora.val_bytes() / 1e6:.1f} MB {trainings} times takes about {scoring / 60:.1f} h at "
         f"{SCORING_SPEED // 1000} kB/s. Runs that are finished are not run again."
     )
-
-
-def figures(results: Mapping[str, Sequence[Result]], corpora: Corpora) -> Iterator[dict[str, Any]]:
-    """One for each modality and entrant, and for each set of a modality that has several."""
-    parts = dict(corpora.by_modality)
-    for sets in corpora.by_modality.values():
-        if len(sets) > 1:
-            parts |= {name: [name] for name in sets}
-    for part, sets in parts.items():
-        bits = {name: [r.bits_per_byte(sets) for r in of] for name, of in results.items()}
-        peers = [fmean(bits[name]) for name in PEERS if name in bits]
-        reference = min(peers) if peers else None
-        for name, values in bits.items():
-            value = fmean(values)
-            yield {
-                "name": f"quality/{part}/{name}",
-                "value": value,
-                "unit": "bits/byte",
-                "reference": reference,
-                "ratio": value / reference if reference else None,
-                "spread": stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
-            }
 
 
 def table(found: Sequence[Mapping[str, Any]], settings: Mapping[str, str]) -> Table:

@@ -46,6 +46,10 @@ class Settings:
     rotary: bool = False
     """The peers' one switch; ours have what their presets have."""
 
+    def __str__(self) -> str:
+        rotary = " rotary" if self.rotary else ""
+        return f" {self.width}x{self.layers} lr {self.lr:g}{rotary}"
+
 
 class Entrant(ABC):
     """A model in training."""
@@ -66,9 +70,8 @@ class Entrant(ABC):
 class OwnEntrant(Entrant):
     """One of ours."""
 
-    def __init__(self, config: ModelConfig, optimizer: Literal["muon", "adamw"], lr: float) -> None:
+    def __init__(self, config: ModelConfig, chosen: OptimizerConfig) -> None:
         self.model = Megabyte(config)
-        chosen = OptimizerConfig(name=optimizer, lr=lr, muon_lr=MUON_FACTOR * lr)
         self.optimizer = make_optimizer(self.model, chosen, "bf16")
         for group in self.optimizer.param_groups:
             group["peak"] = chosen.muon_lr if group["is_muon"] else chosen.lr
@@ -78,6 +81,11 @@ class OwnEntrant(Entrant):
 
     def nats(self, batch: Batch) -> Tensor:
         return self.model(batch.ids.long(), batch.document, batch.modality)
+
+
+def optimizer(name: Literal["muon", "adamw"], lr: float) -> OptimizerConfig:
+    """With rates in the proportion of the defaults."""
+    return OptimizerConfig(name=name, lr=lr, muon_lr=MUON_FACTOR * lr)
 
 
 class PeerEntrant(Entrant):
@@ -136,7 +144,7 @@ def _modern(settings: Settings, context: int) -> Entrant:
     config = replace(
         preset("modern-demo"), stages=stages, context=context, init_std=init_std(stages)
     )
-    return OwnEntrant(config, "muon", settings.lr)
+    return OwnEntrant(config, optimizer("muon", settings.lr))
 
 
 def _paper(settings: Settings, context: int) -> Entrant:
@@ -148,7 +156,7 @@ def _paper(settings: Settings, context: int) -> Entrant:
         local_chunk=0,
         activation_checkpointing=False,
     )
-    return OwnEntrant(config, "adamw", settings.lr)
+    return OwnEntrant(config, optimizer("adamw", settings.lr))
 
 
 def _flat(window: int) -> Callable[[Settings, int], Entrant]:
@@ -163,7 +171,7 @@ def _flat(window: int) -> Callable[[Settings, int], Entrant]:
             init_std=init_std(stages),
             attention_window=window,
         )
-        return OwnEntrant(config, "muon", settings.lr)
+        return OwnEntrant(config, optimizer("muon", settings.lr))
 
     return build
 
@@ -197,3 +205,8 @@ ENTRIES: dict[str, Entry] = {
     "megabyte-pytorch": Entry(_megabyte_pytorch, TWO_STAGE_SIZES, (2e-3, 6e-4), (False, True)),
     "mblm": Entry(_mblm, TWO_STAGE_SIZES, (2e-3, 6e-4), (False, True)),
 }
+
+
+def build(entrant: str, settings: Settings, context: int) -> Entrant:
+    """One of `ENTRIES`, for rows of `context` ids."""
+    return ENTRIES[entrant].build(settings, context)

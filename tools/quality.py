@@ -15,18 +15,18 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, Generic, TypeVar
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from bytelm.modalities import MODALITIES
-from bytelm.pipelines.config import OptimizerConfig, ViewsConfig
+from bytelm.pipelines.config import OptimizerConfig
 from bytelm.pipelines.evaluate import Scores, score
 from bytelm.pipelines.loader import Batch, EvaluationRows, TrainingRows, make_loader
 from bytelm.pipelines.packing import PlanConfig
@@ -34,7 +34,9 @@ from bytelm.pipelines.plan import Plan, Source
 from bytelm.pipelines.prepare import PrepareOptions, prepare
 from bytelm.pipelines.shards import ShardSet
 from bytelm.pipelines.shardwriter import write_atomic
-from bytelm.tools.entrants import PATCH, Entrant, Entry, Settings
+from bytelm.tools.entrants import Entrant, Entry, Settings
+
+S = TypeVar("S")
 
 WARMUP = 0.05
 """Share of the time over which learning rates rise."""
@@ -43,11 +45,12 @@ SEARCH_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[S]):
     """One training and its scoring."""
 
     entrant: str
-    settings: Settings
+    settings: S
+    """A dataclass that says what is built, and in a few words with `str`."""
     seconds: float
     seed: int = 0
     val_rows: int | None = None
@@ -79,9 +82,9 @@ class Result:
 class Corpora:
     """The sets that all entrants are trained and scored on, in rows of one length."""
 
-    def __init__(self, sets: Mapping[str, ShardSet], context: int) -> None:
+    def __init__(self, sets: Mapping[str, ShardSet], config: PlanConfig) -> None:
         """ValueError for a set that holds more than one modality, or has no `val`."""
-        self.config = PlanConfig(context, PATCH, vars(ViewsConfig()))
+        self.config = config
         modality_of = {name: _modality(name, shard_set) for name, shard_set in sets.items()}
         self.by_modality = {
             m: [name for name in sets if modality_of[name] == m]
@@ -127,18 +130,29 @@ def _modality(name: str, shard_set: ShardSet) -> str:
     return held[0]
 
 
-class Ledger:
+class Ledger(Generic[S]):
     """The runs that are finished, and the way to finish more."""
 
     def __init__(
-        self, folder: Path, corpora: Corpora, entries: Mapping[str, Entry], console: Console
+        self,
+        folder: Path,
+        corpora: Corpora,
+        build: Callable[[str, S, int], Entrant],
+        console: Console,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """
+        Args:
+            build: an entrant from its name, its settings and T.
+            clock: seconds, by which a run lasts.
+        """
         self.folder = folder
         self.corpora = corpora
-        self.entries = entries
+        self.build = build
         self.console = console
+        self.clock = clock
 
-    def result(self, run: Run) -> Result:
+    def result(self, run: Run[S]) -> Result:
         """Of a run: from its file, or else by running it and writing the file."""
         path = self._path(run)
         if path.exists():
@@ -150,18 +164,18 @@ class Ledger:
         self._tell(run, result)
         return result
 
-    def _path(self, run: Run) -> Path:
+    def _path(self, run: Run[S]) -> Path:
         """Named by all that decides the run, its data too."""
         decides = json.dumps([asdict(run), self.corpora.train.hash], sort_keys=True)
         return (
             self.folder / f"{run.entrant}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}.json"
         )
 
-    def _finish(self, run: Run) -> Result:
+    def _finish(self, run: Run[S]) -> Result:
         torch.manual_seed(run.seed)
         context = self.corpora.config.row_length
-        entrant = self.entries[run.entrant].build(run.settings, context)
-        steps, skipped = train(entrant, self.corpora.train, run.seconds)
+        entrant = self.build(run.entrant, run.settings, context)
+        steps, skipped = train(entrant, self.corpora.train, run.seconds, self.clock)
         began = time.perf_counter()
         nats, payload_bytes = score_sets(entrant, self.corpora.val, run.val_rows)
         return Result(
@@ -173,7 +187,7 @@ class Ledger:
             scoring_seconds=time.perf_counter() - began,
         )
 
-    def _tell(self, run: Run, result: Result) -> None:
+    def _tell(self, run: Run[S], result: Result) -> None:
         figures = "  ".join(
             f"{m} {result.bits_per_byte(names):.3f}"
             for m, names in self.corpora.by_modality.items()
@@ -187,12 +201,9 @@ class Ledger:
         )
 
 
-def describe(run: Run) -> str:
+def describe(run: Run[S]) -> str:
     """A run in a few words."""
-    chosen = run.settings
-    rotary = " rotary" if chosen.rotary else ""
-    size = f"{chosen.width}x{chosen.layers} lr {chosen.lr:g}{rotary}"
-    return f"{run.entrant} {size}, {run.seconds / 60:g} min, seed {run.seed}"
+    return f"{run.entrant}{run.settings}, {run.seconds / 60:g} min, seed {run.seed}"
 
 
 def rate(share: float) -> float:
@@ -200,7 +211,9 @@ def rate(share: float) -> float:
     return min(share / WARMUP, (1 - share) / (1 - WARMUP))
 
 
-def train(entrant: Entrant, plan: Plan, seconds: float) -> tuple[int, int]:
+def train(
+    entrant: Entrant, plan: Plan, seconds: float, clock: Callable[[], float]
+) -> tuple[int, int]:
     """Train for a time, one row a step, in bf16; returns steps and those skipped.
 
     Learning rates follow the clock, so that the decay ends with the time on any machine. The step
@@ -209,13 +222,13 @@ def train(entrant: Entrant, plan: Plan, seconds: float) -> tuple[int, int]:
     model, optimizer = entrant.model.train(), entrant.optimizer
     batches = make_loader(plan, TrainingRows(plan, (0, 0), 1, 1, 0, 1), workers=0)
     steps = skipped = 0
-    began = time.perf_counter()
+    began = clock()
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16):
             loss = entrant.loss(batch)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), OptimizerConfig.clip)
-        share = (time.perf_counter() - began) / seconds
+        share = (clock() - began) / seconds
         if share >= 1:
             break
         for group in optimizer.param_groups:
@@ -255,7 +268,37 @@ def score_sets(
     return nats, payload_bytes
 
 
-def search(ledger: Ledger, entrant: str, seconds: float) -> Settings:
+def figures(
+    prefix: str,
+    results: Mapping[str, Sequence[Result]],
+    corpora: Corpora,
+    references: Iterable[str],
+) -> Iterator[dict[str, Any]]:
+    """One for each modality and entrant, and for each set of a modality that has several.
+
+    references: the entrants whose best mean is the reference.
+    """
+    parts = dict(corpora.by_modality)
+    for sets in corpora.by_modality.values():
+        if len(sets) > 1:
+            parts |= {name: [name] for name in sets}
+    for part, sets in parts.items():
+        bits = {name: [r.bits_per_byte(sets) for r in of] for name, of in results.items()}
+        peers = [fmean(bits[name]) for name in references if name in bits]
+        reference = min(peers) if peers else None
+        for name, values in bits.items():
+            value = fmean(values)
+            yield {
+                "name": f"{prefix}/{part}/{name}",
+                "value": value,
+                "unit": "bits/byte",
+                "reference": reference,
+                "ratio": value / reference if reference else None,
+                "spread": stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
+            }
+
+
+def search(ledger: Ledger[Settings], entrant: str, entry: Entry, seconds: float) -> Settings:
     """The best settings of an entrant, one axis after the other: size, learning rate, rotary.
 
     Best is the lowest mean over modalities of bits per byte.
@@ -266,7 +309,6 @@ def search(ledger: Ledger, entrant: str, seconds: float) -> Settings:
         mean = fmean(map(result.bits_per_byte, ledger.corpora.by_modality.values()))
         return mean if math.isfinite(mean) else math.inf
 
-    entry = ledger.entries[entrant]
     axes: list[list[dict[str, Any]]] = [
         [{"width": width, "layers": layers} for width, layers in entry.sizes],
         [{"lr": lr} for lr in entry.lrs],

@@ -1,0 +1,67 @@
+"""Bits per byte of `modern` with one thing changed, trained for the same time: JSON lines.
+
+    python tools/bench_ablations.py --work DIR [--only NAME,...] [--minutes M] FOLDER ...
+
+FOLDERs are as for `bench_quality.py`; `ablations.py` lists the changes. Each run has one thread and
+lasts by the time of the processor, so that as many may run beside each other as there are cores.
+What is finished lies in DIR, and the same command goes on after a stop.
+
+    ablation/MODALITY/NAME    bits/byte on `val`: the mean over seeds; `spread` is its standard
+                              error, `reference` the base's mean
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from bytelm.tools.ablations import ABLATIONS, Recipe
+from bytelm.tools.entrants import Entrant, OwnEntrant
+from bytelm.tools.quality import Corpora, Ledger, Result, Run, figures, prepare_sets
+
+
+def main() -> None:
+    """Run what is missing, and print."""
+    parser = argparse.ArgumentParser(description="One change at a time.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--work", type=Path, required=True, help="keeps sets and finished runs")
+    parser.add_argument("--only", default=",".join(ABLATIONS), help="changes, with commas")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each training")
+    parser.add_argument("--seeds", default="0,1", help="with commas")
+    options = parser.parse_args()
+    names = list(dict.fromkeys(["base", *options.only.split(",")]))
+    for name in names:
+        if name not in ABLATIONS:
+            parser.error(f"no change {name!r}: choose from {', '.join(ABLATIONS)}")
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+
+    torch.set_num_threads(1)
+    console = Console(stderr=True, highlight=False)
+    try:
+        sets = prepare_sets(options.folders, options.work, console)
+        corpora = {name: Corpora(sets, ABLATIONS[name].plan_config()) for name in names}
+    except ValueError as error:
+        parser.error(str(error))
+    results: dict[str, list[Result]] = {name: [] for name in names}
+    for seed in seeds:
+        for name in names:
+            ledger = Ledger(options.work / "runs", corpora[name], build, console, time.process_time)
+            results[name].append(
+                ledger.result(Run(name, ABLATIONS[name].recipe(), 60 * options.minutes, seed))
+            )
+    for figure in figures("ablation", results, corpora["base"], ["base"]):
+        print(json.dumps(figure), flush=True)
+
+
+def build(name: str, recipe: Recipe, context: int) -> Entrant:
+    """The model and the optimizer of a change."""
+    return OwnEntrant(recipe.model, recipe.optimizer)
+
+
+if __name__ == "__main__":
+    main()
