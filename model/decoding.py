@@ -106,7 +106,7 @@ class Decoder:
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Tensor], modality: Tensor | None = None) -> Tensor:
-        """Starts every row with its prompt, in parallel, forgetting what the rows held.
+        """Starts every row with its prompt, whose ids run in parallel, forgetting what it held.
 
         prompts: one int64 tensor [ids] for each row; lengths may differ and may be 0.
         modality [B]: the code of the modality of each row's last id (0 where there is none), for

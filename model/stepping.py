@@ -120,7 +120,8 @@ class RowsTogether:
         keys.select(1, self.slot).copy_(k.flatten(0, 1))
         values.select(1, self.slot).copy_(v.flatten(0, 1))
         keys, values = keys[:, self.seen], values[:, self.seen]
-        shares = torch.bmm(q.reshape(-1, 1, q.shape[-1]), keys.mT).softmax(-1)  # [R H, 1, n]
+        q = q.reshape(-1, 1, q.shape[-1]).to(keys.dtype)  # [R H, 1, c]
+        shares = torch.bmm(q, keys.mT).softmax(-1)  # [R H, 1, n]
         return torch.bmm(shares, values).view(len(k), -1)
 
     def before(self, layer: "LayerStep", x: Tensor, sublayer: int) -> Tensor:

@@ -88,19 +88,23 @@ def test_a_step_runs_only_the_stages_that_reach_a_position(monkeypatch: pytest.M
     ]
 
 
+@pytest.mark.parametrize("lengths", [[12, 12], [12, 5]])
 @pytest.mark.parametrize("option", ["untied", "all"])
-def test_decodes_under_autocast(option: str) -> None:
+def test_decodes_under_autocast(option: str, lengths: list[int]) -> None:
     model = tiny_model("two", **options_of(option, "two"))
-    prompt, rest = torch.randint(0, 256, (2, 24)).split(12, dim=1)
+    ids, rows = torch.randint(0, 256, (2, 24)), torch.arange(2)
     with torch.autocast("cpu", torch.bfloat16):
         decoder = Decoder(model, 2)
-        decoder.prefill(list(prompt), torch.tensor([1, 2]))
-        logits = [decoder.step(ids) for ids in rest.T]
+        prompts = [row[:n] for row, n in zip(ids, lengths, strict=True)]
+        decoder.prefill(prompts, torch.tensor([1, 2]))
+        logits = [decoder.step(ids[rows, torch.tensor(lengths) + at]) for at in range(11)]
     modality = torch.tensor([[1], [2]], dtype=torch.uint8).expand(2, 24)
     with torch.no_grad():
-        expected = model.logits(torch.cat([prompt, rest], dim=1), modality=modality)[:, 13:]
+        expected = model.logits(ids, modality=modality)
     assert logits[0].dtype == torch.float32
-    torch.testing.assert_close(torch.stack(logits[:-1], 1), expected, atol=0.1, rtol=0.0)
+    for row, n in enumerate(lengths):
+        found = torch.stack([of_step[row] for of_step in logits])
+        torch.testing.assert_close(found, expected[row, n + 1 : n + 12], atol=0.1, rtol=0.0)
 
 
 def test_fills_a_row_to_the_last_id_and_no_further() -> None:
