@@ -14,8 +14,8 @@ A row that holds t ids waits for the logits of id t. Stage i then stands at posi
 its input is the position before, so that it advances exactly when t is a multiple of b_i.
 
 Prompts run through the model's own layers, steps through those of `stepping.py`. In fp32 on a CPU
-the logits of a row are the same, to the last bit, alone and in any batch: prompts run one after
-another, and what a step does for many rows it does for each as if alone.
+the logits of a row are the same, to the last bit, alone and in any batch of up to ALIKE_ROWS:
+prompts run one after another, and what a step does for such rows it does for each as if alone.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bytelm.model.layers import Past, SegmentPast, Stage, compute_dtype
 from bytelm.model.megabyte import Megabyte
-from bytelm.model.stepping import LayerStep, Matrix, RowsApart, RowsTogether, StageStep
+from bytelm.model.stepping import ALIKE_ROWS, LayerStep, Matrix, RowsApart, RowsTogether, StageStep
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class Decoder:
             for stage, places in zip(model.stages, (patches, *config.patch_sizes), strict=True)
         ]
         heads = weight.chunk(max(1, config.modality_heads))
-        self._outputs = [Matrix(head, dtype) for head in heads]
+        alike = batch <= ALIKE_ROWS
+        self._outputs = [Matrix(head, dtype, row_by_row=alike) for head in heads]
         self._ids = weight.new_full(  # behind -1, which stands before a document's start
             (batch, model.back + patches * config.patch), config.pad_id, dtype=torch.int64
         )

@@ -14,6 +14,7 @@ memory in order, what is always the same is looked up, and rows that stand at on
 indices and no mask.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -24,6 +25,12 @@ from torch import Tensor, nn
 
 from bytelm.model.layers import Block, RMSNorm, Stage, Turn, rotate, turn_of
 
+ALIKE_ROWS = 8
+"""Up to so many rows are given, in fp32 on a CPU, what each of them is given alone."""
+CACHED = 2**24
+"""Bytes of weights that stay in the processor's cache from one byte of a row to the next."""
+PARTS = 4
+"""Slices of a weight that meets one row; measured on two threads, where more gain nothing."""
 PACKED_ROWS = 64
 """Rows for which a weight is packed, whatever their number: another layout would round otherwise,
 and what is packed for one row is slow for eight."""
@@ -38,16 +45,25 @@ class Matrix:
 
     On a CPU, oneDNN packs the weight in the order in which its kernel reads it: cold weights come
     in at three times the speed. In fp32 a row of the product is then the same alone and among
-    others, to the last bit, which PyTorch's own products of few rows do not give.
+    others, to the last bit, which PyTorch's own products of few rows do not give. Its calls cost
+    10 us more than plain ones.
+
+    row_by_row: in fp32 on a CPU, for few rows and small weights that are still in the processor's
+        cache from the last row: each row is a batch of PARTS products with slices of the weight,
+        which runs on all threads, where a product runs on one.
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, dtype: torch.dtype, *, row_by_row: bool = False) -> None:
         self.dtype = dtype
         weight = weight.detach().to(dtype)
-        self.is_packed = weight.device.type == "cpu" and _can_pack(dtype)
-        if self.is_packed:
+        on_cpu = weight.device.type == "cpu"
+        self.is_cut = row_by_row and on_cpu and dtype == torch.float32
+        self.is_packed = on_cpu and _can_pack(dtype) and not self.is_cut
+        if self.is_cut:
+            self.weight: Tensor = weight.reshape(math.gcd(PARTS, len(weight)), -1, weight.shape[1])
+        elif self.is_packed:
             pack = torch.ops.mkldnn._reorder_linear_weight.default
-            self.weight: Tensor = pack(weight.contiguous(), PACKED_ROWS)
+            self.weight = pack(weight.contiguous(), PACKED_ROWS)
             self.product = torch.ops.mkldnn._linear_pointwise.default
             self.is_doubled = dtype == torch.float32 and weight.shape[1] > INPUTS
         else:
@@ -57,6 +73,8 @@ class Matrix:
         """x [R, inputs] to [R, outputs], in `dtype`."""
         if x.dtype != self.dtype:
             x = x.to(self.dtype)
+        if self.is_cut:
+            return self._row(x) if len(x) == 1 else torch.cat([self._row(y) for y in x.split(1)])
         if not self.is_packed:
             return torch.mm(x, self.weight)
         rows = len(x)
@@ -64,6 +82,9 @@ class Matrix:
             x = x.repeat(2, 1)
         product: Tensor = self.product(x, self.weight, None, "none", [], "")
         return product[:rows]
+
+    def _row(self, x: Tensor) -> Tensor:
+        return torch.bmm(self.weight, x.t().expand(len(self.weight), -1, -1)).view(1, -1)
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
@@ -164,7 +185,9 @@ class LayerStep:
     shifted: [B, D / 2] by sublayer, of the newest place, where tokens are shifted.
     """
 
-    def __init__(self, block: Block, batch: int, slots: int, back: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, block: Block, batch: int, slots: int, back: int, matrix: Callable[[Tensor], Matrix]
+    ) -> None:
         attention, (up, activation, down) = block.attention, block.feed_forward
         assert isinstance(up, nn.Linear)
         assert isinstance(down, nn.Linear)
@@ -178,15 +201,15 @@ class LayerStep:
         else:
             of_queries = gain.weight.detach().to(exact) * attention.scale
             self.factor = torch.cat([of_queries, torch.ones_like(of_queries)])[:, None]  # [2 H, 1]
-        weights = weight, attention.output.weight, up.weight, down.weight
-        self.qkv, self.output, self.up, self.down = (Matrix(each, dtype) for each in weights)
+        self.qkv, self.output = matrix(weight), matrix(attention.output.weight)
+        self.up, self.down = matrix(up.weight), matrix(down.weight)
         self.activation = torch.relu_ if isinstance(activation, nn.ReLU) else activation.forward
         self.attention_norm = _norm_of(block.attention_norm, exact)
         self.feed_forward_norm = _norm_of(block.feed_forward_norm, exact)
         self.is_shifted = block.token_shift
         self.shifted = [weight.new_zeros(batch, width // 2, dtype=exact) for _ in range(2)]
         # PyTorch's products of one query in bf16 take four times as long on a CPU.
-        dtype = exact if weight.device.type == "cpu" else dtype
+        dtype = exact if weight.device.type == "cpu" else self.qkv.dtype
         shape = (batch * self.heads, slots, self.channels)
         self.keys, self.values = weight.new_zeros(2, *shape, dtype=dtype)
 
@@ -229,18 +252,22 @@ class StageStep:
     def __init__(self, stage: Stage, batch: int, places: int, dtype: torch.dtype) -> None:
         self.stage, self.bytes, self.back, self.places = stage, stage.bytes, stage.back, places
         self.window = stage.attention_window or stage.back + places  # positions that one sees
+        numbers = sum(each.numel() for block in stage.blocks for each in block.parameters())
+        is_cold = stage.bytes > 1 or dtype.itemsize * numbers > CACHED
+        row_by_row = batch <= ALIKE_ROWS and not is_cold
+        matrix = partial(Matrix, dtype=dtype, row_by_row=row_by_row)
         self.layers = [
-            LayerStep(block, batch, stage.back + places, stage.back, dtype)
+            LayerStep(block, batch, stage.back + places, stage.back, matrix)
             for block in stage.blocks
         ]
         weight = stage.start_embed.weight.detach()
         self.norm = _norm_of(stage.norm, torch.promote_types(weight.dtype, torch.float32))
         self.start = weight.expand(batch, -1)
         linear = {
-            name: Matrix(module.weight, dtype)
+            name: matrix(module.weight, row_by_row=row_by_row and name != "parent")
             for name, module in stage.named_children()
             if isinstance(module, nn.Linear)
-        }
+        }  # the parent is asked for all places of a sequence at once
         self.parent, self.patch_out = linear.get("parent"), linear.get("patch_out")
         self.ngram_in = linear.get("ngram_in")
         self.is_rowwise = stage.patch_encoder is None and "patch_in" not in linear

@@ -5,6 +5,7 @@ B files made at once    L ids of the model's context    P ids in a patch    V id
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from bytelm.modalities.base import Header
 from bytelm.model.decoding import Decoder
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.sampling import Noise, Sampling, sample
+from bytelm.model.stepping import ALIKE_ROWS
 from bytelm.pipelines.engine import autocast
 from bytelm.pipelines.requests import Request
 
@@ -87,6 +89,14 @@ def generate_payloads(
         show: is given each byte of the first payload when it is there, the prompt first.
     """
     device, count = model.lm_head.weight.device, len(seeds)
+    if count > (most := _most_together(device, precision)):
+        return [
+            payload
+            for i in range(0, count, most)
+            for payload in generate_payloads(
+                model, request, seeds[i : i + most], sampling, precision, None if i else show
+            )
+        ]
     allowed = torch.from_numpy(request.guide.allowed).to(device)  # [S, ROOM + 1, V]
     following = torch.from_numpy(request.guide.next).to(device)  # [S, 256]
     pieces = _pieces(request, model.config.context, model.config.patch)
@@ -129,6 +139,11 @@ def generate_payloads(
     return [row[:length].tobytes() for row, length in zip(values, lengths.tolist(), strict=True)]
 
 
+def _most_together(device: torch.device, precision: str) -> int:
+    """How many files are drawn at once: so many that each is what it would be alone, on a CPU."""
+    return ALIKE_ROWS if device.type == "cpu" and precision == "fp32" else sys.maxsize
+
+
 def _pieces(request: Request, length: int, patch: int) -> list[_Piece]:
     """The pieces that have payload bytes to draw, in rows of `length` ids."""
     modality, given = MODALITIES[request.modality], request.given
@@ -158,6 +173,14 @@ def draw_headers(
 ) -> list[Header]:
     """Draw a header for each seed, byte by byte, so that it is one of `choices`."""
     kind, device = MODALITIES[modality], model.lm_head.weight.device
+    if len(seeds) > (most := _most_together(device, "fp32")):
+        return [
+            header
+            for i in range(0, len(seeds), most)
+            for header in draw_headers(
+                model, modality, view, choices, seeds[i : i + most], sampling
+            )
+        ]
     packed = np.array([list(kind.pack_header(header, view, 0)) for header in choices])
     decoder = Decoder(model, len(seeds), 1 + kind.header_size)
     codes = torch.full((len(seeds),), kind.code, device=device)

@@ -152,12 +152,12 @@ def test_a_caption_stands_before_the_image_as_in_training(caption: bytes) -> Non
 def test_a_files_bytes_depend_on_its_seed_and_not_on_its_batch(
     request_: Request, options: dict[str, object]
 ) -> None:
-    """Alone, and among eight."""
+    """Alone, among eight, and where more are drawn in turn."""
     model = tiny(**options)
     for sampling in (Sampling(), Sampling(temperature=1.1, top_k=90, top_p=0.9, min_p=0.001)):
-        batch = generate_payloads(model, request_, range(10, 18), sampling, "fp32")
-        assert len(set(batch)) == 8
-        for seed in (10, 13, 17):
+        batch = generate_payloads(model, request_, range(10, 28), sampling, "fp32")
+        assert len(set(batch)) == 18
+        for seed in (10, 13, 27):
             assert generate_payloads(model, request_, [seed], sampling, "fp32") == [
                 batch[seed - 10]
             ]
