@@ -35,7 +35,6 @@ from bytelm.tools.quality import (
     Corpora,
     Ledger,
     Run,
-    describe,
     figures,
     prepare_sets,
     search,
@@ -87,7 +86,7 @@ def main() -> None:
     found = list(figures("quality", results, corpora, PEERS))
     for figure in found:
         print(json.dumps(figure), flush=True)
-    console.print(table(found, {name: describe(runs[name][0]) for name in names}))
+    console.print(table(found, {name: f"{name}{runs[name][0].settings}" for name in names}))
 
 
 def forecast(
