@@ -9,6 +9,7 @@ Shapes:
     H   heads, each of c = D / H channels
     b   bytes in a position of the stage
     d   width of the embedding of one byte
+    V   vocabulary
 
 Every module reads its parameters only in its own `forward`, because ZeRO-3 gathers them there.
 """

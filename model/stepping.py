@@ -11,7 +11,7 @@ Shapes:
 
 The equations are those of `layers.py`. Weights are cast and laid out once, products with them read
 memory in order, what is always the same is looked up, and rows that stand at one place need no
-indices and no mask.
+indices.
 """
 
 import math

@@ -1,7 +1,7 @@
 """What is changed, one thing at a time, in the runs of `bench_ablations.py`.
 
 Each is what differs from `BASE`: `modern` with stages of 256x4 and 128x3, Muon, one row of 8,192
-ids a step. A change of shape keeps the FLOPs of a byte within a tenth, or says so.
+ids a step. Runs last equally long, whatever a step of theirs costs.
 """
 
 from __future__ import annotations

@@ -32,13 +32,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="keeps sets and finished runs")
     parser.add_argument("--only", default=",".join(ABLATIONS), help="changes, with commas")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each training")
-    parser.add_argument("--seeds", default="0,1", help="with commas")
+    parser.add_argument("--seeds", type=_numbers, default="0,1", help="with commas")
     options = parser.parse_args()
     names = list(dict.fromkeys(["base", *options.only.split(",")]))
     for name in names:
         if name not in ABLATIONS:
             parser.error(f"no change {name!r}: choose from {', '.join(ABLATIONS)}")
-    seeds = [int(seed) for seed in options.seeds.split(",")]
 
     torch.set_num_threads(1)
     console = Console(stderr=True, highlight=False)
@@ -48,7 +47,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     results: dict[str, list[Result]] = {name: [] for name in names}
-    for seed in seeds:
+    for seed in options.seeds:
         for name in names:
             ledger = Ledger(options.work / "runs", corpora[name], build, console, time.process_time)
             results[name].append(
@@ -56,6 +55,10 @@ def main() -> None:
             )
     for figure in figures("ablation", results, corpora["base"], ["base"]):
         print(json.dumps(figure), flush=True)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def build(name: str, recipe: Recipe, context: int) -> Entrant:
