@@ -104,8 +104,9 @@ class TrainConfig:
     sequence_ranks: int = 1
     """Ranks that share each row, for rows that are too long for one."""
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 computes under autocast; weights, gradients and optimizer stay fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 computes under autocast; weights, gradients and optimizer stay fp32. `auto` is bf16
+    where the device multiplies it by instructions of its own, and else fp32."""
     deepspeed: str = "zero1"
     """A case of `ds_configs` (zero0 to zero3, zero2_offload, zero3_offload), or a JSON file."""
     log_every: int = 1

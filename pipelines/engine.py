@@ -17,11 +17,11 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -123,6 +123,28 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def this_device() -> torch.device:
+    """The GPU of this rank where the machine has one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def chosen_precision(device: torch.device, precision: str) -> Literal["fp32", "bf16"]:
+    """`fp32` or `bf16`: as asked, or what the device is made for where `auto` is asked.
+
+    A processor without instructions for bf16 takes twice to three times as long with it.
+    """
+    if precision != "auto":
+        return "bf16" if precision == "bf16" else "fp32"
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        held = torch.cpu.get_capabilities()
+        has = any(held.get(name) for name in ("amx_bf16", "avx512_bf16", "sve_bf16"))
+    return "bf16" if has else "fp32"
+
+
 def product_flops(device: torch.device, precision: str) -> float:
     """FLOP/s that a large matrix product reaches on a device now: the peak that a run is held
     against. On the CPU with the threads of this process, beside whatever else runs there."""
@@ -169,21 +191,18 @@ class Engine:
 
         self.rank = dist.get_rank()
         self.ranks = dist.get_world_size()
-        self.config = config
+        self.device = this_device()
+        precision = chosen_precision(self.device, config.train.precision)
+        self.config = config = replace(config, train=replace(config.train, precision=precision))
         self.accumulation = config.accumulation(self.ranks)
         shared = config.train.sequence_ranks
         # Which of the groups of ranks this is that have rows of their own.
         self.group, self.groups = self.rank // shared, self.ranks // shared
         self._sharing = _share_rows(self.group, self.groups, config) if shared > 1 else None
-        self.device = (
-            torch.device("cuda", torch.cuda.current_device())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
         self.zero_stage: int
         ds_config = deepspeed_config(config.train.deepspeed)
         self.zero_stage = ds_config["zero_optimization"]["stage"]
-        optimizer = make_optimizer(model, config.optimizer, config.train.precision)
+        optimizer = make_optimizer(model, config.optimizer, precision)
         self._names = elastic.parameter_names(optimizer, model)
         if self.zero_stage == 0:
             self._unsharded_grad_norm = 0.0
@@ -200,7 +219,7 @@ class Engine:
                 "gradient_clipping": config.optimizer.clip,
                 "zero_allow_untested_optimizer": True,
                 "torch_autocast": {
-                    "enabled": config.train.precision == "bf16",
+                    "enabled": precision == "bf16",
                     "dtype": "bfloat16",
                 },
                 "steps_per_print": 1 << 60,

@@ -11,6 +11,7 @@ import torch
 
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import RunConfig
+from bytelm.pipelines.engine import chosen_precision, this_device
 from bytelm.pipelines.flops import step_bytes
 from bytelm.pipelines.optimizer import hidden_matrices
 
@@ -44,7 +45,8 @@ def memory(config: RunConfig, ranks: int) -> list[Memory]:
 
     DeepSpeed's own estimators take weights and gradients for 16-bit numbers, which these are not.
     """
-    number = 2 if config.train.precision == "bf16" else 4
+    precision = chosen_precision(this_device(), config.train.precision)
+    number = 2 if precision == "bf16" else 4
     rows, shared = config.train.micro_batch, config.train.sequence_ranks
     activations = round(HEAP * step_bytes(config.model, rows, number, shared))
     numbers, state = _numbers(config)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bytelm.pipelines.config import RunConfig
-from bytelm.pipelines.engine import deepspeed_config, product_flops
+from bytelm.pipelines.engine import chosen_precision, deepspeed_config, product_flops
 from bytelm.pipelines.flops import (
     costs,
     generation_flops_per_byte,
@@ -65,7 +65,9 @@ def _hours(config: RunConfig, steps: int) -> str:
     """From the FLOPs of the run and the speed of a product, of which training reaches a part."""
     ids = steps * config.train.global_batch * config.model.context
     flops = ids * training_flops_per_byte(config.model)
-    hours = flops / (REACHED * product_flops(torch.device("cpu"), config.train.precision)) / 3600
+    processor = torch.device("cpu")
+    precision = chosen_precision(processor, config.train.precision)
+    hours = flops / (REACHED * product_flops(processor, precision)) / 3600
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.0f} minutes"
 
 

@@ -165,6 +165,7 @@ def train(config: RunConfig, run: Path, start: Start, requests: Requests) -> Non
     start_ranks(config.train.rank_timeout)
     torch.manual_seed(config.train.seed)
     engine = Engine(Megabyte(config.model), config)
+    config = engine.config
     if engine.rank == 0:
         training_plan(config, run / PLAN)  # counts once what all ranks read
     engine.barrier()

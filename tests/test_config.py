@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from bytelm.pipelines.config import config_from_dict, load_config
-from bytelm.pipelines.engine import deepspeed_config
+from bytelm.pipelines.engine import chosen_precision, deepspeed_config
 from bytelm.pipelines.optimizer import schedule
 from bytelm.pipelines.presets import preset
 
@@ -113,3 +114,23 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert all(a > b for a, b in pairwise(rates[4:]))
     assert rates[-1] == pytest.approx(1 / 16)
     assert schedule(20, 20, config) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("held", "chosen"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "bf16"),
+        ({"sve_bf16": True}, "bf16"),
+        ({"avx512_f": True, "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_bf16_is_taken_where_the_processor_has_it(
+    held: dict[str, bool], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: held)
+    processor = torch.device("cpu")
+    assert chosen_precision(processor, "auto") == chosen
+    assert chosen_precision(processor, "fp32") == "fp32"
+    assert chosen_precision(processor, "bf16") == "bf16"

@@ -32,7 +32,7 @@ from bytelm.pipelines.loader import Batch, EvaluationRows, make_loader
 from bytelm.pipelines.optimizer import Muon
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.shards import ShardSet
-from bytelm.tools import quality
+from bytelm.tools import entrants, quality
 from bytelm.tools.ablations import ABLATIONS
 from bytelm.tools.contestants import PEERS
 from bytelm.tools.entrants import ENTRIES, Entry, OwnEntrant, PeerEntrant, Settings, optimizer
@@ -86,7 +86,7 @@ def test_scores_are_those_of_evaluate(
     assert corpora.by_modality == {"text": ["tales", "lists"], "image": ["dots"], "audio": ["hiss"]}
     for modality, names in corpora.by_modality.items():
         locations = [sets[name].location for name in names]
-        expected, _ = evaluate(tmp_path / "model", locations, "val", 2, "bf16")
+        expected, _ = evaluate(tmp_path / "model", locations, "val", 2, entrants.precision())
         bits = result.bits_per_byte(names)
         assert bits == pytest.approx(expected[modality]["bits_per_byte"], rel=1e-4)
         counted = sum(result.payload_bytes[name] for name in names)

@@ -5,8 +5,9 @@
 Each FOLDER holds files of one modality below `train` and `val` (the demo's by default); modalities
 are mixed in equal bytes. `entrants.py` says who runs and what is tried for each, `quality.py` how.
 For each entrant the best size, learning rate and switch are searched in short runs, and then
-trained once for each seed. Two threads, bf16 autocast, one row of 8,192 ids a step; nothing else
-should run on the machine. What is finished lies in DIR, and the same command goes on after a stop.
+trained once for each seed. Two threads, one row of 8,192 ids a step, bf16 autocast (fp32 where the
+processor has no bf16); nothing else should run on the machine. What is finished lies in DIR, and
+the same command goes on after a stop.
 
 One line a figure, and where a modality has several folders one for each of these too:
 

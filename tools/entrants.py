@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import OptimizerConfig
+from bytelm.pipelines.engine import chosen_precision
 from bytelm.pipelines.loader import Batch
 from bytelm.pipelines.optimizer import make_optimizer
 from bytelm.pipelines.presets import init_std, preset, two_stages
@@ -30,6 +31,7 @@ from bytelm.tools.contestants import HEAD, Shape, mblm, megabyte_pytorch
 PATCH = 8
 """Ids in a patch of the rows, which flat models see too."""
 WINDOW = 512
+CPU = torch.device("cpu")
 MUON_FACTOR = 10
 """Muon's learning rate for AdamW's of 1, as in the defaults of a run."""
 
@@ -49,6 +51,11 @@ class Settings:
     def __str__(self) -> str:
         rotary = " rotary" if self.rotary else ""
         return f" {self.width}x{self.layers} lr {self.lr:g}{rotary}"
+
+
+def precision() -> str:
+    """In which all entrants compute: bf16, or fp32 where the processor has no bf16."""
+    return chosen_precision(CPU, "auto")
 
 
 class Entrant(ABC):
@@ -72,7 +79,7 @@ class OwnEntrant(Entrant):
 
     def __init__(self, config: ModelConfig, chosen: OptimizerConfig) -> None:
         self.model = Megabyte(config)
-        self.optimizer = make_optimizer(self.model, chosen, "bf16")
+        self.optimizer = make_optimizer(self.model, chosen, precision())
         for group in self.optimizer.param_groups:
             group["peak"] = chosen.muon_lr if group["is_muon"] else chosen.lr
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from bytelm.modalities import MODALITIES
 from bytelm.pipelines.config import OptimizerConfig
+from bytelm.pipelines.engine import autocast
 from bytelm.pipelines.evaluate import Scores, score
 from bytelm.pipelines.loader import Batch, EvaluationRows, TrainingRows, make_loader
 from bytelm.pipelines.packing import PlanConfig
@@ -34,7 +35,7 @@ from bytelm.pipelines.plan import Plan, Source
 from bytelm.pipelines.prepare import PrepareOptions, prepare
 from bytelm.pipelines.shards import ShardSet
 from bytelm.pipelines.shardwriter import write_atomic
-from bytelm.tools.entrants import Entrant, Entry, Settings
+from bytelm.tools.entrants import CPU, Entrant, Entry, Settings, precision
 
 S = TypeVar("S")
 
@@ -165,8 +166,8 @@ class Ledger(Generic[S]):
         return result
 
     def _path(self, run: Run[S]) -> Path:
-        """Named by all that decides the run, its data too."""
-        decides = json.dumps([asdict(run), self.corpora.train.hash], sort_keys=True)
+        """Named by all that decides the run, its data and precision too."""
+        decides = json.dumps([asdict(run), self.corpora.train.hash, precision()], sort_keys=True)
         return (
             self.folder / f"{run.entrant}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}.json"
         )
@@ -214,7 +215,7 @@ def rate(share: float) -> float:
 def train(
     entrant: Entrant, plan: Plan, seconds: float, clock: Callable[[], float]
 ) -> tuple[int, int]:
-    """Train for a time, one row a step, in bf16; returns steps and those skipped.
+    """Train for a time, one row a step; returns steps and those skipped.
 
     Learning rates follow the clock, so that the decay ends with the time on any machine. The step
     that would end after the time is left out.
@@ -224,7 +225,7 @@ def train(
     steps = skipped = 0
     began = clock()
     for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(CPU, precision()):
             loss = entrant.loss(batch)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), OptimizerConfig.clip)
@@ -246,14 +247,14 @@ def train(
 def score_sets(
     entrant: Entrant, plans: Mapping[str, Plan], rows: int | None
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Nats and number of the payload bytes of each set, in bf16, by `pipelines/evaluate.py`.
+    """Nats and number of the payload bytes of each set, by `pipelines/evaluate.py`.
 
     rows: of each set's first rows at most so many; None scores all.
     """
     entrant.model.eval()
 
     def nats_of(batch: Batch) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(CPU, precision()):
             return entrant.nats(batch)
 
     nats, payload_bytes = {}, {}
