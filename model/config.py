@@ -73,6 +73,9 @@ class ModelConfig:
     ngram_rows: int = 0
     """Rows of each of three tables of hashed 2-, 3- and 4-grams in the last stage's input."""
     ngram_width: int = 32
+    hints: bool = False
+    """The last stage's input has what a codec looks at: an image's line above and guesses of the
+    next byte, by the headers in the stream (`hints.py`)."""
     modality_heads: int = 0
     """Output matrices, one for each modality's code from 0; 0 = one for all."""
     local_chunk: int = 0

@@ -25,6 +25,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from bytelm.model.hints import HINTS, NONE, Cursor
+from bytelm.model.hints import hints as hints_of
 from bytelm.model.layers import Past, SegmentPast, Stage, compute_dtype
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.stepping import ALIKE_ROWS, LayerStep, Matrix, RowsApart, RowsTogether, StageStep
@@ -99,6 +101,7 @@ class Decoder:
         self._modality = self._rows
         self._head: int | None = 0  # the one that all rows have
         self._held: list[int] = []  # ids in each row; empty before `prefill`
+        self._cursors: list[Cursor] = []
 
     @property
     def positions(self) -> Tensor:
@@ -128,6 +131,7 @@ class Decoder:
         for row, prompt in zip(self._ids, prompts, strict=True):
             row[self.model.back : self.model.back + len(prompt)] = prompt
         self._held = [len(prompt) for prompt in prompts]
+        self._cursors = [self._cursor(row) for row in range(self.batch)]
         return self._logits(torch.cat([self._prefill_row(row) for row in range(self.batch)]))
 
     def _prefill_row(self, row: int) -> Tensor:
@@ -175,12 +179,37 @@ class Decoder:
         ]
         slices = rearrange(above, "Q (p d) -> (Q p) d", p=width) if index else None
         before = self._before(torch.full_like(end, row), end, stage)
-        return stage(before, place, slices, pasts)
+        hints = end
+        if stage.hint_embed is not None:
+            ids = self._ids[row : row + 1, self.model.back :]
+            hints = hints_of(ids, torch.zeros_like(ids[:, :1]), self.model.config.patch)[0, end]
+        return stage(before, place, hints, slices, pasts)
 
     def _before(self, rows: Tensor, end: Tensor, stage: Stage) -> Tensor:
         """The ids that a stage reads before the ids `end` [...] of `rows` [...]: [..., window]."""
         at = torch.arange(-stage.window, 0, device=end.device) + self.model.back
         return self._ids[rows[..., None], end[..., None] + at]
+
+    def _cursor(self, row: int) -> Cursor:
+        """Where a row stands."""
+        cursor = Cursor(self.model.config.patch)
+        if self.model.config.hints:
+            ids = self._ids[row, self.model.back :].cpu()
+            for held in range(cursor.patch, self._held[row] + 1, cursor.patch):
+                cursor.cross(ids, held)
+        return cursor
+
+    def _hints(self, rows: Sequence[int]) -> Tensor:
+        """Of the next id of rows, [R, J]."""
+        made = []
+        for row in rows:
+            cursor, back = self._cursors[row], self.model.back
+            if cursor.strides:
+                payload = self._ids[row, back + cursor.begin : back + self._held[row]]
+                made.append(cursor.strides.next_hints(payload))
+            else:
+                made.append(self._ids.new_full((HINTS,), NONE))
+        return torch.stack(made)
 
     @torch.no_grad()
     def step(self, ids: Tensor, modality: Tensor | None = None) -> Tensor:
@@ -206,6 +235,10 @@ class Decoder:
         else:
             self._ids[self._rows, self.positions + self.model.back] = ids
         self._held = [held + 1 for held in self._held]
+        if self.model.config.hints:
+            for row, (held, cursor) in enumerate(zip(self._held, self._cursors, strict=True)):
+                if held % cursor.patch == 0:
+                    cursor.cross(self._ids[row, self.model.back :], held)
         output = torch.empty(0)
         for index, stage in enumerate(self._stages):
             if lowest == highest:
@@ -223,7 +256,8 @@ class Decoder:
         place = held // stage.bytes
         at = place % stage.places
         to = RowsTogether(stage, at, opens=place < stage.places)
-        own = stage.own_input(self._ids[:, end - stage.stage.window : end], place)
+        hints = self._hints(range(self.batch)) if stage.hint_in else self._rows
+        own = stage.own_input(self._ids[:, end - stage.stage.window : end], place, hints)
         above = stage.above[:, at] if index else None
         output = stage.advance(own, above, stage.turn(place), to)
         for below in self._stages[index + 1 : index + 2]:
@@ -236,9 +270,12 @@ class Decoder:
         places = [self._held[row] // stage.bytes for row in rows]
         at = [place % stage.places for place in places]
         to = RowsApart(stage, rows, at, [place < stage.places for place in places])
+        hints = self._hints(rows) if stage.hint_in else self._rows
         own = [
-            stage.own_input(self._ids[row : row + 1, stop - stage.stage.window : stop], place)
-            for row, stop, place in zip(rows, end, places, strict=True)
+            stage.own_input(
+                self._ids[row : row + 1, stop - stage.stage.window : stop], place, hints[i : i + 1]
+            )
+            for i, (row, stop, place) in enumerate(zip(rows, end, places, strict=True))
         ]
         above = stage.above[rows, at] if index else None
         turn = stage.stage.turn(torch.tensor(places, device=self._ids.device))

@@ -26,11 +26,15 @@ from torch.utils.checkpoint import checkpoint
 
 from bytelm.model.attention import causal_attention, causal_bias, masked_attention
 from bytelm.model.config import ModelConfig, StageConfig
+from bytelm.model.hints import HINTS
 
 T = TypeVar("T")
 
 Groups = Sequence[tuple[int, int]]
 """(M, n) of each run of equally long segments, in the order in which they lie in S."""
+
+HINT_WIDTH = 16
+"""Of the embedding of each hint."""
 
 Turn = tuple[Tensor, Tensor]
 """Cosine and signed sine of each position's channels, [S, 1, c] each; see `turn_of`."""
@@ -312,12 +316,25 @@ class NgramEmbed(nn.Embedding):
         return rearrange(embedded, "S n d -> S (n d)")
 
 
+class HintEmbed(nn.Embedding):
+    """A row for each byte; what is none gives zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(256, HINT_WIDTH)
+
+    def forward(self, hints: Tensor) -> Tensor:
+        """Hints [S, J] of `hints.py` to [S, J * HINT_WIDTH]."""
+        embedded = super().forward(hints.clamp(min=0).int())
+        embedded = embedded.masked_fill(hints[..., None] < 0, 0.0)
+        return rearrange(embedded, "S J d -> S (J d)")
+
+
 class Stage(nn.Module):
     """One stage of the hierarchy: embeddings of bytes, what the stage above says, and blocks.
 
     Stage 0 adds a position table to the embeddings; every other stage adds its slice of the
     parent's output through one shared matrix (w_GL in the paper). The last stage may add the
-    n-grams before each position.
+    n-grams before each position, and its hints.
     """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
@@ -344,6 +361,10 @@ class Stage(nn.Module):
             self.ngram_embed = NgramEmbed(config.ngram_rows, config.ngram_width)
             joined_grams = self.ngram_embed.embedding_dim * len(NgramEmbed.LENGTHS)
             self.ngram_in = nn.Linear(joined_grams, shape.width, bias=False)
+        self.hint_embed = None
+        if config.hints and index == len(config.stages) - 1:
+            self.hint_embed = HintEmbed()
+            self.hint_in = nn.Linear(HINTS * HINT_WIDTH, shape.width, bias=False)
 
         self.byte_embed = nn.Embedding(config.vocab_size, byte_width)
         self.start_embed = Start(shape.width)
@@ -364,17 +385,22 @@ class Stage(nn.Module):
         self.norm = norm(config, shape.width)
 
     def forward(
-        self, before: Tensor, place: Tensor, above: Tensor | None, pasts: Sequence[Past]
+        self,
+        before: Tensor,
+        place: Tensor,
+        hints: Tensor,
+        above: Tensor | None,
+        pasts: Sequence[Past],
     ) -> Tensor:
         """The stage's output at each of S positions.
 
-        before [S, window], place [S]: see `own_input`.
+        before [S, window], place [S], hints [S, J]: see `own_input`.
         above [S, width of a slice]: the slice of the parent's output; None for stage 0.
         pasts: what each layer sees.
 
         Returns [S, D], or [S, b * d] where the stage's width is projected.
         """
-        x = self.own_input(before, place)
+        x = self.own_input(before, place, hints)
         if self.parent is not None:
             x = x + self.parent(above)
         turn = self.turn(place)
@@ -385,12 +411,13 @@ class Stage(nn.Module):
                 x = block(x, turn, past)
         return self.patch_out(self.norm(x))
 
-    def own_input(self, before: Tensor, place: Tensor) -> Tensor:
+    def own_input(self, before: Tensor, place: Tensor, hints: Tensor) -> Tensor:
         """The input of each of S positions but for what the stage above says, [S, D].
 
         before [S, window] int64: the ids before the position in its document, -1 where there are
             none; the last b of them are the position before.
         place [S] int64: the position's place in its document.
+        hints [S, J]: of the position, for a last stage that reads them.
         """
         first = before[:, -1] < 0 if self.back else self.first(place)
         read = before[:, -self.reads :]
@@ -403,6 +430,8 @@ class Stage(nn.Module):
         x = self.start_embed(self.patch_in(x), first)
         if self.ngram_embed is not None:
             x = x + self.ngram_in(self.ngram_embed(before))
+        if self.hint_embed is not None:
+            x = x + self.hint_in(self.hint_embed(hints))
         return x
 
     def first(self, place: Tensor) -> Tensor:

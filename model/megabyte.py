@@ -49,8 +49,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig
+from bytelm.model.hints import hints as hints_of
 from bytelm.model.layers import (
     Groups,
+    HintEmbed,
     ModalityHead,
     Past,
     SegmentPast,
@@ -133,14 +135,17 @@ class Megabyte(nn.Module):
     def _initialise(self, module: nn.Module) -> None:
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding | Start | ModalityHead):
             return
-        tables = [table for stage in self.stages for table in (stage.byte_embed, stage.ngram_embed)]
-        is_of_bytes = any(module is table for table in tables)
-        std = self.config.embedding_std if is_of_bytes else self.config.init_std
-        nn.init.trunc_normal_(module.weight, std=std, a=-3.0 * std, b=3.0 * std)
-        if self.config.smooth_bytes and (
-            module is self.lm_head or any(module is stage.byte_embed for stage in self.stages)
+        std = self.config.init_std
+        if isinstance(module, nn.Embedding) and all(
+            module is not stage.position_embed for stage in self.stages
         ):
-            mix_waves(module.weight.view(-1, self.config.vocab_size, module.weight.shape[-1]), std)
+            std = self.config.embedding_std
+        nn.init.trunc_normal_(module.weight, std=std, a=-3.0 * std, b=3.0 * std)
+        of_bytes = [self.lm_head, *(stage.byte_embed for stage in self.stages)]
+        of_bytes += [stage.hint_embed for stage in self.stages if stage.hint_embed]
+        if self.config.smooth_bytes and any(module is each for each in of_bytes):
+            rows = 256 if isinstance(module, HintEmbed) else self.config.vocab_size
+            mix_waves(module.weight.view(-1, rows, module.weight.shape[-1]), std)
 
     def forward(
         self, ids: Tensor, document: Tensor, modality: Tensor, sharing: Sharing | None = None
@@ -162,15 +167,16 @@ class Megabyte(nn.Module):
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
         place, heads = layout.place, self._heads(modality, ids, layout)
+        hints = self._hints(ids, document, layout)
         whole = self._past(layout)
         past: Past = whole
         own, reach = None, 0
         if sharing is not None:
             reach = self.config.reach
             own = sharing.own(len(patches), reach).to(ids.device)
-            patches, place, heads = patches[own], place[own], heads[own]
+            patches, place, heads, hints = patches[own], place[own], heads[own], hints[own]
             past = SharedPast(whole, place[reach:] == 0, sharing)
-        above = self._stage_0(patches[reach:], place[reach:], past)
+        above = self._stage_0(patches[reach:], place[reach:], hints[reach:], past)
         if sharing is not None and reach:
             above = torch.cat([sharing.from_before(above[-reach:]), above])
         chunk = self.config.local_chunk or len(patches)
@@ -179,7 +185,8 @@ class Megabyte(nn.Module):
         exact = torch.promote_types(above.dtype, torch.float32)
         nats = above.new_empty(len(patches), self.config.patch, dtype=exact)
         carry: list[Tensor] = []
-        parts = zip(*(each.split(chunk) for each in (above, patches, place, heads)), strict=True)
+        whole_rows = (above, patches, place, heads, hints)
+        parts = zip(*(each.split(chunk) for each in whole_rows), strict=True)
         for start, part in zip(range(0, len(patches), chunk), parts, strict=True):
             inputs = *part, carry
             if self.config.activation_checkpointing and torch.is_grad_enabled():
@@ -204,9 +211,9 @@ class Megabyte(nn.Module):
             document = torch.zeros(len(ids), 1, dtype=torch.int32, device=ids.device)
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
-        heads = self._heads(modality, ids, layout)
-        above = self._stage_0(patches, layout.place, self._past(layout))
-        logits, _ = self._chunk_logits(above, patches, layout.place, heads, [])
+        heads, hints = self._heads(modality, ids, layout), self._hints(ids, document, layout)
+        above = self._stage_0(patches, layout.place, hints, self._past(layout))
+        logits, _ = self._chunk_logits(above, patches, layout.place, heads, hints, [])
         return layout.scatter(logits, len(ids))
 
     def output(self, hidden: Tensor, heads: Tensor) -> Tensor:
@@ -244,6 +251,13 @@ class Megabyte(nn.Module):
         before = layout.gather(modality, self.config.patch, 1)[:, :-1]
         return before.clamp(min=0)
 
+    def _hints(self, ids: Tensor, document: Tensor, layout: Layout) -> Tensor:
+        """The hints of each place, [S, P, J]; [S, 0, 0] where no stage reads them."""
+        if not self.config.hints:
+            return ids.new_zeros(len(layout.order), 0, 0)
+        made = hints_of(ids, document, self.config.patch)
+        return rearrange(made, "B (K P) J -> (B K) P J", P=self.config.patch)[layout.order]
+
     def _layout(self, ids: Tensor, document: Tensor) -> Layout:
         (rows, length), patch = ids.shape, self.config.patch
         if length % patch or not 0 < length <= self.config.context:
@@ -263,11 +277,12 @@ class Megabyte(nn.Module):
         """What a patch of stage 0 sees."""
         return SegmentPast(layout.groups, layout.place == 0, self.stages[0].attention_window)
 
-    def _stage_0(self, patches: Tensor, place: Tensor, past: Past) -> Tensor:
-        """Patches [S, back + P] at `place` [S] of their documents to the output of stage 0 for
-        each of them, [S, D]."""
+    def _stage_0(self, patches: Tensor, place: Tensor, hints: Tensor, past: Past) -> Tensor:
+        """Patches [S, back + P] at `place` [S] of their documents, with hints [S, P, J], to the
+        output of stage 0 for each of them, [S, D]."""
         stage = self.stages[0]
-        return stage(self.before(0, patches), place, None, [past] * len(stage.blocks))
+        of_patches = self.before(0, patches), place, hints.flatten(1)
+        return stage(*of_patches, None, [past] * len(stage.blocks))
 
     def before(self, index: int, patches: Tensor) -> Tensor:
         """The ids that a stage reads at each of its positions in patches [C, back + P].
@@ -284,16 +299,19 @@ class Megabyte(nn.Module):
         patches: Tensor,
         place: Tensor,
         heads: Tensor,
+        hints: Tensor,
         carry: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         """The stages below stage 0: its output [C, D] and the patches [C, back + P] to [C, P, V].
 
         place [C]: of the patches in their documents.
         heads [C, P]: see `output`.
+        hints [C, P, J]: of each place, for the last stage.
         carry: keys and values of the chunk before, see `CrossPatchPast`; those of this chunk are
             returned too. Empty for the first chunk, which opens a document.
         """
         hidden, carried, left = above, iter(carry), []
+        hints = hints.flatten(0, 1)
         for index, stage in enumerate(self.stages[1:], 1):
             slices = rearrange(hidden, "s (p d) -> (s p) d", p=stage.places)
             before = self.before(index, patches)
@@ -303,11 +321,11 @@ class Megabyte(nn.Module):
             if stage.back:
                 opens = before[:: stage.places, -1] < 0
                 crossing = stage.cross_patch_pasts(opens, first, carried)
-                hidden = stage(before, place, slices, crossing)
+                hidden = stage(before, place, hints, slices, crossing)
                 left += [past.carry for past in crossing if past.carry is not None]
             else:
                 past = SegmentPast([(len(hidden), stage.places)], first)
-                hidden = stage(before, place, slices, [past] * len(stage.blocks))
+                hidden = stage(before, place, hints, slices, [past] * len(stage.blocks))
         logits = self.output(hidden, heads.flatten())
         return rearrange(logits, "(C P) V -> C P V", P=self.config.patch), left
 
@@ -317,10 +335,11 @@ class Megabyte(nn.Module):
         patches: Tensor,
         place: Tensor,
         heads: Tensor,
+        hints: Tensor,
         carry: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         """As `_chunk_logits`, but nats [C, P] of the patches' ids."""
-        logits, carry = self._chunk_logits(above, patches, place, heads, carry)
+        logits, carry = self._chunk_logits(above, patches, place, heads, hints, carry)
         ids = rearrange(patches[:, self.back :], "C P -> (C P)")
         nats = F.cross_entropy(rearrange(logits, "C P V -> (C P) V"), ids, reduction="none")
         return rearrange(nats, "(C P) -> C P", P=self.config.patch), carry

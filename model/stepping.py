@@ -269,7 +269,7 @@ class StageStep:
             if isinstance(module, nn.Linear)
         }  # the parent is asked for all places of a sequence at once
         self.parent, self.patch_out = linear.get("parent"), linear.get("patch_out")
-        self.ngram_in = linear.get("ngram_in")
+        self.ngram_in, self.hint_in = linear.get("ngram_in"), linear.get("hint_in")
         self.is_rowwise = stage.patch_encoder is None and "patch_in" not in linear
         self.above = weight.new_empty(batch, places, len(weight), dtype=dtype)
         self._turns: tuple[int, Tensor, Tensor] | None = None
@@ -291,13 +291,15 @@ class StageStep:
         said = self.parent(output.reshape(len(output) * self.places, -1))
         return said.view(len(output), self.places, -1)
 
-    def own_input(self, before: Tensor, place: int) -> Tensor:
-        """As `Stage.own_input`, of rows at one place: before [R, window] to [R, D]."""
+    def own_input(self, before: Tensor, place: int, hints: Tensor) -> Tensor:
+        """As `Stage.own_input`, of rows at one place: [R, window] and hints [R, J] to [R, D]."""
         stage = self.stage
         if stage.bytes > 1:
             # Convolutions and plain products of several rows would round otherwise.
             parts = [before] if self.is_rowwise else before.split(1)
-            inputs = [stage.own_input(part, part.new_full((len(part),), place)) for part in parts]
+            inputs = [
+                stage.own_input(part, part.new_full((len(part),), place), hints) for part in parts
+            ]
             return inputs[0] if len(inputs) == 1 else torch.cat(inputs)
         if place % self.places == 0 and not self.back:
             x = self.start[: len(before)]
@@ -307,6 +309,8 @@ class StageStep:
             x = x + stage.position_embed.weight[place - 1]
         if stage.ngram_embed is not None and self.ngram_in is not None:
             x = x + self.ngram_in(stage.ngram_embed(before))
+        if stage.hint_embed is not None and self.hint_in is not None:
+            x = x + self.hint_in(stage.hint_embed(hints))
         return x
 
     def turn(self, place: int) -> Turn | None:

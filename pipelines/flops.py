@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from bytelm.model.attention import SHORT
 from bytelm.model.config import ModelConfig
-from bytelm.model.layers import NgramEmbed, PatchEncoder
+from bytelm.model.hints import HINTS
+from bytelm.model.layers import HINT_WIDTH, NgramEmbed, PatchEncoder
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,10 @@ def _stage(config: ModelConfig, index: int) -> Cost:
         grams = len(NgramEmbed.LENGTHS) * config.ngram_width
         parameters += grams * config.ngram_rows + grams * width
         multiplied += grams * width
+    if index == len(config.stages) - 1 and config.hints:
+        joined_hints = HINTS * HINT_WIDTH
+        parameters += 256 * HINT_WIDTH + joined_hints * width
+        multiplied += joined_hints * width
     pair = 4 * width * shape.layers / bytes_  # FLOPs for each key of a position, per byte
     seen = min(places, config.attention_window or places) if index == 0 else places
     return Cost(

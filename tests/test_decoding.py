@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import OPTIONS, SHAPES, options_of, tiny_config, tiny_model
+from tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_config, tiny_model
 from torch import Tensor
 
 from bytelm.model.config import StageConfig
@@ -20,7 +20,7 @@ from bytelm.model.stepping import StageStep
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cached_logits_are_the_uncached(shape: str, option: str, lengths: list[int]) -> None:
     model = tiny_model(shape, context=56, init_std=0.05, **options_of(option, shape))
-    ids = torch.randint(0, 264, (3, 56))
+    ids = opened(torch.randint(0, 264, (3, 56)))
     modality = torch.randint(0, 3, (3, 56), dtype=torch.uint8)
     before = F.pad(modality, (1, 0))  # a document starts with the head of modality 0
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_a_step_runs_only_the_stages_that_reach_a_position(monkeypatch: pytest.M
 @pytest.mark.parametrize("option", ["untied", "all"])
 def test_decodes_under_autocast(option: str, lengths: list[int]) -> None:
     model = tiny_model("two", **options_of(option, "two"))
-    ids, rows = torch.randint(0, 256, (2, 24)), torch.arange(2)
+    ids, rows = opened(torch.randint(0, 256, (2, 24))), torch.arange(2)
     with torch.autocast("cpu", torch.bfloat16):
         decoder = Decoder(model, 2)
         prompts = [row[:n] for row, n in zip(ids, lengths, strict=True)]
@@ -160,7 +160,7 @@ def test_a_row_is_the_same_alone(shape: str, option: str, lengths: list[int]) ->
         model = Megabyte(config)
     else:
         model = tiny_model(shape, **options_of(option, shape))
-    ids = torch.randint(0, 256, (8, 48))
+    ids = opened(torch.randint(0, 256, (8, 48)))
     modality = torch.randint(0, 3, (8,))
 
     def run(rows: list[int]) -> Tensor:

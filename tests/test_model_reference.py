@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
+from tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_model
 from torch import Tensor
 
 from bytelm.model.config import ModelConfig
+from bytelm.model.hints import hints as hints_of
 from bytelm.model.megabyte import Megabyte
 
 
@@ -43,6 +44,9 @@ class Reference:
         if stage == 0 and self.config.conv_patch_encoder:
             for layer in range(3):
                 table = _convolved(table, w[f"patch_encoder.layers.{layer}.weight"])
+        ids, one = torch.tensor([data]), torch.zeros(1, 1)
+        hints = hints_of(ids, one, self.config.patch)[0].tolist()  # held in test_hints.py
+        no_hint = table[0].new_zeros(16)
         inputs = []
         for j in range(len(positions)):
             if j == 0 or (j % places == 0 and not self.config.cross_patch_attention):
@@ -58,6 +62,9 @@ class Reference:
             if "ngram_in.weight" in w:
                 grams = [self._ngram(w["ngram_embed.weight"], data[:j], n) for n in (2, 3, 4)]
                 x = x + w["ngram_in.weight"] @ torch.cat(grams)
+            if "hint_in.weight" in w:
+                found = [w["hint_embed.weight"][h] if h >= 0 else no_hint for h in hints[j]]
+                x = x + w["hint_in.weight"] @ torch.cat(found)
             if slices:
                 x = x + w["parent.weight"] @ slices[j]
             inputs.append(x)
@@ -190,7 +197,7 @@ def _perturbed(shape: str, **options: Any) -> Megabyte:
 def test_equals_the_equations(shape: str, option: str) -> None:
     model = _perturbed(shape, **options_of(option, shape))
     lengths = [16, 8, 24]
-    ids = torch.randint(0, 264, (1, sum(lengths)))
+    ids = opened(torch.randint(0, 264, (1, sum(lengths))), at=24)
     document = torch.tensor([[0, 0, 1, 2, 2, 2]], dtype=torch.int32)
     modality = torch.arange(3, dtype=torch.uint8).repeat_interleave(4).repeat(4)[None]
     with torch.no_grad():

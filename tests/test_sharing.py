@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from commands import TINY_MODEL, bytelm, metrics, write_config
-from tiny_models import OPTIONS, SHAPES, options_of, tiny_model
+from tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_model
 from torch import Tensor
 
 from bytelm.model.megabyte import Megabyte
@@ -61,7 +61,7 @@ def cases(ranks: int) -> list[tuple[str, dict[str, Any]]]:
 def packed() -> tuple[Tensor, Tensor, Tensor]:
     """Two rows of several documents; the longest one lies over the border of two ranks."""
     generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(0, 256, (2, 96), generator=generator)
+    ids = opened(torch.randint(0, 256, (2, 96), generator=generator), at=16)
     document = torch.tensor([[0] * 2 + [1] * 7 + [-1] * 3, [0] * 1 + [1] * 10 + [2] * 1])
     return ids, document.int(), torch.randint(0, 3, (2, 96), generator=generator).byte()
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.megabyte import Megabyte
@@ -30,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "attention_window": {"attention_window": 3},
     "conv_patch_encoder": {"conv_patch_encoder": True},
     "ngrams": {"ngram_rows": 50, "ngram_width": 3},
+    "hints": {"hints": True},
     "modality_heads": {"tied_output": False, "modality_heads": 3},
     "modern": {
         "tied_output": False,
@@ -39,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "cross_patch_attention": 4,
         "ngram_rows": 50,
         "ngram_width": 3,
+        "hints": True,
     },
     "all": {
         "conv_patch_encoder": True,
@@ -53,6 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "qk_norm": True,
         "gated_feed_forward": True,
         "cross_patch_attention": 2,
+        "hints": True,
     },
 }
 """Every option alone, those of the presets `modern-*`, and all that widen what is seen together."""
@@ -63,6 +67,16 @@ def tiny_config(shape: str, context: int = 48, **options: Any) -> ModelConfig:
     options = {"embedding_std": 1.0, "init_std": 0.1} | options
     stages = tuple(StageConfig(width, 2, 2) for width in widths)
     return ModelConfig(stages, patch_sizes, context=context, **options)
+
+
+def opened(ids: Tensor, at: int = 0) -> Tensor:
+    """Rows of ids [B, T] that open, at the place `at`, with the head of an image in lines of nine
+    bytes, of a sound, or of nothing, in turn."""
+    heads = [260, 0, 3, 0, 9, 3, *[0] * 5], [261, *[0] * 4, 1, 1, *[0] * 4]
+    for number, row in enumerate(ids):
+        if number % 3 < 2:
+            row[at : at + 11] = torch.tensor(heads[number % 3])
+    return ids
 
 
 def options_of(option: str, shape: str) -> dict[str, Any]:
