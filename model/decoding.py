@@ -25,7 +25,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from bytelm.model.hints import HINTS, NONE, Cursor
+from bytelm.model.cursor import Cursor
 from bytelm.model.hints import hints as hints_of
 from bytelm.model.layers import Past, SegmentPast, Stage, compute_dtype
 from bytelm.model.megabyte import Megabyte
@@ -131,7 +131,8 @@ class Decoder:
         for row, prompt in zip(self._ids, prompts, strict=True):
             row[self.model.back : self.model.back + len(prompt)] = prompt
         self._held = [len(prompt) for prompt in prompts]
-        self._cursors = [self._cursor(row) for row in range(self.batch)]
+        self._cursors = [Cursor(self.model.config.patch) for _ in prompts]
+        self._push(prompts)
         return self._logits(torch.cat([self._prefill_row(row) for row in range(self.batch)]))
 
     def _prefill_row(self, row: int) -> Tensor:
@@ -190,26 +191,18 @@ class Decoder:
         at = torch.arange(-stage.window, 0, device=end.device) + self.model.back
         return self._ids[rows[..., None], end[..., None] + at]
 
-    def _cursor(self, row: int) -> Cursor:
-        """Where a row stands."""
-        cursor = Cursor(self.model.config.patch)
-        if self.model.config.hints:
-            ids = self._ids[row, self.model.back :].cpu()
-            for held in range(cursor.patch, self._held[row] + 1, cursor.patch):
-                cursor.cross(ids, held)
-        return cursor
+    def _push(self, ids: Sequence[Tensor]) -> None:
+        """Gives the cursors what is new in their rows."""
+        if not self.model.config.hints:
+            return
+        for cursor, of_row in zip(self._cursors, ids, strict=True):
+            for id_ in of_row.tolist():
+                cursor.push(id_)
 
     def _hints(self, rows: Sequence[int]) -> Tensor:
         """Of the next id of rows, [R, J]."""
-        made = []
-        for row in rows:
-            cursor, back = self._cursors[row], self.model.back
-            if cursor.strides:
-                payload = self._ids[row, back + cursor.begin : back + self._held[row]]
-                made.append(cursor.strides.next_hints(payload))
-            else:
-                made.append(self._ids.new_full((HINTS,), NONE))
-        return torch.stack(made)
+        made = [self._cursors[row].hints() for row in rows]
+        return torch.tensor(made, device=self._ids.device)
 
     @torch.no_grad()
     def step(self, ids: Tensor, modality: Tensor | None = None) -> Tensor:
@@ -235,10 +228,7 @@ class Decoder:
         else:
             self._ids[self._rows, self.positions + self.model.back] = ids
         self._held = [held + 1 for held in self._held]
-        if self.model.config.hints:
-            for row, (held, cursor) in enumerate(zip(self._held, self._cursors, strict=True)):
-                if held % cursor.patch == 0:
-                    cursor.cross(self._ids[row, self.model.back :], held)
+        self._push(ids[:, None].unbind())
         output = torch.empty(0)
         for index, stage in enumerate(self._stages):
             if lowest == highest:

@@ -1,30 +1,35 @@
 """Hints: what a codec looks at before it codes a byte, as ids beside the bytes before it.
 
 PNG's filters guess a byte from the pixel to its left and from the line above, FLAC's predictors a
-sample from the last ones. For a model of patches the line above is far away, and a difference of
+sample from the last ones. For a model of patches the line above is far away, and a weighted sum of
 samples is sixteen bits of arithmetic: a short training finds neither. Where they lie is in the
-stream, since a segment opens with its header. So an id gets J more, all of them functions of the
-ids before it:
+stream, since a segment opens with its header. So an id gets J more, which are functions of the ids
+before it:
 
-    of images   the line above, from BEHIND bytes before the byte's own place on, and the guesses of
-                two filters: left + above - corner, and the median of these three
-    of sounds   the next sample, were it like the last one, on a line with the last two, and on a
-                parabola with three (FLAC's fixed predictors, RFC 9639). At its high byte the
-                guess's two bytes; at its low byte the guess less 256 times the high one, and how
-                much more the guess's high byte is, 128 more than that
+    of images   the bytes in its place of the pixels to the left, above, and beside that one; their
+                plane (left + above - corner) and its median with left and above (JPEG-LS); and the
+                byte before, with the step from there to here that the pixel above or to the left
+                had; and which byte of a pixel it is
+    of sounds   three guesses of the sample: by linear prediction, on a line with the last two, and
+                like the last one, two numbers each (`_numbers`); how far predictions were off
+                lately; and which byte of a frame it is
 
-Views with other bytes than pixels and big-endian samples have none.
+Views with other bytes than pixels and big-endian samples have none. `cursor.py` has the same for a
+row that is read id by id.
 
 Shapes:
-    B rows of T ids    K patches of P ids    m payload bytes    n places    J = HINTS
+    B rows of T ids    K patches of P ids    m payload bytes    C channels    J = HINTS
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bytelm.model.prediction import predicted
 
 IMAGE, AUDIO = 260, 261
 """The ids that open segments of images and sounds in the stream."""
@@ -33,11 +38,12 @@ RASTER, PLANAR, S16BE = 0, 1, 1
 PAD = 256
 HEAD = 11
 """Ids of an opening and its header: four bytes by modality, channels, view, offset in four."""
-BEHIND, AHEAD = 6, 6
-"""Bytes of the line above: before the byte's own place, and from it on."""
-GUESSES = 6
-HINTS = BEHIND + AHEAD + GUESSES
+HINTS = 9
 NONE = -1
+SPANS = (16, 128)
+"""Samples over which it is measured how far predictions were off."""
+STEPS = 16
+"""Of a measured distance for each doubling."""
 
 
 @dataclass(frozen=True)
@@ -46,87 +52,102 @@ class Strides:
 
     is_image: bool
     near: int
-    """Bytes back to the same byte of the pixel before, or of the channel's sample before."""
+    """Bytes of a pixel, or of a frame."""
     line: int
-    """Bytes back to the line above."""
-    is_odd: bool
-    """Whether the payload that is there begins with the second byte of a sample."""
+    """Bytes of a line."""
+    phase: int
+    """Which byte of a pixel or a frame the payload that is there begins with."""
 
     @classmethod
     def of(cls, head: list[int]) -> "Strides | None":
         """From the first ids of a segment, [HEAD]; None where there are no hints."""
-        opener, high, low, _, _, channels, view, *_, offset = head
+        opener, high, low, _, _, channels, view, *offset = head
         if max(head[1:]) > 255 or channels == 0:
             return None
+        skipped = int.from_bytes(offset, "big")
         if opener == IMAGE and view in (RASTER, PLANAR):
             near = channels if view == RASTER else 1
-            line = (256 * high + low) * near
-            return cls(True, near, line, False) if line >= AHEAD else None
+            width = 256 * high + low
+            return cls(True, near, width * near, skipped % near) if width > 1 else None
         if opener == AUDIO and view == S16BE:
-            return cls(False, 2 * channels, 0, offset % 2 == 1)
+            return cls(False, 2 * channels, 0, skipped % (2 * channels))
         return None
 
-    def hints(self, payload: Tensor, start: int) -> Tensor:
-        """Of the places from `start` to the one behind the payload's last byte, [..., n, J].
+    def hints(self, payload: Tensor) -> Tensor:
+        """Of every place of a payload, and of the one behind it.
 
-        payload [..., m]: ids; those that are no bytes count as none.
+        payload [m]: ids; those that are no bytes count as 0, as does what would lie before.
+        Returns [m + 1, J].
         """
-        bytes_ = payload.to(torch.int16 if self.is_image else torch.int32)
-        bytes_ = bytes_.masked_fill(bytes_ > 255, NONE)
-        count = payload.shape[-1] + 1 - start
-        if self.is_image:
-            return self._of_image(bytes_, start, count)
-        return self._of_sound(bytes_, start, count)
+        bytes_ = payload.masked_fill(payload > 255, 0)
+        made = self._of_image(bytes_.short()) if self.is_image else self._of_sound(bytes_.long())
+        place = torch.arange(len(payload) + 1, device=payload.device)
+        phase = (place + self.phase) % self.near
+        return torch.cat([made, phase[:, None]], dim=1)
 
-    def next_hints(self, payload: Tensor) -> Tensor:
-        """Of the place behind the payload [..., m], [..., J]."""
-        reach = self.line + max(BEHIND, self.near) if self.is_image else 3 * self.near + 1
-        rest = max(payload.shape[-1] - reach, 0) // 2 * 2  # whole samples
-        return self.hints(payload[..., rest:], payload.shape[-1] - rest)[..., 0, :]
+    def _of_image(self, payload: Tensor) -> Tensor:
+        places = len(payload) + 1
 
-    def _of_image(self, payload: Tensor, start: int, count: int) -> Tensor:
-        def before(distance: int) -> Tensor:
-            return _before(payload, start - distance, count).clamp(min=0)  # 0 outside, as in PNG
+        def back(distance: int) -> Tensor:
+            return F.pad(payload, (distance, 0))[:places]
 
-        line = _before(payload, start - self.line - BEHIND, count + BEHIND + AHEAD - 1)
-        line = line.unfold(-1, BEHIND + AHEAD, 1)
-        left, above, corner = map(before, (self.near, self.line, self.line + self.near))
+        near, line = self.near, self.line
+        left, above, corner, right = map(back, (near, line, line + near, line - near))
         plane = left + above - corner
-        least, most = torch.minimum(left, above), torch.maximum(left, above)
-        median = torch.minimum(torch.maximum(plane, least), most)
-        guesses = torch.stack([plane.clamp(0, 255), median], dim=-1)
-        return torch.cat([line, F.pad(guesses, (0, GUESSES - 2), value=NONE)], dim=-1)
+        median = plane.clamp(torch.minimum(left, above), torch.maximum(left, above))
+        by_above = back(1) + above - back(line + 1)
+        by_left = back(1) + left - back(near + 1)
+        guesses = (median, plane, by_above, by_left, left, above, corner, right)
+        return torch.stack(guesses, dim=1).clamp(0, 255)
 
-    def _of_sound(self, payload: Tensor, start: int, count: int) -> Tensor:
-        place = torch.arange(start, start + count, device=payload.device)
-        is_low = (place + self.is_odd) % 2 == 1
-        # What begins at each place, and one place before the first.
-        begin = start - 1 - 3 * self.near
-        high = _before(payload, begin, count + 3 * self.near).clamp(min=0)
-        value = high[..., :-1] * 256 + high[..., 1:] - (high[..., :-1] >> 7 << 16)
-        last = []
-        for k in (1, 2, 3):
-            at = (3 - k) * self.near
-            early, late = value[..., at : at + count], value[..., at + 1 : at + 1 + count]
-            last.append(torch.where(is_low, early, late))
-        first, second, third = last
-        guesses = (first, 2 * first - second, 3 * (first - second) + third)
-        guess = torch.stack(guesses, dim=-1).clamp(-32768, 32767)  # [..., n, 3]
-        own = _before(payload, start - 1, count).clamp(min=0)
-        own = (own - (own >> 7 << 8))[..., None]
-        parts = torch.where(
-            is_low[:, None, None],
-            torch.stack([(guess - 256 * own), (guess >> 8) - own + 128], dim=-1).clamp(0, 255),
-            torch.stack([guess >> 8 & 255, guess & 255], dim=-1),
+    def _of_sound(self, payload: Tensor) -> Tensor:
+        channels, lost = self.near // 2, self.phase % 2
+        high, low = payload[lost : len(payload) - (len(payload) - lost) % 2].view(-1, 2).unbind(1)
+        samples = 256 * signed(high) + low  # [s], and then the one to guess
+        frames = len(samples) // channels + 1
+        by_channel = F.pad(samples, (0, frames * channels - len(samples))).view(frames, channels).T
+        made = torch.stack(
+            [
+                predicted(by_channel)[:, :frames],
+                2 * F.pad(by_channel, (1, 0))[:, :-1] - F.pad(by_channel, (2, 0))[:, :-2],
+                F.pad(by_channel, (1, 0))[:, :-1],
+            ]
+        ).clamp(-32768, 32767)
+        off = F.pad((by_channel - made[0]).abs().cumsum(dim=1), (1, 0))  # [C, frames + 1]
+        lately = [off - F.pad(off, (span, 0))[:, :-span] for span in SPANS]
+        measured = torch.stack(
+            [magnitude(f[:, :-1], s) for f, s in zip(lately, SPANS, strict=True)]
         )
-        return F.pad(parts.flatten(-2), (BEHIND + AHEAD, 0), value=NONE)
+        each = torch.cat([made, measured]).permute(2, 1, 0).flatten(0, 1)  # [frames C, 5]
+        place = torch.arange(len(payload) + 1, device=payload.device)
+        each = F.pad(each, (0, 0, lost, 0))[(place + lost) // 2]
+        own = signed(F.pad(payload, (1, 0)))[:, None]
+        is_low = ((place + lost) % 2 == 1)[:, None]
+        guess = each[:, :3]
+        numbers = torch.stack(
+            [
+                torch.where(is_low, guess - 256 * own, guess >> 8 & 255),
+                torch.where(is_low, (guess >> 8) - own + 128, guess & 255),
+            ],
+            dim=2,
+        )
+        return torch.cat([numbers.flatten(1).clamp(0, 255), each[:, 3:]], dim=1)
 
 
-def _before(payload: Tensor, begin: int, count: int) -> Tensor:
-    """`count` ids of the payload [..., m] from the place `begin` on, NONE before its start."""
-    missing = min(max(-begin, 0), count)
-    there = payload[..., begin + missing : begin + count]
-    return F.pad(there, (missing, 0), value=NONE) if missing else there
+def signed(byte: Tensor) -> Tensor:
+    """A byte as a number from -128 to 127."""
+    return byte - (byte >> 7 << 8)
+
+
+def thresholds(span: int) -> list[int]:
+    """Sums of so many distances, from which on `magnitude` is 1, 2, ... 255."""
+    return [math.ceil(span * (2 ** (i / STEPS) - 1)) for i in range(1, 256)]
+
+
+def magnitude(total: Tensor, span: int) -> Tensor:
+    """STEPS * log2(1 + mean) of `span` distances of a `total` [...], rounded down, at most 255."""
+    bounds = torch.tensor(thresholds(span), device=total.device)
+    return torch.searchsorted(bounds, total.contiguous(), right=True)
 
 
 def preamble(patch: int) -> int:
@@ -144,8 +165,8 @@ def hints(ids: Tensor, document: Tensor, patch: int) -> Tensor:
     runs = runs.repeat_interleave(ids.shape[1] // patch // runs.shape[1], dim=1)
     for row, (of_row, run) in enumerate(zip(host, runs, strict=True)):
         for strides, padding, begin, end in _payloads(of_row, run, patch):
-            made[row, padding:begin] = strides.hints(ids[row, :0], 0).to(torch.int16)
-            made[row, begin:end] = strides.hints(ids[row, begin : end - 1], 0).to(torch.int16)
+            made[row, padding:begin] = strides.hints(ids[row, :0]).short()
+            made[row, begin:end] = strides.hints(ids[row, begin : end - 1]).short()
     return made
 
 
@@ -174,27 +195,3 @@ def _payloads(ids: Tensor, run: Tensor, patch: int) -> Iterator[tuple[Strides, i
             strides = Strides.of(ids[opened * patch : opened * patch + HEAD].tolist())
             if strides:
                 yield strides, padding * patch, begin * patch, (marks[i] + 1) * patch
-
-
-@dataclass
-class Cursor:
-    """Where a row stands that is read id by id: the payload that its next id goes on with."""
-
-    patch: int
-    strides: Strides | None = None
-    begin: int = 0
-    """The place of the payload's first byte."""
-    _opened: int = NONE
-    """The place of the last segment's opening."""
-
-    def cross(self, ids: Tensor, held: int) -> None:
-        """Takes up the patch with which the first `held` of a row's ids [held or more] end."""
-        start = held - self.patch
-        first = int(ids[start])
-        if first == PAD and self.strides and self.begin == start:
-            self.begin = held
-        elif first > 255:
-            self.strides, self._opened = None, start
-        if self._opened >= 0 and held == self._opened + preamble(self.patch) * self.patch:
-            self.strides = Strides.of(ids[self._opened : self._opened + HEAD].tolist())
-            self.begin = held

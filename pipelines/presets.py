@@ -65,6 +65,7 @@ def _modern(config: ModelConfig) -> ModelConfig:
         qk_norm=True,
         cross_patch_attention=config.patch,
         ngram_rows=65_536,
+        hints=True,
     )
 
 

@@ -70,6 +70,7 @@ def _stages(*shapes: tuple[int, int], patches: tuple[int, ...] = (8,)) -> Change
 ABLATIONS: dict[str, Change] = {
     "base": Change(),
     "without-smooth-bytes": Change(model={"smooth_bytes": False}),
+    "without-hints": Change(model={"hints": False}),
     "token-shift": Change(model={"token_shift": True}),
     "gated": Change(model={"gated_feed_forward": True}),
     "rms-norm": Change(model={"rms_norm": True}),
