@@ -49,16 +49,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig
+from bytelm.model.embeddings import HintEmbed, Start, mix_waves
 from bytelm.model.hints import hints as hints_of
 from bytelm.model.layers import (
     Groups,
-    HintEmbed,
     ModalityHead,
     Past,
     SegmentPast,
     Stage,
-    Start,
-    mix_waves,
     recomputed,
 )
 from bytelm.model.sharing import SharedPast, Sharing

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from bytelm.model.attention import SHORT
 from bytelm.model.config import ModelConfig
+from bytelm.model.embeddings import HINT_WIDTH, NgramEmbed, PatchEncoder
 from bytelm.model.hints import HINTS
-from bytelm.model.layers import HINT_WIDTH, NgramEmbed, PatchEncoder
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_model
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig, StageConfig
-from bytelm.model.layers import Start
+from bytelm.model.embeddings import Start
 from bytelm.model.megabyte import Megabyte
 
 MODALITY = (torch.arange(144) // 8 % 3).reshape(3, 48).to(torch.uint8)
