@@ -8,7 +8,8 @@ from collections import deque
 
 import torch
 
-from bytelm.model.hints import HEAD, HINTS, NONE, PAD, SPANS, Strides, preamble, thresholds
+from bytelm.model.hints import GUESSES, HEADS, HINTS, PAD, SPANS, Strides, preamble, thresholds
+from bytelm.model.matching import NONE, ORDERS, Matcher
 from bytelm.model.prediction import BLOCK, ONE_BITS, ORDER, WINDOW, coefficients
 
 BOUNDS = [thresholds(span) for span in SPANS]
@@ -24,49 +25,72 @@ class Cursor:
         """The place of the last segment's opening."""
         self._head: list[int] = []
         """The ids from there on."""
-        self._payload: ImagePayload | SoundPayload | None = None
-        self._is_closing = self._is_padding = False
+        self._payload: Payload | None = None
+        self._is_closing = self._is_padding = False  # of the patch that the next id belongs to
 
     def push(self, id_: int) -> None:
         """Takes up the row's next id."""
         if id_ > 255 and self._held % self.patch == 0:
             is_empty = self._payload is not None and self._payload.count == 0
-            self._is_closing, self._is_padding = True, id_ == PAD and is_empty
-            if not self._is_padding:
+            self._is_padding = id_ == PAD and is_empty
+            self._is_closing = not self._is_padding
+            if self._is_closing:
                 self._opened, self._head = self._held, []
-        if len(self._head) < HEAD:
+        if len(self._head) < max(HEADS.values()):
             self._head.append(id_)
-        if self._payload is not None:
+        if self._payload is not None and not self._is_padding:
             self._payload.push(id_ if id_ < 256 else 0)
         self._held += 1
         if self._held % self.patch:
             return
         if self._is_closing:  # what a patch opens with counts behind it
-            strides = self._payload.strides if self._payload and self._is_padding else None
-            self._payload, self._is_closing = _payload(strides), False
-        if self._opened >= 0 and self._held == self._opened + preamble(self.patch) * self.patch:
-            self._payload = _payload(Strides.of(self._head))
+            self._payload = None
+        self._is_closing = self._is_padding = False
+        opener = self._head[0] if self._opened >= 0 else PAD
+        if opener in HEADS and self._held == self._opened + self.patch * preamble(
+            opener, self.patch
+        ):
+            self._payload = payload_of(Strides.of(self._head[: HEADS[opener]]))
 
     def hints(self) -> list[int]:
         """Of the next id, [J]."""
         return self._payload.hints() if self._payload else [NONE] * HINTS
 
 
-class ImagePayload:
-    """The bytes of an image so far."""
+class Payload:
+    """The bytes of a payload so far."""
 
     def __init__(self, strides: Strides) -> None:
         self.strides = strides
         self.count = 0
-        self._bytes: list[int] = []
+        self._matcher = Matcher()
 
     def push(self, byte: int) -> None:
         """Takes up the next byte."""
-        self._bytes.append(byte)
+        self._matcher.push(byte)
         self.count += 1
 
     def hints(self) -> list[int]:
         """Of the next byte, [J]."""
+        return [*self.guesses(), *self._matcher.next()]
+
+    def guesses(self) -> list[int]:
+        """Those that are no matches."""
+        return [NONE] * GUESSES
+
+
+class ImagePayload(Payload):
+    """The bytes of an image so far."""
+
+    def __init__(self, strides: Strides) -> None:
+        super().__init__(strides)
+        self._bytes: list[int] = []
+
+    def push(self, byte: int) -> None:
+        super().push(byte)
+        self._bytes.append(byte)
+
+    def guesses(self) -> list[int]:
         near, line, bytes_, at = self.strides.near, self.strides.line, self._bytes, self.count
 
         def back(distance: int) -> int:
@@ -81,12 +105,11 @@ class ImagePayload:
         return [*(_clamped(guess, 0, 255) for guess in guesses), (at + self.strides.phase) % near]
 
 
-class SoundPayload:
+class SoundPayload(Payload):
     """The samples of a sound so far, and guesses of the next one."""
 
     def __init__(self, strides: Strides) -> None:
-        self.strides = strides
-        self.count = 0
+        super().__init__(strides)
         self._channels = [_Channel() for _ in range(strides.near // 2)]
         self._lost = strides.phase % 2
         self._samples = 0
@@ -95,7 +118,6 @@ class SoundPayload:
         self._next = [0] * (3 + len(SPANS)) if self._lost else self._channels[0].next()
 
     def push(self, byte: int) -> None:
-        """Takes up the next byte."""
         if (self.count + self._lost) % 2:
             if self.count:
                 channel = self._channels[self._samples % len(self._channels)]
@@ -106,7 +128,9 @@ class SoundPayload:
         self.count += 1
 
     def hints(self) -> list[int]:
-        """Of the next byte, [J]."""
+        return [*self.guesses(), *[NONE] * len(ORDERS)]
+
+    def guesses(self) -> list[int]:
         is_low, own = (self.count + self._lost) % 2, _signed(self._last)
         numbers: list[int] = []
         for guess in self._next[:3]:
@@ -148,10 +172,12 @@ class _Channel:
         ]
 
 
-def _payload(strides: Strides | None) -> ImagePayload | SoundPayload | None:
-    if strides is None:
-        return None
-    return ImagePayload(strides) if strides.is_image else SoundPayload(strides)
+KINDS = {"bytes": Payload, "image": ImagePayload, "sound": SoundPayload}
+
+
+def payload_of(strides: Strides) -> Payload:
+    """An empty one."""
+    return KINDS[strides.kind](strides)
 
 
 def _signed(byte: int) -> int:

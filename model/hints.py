@@ -1,10 +1,11 @@
 """Hints: what a codec looks at before it codes a byte, as ids beside the bytes before it.
 
-PNG's filters guess a byte from the pixel to its left and from the line above, FLAC's predictors a
-sample from the last ones. For a model of patches the line above is far away, and a weighted sum of
-samples is sixteen bits of arithmetic: a short training finds neither. Where they lie is in the
-stream, since a segment opens with its header. So an id gets J more, which are functions of the ids
-before it:
+xz copies what followed the same bytes before, PNG's filters guess a byte from the pixel to its left
+and from the line above, FLAC's predictors a sample from the last ones. For a model of patches what
+it would copy lies at another place of its patch, the line above is far away, and a weighted sum of
+samples is sixteen bits of arithmetic: a short training finds none of them. Where they lie is in
+the stream, since a segment opens with its header. So an id gets J more, which are functions of the
+ids before it:
 
     of images   the bytes in its place of the pixels to the left, above, and beside that one; their
                 plane (left + above - corner) and its median with left and above (JPEG-LS); and the
@@ -13,9 +14,11 @@ before it:
     of sounds   three guesses of the sample: by linear prediction, on a line with the last two, and
                 like the last one, two numbers each (`_numbers`); how far predictions were off
                 lately; and which byte of a frame it is
+    of all but  the bytes that followed the last occurrences of the last four, six and eight bytes
+    sounds      in this payload (`matching.py`)
 
-Views with other bytes than pixels and big-endian samples have none. `cursor.py` has the same for a
-row that is read id by id.
+Views with other bytes than pixels and big-endian samples are no images and no sounds here.
+`cursor.py` has the same for a row that is read id by id.
 
 Shapes:
     B rows of T ids    K patches of P ids    m payload bytes    C channels    J = HINTS
@@ -24,22 +27,25 @@ Shapes:
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bytelm.model.matching import NONE, ORDERS, matches
 from bytelm.model.prediction import predicted
 
-IMAGE, AUDIO = 260, 261
-"""The ids that open segments of images and sounds in the stream."""
+TEXT, IMAGE, AUDIO = 259, 260, 261
+"""The ids that open segments of the stream."""
 RASTER, PLANAR, S16BE = 0, 1, 1
 """Codes in their headers of the views that have hints."""
 PAD = 256
-HEAD = 11
-"""Ids of an opening and its header: four bytes by modality, channels, view, offset in four."""
-HINTS = 9
-NONE = -1
+HEADS = {TEXT: 6, IMAGE: 11, AUDIO: 11}
+"""Ids of an opening and its header, which ends with a view and an offset of four bytes; before them
+stand four bytes by modality and the channels, but for text."""
+GUESSES = 9
+HINTS = GUESSES + len(ORDERS)
 SPANS = (16, 128)
 """Samples over which it is measured how far predictions were off."""
 STEPS = 16
@@ -50,40 +56,47 @@ STEPS = 16
 class Strides:
     """How the bytes of a payload lie, from its header."""
 
-    is_image: bool
-    near: int
+    kind: Literal["bytes", "image", "sound"]
+    near: int = 1
     """Bytes of a pixel, or of a frame."""
-    line: int
+    line: int = 0
     """Bytes of a line."""
-    phase: int
+    phase: int = 0
     """Which byte of a pixel or a frame the payload that is there begins with."""
 
     @classmethod
-    def of(cls, head: list[int]) -> "Strides | None":
-        """From the first ids of a segment, [HEAD]; None where there are no hints."""
+    def of(cls, head: list[int]) -> "Strides":
+        """From the first ids of a segment, as many as HEADS says."""
+        if head[0] == TEXT or max(head[1:]) > 255:
+            return cls("bytes")
         opener, high, low, _, _, channels, view, *offset = head
-        if max(head[1:]) > 255 or channels == 0:
-            return None
-        skipped = int.from_bytes(offset, "big")
-        if opener == IMAGE and view in (RASTER, PLANAR):
+        width, skipped = 256 * high + low, int.from_bytes(offset, "big")
+        if opener == IMAGE and view in (RASTER, PLANAR) and width > 1 and channels:
             near = channels if view == RASTER else 1
-            width = 256 * high + low
-            return cls(True, near, width * near, skipped % near) if width > 1 else None
-        if opener == AUDIO and view == S16BE:
-            return cls(False, 2 * channels, 0, skipped % (2 * channels))
-        return None
+            return cls("image", near, width * near, skipped % near)
+        if opener == AUDIO and view == S16BE and channels:
+            return cls("sound", 2 * channels, 0, skipped % (2 * channels))
+        return cls("bytes")
 
     def hints(self, payload: Tensor) -> Tensor:
         """Of every place of a payload, and of the one behind it.
 
         payload [m]: ids; those that are no bytes count as 0, as does what would lie before.
-        Returns [m + 1, J].
+        Returns [m + 1, J] int16.
         """
         bytes_ = payload.masked_fill(payload > 255, 0)
-        made = self._of_image(bytes_.short()) if self.is_image else self._of_sound(bytes_.long())
-        place = torch.arange(len(payload) + 1, device=payload.device)
-        phase = (place + self.phase) % self.near
-        return torch.cat([made, phase[:, None]], dim=1)
+        places = len(payload) + 1
+        made = bytes_.new_full((places, HINTS), NONE, dtype=torch.int16)
+        if self.kind == "image":
+            made[:, : GUESSES - 1] = self._of_image(bytes_.short())
+        elif self.kind == "sound":
+            made[:, : GUESSES - 1] = self._of_sound(bytes_)
+        if self.kind != "bytes":
+            place = torch.arange(places, device=payload.device)
+            made[:, GUESSES - 1] = (place + self.phase) % self.near
+        if self.kind != "sound":
+            made[:, GUESSES:] = matches(bytes_)
+        return made
 
     def _of_image(self, payload: Tensor) -> Tensor:
         places = len(payload) + 1
@@ -150,9 +163,9 @@ def magnitude(total: Tensor, span: int) -> Tensor:
     return torch.searchsorted(bounds, total.contiguous(), right=True)
 
 
-def preamble(patch: int) -> int:
-    """Patches of a segment's preamble."""
-    return -(-HEAD // patch)
+def preamble(opener: int, patch: int) -> int:
+    """Patches of the preamble of a segment that opens with an id; 0 for one that opens none."""
+    return -(-HEADS.get(opener, 0) // patch)
 
 
 def hints(ids: Tensor, document: Tensor, patch: int) -> Tensor:
@@ -165,8 +178,8 @@ def hints(ids: Tensor, document: Tensor, patch: int) -> Tensor:
     runs = runs.repeat_interleave(ids.shape[1] // patch // runs.shape[1], dim=1)
     for row, (of_row, run) in enumerate(zip(host, runs, strict=True)):
         for strides, padding, begin, end in _payloads(of_row, run, patch):
-            made[row, padding:begin] = strides.hints(ids[row, :0]).short()
-            made[row, begin:end] = strides.hints(ids[row, begin : end - 1]).short()
+            made[row, padding:begin] = strides.hints(ids[row, :0])
+            made[row, begin:end] = strides.hints(ids[row, begin : end - 1])
     return made
 
 
@@ -185,13 +198,12 @@ def _payloads(ids: Tensor, run: Tensor, patch: int) -> Iterator[tuple[Strides, i
     marks = marked.nonzero().squeeze(1).tolist()
     first, is_last = starts[marked].tolist(), last[marked].tolist()
     for i, opened in enumerate(marks):
-        if first[i] not in (IMAGE, AUDIO) or is_last[i]:
+        if first[i] not in HEADS or is_last[i]:
             continue
-        padding = begin = opened + preamble(patch)
+        head = ids[opened * patch :][: HEADS[first[i]]].tolist()
+        padding = begin = opened + preamble(first[i], patch)
         i += 1
         while marks[i] == begin and first[i] == PAD and not is_last[i]:
             begin, i = begin + 1, i + 1
         if marks[i] >= begin:
-            strides = Strides.of(ids[opened * patch : opened * patch + HEAD].tolist())
-            if strides:
-                yield strides, padding * patch, begin * patch, (marks[i] + 1) * patch
+            yield Strides.of(head), padding * patch, begin * patch, (marks[i] + 1) * patch

@@ -71,11 +71,11 @@ def tiny_config(shape: str, context: int = 48, **options: Any) -> ModelConfig:
 
 def opened(ids: Tensor, at: int = 0) -> Tensor:
     """Rows of ids [B, T] that open, at the place `at`, with the head of an image in lines of nine
-    bytes, of a sound, or of nothing, in turn."""
-    heads = [260, 0, 3, 0, 9, 3, *[0] * 5], [261, *[0] * 4, 1, 1, *[0] * 4]
+    bytes, of a sound, or of a text, in turn."""
+    heads = [260, 0, 3, 0, 9, 3, *[0] * 5], [261, *[0] * 4, 1, 1, *[0] * 4], [259, *[0] * 5]
     for number, row in enumerate(ids):
-        if number % 3 < 2:
-            row[at : at + 11] = torch.tensor(heads[number % 3])
+        head = torch.tensor(heads[number % 3])
+        row[at : at + len(head)] = head
     return ids
 
 
