@@ -9,10 +9,10 @@ from collections import deque
 import torch
 
 from bytelm.model.hints import GUESSES, HEADS, HINTS, PAD, SPANS, Strides, preamble, thresholds
-from bytelm.model.matching import NONE, ORDERS, Matcher
+from bytelm.model.matching import NONE, Matcher
 from bytelm.model.prediction import BLOCK, ONE_BITS, ORDER, WINDOW, coefficients
 
-BOUNDS = [thresholds(span) for span in SPANS]
+BOUNDS = {span: thresholds(span) for span in (1, *SPANS)}
 
 
 class Cursor:
@@ -72,7 +72,8 @@ class Payload:
 
     def hints(self) -> list[int]:
         """Of the next byte, [J]."""
-        return [*self.guesses(), *self._matcher.next()]
+        right = [bisect_right(BOUNDS[1], count) for count in self._matcher.right]
+        return [*self.guesses(), *self._matcher.found, *right]
 
     def guesses(self) -> list[int]:
         """Those that are no matches."""
@@ -128,7 +129,7 @@ class SoundPayload(Payload):
         self.count += 1
 
     def hints(self) -> list[int]:
-        return [*self.guesses(), *[NONE] * len(ORDERS)]
+        return [*self.guesses(), *[NONE] * (HINTS - GUESSES)]
 
     def guesses(self) -> list[int]:
         is_low, own = (self.count + self._lost) % 2, _signed(self._last)
@@ -166,10 +167,7 @@ class _Channel:
         self._predicted = _sample(weighted + 2 ** (ONE_BITS - 1) >> ONE_BITS)
         guesses = [self._predicted, _sample(2 * last[-1] - last[-2]), last[-1]]
         off = list(self._off)
-        return guesses + [
-            bisect_right(bounds, sum(off[-span:]))
-            for span, bounds in zip(SPANS, BOUNDS, strict=True)
-        ]
+        return guesses + [bisect_right(BOUNDS[span], sum(off[-span:])) for span in SPANS]
 
 
 KINDS = {"bytes": Payload, "image": ImagePayload, "sound": SoundPayload}

@@ -15,7 +15,7 @@ ids before it:
                 like the last one, two numbers each (`_numbers`); how far predictions were off
                 lately; and which byte of a frame it is
     of all but  the bytes that followed the last occurrences of the last four, six and eight bytes
-    sounds      in this payload (`matching.py`)
+    sounds      in this payload, and how often in a row those were right (`matching.py`)
 
 Views with other bytes than pixels and big-endian samples are no images and no sounds here.
 `cursor.py` has the same for a row that is read id by id.
@@ -45,7 +45,7 @@ HEADS = {TEXT: 6, IMAGE: 11, AUDIO: 11}
 """Ids of an opening and its header, which ends with a view and an offset of four bytes; before them
 stand four bytes by modality and the channels, but for text."""
 GUESSES = 9
-HINTS = GUESSES + len(ORDERS)
+HINTS = GUESSES + 2 * len(ORDERS)
 SPANS = (16, 128)
 """Samples over which it is measured how far predictions were off."""
 STEPS = 16
@@ -95,7 +95,8 @@ class Strides:
             place = torch.arange(places, device=payload.device)
             made[:, GUESSES - 1] = (place + self.phase) % self.near
         if self.kind != "sound":
-            made[:, GUESSES:] = matches(bytes_)
+            found, right = matches(bytes_)
+            made[:, GUESSES:] = torch.cat([found, magnitude(right, 1)], dim=1)
         return made
 
     def _of_image(self, payload: Tensor) -> Tensor:

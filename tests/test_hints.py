@@ -76,7 +76,9 @@ def expected(ids: np.ndarray, patch: int) -> np.ndarray:
                 (offset + at) % near,
             ]
         if guesses != _of_sound:
-            made[begin + at, GUESSES:] = [_match(before, k) for k in (4, 6, 8)]
+            found = [_match(before, k) for k in (4, 6, 8)]
+            runs = [_run(before, k) for k in (4, 6, 8)]
+            made[begin + at, GUESSES:] = [*found, *(int(16 * math.log2(1 + n)) for n in runs)]
     return made
 
 
@@ -85,6 +87,13 @@ def _match(before: list[int], k: int) -> int:
         if before[at - k : at] == before[-k:]:
             return before[at]
     return NONE
+
+
+def _run(before: list[int], k: int) -> int:
+    run = 0
+    while run < len(before) and _match(before[: len(before) - run - 1], k) == before[-run - 1]:
+        run += 1
+    return run
 
 
 def _of_image(before: list[int], near: int, width: int, offset: int) -> list[int]:
