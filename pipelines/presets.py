@@ -66,6 +66,7 @@ def _modern(config: ModelConfig) -> ModelConfig:
         cross_patch_attention=config.patch,
         ngram_rows=65_536,
         hints=True,
+        gated_feed_forward=True,
     )
 
 
