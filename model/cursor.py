@@ -47,9 +47,8 @@ class Cursor:
             self._payload = None
         self._is_closing = self._is_padding = False
         opener = self._head[0] if self._opened >= 0 else PAD
-        if opener in HEADS and self._held == self._opened + self.patch * preamble(
-            opener, self.patch
-        ):
+        begin = self._opened + self.patch * preamble(opener, self.patch)
+        if opener in HEADS and self._held == begin:
             self._payload = payload_of(Strides.of(self._head[: HEADS[opener]]))
 
     def hints(self) -> list[int]:

@@ -12,8 +12,10 @@ ids before it:
                 byte before, with the step from there to here that the pixel above or to the left
                 had; and which byte of a pixel it is
     of sounds   three guesses of the sample: by linear prediction, on a line with the last two, and
-                like the last one, two numbers each (`_numbers`); how far predictions were off
-                lately; and which byte of a frame it is
+                like the last one (for its high byte, the two bytes of each; for its low byte,
+                what is left of each above 256 times the high one, and by how much its high byte
+                is more, plus 128); how far predictions were off lately, and which byte of a
+                frame it is
     of all but  the bytes that followed the last occurrences of the last four, six and eight bytes
     sounds      in this payload, and how often in a row those were right (`matching.py`)
 
@@ -39,7 +41,7 @@ from bytelm.model.prediction import predicted
 TEXT, IMAGE, AUDIO = 259, 260, 261
 """The ids that open segments of the stream."""
 RASTER, PLANAR, S16BE = 0, 1, 1
-"""Codes in their headers of the views that have hints."""
+"""Codes in their headers of the views that are read as pixels and as samples."""
 PAD = 256
 HEADS = {TEXT: 6, IMAGE: 11, AUDIO: 11}
 """Ids of an opening and its header, which ends with a view and an offset of four bytes; before them
