@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,14 @@ from bytelm.model.hub import save_pretrained
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import ViewsConfig
 from bytelm.pipelines.evaluate import evaluate
+from bytelm.pipelines.flops import training_flops_per_byte
 from bytelm.pipelines.loader import Batch, EvaluationRows, make_loader
 from bytelm.pipelines.optimizer import Muon
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.shards import ShardSet
 from bytelm.tools import entrants, quality
-from bytelm.tools.ablations import ABLATIONS
+from bytelm.tools.ablations import ABLATIONS, BASE
+from bytelm.tools.bench_scaling import SIZES, Fit, figures_of, recipe
 from bytelm.tools.contestants import PEERS
 from bytelm.tools.entrants import ENTRIES, Entry, OwnEntrant, PeerEntrant, Settings, optimizer
 from bytelm.tools.quality import Corpora, Ledger, Result, Run, figures
@@ -271,26 +274,83 @@ def test_a_change_is_built_and_is_another_run(
     Corpora(sets, plan)
 
 
-def test_the_ablations_command_prints_each_change_beside_the_base(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for split, size in (("train", 9_000), ("val", 300)):
-        (tmp_path / "text" / split).mkdir(parents=True)
-        (tmp_path / "text" / split / "a.txt").write_bytes(bytes(rng.integers(97, 123, size, "u1")))
+Command = Callable[..., tuple[list[dict[str, Any]], str]]
 
-    def run() -> tuple[list[dict[str, Any]], str]:
-        command = [sys.executable, "-m", "bytelm.tools.bench_ablations", tmp_path / "text"]
-        options = ["--work", tmp_path / "work", "--only", "adamw", "--minutes", "1e-4"]
-        done = subprocess.run(
-            [*command, *options], capture_output=True, text=True, check=True, env=environment()
-        )
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Command:
+    """Runs a tool for a moment, on a folder of texts and one of images; its figures and what it
+    told."""
+    rng = np.random.default_rng(0)
+    for split, size, side in (("train", 9_000, 60), ("val", 300, 9)):
+        (tmp_path / "text" / split).mkdir(parents=True)
+        (tmp_path / "image" / split).mkdir(parents=True)
+        (tmp_path / "text" / split / "a.txt").write_bytes(bytes(rng.integers(97, 123, size, "u1")))
+        pixels = rng.integers(0, 256, (side, side, 3), "u1")
+        PIL.Image.fromarray(pixels).save(tmp_path / "image" / split / "a.png")
+
+    def run(tool: str, *options: str, status: int = 0) -> tuple[list[dict[str, Any]], str]:
+        command = [sys.executable, "-m", f"bytelm.tools.{tool}", tmp_path / "text"]
+        command += [tmp_path / "image", "--work", tmp_path / "work", "--minutes", "1e-4", *options]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
+        assert done.returncode == status, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
-    found, told = run()
-    assert [figure["name"] for figure in found] == ["ablation/text/base", "ablation/text/adamw"]
+    return run
+
+
+def test_the_ablations_command_prints_each_change_beside_the_base(experiment: Command) -> None:
+    found, told = experiment("bench_ablations", "--only", "adamw")
+    names = [f"ablation/{m}/{name}" for m in ("text", "image") for name in ("base", "adamw")]
+    assert [figure["name"] for figure in found] == names
     assert found[0]["ratio"] == 1
     assert found[1]["reference"] == found[0]["value"]
     assert all(figure["spread"] is not None for figure in found), "two seeds"
     assert told.count("adamw, 0.0001 min") == 2
-    again, told = run()
+    again, told = experiment("bench_ablations", "--only", "adamw")
     assert again == found
     assert "0.0001 min" not in told
+
+
+def test_one_model_for_all_is_beside_one_for_each(experiment: Command) -> None:
+    found, told = experiment("bench_mixed", "--seeds", "0")
+    names = [f"mixed/{m}/{how}" for m in ("text", "image") for how in ("alone", "together")]
+    assert [figure["name"] for figure in found] == names
+    assert found[1]["reference"] == found[0]["value"]
+    assert "text-alone, 5e-05 min" in told
+
+
+def test_sizes_are_beside_a_fit_of_all_but_the_last() -> None:
+    curve, results, flops = Fit(1.0, 80.0, 0.15), {}, []
+    for i, size in enumerate(SIZES):
+        steps = 40 * 2**i
+        flops.append(training_flops_per_byte(recipe(*size).model) * BASE.context * steps)
+        bits = curve(flops[-1]) + 0.1 * (i == len(SIZES) - 1)  # the last is worse than it should be
+        of_seeds = [bits - 0.01, bits + 0.01]
+        results[size] = [
+            Result({"a": math.log(2) * 1000 * b}, {"a": 1000}, steps, 0, 0, 0.0) for b in of_seeds
+        ]
+    *sizes, ten, hundred = figures_of("text", ["a"], results)
+    assert [figure["flops"] for figure in sizes] == flops
+    assert all(figure["spread"] == pytest.approx(0.01) for figure in sizes)
+    for figure in sizes[:-1]:
+        assert figure["value"] == pytest.approx(figure["reference"], rel=1e-6)
+    assert sizes[-1]["value"] - sizes[-1]["reference"] == pytest.approx(0.1, rel=1e-3)
+    assert ten["value"] == pytest.approx(curve(10 * flops[-1]), rel=1e-4)
+    assert hundred["value"] == pytest.approx(curve(100 * flops[-1]), rel=1e-4)
+    assert ten["reference"] == sizes[-1]["value"]
+
+
+def test_a_size_that_takes_no_step_is_one_line(experiment: Command) -> None:
+    found, told = experiment("bench_scaling", "--seeds", "0", status=2)
+    assert not found
+    assert "took no step" in told.splitlines()[-1]
+
+
+def test_a_fit_finds_the_curve() -> None:
+    curve = Fit(1.2, 300.0, 0.2)
+    flops = [1e11, 2e11, 4e11, 9e11]
+    found = Fit.of(flops, [curve(x) for x in flops])
+    assert found(1e13) == pytest.approx(curve(1e13), rel=1e-6)
+    falling = [3.0, 2.0, 1.2, 0.5]  # as if to below 0
+    assert Fit.of(flops, falling).floor == 0.0

@@ -39,6 +39,10 @@ class Change:
     rows: Mapping[str, Any] = field(default_factory=dict)
     views: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_optimizer(self, **values: Any) -> Change:
+        """The same with another optimizer too."""
+        return replace(self, optimizer=values)
+
     def recipe(self) -> Recipe:
         """The base's with the change, for rows of whole patches."""
         sizes = self.model.get("patch_sizes", BASE.patch_sizes)
@@ -94,6 +98,12 @@ ABLATIONS: dict[str, Change] = {
     "local-wide": _stages((256, 3), (192, 2)),
     "global-wide": _stages((384, 2), (128, 3)),
     "local-narrow": _stages((256, 5), (64, 5)),
+    "narrow": _stages((128, 3), (64, 2)),
+    "narrow-muon-0.01": _stages((128, 3), (64, 2)).with_optimizer(muon_lr=0.01),
+    "narrow-muon-0.04": _stages((128, 3), (64, 2)).with_optimizer(muon_lr=0.04),
+    "wide": _stages((384, 6), (192, 4)),
+    "wide-muon-0.01": _stages((384, 6), (192, 4)).with_optimizer(muon_lr=0.01),
+    "wide-muon-0.04": _stages((384, 6), (192, 4)).with_optimizer(muon_lr=0.04),
     "adamw": Change(optimizer={"name": "adamw"}),
     "muon-0.01": Change(optimizer={"muon_lr": 0.01}),
     "muon-0.04": Change(optimizer={"muon_lr": 0.04}),

@@ -12,27 +12,29 @@ What is finished lies in DIR, and the same command goes on after a stop.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from bytelm.tools.ablations import ABLATIONS, Recipe
 from bytelm.tools.entrants import Entrant, OwnEntrant
-from bytelm.tools.quality import Corpora, Ledger, Result, Run, figures, prepare_sets
+from bytelm.tools.quality import (
+    Corpora,
+    Ledger,
+    Result,
+    Run,
+    experiment_parser,
+    figures,
+    prepare_sets,
+)
 
 
 def main() -> None:
     """Run what is missing, and print."""
-    parser = argparse.ArgumentParser(description="One change at a time.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    parser.add_argument("--work", type=Path, required=True, help="keeps sets and finished runs")
+    parser = experiment_parser("One change at a time.", minutes=5.0)
     parser.add_argument("--only", default=",".join(ABLATIONS), help="changes, with commas")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of each training")
-    parser.add_argument("--seeds", type=_numbers, default="0,1", help="with commas")
     options = parser.parse_args()
     names = list(dict.fromkeys(["base", *options.only.split(",")]))
     for name in names:
@@ -55,10 +57,6 @@ def main() -> None:
             )
     for figure in figures("ablation", results, corpora["base"], ["base"]):
         print(json.dumps(figure), flush=True)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 def build(name: str, recipe: Recipe, context: int) -> Entrant:

@@ -11,6 +11,7 @@ same rows in the same order, one row a step; seeds decide the start of the weigh
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -129,6 +130,20 @@ def _modality(name: str, shard_set: ShardSet) -> str:
             "give a folder for each modality"
         )
     return held[0]
+
+
+def experiment_parser(description: str, minutes: float) -> argparse.ArgumentParser:
+    """The options of an experiment whose seeds may run beside each other."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--work", type=Path, required=True, help="keeps sets and finished runs")
+    parser.add_argument("--minutes", type=float, default=minutes, help="of each training")
+    parser.add_argument("--seeds", type=_numbers, default="0,1", help="with commas")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 class Ledger(Generic[S]):

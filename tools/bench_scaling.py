@@ -1,0 +1,139 @@
+"""Bits per byte against training FLOPs, over sizes of `modern`: JSON lines.
+
+    python tools/bench_scaling.py --work DIR [--minutes M] [--seeds N,...] FOLDER ...
+
+FOLDERs are as for `bench_quality.py`. The models of SIZES are trained one after another, each for
+twice the time of the one before, the last for M minutes. All but the last are fitted by
+
+    bits per byte = floor + scale * FLOPs^-slope,   floor >= 0
+
+for each modality; the last says how far the fit is off where it was not fitted. Each run has one
+thread and lasts by the time of the processor, as in `bench_ablations.py`; what is finished lies in
+DIR.
+
+    scaling/MODALITY/SIZE     bits/byte on `val`, the mean over seeds; `flops` of the training,
+                              `spread` the standard error; `reference` is the fit's value there
+    scaling/MODALITY/10x      what the fit says for ten times the last size's FLOPs; 100x too;
+                              `reference` is the last size's figure
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from bytelm.pipelines.config import OptimizerConfig
+from bytelm.pipelines.flops import costs, training_flops_per_byte
+from bytelm.pipelines.presets import modern
+from bytelm.tools.ablations import BASE, Change, Recipe
+from bytelm.tools.bench_ablations import build
+from bytelm.tools.quality import Corpora, Ledger, Result, Run, experiment_parser, prepare_sets
+
+SIZES = ((128, 2), (128, 4), (256, 3), (256, 6), (384, 5))
+"""Width and layers of stage 0; parameters about double from each to the next, tables aside."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """bits = floor + scale * flops^-slope."""
+
+    floor: float
+    scale: float
+    slope: float
+
+    @classmethod
+    def of(cls, flops: Sequence[float], bits: Sequence[float]) -> Fit:
+        """The least squares, over slopes from 0.01 to 1."""
+        x, y = np.log(np.asarray(flops)), np.asarray(bits)
+        best, least = cls(0.0, 0.0, 0.0), math.inf
+        for slope in np.linspace(0.01, 1.0, 397):
+            falling = np.exp(-slope * (x - x[0]))
+            columns = np.stack([np.ones_like(falling), falling], axis=1)
+            floor, scale = np.linalg.lstsq(columns, y, rcond=None)[0]
+            if floor < 0:
+                floor, scale = 0.0, (falling @ y) / (falling @ falling)
+            error = float(((floor + scale * falling - y) ** 2).sum())
+            if error < least:
+                best, least = cls(floor, scale * math.exp(slope * x[0]), slope), error
+        return best
+
+    def __call__(self, flops: float) -> float:
+        return self.floor + self.scale * flops**-self.slope
+
+
+def recipe(width: int, layers: int) -> Recipe:
+    """`modern` of a size, for the base's rows."""
+    return Recipe(replace(modern(width, layers), context=BASE.context), OptimizerConfig())
+
+
+def main() -> None:
+    """Run what is missing, and print."""
+    parser = experiment_parser("Bits per byte against FLOPs.", minutes=20.0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(stderr=True, highlight=False)
+    try:
+        sets = prepare_sets(options.folders, options.work, console)
+        corpora = Corpora(sets, Change().plan_config())
+    except ValueError as error:
+        parser.error(str(error))
+    ledger = Ledger(options.work / "runs", corpora, build, console, time.process_time)
+    results: dict[tuple[int, int], list[Result]] = {size: [] for size in SIZES}
+    for seed in options.seeds:
+        for i, size in enumerate(SIZES):
+            seconds = 60 * options.minutes / 2 ** (len(SIZES) - 1 - i)
+            name = f"modern-{size[0]}x{size[1]}"
+            result = ledger.result(Run(name, recipe(*size), seconds, seed))
+            if not result.steps:
+                parser.error(f"{name} took no step in {seconds:.3g} s: give more --minutes")
+            results[size].append(result)
+    for modality, names in corpora.by_modality.items():
+        for figure in figures_of(modality, names, results):
+            print(json.dumps(figure), flush=True)
+
+
+def figures_of(
+    modality: str, sets: Sequence[str], results: dict[tuple[int, int], list[Result]]
+) -> list[dict[str, Any]]:
+    """A figure for each size, and two of what the fit says beyond."""
+    flops, bits, spreads = [], [], []
+    for size, of_size in results.items():
+        a_byte = training_flops_per_byte(recipe(*size).model)
+        values = [result.bits_per_byte(sets) for result in of_size]
+        flops.append(a_byte * BASE.context * fmean(result.steps for result in of_size))
+        bits.append(fmean(values))
+        spreads.append(stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None)
+    fit = Fit.of(flops[:-1], bits[:-1])
+
+    def figure(name: str, value: float, reference: float, **more: Any) -> dict[str, Any]:
+        return {
+            "name": f"scaling/{modality}/{name}",
+            "value": value,
+            "unit": "bits/byte",
+            "reference": reference,
+            "ratio": value / reference,
+            **more,
+        }
+
+    found = []
+    for size, at, value, spread in zip(results, flops, bits, spreads, strict=True):
+        count = sum(cost.parameters for cost in costs(recipe(*size).model))
+        more = {"spread": spread, "flops": at, "parameters": count}
+        found.append(figure(f"{size[0]}x{size[1]}", value, fit(at), **more))
+    for times in (10, 100):
+        more = {"floor": fit.floor, "slope": fit.slope}
+        found.append(figure(f"{times}x", fit(times * flops[-1]), bits[-1], **more))
+    return found
+
+
+if __name__ == "__main__":
+    main()
