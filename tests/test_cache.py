@@ -149,7 +149,7 @@ def test_files_of_others_are_left_alone(store: Store, web: Web, config: CacheCon
 def test_prefetch_goes_in_order_up_to_the_limit(
     store: Store, web: Web, config: CacheConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Two threads begin in order, and on a busy machine the second may reserve room before the first.
+    # Two threads begin in order, but on a busy machine the second may reserve room first.
     monkeypatch.setattr("bytelm.pipelines.store.PREFETCH_THREADS", 1)
     blobs = web.put(1, 2, 3, 4, 5)
     store.prefetch(blobs)
