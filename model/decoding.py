@@ -8,7 +8,7 @@ Shapes:
     r   places that are seen of the sequence before
     D   width of the stage       H   heads of c channels
     p   slices of d channels in an output of a stage, one for each place of the stage below
-    V   vocabulary
+    V   vocabulary           J   hints of an id
 
 A row that holds t ids waits for the logits of id t. Stage i then stands at position t // b_i and
 its input is the position before, so that it advances exactly when t is a multiple of b_i.
@@ -180,7 +180,7 @@ class Decoder:
         ]
         slices = rearrange(above, "Q (p d) -> (Q p) d", p=width) if index else None
         before = self._before(torch.full_like(end, row), end, stage)
-        hints = end
+        hints = None
         if stage.hint_embed is not None:
             ids = self._ids[row : row + 1, self.model.back :]
             hints = hints_of(ids, torch.zeros_like(ids[:, :1]), self.model.config.patch)[0, end]
@@ -246,7 +246,7 @@ class Decoder:
         place = held // stage.bytes
         at = place % stage.places
         to = RowsTogether(stage, at, opens=place < stage.places)
-        hints = self._hints(range(self.batch)) if stage.hint_in else self._rows
+        hints = self._hints(range(self.batch)) if stage.hint_in else None
         own = stage.own_input(self._ids[:, end - stage.stage.window : end], place, hints)
         above = stage.above[:, at] if index else None
         output = stage.advance(own, above, stage.turn(place), to)
@@ -260,12 +260,12 @@ class Decoder:
         places = [self._held[row] // stage.bytes for row in rows]
         at = [place % stage.places for place in places]
         to = RowsApart(stage, rows, at, [place < stage.places for place in places])
-        hints = self._hints(rows) if stage.hint_in else self._rows
+        hints = self._hints(rows).split(1) if stage.hint_in else [None] * len(rows)
         own = [
             stage.own_input(
-                self._ids[row : row + 1, stop - stage.stage.window : stop], place, hints[i : i + 1]
+                self._ids[row : row + 1, stop - stage.stage.window : stop], place, of_row
             )
-            for i, (row, stop, place) in enumerate(zip(rows, end, places, strict=True))
+            for row, stop, place, of_row in zip(rows, end, places, hints, strict=True)
         ]
         above = stage.above[rows, at] if index else None
         turn = stage.stage.turn(torch.tensor(places, device=self._ids.device))

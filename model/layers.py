@@ -9,7 +9,7 @@ Shapes:
     H   heads, each of c = D / H channels
     b   bytes in a position of the stage
     d   width of the embedding of one byte
-    V   vocabulary
+    V   vocabulary               J   hints of an id
 
 Every module reads its parameters only in its own `forward`, because ZeRO-3 gathers them there.
 """
@@ -311,7 +311,7 @@ class Stage(nn.Module):
         self,
         before: Tensor,
         place: Tensor,
-        hints: Tensor,
+        hints: Tensor | None,
         above: Tensor | None,
         pasts: Sequence[Past],
     ) -> Tensor:
@@ -334,7 +334,7 @@ class Stage(nn.Module):
                 x = block(x, turn, past)
         return self.patch_out(self.norm(x))
 
-    def own_input(self, before: Tensor, place: Tensor, hints: Tensor) -> Tensor:
+    def own_input(self, before: Tensor, place: Tensor, hints: Tensor | None) -> Tensor:
         """The input of each of S positions but for what the stage above says, [S, D].
 
         before [S, window] int64: the ids before the position in its document, -1 where there are
@@ -354,6 +354,7 @@ class Stage(nn.Module):
         if self.ngram_embed is not None:
             x = x + self.ngram_in(self.ngram_embed(before))
         if self.hint_embed is not None:
+            assert hints is not None
             x = x + self.hint_in(self.hint_embed(hints))
         return x
 

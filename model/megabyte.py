@@ -7,6 +7,7 @@ Shapes:
     S   patches of all rows laid flat, document after document
     C   patches of a chunk       V   vocabulary
     D   width of a stage         p   positions of a stage in one position of its parent
+    J   hints of an id
 
 Stage i has positions of b_i bytes (b_0 = P, 1 for the last stage) and its own byte embedding
 E_i of width d_i = D_i / b_i; the embeddings of a position's bytes are concatenated. With two
@@ -25,7 +26,7 @@ What the paper leaves open is decided so:
     - linear layers have no bias, layer norms do;
     - convolutions act on E_0[x], before E_pos, so that they do not depend on the place;
     - a shifted token is of the position before in the same sequence, zeros at its first place;
-    - n-grams are those of all bytes before a place, over the patch boundary too;
+    - n-grams are those of all bytes before a place, over the patch boundary too, and so are hints;
     - with cross-patch attention the first place of a sequence takes the bytes before it as its
       input, and the start only where the document starts: no local place would see them otherwise;
     - dropout acts on the outputs of attention and feed-forward layers, not on attention weights;
@@ -183,8 +184,8 @@ class Megabyte(nn.Module):
         exact = torch.promote_types(above.dtype, torch.float32)
         nats = above.new_empty(len(patches), self.config.patch, dtype=exact)
         carry: list[Tensor] = []
-        whole_rows = (above, patches, place, heads, hints)
-        parts = zip(*(each.split(chunk) for each in whole_rows), strict=True)
+        laid = (above, patches, place, heads, hints)
+        parts = zip(*(each.split(chunk) for each in laid), strict=True)
         for start, part in zip(range(0, len(patches), chunk), parts, strict=True):
             inputs = *part, carry
             if self.config.activation_checkpointing and torch.is_grad_enabled():

@@ -291,7 +291,7 @@ class StageStep:
         said = self.parent(output.reshape(len(output) * self.places, -1))
         return said.view(len(output), self.places, -1)
 
-    def own_input(self, before: Tensor, place: int, hints: Tensor) -> Tensor:
+    def own_input(self, before: Tensor, place: int, hints: Tensor | None) -> Tensor:
         """As `Stage.own_input`, of rows at one place: [R, window] and hints [R, J] to [R, D]."""
         stage = self.stage
         if stage.bytes > 1:
@@ -310,6 +310,7 @@ class StageStep:
         if stage.ngram_embed is not None and self.ngram_in is not None:
             x = x + self.ngram_in(stage.ngram_embed(before))
         if stage.hint_embed is not None and self.hint_in is not None:
+            assert hints is not None
             x = x + self.hint_in(stage.hint_embed(hints))
         return x
 
