@@ -71,7 +71,8 @@ class ModelConfig:
     conv_patch_encoder: bool = False
     """Causal convolutions of 3, 5 and 7 bytes over stage 0's embeddings before they are patches."""
     ngram_rows: int = 0
-    """Rows of each of three tables of hashed 2-, 3- and 4-grams in the last stage's input."""
+    """Rows of each of three tables of hashed 2-, 3- and 4-grams in the last stage's input; with
+    `hints` not of pixels and samples."""
     ngram_width: int = 32
     hints: bool = False
     """The last stage's input has what a codec looks at: an image's line above and guesses of the

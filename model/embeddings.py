@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from bytelm.model.hints import GUESSES
+
 HINT_WIDTH = 16
 """Of the embedding of each hint."""
 
@@ -53,7 +55,8 @@ class NgramEmbed(nn.Embedding):
     """Tables of the 2-, 3- and 4-grams before a position, found by hash (BLT, arXiv 2412.09871).
 
     An n-gram's row is its polynomial hash mod 2^31 - 1, mod the number of rows. One that would
-    reach over the start of the document gives zeros.
+    reach over the start of the document gives zeros, and so do pixels and samples where there are
+    hints, which say more of them: their n-grams would only fill the tables.
     """
 
     LENGTHS = (2, 3, 4)
@@ -64,16 +67,19 @@ class NgramEmbed(nn.Embedding):
         super().__init__(len(self.LENGTHS) * rows, width)
         self.rows = rows
 
-    def forward(self, before: Tensor) -> Tensor:
-        """The ids before each position, [S, 4 or more], to [S, 3 * width]."""
+    def forward(self, before: Tensor, hints: Tensor | None = None) -> Tensor:
+        """The ids before each position, [S, 4 or more], and its hints [S, J] where the model has
+        them, to [S, 3 * width]."""
         row = []
         for table, n in enumerate(self.LENGTHS):
             hashed = torch.zeros_like(before[:, 0])  # [S]
             for id_ in before[:, -n:].unbind(dim=1):
                 hashed = (hashed * self._FACTOR + id_ + 1) % self._PRIME
             row.append(hashed % self.rows + table * self.rows)
-        reaches = torch.stack([before[:, -n] for n in self.LENGTHS], dim=1) < 0  # [S, 3]
-        embedded = super().forward(torch.stack(row, dim=1)).masked_fill(reaches[..., None], 0.0)
+        is_none = torch.stack([before[:, -n] for n in self.LENGTHS], dim=1) < 0  # [S, 3]
+        if hints is not None and hints.shape[1]:
+            is_none |= hints[:, GUESSES - 1 : GUESSES] >= 0
+        embedded = super().forward(torch.stack(row, dim=1)).masked_fill(is_none[..., None], 0.0)
         return rearrange(embedded, "S n d -> S (n d)")
 
 

@@ -47,6 +47,7 @@ HEADS = {TEXT: 6, IMAGE: 11, AUDIO: 11}
 """Ids of an opening and its header, which ends with a view and an offset of four bytes; before them
 stand four bytes by modality and the channels, but for text."""
 GUESSES = 9
+"""Hints of pixels and samples; the last of them is there for these alone."""
 HINTS = GUESSES + 2 * len(ORDERS)
 SPANS = (16, 128)
 """Samples over which it is measured how far predictions were off."""

@@ -352,7 +352,7 @@ class Stage(nn.Module):
             x = x + self.position_embed((place - 1).clamp(min=0))
         x = self.start_embed(self.patch_in(x), first)
         if self.ngram_embed is not None:
-            x = x + self.ngram_in(self.ngram_embed(before))
+            x = x + self.ngram_in(self.ngram_embed(before, hints))
         if self.hint_embed is not None:
             assert hints is not None
             x = x + self.hint_in(self.hint_embed(hints))

@@ -308,7 +308,7 @@ class StageStep:
         if stage.position_embed is not None:
             x = x + stage.position_embed.weight[place - 1]
         if stage.ngram_embed is not None and self.ngram_in is not None:
-            x = x + self.ngram_in(stage.ngram_embed(before))
+            x = x + self.ngram_in(stage.ngram_embed(before, hints))
         if stage.hint_embed is not None and self.hint_in is not None:
             assert hints is not None
             x = x + self.hint_in(stage.hint_embed(hints))

@@ -61,6 +61,8 @@ class Reference:
                     x = w["patch_in.weight"] @ x
             if "ngram_in.weight" in w:
                 grams = [self._ngram(w["ngram_embed.weight"], data[:j], n) for n in (2, 3, 4)]
+                if self.config.hints and hints[j][8] >= 0:  # a pixel or a sample
+                    grams = [torch.zeros_like(gram) for gram in grams]
                 x = x + w["ngram_in.weight"] @ torch.cat(grams)
             if "hint_in.weight" in w:
                 found = [w["hint_embed.weight"][h] if h >= 0 else no_hint for h in hints[j]]
