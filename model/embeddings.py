@@ -77,7 +77,7 @@ class NgramEmbed(nn.Embedding):
                 hashed = (hashed * self._FACTOR + id_ + 1) % self._PRIME
             row.append(hashed % self.rows + table * self.rows)
         is_none = torch.stack([before[:, -n] for n in self.LENGTHS], dim=1) < 0  # [S, 3]
-        if hints is not None and hints.shape[1]:
+        if hints is not None:
             is_none |= hints[:, GUESSES - 1 : GUESSES] >= 0
         embedded = super().forward(torch.stack(row, dim=1)).masked_fill(is_none[..., None], 0.0)
         return rearrange(embedded, "S n d -> S (n d)")

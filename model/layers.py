@@ -352,7 +352,8 @@ class Stage(nn.Module):
             x = x + self.position_embed((place - 1).clamp(min=0))
         x = self.start_embed(self.patch_in(x), first)
         if self.ngram_embed is not None:
-            x = x + self.ngram_in(self.ngram_embed(before, hints))
+            known = hints if self.hint_embed is not None else None
+            x = x + self.ngram_in(self.ngram_embed(before, known))
         if self.hint_embed is not None:
             assert hints is not None
             x = x + self.hint_in(self.hint_embed(hints))
