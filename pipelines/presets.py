@@ -56,14 +56,18 @@ _SMALL = ModelConfig(
 )
 
 
+MODERN_PATCH = 16
+
+
 def _modern(config: ModelConfig) -> ModelConfig:
     """The options of the model that was ahead of all others in short runs."""
     return dataclasses.replace(
         config,
+        patch_sizes=(MODERN_PATCH,),
+        cross_patch_attention=MODERN_PATCH,
         smooth_bytes=True,
         rope=True,
         qk_norm=True,
-        cross_patch_attention=config.patch,
         ngram_rows=65_536,
         hints=True,
         gated_feed_forward=True,
@@ -73,8 +77,8 @@ def _modern(config: ModelConfig) -> ModelConfig:
 def two_stages(width: int, layers: int) -> tuple[StageConfig, StageConfig]:
     """Stage 0 of a size, and a local stage half as wide and two thirds as deep.
 
-    At P = 8 both then cost about the same for each byte. Heads have 64 channels, so `width` is a
-    multiple of 128.
+    At P = 8 both then cost about the same for each byte; at P = 16 stage 0 costs half as much.
+    Heads have 64 channels, so `width` is a multiple of 128.
     """
     local = width // 2
     return (
@@ -96,7 +100,7 @@ def modern(width: int, layers: int) -> ModelConfig:
     stages = two_stages(width, layers)
     model = ModelConfig(
         stages=stages,
-        patch_sizes=(8,),
+        patch_sizes=(MODERN_PATCH,),
         context=8_192,
         tied_output=False,
         embedding_std=1.0,

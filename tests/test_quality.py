@@ -44,7 +44,7 @@ from bytelm.tools.quality import Corpora, Ledger, Result, Run, figures
 TINY = ModelConfig.from_dict(
     {**TINY_MODEL, "tied_output": False, "embedding_std": 1.0, "init_std": 0.3}
 )
-SETTINGS = Settings(32, 1, 1e-3)
+SETTINGS = Settings(32, 1, 8, 1e-3)
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_finished_runs_are_not_run_again(
 
 
 def test_the_search_takes_the_best_of_each_axis() -> None:
-    entry = Entry(tiny_entrant, ((1, 1), (2, 2), (3, 3)), (0.1, 0.2), (False, True))
+    entry = Entry(tiny_entrant, ((1, 1, 8), (2, 2, 8), (3, 3, 8)), (0.1, 0.2), (False, True))
     nats = {(1, 0.1): math.nan, (2, 0.1): 5.0, (3, 0.1): 6.0, (2, 0.2): 4.0, (3, 0.2): 1.0}
     asked: list[Run[Settings]] = []
 
@@ -214,7 +214,7 @@ def test_the_search_takes_the_best_of_each_axis() -> None:
         result=result,
     )
     found = quality.search(ledger, "tiny", entry, 6.0)
-    assert found == Settings(2, 2, 0.2, True)
+    assert found == Settings(2, 2, 8, 0.2, True)
     assert len(set(asked)) == quality.search_runs(entry) == 5
     assert {(run.seconds, run.val_rows) for run in asked} == {(6.0, quality.SEARCH_ROWS)}
 
@@ -247,7 +247,7 @@ def test_figures_are_means_beside_the_best_peer() -> None:
 
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name not in PEERS])
 def test_our_entrants_build_and_train(name: str, corpora: Corpora) -> None:
-    entrant = ENTRIES[name].build(Settings(128, 1, 1e-3), TINY.context)
+    entrant = ENTRIES[name].build(Settings(128, 1, 8, 1e-3), TINY.context)
     (batch, *_) = rows_of(corpora, "hiss")
     assert entrant.nats(batch).shape == batch.ids.shape
     entrant.loss(batch).backward()

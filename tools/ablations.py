@@ -14,7 +14,7 @@ from typing import Any
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.pipelines.config import OptimizerConfig, ViewsConfig
 from bytelm.pipelines.packing import PlanConfig
-from bytelm.pipelines.presets import init_std, preset
+from bytelm.pipelines.presets import MODERN_PATCH, init_std, preset
 
 BASE = replace(preset("modern-demo"), context=8_192)
 
@@ -58,7 +58,7 @@ class Change:
         return PlanConfig(model.context, model.patch, vars(views), **rest)
 
 
-def _stages(*shapes: tuple[int, int], patches: tuple[int, ...] = (8,)) -> Change:
+def _stages(*shapes: tuple[int, int], patches: tuple[int, ...] = (MODERN_PATCH,)) -> Change:
     """Width and layers of each stage, heads of 64 channels (32 where the width is below 128)."""
     stages = tuple(StageConfig(w, n, max(w // 64, 2)) for w, n in shapes)
     return Change(
@@ -91,8 +91,9 @@ ABLATIONS: dict[str, Change] = {
     "ngrams-16384": Change(model={"ngram_rows": 16_384}),
     "patch-4": _stages((256, 4), (128, 3), patches=(4,)),
     "patch-6": _stages((256, 4), (128, 3), patches=(6,)),
+    "patch-8": _stages((256, 4), (128, 3), patches=(8,)),
     "patch-12": _stages((256, 4), (128, 3), patches=(12,)),
-    "patch-16": _stages((256, 4), (128, 3), patches=(16,)),
+    "patch-24": _stages((256, 4), (128, 3), patches=(24,)),
     "three-stages": _stages((256, 3), (192, 2), (128, 3), patches=(4, 4)),
     "local-deep": _stages((256, 3), (128, 4)),
     "local-wide": _stages((256, 3), (192, 2)),

@@ -28,8 +28,8 @@ from bytelm.pipelines.optimizer import make_optimizer
 from bytelm.pipelines.presets import init_std, preset, two_stages
 from bytelm.tools.contestants import HEAD, Shape, mblm, megabyte_pytorch
 
-PATCH = 8
-"""Ids in a patch of the rows, which flat models see too."""
+PATCH = 16
+"""Ids in a patch of the rows, a multiple of every entrant's; flat models see these rows too."""
 WINDOW = 512
 CPU = torch.device("cpu")
 MUON_FACTOR = 10
@@ -43,6 +43,8 @@ class Settings:
     width: int
     """Of stage 0; the local stage follows from it by `two_stages`."""
     layers: int
+    patch: int
+    """P; 0 for a model of one stage."""
     lr: float
     """AdamW's."""
     rotary: bool = False
@@ -50,7 +52,8 @@ class Settings:
 
     def __str__(self) -> str:
         rotary = " rotary" if self.rotary else ""
-        return f" {self.width}x{self.layers} lr {self.lr:g}{rotary}"
+        patch = f" P {self.patch}" if self.patch else ""
+        return f" {self.width}x{self.layers}{patch} lr {self.lr:g}{rotary}"
 
 
 def precision() -> str:
@@ -140,8 +143,8 @@ class Entry:
 
     build: Callable[[Settings, int], Entrant]
     """From its settings and T."""
-    sizes: tuple[tuple[int, int], ...]
-    """Width and layers of stage 0."""
+    sizes: tuple[tuple[int, int, int], ...]
+    """Width and layers of stage 0, and P."""
     lrs: tuple[float, float]
     rotary: tuple[bool, ...] = (False,)
 
@@ -149,7 +152,12 @@ class Entry:
 def _modern(settings: Settings, context: int) -> Entrant:
     stages = two_stages(settings.width, settings.layers)
     config = replace(
-        preset("modern-demo"), stages=stages, context=context, init_std=init_std(stages)
+        preset("modern-demo"),
+        stages=stages,
+        patch_sizes=(settings.patch,),
+        cross_patch_attention=settings.patch,
+        context=context,
+        init_std=init_std(stages),
     )
     return OwnEntrant(config, optimizer("muon", settings.lr))
 
@@ -159,6 +167,7 @@ def _paper(settings: Settings, context: int) -> Entrant:
     config = replace(
         preset("paper-text"),
         stages=two_stages(settings.width, settings.layers),
+        patch_sizes=(settings.patch,),
         context=context,
         local_chunk=0,
         activation_checkpointing=False,
@@ -185,7 +194,7 @@ def _flat(window: int) -> Callable[[Settings, int], Entrant]:
 
 def _shape(settings: Settings, context: int) -> Shape:
     above, local = two_stages(settings.width, settings.layers)
-    return Shape(context, PATCH, above.width, above.layers, local.width, local.layers)
+    return Shape(context, settings.patch, above.width, above.layers, local.width, local.layers)
 
 
 def _megabyte_pytorch(settings: Settings, context: int) -> Entrant:
@@ -201,8 +210,8 @@ def _mblm(settings: Settings, context: int) -> Entrant:
     return PeerEntrant(model, model, lambda ids: model(ids, return_type=logits), settings.lr)
 
 
-TWO_STAGE_SIZES = ((256, 4), (256, 2), (384, 6))
-FLAT_SIZES = ((192, 4), (128, 3), (256, 6))
+TWO_STAGE_SIZES = ((256, 4, 16), (256, 4, 8), (384, 6, 16))
+FLAT_SIZES = ((192, 4, 0), (128, 3, 0), (256, 6, 0))
 
 ENTRIES: dict[str, Entry] = {
     "modern": Entry(_modern, TWO_STAGE_SIZES, (2e-3, 1e-3)),

@@ -42,7 +42,7 @@ S = TypeVar("S")
 
 WARMUP = 0.05
 """Share of the time over which learning rates rise."""
-SEARCH_ROWS = 16
+SEARCH_ROWS = 8
 """Rows of each set's `val` that a run of the search scores."""
 
 
@@ -326,7 +326,7 @@ def search(ledger: Ledger[Settings], entrant: str, entry: Entry, seconds: float)
         return mean if math.isfinite(mean) else math.inf
 
     axes: list[list[dict[str, Any]]] = [
-        [{"width": width, "layers": layers} for width, layers in entry.sizes],
+        [dict(zip(("width", "layers", "patch"), size, strict=True)) for size in entry.sizes],
         [{"lr": lr} for lr in entry.lrs],
         [{"rotary": rotary} for rotary in entry.rotary],
     ]
