@@ -5,9 +5,9 @@
 Each FOLDER holds files of one modality below `train` and `val` (the demo's by default); modalities
 are mixed in equal bytes. `entrants.py` says who runs and what is tried for each, `quality.py` how.
 For each entrant the best size, learning rate and switch are searched in short runs, and then
-trained once for each seed. Two threads, one row of 8,192 ids a step, bf16 autocast (fp32 where the
-processor has no bf16); nothing else should run on the machine. What is finished lies in DIR, and
-the same command goes on after a stop.
+trained once for each seed. One row of 8,192 ids a step, bf16 autocast (fp32 where the processor has
+no bf16), two threads or as many as `--threads` says; nothing else should run on their cores. What is
+finished lies in DIR, and the same command goes on after a stop.
 
 One line a figure, and where a modality has several folders one for each of these too:
 
@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +32,6 @@ from bytelm.pipelines.config import ViewsConfig
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.tools.contestants import PEERS
 from bytelm.tools.entrants import ENTRIES, PATCH, Settings, build
-from bytelm.tools.measure import start_process
 from bytelm.tools.quality import (
     Corpora,
     Ledger,
@@ -57,16 +57,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of each seed's training")
     parser.add_argument("--search-minutes", type=float, default=3.0, help="of a search's run")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="of every run")
     options = parser.parse_args()
     names = options.only.split(",")
     for name in names:
         if name not in ENTRIES:
             parser.error(f"no entrant {name!r}: choose from {', '.join(ENTRIES)}")
-    if min(options.minutes, options.search_minutes) <= 0 or options.seeds < 1:
-        parser.error("minutes have to be above 0, and seeds at least 1")
+    if min(options.minutes, options.search_minutes) <= 0 or min(options.seeds, options.threads) < 1:
+        parser.error("minutes have to be above 0, and seeds and threads at least 1")
     folders = options.folders or [DEMO / modality for modality in ("text", "image", "audio")]
 
-    start_process()
+    torch.set_num_threads(options.threads)
     console = Console(stderr=True, highlight=False)
     try:
         sets = prepare_sets(folders, options.work, console)
