@@ -5,9 +5,9 @@
 Each FOLDER holds files of one modality below `train` and `val` (the demo's by default); modalities
 are mixed in equal bytes. `entrants.py` says who runs and what is tried for each, `quality.py` how.
 For each entrant the best size, learning rate and switch are searched in short runs, and then
-trained once for each seed. One row of 8,192 ids a step, bf16 autocast (fp32 where the processor has
-no bf16), two threads or as many as `--threads` says; nothing else should run on their cores. What is
-finished lies in DIR, and the same command goes on after a stop.
+trained once for each seed. One row of 8,192 ids a step, bf16 autocast (fp32 where the processor
+has no bf16); two threads or as many as `--threads` says, and nothing else should run on their
+cores. What is finished lies in DIR, and the same command goes on after a stop.
 
 One line a figure, and where a modality has several folders one for each of these too:
 
