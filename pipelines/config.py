@@ -81,8 +81,8 @@ class OptimizerConfig:
 
     name: Literal["muon", "adamw"] = "muon"
     """`muon` trains the hidden matrices by Muon and the rest by AdamW."""
-    lr: float = 2e-3
-    """AdamW's, at the end of the warm-up."""
+    lr: float | None = None
+    """AdamW's, at the end of the warm-up; None is 1e-2 beside Muon and 2e-3 for AdamW alone."""
     muon_lr: float = 0.02
     """Muon's, at the end of the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -90,6 +90,13 @@ class OptimizerConfig:
     clip: float = 1.0
     """Largest norm of the gradient."""
     warmup_steps: int = 500
+
+    @property
+    def adamw_lr(self) -> float:
+        """`lr`, or what stands for None: tables, heads and vectors want more than matrices do."""
+        if self.lr is not None:
+            return self.lr
+        return 1e-2 if self.name == "muon" else 2e-3
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def make_optimizer(
 ) -> torch.optim.AdamW | Muon:
     """The optimizer of a config, on the whole parameters of a model of `precision`."""
     options: dict[str, Any] = {
-        "lr": config.lr,
+        "lr": config.adamw_lr,
         "betas": config.betas,
         "weight_decay": config.weight_decay,
         "fused": True,
@@ -64,8 +64,8 @@ def set_learning_rates(
     """Give every group its rate of step `step` (from 0) of `steps`; returns AdamW's."""
     share = schedule(step, steps, config)
     for group in optimizer.param_groups:
-        group["lr"] = share * (config.muon_lr if group["is_muon"] else config.lr)
-    return share * config.lr
+        group["lr"] = share * (config.muon_lr if group["is_muon"] else config.adamw_lr)
+    return share * config.adamw_lr
 
 
 class Muon(torch.optim.AdamW):

@@ -59,7 +59,7 @@ def losses_with_torch(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         share = schedule(step, config.train.steps, options)
-        for optimizer, lr in ((muon, options.muon_lr), (adamw, options.lr)):
+        for optimizer, lr in ((muon, options.muon_lr), (adamw, options.adamw_lr)):
             optimizer.param_groups[0]["lr"] = lr * share
             optimizer.step()
             optimizer.zero_grad()
