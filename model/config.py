@@ -147,6 +147,11 @@ class ModelConfig:
         """P, the bytes in one position of stage 0 (1 for a single stage)."""
         return self.position_bytes(0)
 
+    @property
+    def hint_patch(self) -> int:
+        """P of a model that reads hints, by which they are made; 0 for others."""
+        return self.patch if self.hints else 0
+
     def position_bytes(self, stage: int) -> int:
         """The bytes in one position of `stage`; 1 for the last stage."""
         return math.prod(self.patch_sizes[stage:])

@@ -147,7 +147,12 @@ class Megabyte(nn.Module):
             mix_waves(module.weight.view(-1, rows, module.weight.shape[-1]), std)
 
     def forward(
-        self, ids: Tensor, document: Tensor, modality: Tensor, sharing: Sharing | None = None
+        self,
+        ids: Tensor,
+        document: Tensor,
+        modality: Tensor,
+        sharing: Sharing | None = None,
+        hints: Tensor | None = None,
     ) -> Tensor:
         """Nats of every id given the ids before it in its document.
 
@@ -158,6 +163,8 @@ class Megabyte(nn.Module):
         sharing: ranks that have the same rows and share the work; each gets nats of its own
             patches, and 0 for those of others. Its part of a row has at least the config's `reach`
             patches.
+        hints [B, T, J] int16: those of `hints.py` for these ids and P, which a data worker can
+            make beforehand; without them they are made here, if the model reads any.
 
         Returns -log p(ids[b, t] | ids[b, < t] of its document), [B, T] float32 (float64 for a
         model of float64). The logits of more than `local_chunk` patches never exist at once.
@@ -166,7 +173,7 @@ class Megabyte(nn.Module):
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
         place, heads = layout.place, self._heads(modality, ids, layout)
-        hints = self._hints(ids, document, layout)
+        hints = self._hints(ids, document, layout, hints)
         whole = self._past(layout)
         past: Past = whole
         own, reach = None, 0
@@ -250,11 +257,14 @@ class Megabyte(nn.Module):
         before = layout.gather(modality, self.config.patch, 1)[:, :-1]
         return before.clamp(min=0)
 
-    def _hints(self, ids: Tensor, document: Tensor, layout: Layout) -> Tensor:
+    def _hints(
+        self, ids: Tensor, document: Tensor, layout: Layout, made: Tensor | None = None
+    ) -> Tensor:
         """The hints of each place, [S, P, J]; [S, 0, 0] where no stage reads them."""
         if not self.config.hints:
             return ids.new_zeros(len(layout.order), 0, 0)
-        made = hints_of(ids, document, self.config.patch)
+        if made is None:
+            made = hints_of(ids, document, self.config.patch)
         return rearrange(made, "B (K P) J -> (B K) P J", P=self.config.patch)[layout.order]
 
     def _layout(self, ids: Tensor, document: Tensor) -> Layout:

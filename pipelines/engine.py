@@ -323,12 +323,8 @@ class Engine:
         return self._forward(batch, None)
 
     def _forward(self, batch: Batch, sharing: Sharing | None) -> Tensor:
-        return self._engine(
-            batch.ids.to(self.device).long(),
-            batch.document.to(self.device),
-            batch.modality.to(self.device),
-            sharing,
-        )
+        ids, document, modality, hints = batch.inputs(self.device)
+        return self._engine(ids, document, modality, sharing, hints)
 
     def _skip_what_is_not_finite(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Before a step at ZeRO 0: without gradients nothing is updated. DeepSpeed skips such steps

@@ -126,9 +126,8 @@ def evaluate(
     @torch.no_grad()
     def nats(rows: Batch) -> Tensor:
         with autocast(device, precision):
-            return model(
-                rows.ids.to(device).long(), rows.document.to(device), rows.modality.to(device)
-            )
+            ids, document, modality, hints = rows.inputs(device)
+            return model(ids, document, modality, hints=hints)
 
     scores, patch, title = Scores(), model.config.patch, f"scoring {split}"
     if way == windows.PLAIN:

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import FILE_VIEW_CODE, Bytes, Modality
+from bytelm.model.hints import HINTS
+from bytelm.model.hints import hints as hints_of
 from bytelm.pipelines import signals
 from bytelm.pipelines.plan import Plan, PlannedRow
 from bytelm.pipelines.shards import ByteCache, DamageError
@@ -30,6 +32,7 @@ PREFETCH_BYTES = 1 << 26
 MAX_PREFETCHED_BATCHES = 16
 MAX_POOLED_BUFFERS = 8
 BYTES_PER_ID = 4  # at most: ids of 2 bytes, role, and 5 bytes a patch
+HINT_BYTES_PER_ID = 2 * HINTS
 
 _MODALITIES = list(MODALITIES.values())
 
@@ -71,6 +74,18 @@ class Batch:
     origins: list[Origin | None]
     """Of each row; None of filler."""
     damage: list[Damage]
+    hints: Tensor | None = None
+    """[B, L, J] int16 of `model/hints.py`, where the loader was asked for them."""
+
+    def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What `Megabyte.forward` reads, on a device: ids, document, modality and hints."""
+        hints = None if self.hints is None else self.hints.to(device, non_blocking=True)
+        return (
+            self.ids.to(device, non_blocking=True).long(),
+            self.document.to(device, non_blocking=True),
+            self.modality.to(device, non_blocking=True),
+            hints,
+        )
 
     @property
     def modality(self) -> Tensor:
@@ -97,6 +112,7 @@ class Batch:
             self.role.pin_memory(),
             self.origins,
             self.damage,
+            None if self.hints is None else self.hints.pin_memory(),
         )
 
 
@@ -139,10 +155,15 @@ class BufferPool:
 class RowDataset(Dataset[Batch]):
     """Batches by the positions of their rows; None gives a row of filler."""
 
-    def __init__(self, plan: Plan, mask_damage: bool = False):
-        """`mask_damage` turns damaged pieces into PAD; otherwise damage raises DamageError."""
+    def __init__(self, plan: Plan, mask_damage: bool = False, hint_patch: int = 0):
+        """
+        Args:
+            mask_damage: turns damaged pieces into PAD; otherwise damage raises DamageError.
+            hint_patch: P of a model that reads hints, which its batches bring then; 0 for others.
+        """
         self.plan = plan
         self.mask_damage = mask_damage
+        self.hint_patch = hint_patch
         self._payloads = ByteCache[tuple[int, str, int], Bytes](PAYLOAD_CACHE_BYTES)
         self._buffers = BufferPool()
         self._in_use: set[tuple[int, str]] = set()
@@ -171,7 +192,7 @@ class RowDataset(Dataset[Batch]):
             documents = tuple(np.unique(row.index["document"]).tolist())
             location = self.plan.sources[row.source].set.location
             origins.append(Origin(location, row.shard.name, documents))
-        return Batch(
+        batch = Batch(
             ids=torch.from_numpy(ids),
             patch_modality=torch.from_numpy(modality),
             document=torch.from_numpy(document),
@@ -179,6 +200,9 @@ class RowDataset(Dataset[Batch]):
             origins=origins,
             damage=damage,
         )
+        if self.hint_patch:
+            batch.hints = hints_of(batch.ids.long(), batch.document, self.hint_patch)
+        return batch
 
     def _prefetch(self, epoch: int, row: int) -> None:
         """Have remote shards of the windows in use and the next ones fetched, and let go of those
@@ -362,17 +386,23 @@ class EvaluationRows(Sampler[list[Position | None]]):
 
 
 def make_loader(
-    plan: Plan, rows: TrainingRows | EvaluationRows, workers: int, mask_damage: bool = False
+    plan: Plan,
+    rows: TrainingRows | EvaluationRows,
+    workers: int,
+    mask_damage: bool = False,
+    hint_patch: int = 0,
 ) -> DataLoader[Batch]:
     """A DataLoader over the rows; the batches are the same for any number of workers.
 
     What workers hold ready is bounded by PREFETCH_BYTES, however slowly it is taken.
+    `mask_damage`, `hint_patch`: as of `RowDataset`.
     """
     batch_rows = rows.micro_batch if isinstance(rows, TrainingRows) else rows.batch
-    batch_bytes = batch_rows * plan.config.row_length * BYTES_PER_ID
+    id_bytes = BYTES_PER_ID + (HINT_BYTES_PER_ID if hint_patch else 0)
+    batch_bytes = batch_rows * plan.config.row_length * id_bytes
     ahead = max(1, PREFETCH_BYTES // (batch_bytes * max(1, workers)))
     return DataLoader(
-        RowDataset(plan, mask_damage),
+        RowDataset(plan, mask_damage, hint_patch),
         batch_sampler=rows,
         collate_fn=_as_it_is,
         num_workers=workers,

@@ -225,7 +225,8 @@ def _loop(
         engine.groups,
     )
     mask = config.data.damage == "mask"
-    batches = iter(make_loader(plan, rows, config.data.workers, mask))
+    hinted = config.model.hint_patch
+    batches = iter(make_loader(plan, rows, config.data.workers, mask, hinted))
     positions = plan.positions(state.epoch, state.row)
     validation = _validation_plans(config, log)
     steps = steps_to_do(config, plan)

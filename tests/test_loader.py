@@ -12,6 +12,9 @@ import torch
 from conftest import SetMaker, audio, image, text
 
 from bytelm.modalities import MODALITIES, framing
+from bytelm.model.config import ModelConfig
+from bytelm.model.hints import hints
+from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.loader import (
     EvaluationRows,
     RowDataset,
@@ -59,6 +62,27 @@ def test_global_batches_do_not_depend_on_ranks_and_workers(
     *_, (epoch, row) = islice(plan.positions(0, 0), 3 * 8 + 1)
     resumed = global_batches(plan, ranks, workers, (epoch, row), 7)
     assert all(map(torch.equal, resumed, reference[3:]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_bring_the_hints_that_the_model_would_make(
+    mixed_set: ShardSet, workers: int
+) -> None:
+    plan = plan_of(mixed_set)
+    torch.manual_seed(0)
+    stages = [{"width": 32, "layers": 1, "heads": 2}, {"width": 16, "layers": 1, "heads": 2}]
+    # Its patch is half of that of the rows.
+    values = {"stages": stages, "patch_sizes": [4], "context": 256, "init_std": 0.3, "hints": True}
+    model = Megabyte(ModelConfig.from_dict(values)).eval()
+    rows = EvaluationRows(plan.rows(0), 2, 0, 1)
+    for batch in make_loader(plan, rows, workers, hint_patch=model.config.hint_patch):
+        ids, document, modality, made = batch.inputs(torch.device("cpu"))
+        assert made is not None
+        assert torch.equal(made, hints(ids, document, 4))
+        with torch.no_grad():
+            nats = model(ids, document, modality, hints=made)
+            assert torch.equal(nats, model(ids, document, modality))
+            assert not torch.equal(nats, model(ids, document, modality, hints=made.roll(1, 1)))
 
 
 @pytest.mark.parametrize("packing", ["whole", "cut"])
