@@ -39,7 +39,7 @@ from bytelm.tools.ablations import ABLATIONS, BASE
 from bytelm.tools.bench_scaling import SIZES, Fit, figures_of, recipe
 from bytelm.tools.contestants import PEERS
 from bytelm.tools.entrants import ENTRIES, Entry, OwnEntrant, PeerEntrant, Settings, optimizer
-from bytelm.tools.quality import Corpora, Ledger, Result, Run, figures
+from bytelm.tools.quality import Budget, Corpora, Ledger, Result, Run, figures
 
 TINY = ModelConfig.from_dict(
     {**TINY_MODEL, "tied_output": False, "embedding_std": 1.0, "init_std": 0.3}
@@ -147,18 +147,27 @@ def test_learning_rates_follow_the_clock(corpora: Corpora) -> None:
     assert quality.rate(1) == 0
     entrant = tiny_entrant(lr=1e-3)
     assert isinstance(entrant.optimizer, Muon)
-    assert quality.train(entrant, corpora.train, 10.0, ticks()) == (9, 0)
+    assert quality.train(entrant, corpora.train, Budget(10.0), ticks()) == (9, 0)
     rates = {group["is_muon"]: group["lr"] for group in entrant.optimizer.param_groups}
     left = quality.rate(0.9)
     assert 0 < left < 0.2
     assert rates == {True: pytest.approx(2e-3 * left), False: pytest.approx(1e-3 * left)}
 
 
+def test_flops_come_to_steps_and_rates_follow_them(corpora: Corpora) -> None:
+    entrant = tiny_entrant(lr=1e-3)
+    a_row = training_flops_per_byte(TINY) * TINY.context
+    assert entrant.row_flops(TINY.context) == a_row
+    assert quality.train(entrant, corpora.train, Budget(7.2 * a_row, "FLOPs"), ticks()) == (7, 0)
+    rates = [group["lr"] for group in entrant.optimizer.param_groups if not group["is_muon"]]
+    assert rates == [pytest.approx(1e-3 * quality.rate(6.5 / 7.2))]
+
+
 def test_a_gradient_that_is_not_finite_is_dropped_and_counted(corpora: Corpora) -> None:
     model = Bigrams()
     before = model.table.detach().clone()
     entrant = PeerEntrant(model, lambda ids: math.inf * model.loss(ids), model.after, lr=1e-3)
-    assert quality.train(entrant, corpora.train, 4.0, ticks()) == (3, 3)
+    assert quality.train(entrant, corpora.train, Budget(4.0), ticks()) == (3, 3)
     assert torch.equal(model.table, before)
 
 
@@ -177,10 +186,10 @@ def test_finished_runs_are_not_run_again(
     def ledger(on: Corpora = corpora) -> Ledger[Settings]:
         return Ledger(tmp_path / "runs", on, build, Console(quiet=True))
 
-    runs = [Run("tiny", SETTINGS, 1e-3, seed) for seed in range(2)]
+    runs = [Run("tiny", SETTINGS, Budget(1e-3), seed) for seed in range(2)]
     first = [ledger().result(run) for run in runs]
     assert first[0].nats != first[1].nats, "a seed decides the weights"
-    stopped = Run("tiny", replace(SETTINGS, lr=2.0), 1e-3)
+    stopped = Run("tiny", replace(SETTINGS, lr=2.0), Budget(1e-3))
     with pytest.raises(KeyboardInterrupt):
         ledger().result(stopped)
     assert len(built) == len(list((tmp_path / "runs").iterdir())) == 2
@@ -189,7 +198,8 @@ def test_finished_runs_are_not_run_again(
     assert len(built) == 2
     fewer = Corpora({name: s for name, s in sets.items() if name != "hiss"}, corpora.config)
     others = [
-        (replace(runs[0], seconds=2e-3), corpora),
+        (replace(runs[0], budget=Budget(2e-3)), corpora),
+        (replace(runs[0], budget=Budget(1e-3, "FLOPs")), corpora),
         (replace(runs[0], val_rows=1), corpora),
         (replace(runs[0], settings=replace(SETTINGS, lr=1e-2)), corpora),
         (runs[0], fewer),
@@ -213,10 +223,10 @@ def test_the_search_takes_the_best_of_each_axis() -> None:
         corpora=SimpleNamespace(by_modality={"text": ["a"], "image": ["b"]}),
         result=result,
     )
-    found = quality.search(ledger, "tiny", entry, 6.0)
+    found = quality.search(ledger, "tiny", entry, Budget(6.0))
     assert found == Settings(2, 2, 8, 0.2, True)
     assert len(set(asked)) == quality.search_runs(entry) == 5
-    assert {(run.seconds, run.val_rows) for run in asked} == {(6.0, quality.SEARCH_ROWS)}
+    assert {(run.budget, run.val_rows) for run in asked} == {(Budget(6.0), quality.SEARCH_ROWS)}
 
 
 def test_figures_are_means_beside_the_best_peer() -> None:

@@ -4,6 +4,8 @@
 
 FOLDERs are as for `bench_quality.py`; `ablations.py` lists the changes. Each run has one thread and
 lasts by the time of the processor, so that as many may run beside each other as there are cores.
+With `--flops F` a run takes as many steps as come to F instead; that is the measure for a GPU,
+where such small models wait for the processor.
 What is finished lies in DIR, and the same command goes on after a stop.
 
     ablation/MODALITY/NAME    bits/byte on `val`: the mean over seeds; `spread` is its standard
@@ -25,6 +27,7 @@ from bytelm.tools.quality import (
     Ledger,
     Result,
     Run,
+    budget,
     experiment_parser,
     figures,
     prepare_sets,
@@ -53,7 +56,7 @@ def main() -> None:
         for name in names:
             ledger = Ledger(options.work / "runs", corpora[name], build, console, time.process_time)
             results[name].append(
-                ledger.result(Run(name, ABLATIONS[name].recipe(), 60 * options.minutes, seed))
+                ledger.result(Run(name, ABLATIONS[name].recipe(), budget(options), seed))
             )
     for figure in figures("ablation", results, corpora["base"], ["base"]):
         print(json.dumps(figure), flush=True)

@@ -1,10 +1,10 @@
 """Bits per byte of one model for all modalities beside a model for each: JSON lines.
 
-    python tools/bench_mixed.py --work DIR [--minutes M] [--seeds N,...] FOLDER ...
+    python tools/bench_mixed.py --work DIR [--minutes M | --flops F] [--seeds N,...] FOLDER ...
 
 FOLDERs are as for `bench_quality.py`. One `modern` model is trained on all of them for M minutes,
-and one on each modality's alone for an equal part of M. Each run has one thread and lasts by the
-time of the processor, as in `bench_ablations.py`; what is finished lies in DIR.
+or F FLOPs, and one on each modality's alone for an equal part of that. Each run has one thread and
+lasts by the time of the processor, as in `bench_ablations.py`; what is finished lies in DIR.
 
     mixed/MODALITY/alone       bits/byte on `val` of a model for it alone: the mean over seeds;
     mixed/MODALITY/together    the one model for all; `spread` is the standard error, `reference`
@@ -26,6 +26,7 @@ from bytelm.tools.quality import (
     Ledger,
     Result,
     Run,
+    budget,
     experiment_parser,
     figures,
     prepare_sets,
@@ -49,14 +50,15 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
 
-    def results(name: str, corpora: Corpora, minutes: float) -> list[Result]:
+    def results(name: str, corpora: Corpora, share: float) -> list[Result]:
         ledger = Ledger(options.work / "runs", corpora, build, console, time.process_time)
-        runs = [Run(name, base.recipe(), 60 * minutes, seed) for seed in options.seeds]
+        each = budget(options).times(share)
+        runs = [Run(name, base.recipe(), each, seed) for seed in options.seeds]
         return [ledger.result(run) for run in runs]
 
-    of_all = results("together", together, options.minutes)
+    of_all = results("together", together, 1)
     for modality, corpora in alone.items():
-        of_one = results(f"{modality}-alone", corpora, options.minutes / len(alone))
+        of_one = results(f"{modality}-alone", corpora, 1 / len(alone))
         found = {"alone": of_one, "together": of_all}
         for figure in figures("mixed", found, corpora, ["alone"]):
             print(json.dumps(figure), flush=True)

@@ -5,9 +5,10 @@
 Each FOLDER holds files of one modality below `train` and `val` (the demo's by default); modalities
 are mixed in equal bytes. `entrants.py` says who runs and what is tried for each, `quality.py` how.
 For each entrant the best size, learning rate and switch are searched in short runs, and then
-trained once for each seed. One row of 8,192 ids a step, bf16 autocast (fp32 where the processor
-has no bf16); two threads or as many as `--threads` says, and nothing else should run on their
-cores. What is finished lies in DIR, and the same command goes on after a stop.
+trained once for each seed; `--flops F` trains for F FLOPs instead of a time. One row of 8,192 ids a
+step, bf16 autocast (fp32 where the device has no bf16); on the GPU where there is one, else with
+two threads or as many as `--threads` says, and nothing else should run on their cores. What is
+finished lies in DIR, and the same command goes on after a stop.
 
 One line a figure, and where a modality has several folders one for each of these too:
 
@@ -33,9 +34,12 @@ from bytelm.pipelines.packing import PlanConfig
 from bytelm.tools.contestants import PEERS
 from bytelm.tools.entrants import ENTRIES, PATCH, Settings, build
 from bytelm.tools.quality import (
+    Budget,
     Corpora,
     Ledger,
     Run,
+    add_budget,
+    budget,
     figures,
     prepare_sets,
     search,
@@ -54,8 +58,10 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--work", type=Path, required=True, help="keeps sets and finished runs")
     parser.add_argument("--only", default=",".join(ENTRIES), help="entrants, with commas")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of each seed's training")
-    parser.add_argument("--search-minutes", type=float, default=3.0, help="of a search's run")
+    add_budget(parser, minutes=10.0)
+    parser.add_argument(
+        "--search-share", type=float, default=0.3, help="of a training, that a search's run is"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of every run")
     options = parser.parse_args()
@@ -63,8 +69,9 @@ def main() -> None:
     for name in names:
         if name not in ENTRIES:
             parser.error(f"no entrant {name!r}: choose from {', '.join(ENTRIES)}")
-    if min(options.minutes, options.search_minutes) <= 0 or min(options.seeds, options.threads) < 1:
-        parser.error("minutes have to be above 0, and seeds and threads at least 1")
+    chosen = budget(options)
+    if min(chosen.amount, options.search_share) <= 0 or min(options.seeds, options.threads) < 1:
+        parser.error("a training and its share have to be above 0, seeds and threads at least 1")
     folders = options.folders or [DEMO / modality for modality in ("text", "image", "audio")]
 
     torch.set_num_threads(options.threads)
@@ -74,12 +81,12 @@ def main() -> None:
         corpora = Corpora(sets, PlanConfig(CONTEXT, PATCH, vars(ViewsConfig())))
     except ValueError as error:
         parser.error(str(error))
-    console.print(forecast(names, corpora, options.minutes, options.search_minutes, options.seeds))
+    console.print(forecast(names, corpora, chosen, options.search_share, options.seeds))
     ledger = Ledger(options.work / "runs", corpora, build, console)
     runs: dict[str, list[Run[Settings]]] = {}
     for name in names:
-        best = search(ledger, name, ENTRIES[name], 60 * options.search_minutes)
-        runs[name] = [Run(name, best, 60 * options.minutes, s) for s in range(options.seeds)]
+        best = search(ledger, name, ENTRIES[name], chosen.times(options.search_share))
+        runs[name] = [Run(name, best, chosen, seed) for seed in range(options.seeds)]
     # Seed by seed, so that what changes on the machine over the hours changes for all.
     for seed in range(options.seeds):
         for name in names:
@@ -92,16 +99,16 @@ def main() -> None:
 
 
 def forecast(
-    names: Sequence[str], corpora: Corpora, minutes: float, search_minutes: float, seeds: int
+    names: Sequence[str], corpora: Corpora, each: Budget, search_share: float, seeds: int
 ) -> str:
     """The runs and their time, before any of them begins."""
     searches = sum(search_runs(ENTRIES[name]) for name in names)
     trainings = len(names) * seeds
-    training = searches * search_minutes + trainings * minutes
+    training = each.times(searches * search_share + trainings)
     scoring = trainings * corpora.val_bytes() / SCORING_SPEED / 60
     return (
-        f"{len(names)} entrants: {searches} runs of {search_minutes:g} min to search, {trainings} "
-        f"of {minutes:g} min to compare, {training / 60:.1f} h of training; scoring "
+        f"{len(names)} entrants: {searches} runs of {each.times(search_share)} to search, "
+        f"{trainings} of {each} to compare, {training} of training; scoring "
         f"{corpora.val_bytes() / 1e6:.1f} MB {trainings} times takes about {scoring / 60:.1f} h at "
         f"{SCORING_SPEED // 1000} kB/s. Runs that are finished are not run again."
     )
@@ -111,7 +118,10 @@ def table(found: Sequence[Mapping[str, Any]], settings: Mapping[str, str]) -> Ta
     """The figures with an entrant in each row, for people."""
     cells = {figure["name"]: figure for figure in found}
     parts = list(dict.fromkeys(figure["name"].split("/")[1] for figure in found))
-    shown = Table("settings", *parts, title="bits per byte on val ± standard error")
+    shown = Table(title="bits per byte on val ± standard error")
+    shown.add_column("settings", no_wrap=True)
+    for part in parts:
+        shown.add_column(part)
     for name, chosen in settings.items():
         row = []
         for part in parts:

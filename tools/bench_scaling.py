@@ -1,9 +1,10 @@
 """Bits per byte against training FLOPs, over sizes of `modern`: JSON lines.
 
-    python tools/bench_scaling.py --work DIR [--minutes M] [--seeds N,...] FOLDER ...
+    python tools/bench_scaling.py --work DIR [--minutes M | --flops F] [--seeds N,...] FOLDER ...
 
 FOLDERs are as for `bench_quality.py`. The models of SIZES are trained one after another, each for
-twice the time of the one before, the last for M minutes. All but the last are fitted by
+twice the time of the one before, the last for M minutes; or each for four times the FLOPs, the last
+for F, by which all see as many bytes for a parameter. All but the last are fitted by
 
     bits per byte = floor + scale * FLOPs^-slope,   floor >= 0
 
@@ -36,7 +37,15 @@ from bytelm.pipelines.flops import costs, training_flops_per_byte
 from bytelm.pipelines.presets import modern
 from bytelm.tools.ablations import BASE, Change, Recipe
 from bytelm.tools.bench_ablations import build
-from bytelm.tools.quality import Corpora, Ledger, Result, Run, experiment_parser, prepare_sets
+from bytelm.tools.quality import (
+    Corpora,
+    Ledger,
+    Result,
+    Run,
+    budget,
+    experiment_parser,
+    prepare_sets,
+)
 
 SIZES = ((128, 2), (128, 4), (256, 3), (256, 6), (384, 5))
 """Width and layers of stage 0; parameters about double from each to the next, tables aside."""
@@ -90,11 +99,12 @@ def main() -> None:
     results: dict[tuple[int, int], list[Result]] = {size: [] for size in SIZES}
     for seed in options.seeds:
         for i, size in enumerate(SIZES):
-            seconds = 60 * options.minutes / 2 ** (len(SIZES) - 1 - i)
+            growth = 2 if options.flops is None else 4
+            each = budget(options).times(growth ** (i + 1 - len(SIZES)))
             name = f"modern-{size[0]}x{size[1]}"
-            result = ledger.result(Run(name, recipe(*size), seconds, seed))
+            result = ledger.result(Run(name, recipe(*size), each, seed))
             if not result.steps:
-                parser.error(f"{name} took no step in {seconds:.3g} s: give more --minutes")
+                parser.error(f"{name} took no step in {each}: give more")
             results[size].append(result)
     for modality, names in corpora.by_modality.items():
         for figure in figures_of(modality, names, results):

@@ -89,7 +89,7 @@ class Contestant:
 
     def backward(self, ids: Tensor) -> Tensor:
         """Forward and backward; returns the loss."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(ids.device.type, torch.bfloat16):
             loss = self.loss(ids)
         loss.backward()
         return loss

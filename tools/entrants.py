@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import OptimizerConfig
-from bytelm.pipelines.engine import chosen_precision
+from bytelm.pipelines.engine import chosen_precision, this_device
+from bytelm.pipelines.flops import training_flops_per_byte
 from bytelm.pipelines.loader import Batch
 from bytelm.pipelines.optimizer import make_optimizer
 from bytelm.pipelines.presets import init_std, preset, two_stages
-from bytelm.tools.contestants import HEAD, Shape, mblm, megabyte_pytorch
+from bytelm.tools.contestants import HEAD, Contestant, Shape, mblm, megabyte_pytorch
 
 PATCH = 16
 """Ids in a patch of the rows, a multiple of every entrant's; flat models see these rows too."""
 WINDOW = 512
-CPU = torch.device("cpu")
 MUON_FACTOR = 2
 """Muon's learning rate for AdamW's of 1, as in the defaults of a run."""
 
@@ -57,16 +57,22 @@ class Settings:
 
 
 def precision() -> str:
-    """In which all entrants compute: bf16, or fp32 where the processor has no bf16."""
-    return chosen_precision(CPU, "auto")
+    """In which all entrants compute: bf16, or fp32 where the device has no bf16."""
+    return chosen_precision(this_device(), "auto")
 
 
 class Entrant(ABC):
-    """A model in training."""
+    """A model in training, on the GPU where the machine has one."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     """Each of its groups has its learning rate at the end of the warm-up under `peak`."""
+    hint_patch = 0
+    """As of `RowDataset`."""
+
+    @abstractmethod
+    def row_flops(self, context: int) -> float:
+        """FLOPs of training on a row of T ids: products and all pairs of places in attention."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
@@ -81,16 +87,23 @@ class OwnEntrant(Entrant):
     """One of ours."""
 
     def __init__(self, config: ModelConfig, chosen: OptimizerConfig) -> None:
-        self.model = Megabyte(config)
+        self.model = Megabyte(config).to(this_device())
+        self.config = config
+        self.hint_patch = config.hint_patch
         self.optimizer = make_optimizer(self.model, chosen, precision())
         for group in self.optimizer.param_groups:
             group["peak"] = chosen.muon_lr if group["is_muon"] else chosen.adamw_lr
 
+    def row_flops(self, context: int) -> float:
+        return training_flops_per_byte(self.config) * context
+
     def loss(self, batch: Batch) -> Tensor:
-        return self.nats(batch)[batch.scored].mean()
+        return self.nats(batch)[batch.scored.to(this_device())].mean()
 
     def nats(self, batch: Batch) -> Tensor:
-        return self.model(batch.ids.long(), batch.document, batch.modality)
+        ids, document, modality, hints = batch.inputs(this_device())
+        nats: Tensor = self.model(ids, document, modality, hints=hints)
+        return nats
 
 
 def optimizer(name: Literal["muon", "adamw"], lr: float) -> OptimizerConfig:
@@ -113,7 +126,7 @@ class PeerEntrant(Entrant):
         logits: Callable[[Tensor], Tensor],
         lr: float,
     ) -> None:
-        self.model = model
+        self.model = model.to(this_device())
         self._loss = loss
         self._logits = logits
         defaults = OptimizerConfig()
@@ -125,12 +138,16 @@ class PeerEntrant(Entrant):
             fused=True,
         )
 
+    def row_flops(self, context: int) -> float:
+        ids = torch.zeros(1, context, dtype=torch.int64, device=this_device())
+        return Contestant(self.model, self._loss).counted_flops(ids)
+
     def loss(self, batch: Batch) -> Tensor:
-        return self._loss(batch.ids.long())
+        return self._loss(batch.ids.to(this_device()).long())
 
     def nats(self, batch: Batch) -> Tensor:
         """As of every entrant; the first id's come from the loss of a row that has it alone."""
-        ids = batch.ids.long()
+        ids = batch.ids.to(this_device()).long()
         assert len(ids) == 1, "the loss of a first id is that of one row"
         logits = self._logits(ids)[0, :-1].float()  # [T - 1, V]
         after = F.cross_entropy(logits, ids[0, 1:], reduction="none")

@@ -1,4 +1,5 @@
-"""The runs of the quality table: each entrant trained for a time, scored on `val`, and kept.
+"""The runs of the quality table: each entrant trained for a time or for a number of FLOPs, scored
+on `val`, and kept.
 
     WORK/sets/NAME     the shard set of a folder
     WORK/runs/*.json   one file a finished run: what it was, and what came out
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from rich.console import Console
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from bytelm.modalities import MODALITIES
 from bytelm.pipelines.config import OptimizerConfig
-from bytelm.pipelines.engine import autocast
+from bytelm.pipelines.engine import autocast, this_device
 from bytelm.pipelines.evaluate import Scores, score
 from bytelm.pipelines.loader import Batch, EvaluationRows, TrainingRows, make_loader
 from bytelm.pipelines.packing import PlanConfig
@@ -36,7 +37,7 @@ from bytelm.pipelines.plan import Plan, Source
 from bytelm.pipelines.prepare import PrepareOptions, prepare
 from bytelm.pipelines.shards import ShardSet
 from bytelm.pipelines.shardwriter import write_atomic
-from bytelm.tools.entrants import CPU, Entrant, Entry, Settings, precision
+from bytelm.tools.entrants import Entrant, Entry, Settings, precision
 
 S = TypeVar("S")
 
@@ -47,13 +48,28 @@ SEARCH_ROWS = 8
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How long a training lasts: by the clock, or by its arithmetic."""
+
+    amount: float
+    unit: Literal["seconds", "FLOPs"] = "seconds"
+
+    def times(self, factor: float) -> Budget:
+        """So many times as much."""
+        return replace(self, amount=factor * self.amount)
+
+    def __str__(self) -> str:
+        return f"{self.amount / 60:g} min" if self.unit == "seconds" else f"{self.amount:.3g} FLOPs"
+
+
+@dataclass(frozen=True)
 class Run(Generic[S]):
     """One training and its scoring."""
 
     entrant: str
     settings: S
     """A dataclass that says what is built, and in a few words with `str`."""
-    seconds: float
+    budget: Budget
     seed: int = 0
     val_rows: int | None = None
     """Rows of each set's `val` that are scored; None scores all."""
@@ -137,9 +153,22 @@ def experiment_parser(description: str, minutes: float) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--work", type=Path, required=True, help="keeps sets and finished runs")
-    parser.add_argument("--minutes", type=float, default=minutes, help="of each training")
+    add_budget(parser, minutes)
     parser.add_argument("--seeds", type=_numbers, default="0,1", help="with commas")
     return parser
+
+
+def add_budget(parser: argparse.ArgumentParser, minutes: float) -> None:
+    """The options that say how long a training lasts."""
+    parser.add_argument("--minutes", type=float, default=minutes, help="of each training")
+    parser.add_argument("--flops", type=float, help="of each training, whatever time it takes")
+
+
+def budget(options: argparse.Namespace) -> Budget:
+    """As the options say."""
+    if options.flops is not None:
+        return Budget(options.flops, "FLOPs")
+    return Budget(60 * options.minutes)
 
 
 def _numbers(text: str) -> list[int]:
@@ -160,7 +189,7 @@ class Ledger(Generic[S]):
         """
         Args:
             build: an entrant from its name, its settings and T.
-            clock: seconds, by which a run lasts.
+            clock: seconds, by which a run lasts that has a time.
         """
         self.folder = folder
         self.corpora = corpora
@@ -191,7 +220,7 @@ class Ledger(Generic[S]):
         torch.manual_seed(run.seed)
         context = self.corpora.config.row_length
         entrant = self.build(run.entrant, run.settings, context)
-        steps, skipped = train(entrant, self.corpora.train, run.seconds, self.clock)
+        steps, skipped = train(entrant, self.corpora.train, run.budget, self.clock)
         began = time.perf_counter()
         nats, payload_bytes = score_sets(entrant, self.corpora.val, run.val_rows)
         return Result(
@@ -219,7 +248,7 @@ class Ledger(Generic[S]):
 
 def describe(run: Run[S]) -> str:
     """A run in a few words."""
-    return f"{run.entrant}{run.settings}, {run.seconds / 60:g} min, seed {run.seed}"
+    return f"{run.entrant}{run.settings}, {run.budget}, seed {run.seed}"
 
 
 def rate(share: float) -> float:
@@ -228,23 +257,29 @@ def rate(share: float) -> float:
 
 
 def train(
-    entrant: Entrant, plan: Plan, seconds: float, clock: Callable[[], float]
+    entrant: Entrant, plan: Plan, budget: Budget, clock: Callable[[], float]
 ) -> tuple[int, int]:
-    """Train for a time, one row a step; returns steps and those skipped.
+    """Train for a budget, one row a step; returns steps and those skipped.
 
-    Learning rates follow the clock, so that the decay ends with the time on any machine. The step
-    that would end after the time is left out.
+    Learning rates follow the share of it that is spent, so that the decay ends with it on any
+    machine. The step that would end after the time is left out, and FLOPs are rounded to steps.
     """
+    device = this_device()
     model, optimizer = entrant.model.train(), entrant.optimizer
-    batches = make_loader(plan, TrainingRows(plan, (0, 0), 1, 1, 0, 1), workers=0)
+    rows = TrainingRows(plan, (0, 0), 1, 1, 0, 1)
+    workers = 0 if device.type == "cpu" else 1  # on a GPU, the processor is free for it
+    batches = make_loader(plan, rows, workers, hint_patch=entrant.hint_patch)
+    is_timed = budget.unit == "seconds"
+    row_flops = 0.0 if is_timed else entrant.row_flops(plan.config.row_length)
     steps = skipped = 0
     began = clock()
     for batch in batches:
-        with autocast(CPU, precision()):
+        with autocast(device, precision()):
             loss = entrant.loss(batch)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), OptimizerConfig.clip)
-        share = (clock() - began) / seconds
+        spent = clock() - began if is_timed else (steps + 0.5) * row_flops
+        share = spent / budget.amount
         if share >= 1:
             break
         for group in optimizer.param_groups:
@@ -269,8 +304,8 @@ def score_sets(
     entrant.model.eval()
 
     def nats_of(batch: Batch) -> Tensor:
-        with autocast(CPU, precision()):
-            return entrant.nats(batch)
+        with autocast(this_device(), precision()):
+            return entrant.nats(batch).cpu()
 
     nats, payload_bytes = {}, {}
     for name, plan in plans.items():
@@ -314,14 +349,14 @@ def figures(
             }
 
 
-def search(ledger: Ledger[Settings], entrant: str, entry: Entry, seconds: float) -> Settings:
+def search(ledger: Ledger[Settings], entrant: str, entry: Entry, budget: Budget) -> Settings:
     """The best settings of an entrant, one axis after the other: size, learning rate, rotary.
 
     Best is the lowest mean over modalities of bits per byte.
     """
 
     def mean_bits(settings: Settings) -> float:
-        result = ledger.result(Run(entrant, settings, seconds, val_rows=SEARCH_ROWS))
+        result = ledger.result(Run(entrant, settings, budget, val_rows=SEARCH_ROWS))
         mean = fmean(map(result.bits_per_byte, ledger.corpora.by_modality.values()))
         return mean if math.isfinite(mean) else math.inf
 
