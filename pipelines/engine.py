@@ -164,10 +164,18 @@ def start_ranks(timeout: float) -> None:
 
     Args:
         timeout: seconds after which waiting for another rank is an error.
+    Raises:
+        ValueError: for more processes on a machine than it has GPUs, if it has any.
     """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    gpus = torch.cuda.device_count()
+    if gpus and int(os.environ["LOCAL_RANK"]) >= gpus:
+        raise ValueError(
+            f"more processes were started on this machine than its GPUs, {gpus}: start one for "
+            f"each (--nproc-per-node={gpus}), or set CUDA_VISIBLE_DEVICES= to train without"
+        )
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed

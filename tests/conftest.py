@@ -1,7 +1,12 @@
-"""Small shard sets and models that the tests share, made anew in a temporary folder."""
+"""Small shard sets and models that the tests share, made anew in a temporary folder.
+
+Tests are of the processor, where results are the same to the last bit and one machine holds several
+ranks; CUDA_VISIBLE_DEVICES=0 lets them see a GPU.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +16,8 @@ import pytest
 from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.shards import ShardSet
 from bytelm.pipelines.shardwriter import ShardWriter, write_manifest
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 SetMaker = Callable[..., ShardSet]
 

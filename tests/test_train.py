@@ -17,6 +17,7 @@ from conftest import SetMaker, text
 
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import load_config
+from bytelm.pipelines.engine import start_ranks
 from bytelm.pipelines.loader import TrainingRows, make_loader
 from bytelm.pipelines.optimizer import schedule
 from bytelm.pipelines.packing import PlanConfig
@@ -209,6 +210,14 @@ def test_mistakes_end_before_any_rank_starts(
         (f"data.sets=[{{path: {other.location}}}]", "sets was"),
     ):
         assert cause in refused("--resume", "--set", change)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="--nproc-per-node=1"):
+        start_ranks(1.0)
 
 
 def test_a_new_plan_goes_on_with_the_weights(
