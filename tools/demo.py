@@ -3,7 +3,7 @@
     python -m bytelm.tools.demo [DATA [OUT]]
 
 It runs the commands that a user would type, shows each, and ends with a table: a few minutes of
-training on two cores with bf16, about seven in all; twice as long without.
+training on two cores with bf16, seven to nine in all; up to twice as long without.
 """
 
 from __future__ import annotations
