@@ -20,8 +20,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One thread a process: two of two threads each, on two cores, wait for each other most of the time.
 test: lint
-	$(BIN)/pytest -m "not long" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long" -n 2 --dist loadfile
 
 test-long: lint
 	$(BIN)/pytest

@@ -122,7 +122,7 @@ def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def eventually(condition: Callable[[], object]) -> None:
     """Wait until something is true."""
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.01)
