@@ -82,7 +82,7 @@ class OptimizerConfig:
     name: Literal["muon", "adamw"] = "muon"
     """`muon` trains the hidden matrices by Muon and the rest by AdamW."""
     lr: float | None = None
-    """AdamW's, at the end of the warm-up; None is 1e-2 beside Muon and 2e-3 for AdamW alone."""
+    """AdamW's, at the end of the warm-up; None is 2e-2 beside Muon and 2e-3 for AdamW alone."""
     muon_lr: float = 0.02
     """Muon's, at the end of the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -96,7 +96,7 @@ class OptimizerConfig:
         """`lr`, or what stands for None: tables, heads and vectors want more than matrices do."""
         if self.lr is not None:
             return self.lr
-        return 1e-2 if self.name == "muon" else 2e-3
+        return 2e-2 if self.name == "muon" else 2e-3
 
 
 @dataclass(frozen=True)

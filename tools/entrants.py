@@ -32,7 +32,7 @@ from bytelm.tools.contestants import HEAD, Contestant, Shape, mblm, megabyte_pyt
 PATCH = 16
 """Ids in a patch of the rows, a multiple of every entrant's; flat models see these rows too."""
 WINDOW = 512
-MUON_FACTOR = 2
+MUON_FACTOR = 1
 """Muon's learning rate for AdamW's of 1, as in the defaults of a run."""
 
 
@@ -231,10 +231,10 @@ TWO_STAGE_SIZES = ((256, 4, 16), (256, 4, 8), (384, 6, 16))
 FLAT_SIZES = ((192, 4, 0), (128, 3, 0), (256, 6, 0))
 
 ENTRIES: dict[str, Entry] = {
-    "modern": Entry(_modern, TWO_STAGE_SIZES, (1e-2, 5e-3)),
+    "modern": Entry(_modern, TWO_STAGE_SIZES, (2e-2, 1e-2)),
     "paper": Entry(_paper, TWO_STAGE_SIZES, (2e-3, 6e-4)),
-    "flat": Entry(_flat(0), FLAT_SIZES, (1e-2, 5e-3)),
-    "flat-window": Entry(_flat(WINDOW), FLAT_SIZES, (1e-2, 5e-3)),
+    "flat": Entry(_flat(0), FLAT_SIZES, (2e-2, 1e-2)),
+    "flat-window": Entry(_flat(WINDOW), FLAT_SIZES, (2e-2, 1e-2)),
     "megabyte-pytorch": Entry(_megabyte_pytorch, TWO_STAGE_SIZES, (2e-3, 6e-4), (False, True)),
     "mblm": Entry(_mblm, TWO_STAGE_SIZES, (2e-3, 6e-4), (False, True)),
 }
