@@ -151,7 +151,7 @@ def test_learning_rates_follow_the_clock(corpora: Corpora) -> None:
     rates = {group["is_muon"]: group["lr"] for group in entrant.optimizer.param_groups}
     left = quality.rate(0.9)
     assert 0 < left < 0.2
-    assert rates == {True: pytest.approx(2e-3 * left), False: pytest.approx(1e-3 * left)}
+    assert rates == {True: pytest.approx(1e-3 * left), False: pytest.approx(1e-3 * left)}
 
 
 def test_flops_come_to_steps_and_rates_follow_them(corpora: Corpora) -> None:

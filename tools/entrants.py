@@ -32,8 +32,6 @@ from bytelm.tools.contestants import HEAD, Contestant, Shape, mblm, megabyte_pyt
 PATCH = 16
 """Ids in a patch of the rows, a multiple of every entrant's; flat models see these rows too."""
 WINDOW = 512
-MUON_FACTOR = 1
-"""Muon's learning rate for AdamW's of 1, as in the defaults of a run."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,8 @@ class OwnEntrant(Entrant):
 
 
 def optimizer(name: Literal["muon", "adamw"], lr: float) -> OptimizerConfig:
-    """With rates in the proportion of the defaults."""
-    return OptimizerConfig(name=name, lr=lr, muon_lr=MUON_FACTOR * lr)
+    """With one rate for Muon and AdamW, as in the defaults of a run."""
+    return OptimizerConfig(name=name, lr=lr, muon_lr=lr)
 
 
 class PeerEntrant(Entrant):
