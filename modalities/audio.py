@@ -26,6 +26,7 @@ from bytelm.modalities.base import (
     Modality,
     Sample,
     ScoredSegment,
+    Size,
 )
 from bytelm.modalities.containers import check_container, mp3_states_length
 from bytelm.modalities.kept import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
@@ -130,7 +131,7 @@ class Audio(Modality):
         soundfile.write(path, pcm, sample.header.rate, subtype="PCM_16", format=kind.upper())
         return path
 
-    def payload_size(self, size: int, view: str) -> int:
+    def payload_size(self, size: Size, view: str) -> Size:
         self.view_code(view)
         return size if view in WIDE_VIEWS or view == FILE_VIEW else size // 2
 

@@ -13,12 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, ClassVar, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Size = TypeVar("Size", int, npt.NDArray[np.int64])
 
 FILE_VIEW = "file"
 FILE_VIEW_CODE = 255
@@ -175,8 +176,8 @@ class Modality(ABC):
     # --- samples and payloads ---
 
     @abstractmethod
-    def payload_size(self, size: int, view: str) -> int:
-        """Payload bytes of a canonical sample of `size` bytes; `size` may be a numpy array."""
+    def payload_size(self, size: Size, view: str) -> Size:
+        """Payload bytes of a canonical sample of `size` bytes, or of each of an array of them."""
 
     @abstractmethod
     def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:

@@ -29,6 +29,7 @@ from bytelm.modalities.base import (
     Modality,
     Sample,
     ScoredSegment,
+    Size,
 )
 from bytelm.modalities.kept import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
 
@@ -131,7 +132,7 @@ class Image(Modality):
         PIL.Image.fromarray(pixels).save(path, "PNG")
         return path
 
-    def payload_size(self, size: int, view: str) -> int:
+    def payload_size(self, size: Size, view: str) -> Size:
         self.view_code(view)
         return size
 

@@ -18,6 +18,7 @@ from bytelm.modalities.base import (
     Modality,
     Sample,
     ScoredSegment,
+    Size,
 )
 from bytelm.modalities.kept import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
 
@@ -73,7 +74,7 @@ class Text(Modality):
     def write(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
         return write_kept(sample, stem, signatures={}, default="txt")
 
-    def payload_size(self, size: int, view: str) -> int:
+    def payload_size(self, size: Size, view: str) -> Size:
         self.view_code(view)
         return size
 

@@ -90,7 +90,10 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; under ZeRO every rank has to call it."""
+        """One step; under ZeRO every rank has to call it.
+
+        torch has two overloads here, which one signature for both does not match to mypy.
+        """
         groups = self.param_groups
         for group in groups:
             if group["is_muon"]:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
-import fsspec  # type: ignore[import-untyped]
+import fsspec  # type: ignore[import-untyped]  # it has no types
 
 from bytelm.pipelines.cache import (
     PART,

@@ -252,8 +252,8 @@ def test_mulaw_is_torchaudios() -> None:
 
 def test_payload_sizes_of_arrays() -> None:
     sizes = np.array([0, 2, 10])
-    assert AUDIO.payload_size(sizes, "u8").tolist() == [0, 1, 5]  # type: ignore[arg-type, attr-defined]
-    assert AUDIO.payload_size(sizes, "s16be").tolist() == [0, 2, 10]  # type: ignore[arg-type, attr-defined]
+    assert AUDIO.payload_size(sizes, "u8").tolist() == [0, 1, 5]
+    assert AUDIO.payload_size(sizes, "s16be").tolist() == [0, 2, 10]
 
 
 @pytest.mark.parametrize(("view", "size"), [("s16be", 6), ("u8", 3)])

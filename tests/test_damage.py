@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import fsspec
 import numpy as np
@@ -101,7 +102,7 @@ def total_bytes(shard_set: ShardSet) -> int:
 def _rewritten(tar: bytes, members: Callable[[list[tuple[str, bytes]]], None]) -> bytes:
     """A tar whose list of members was changed."""
     with tarfile.open(fileobj=io.BytesIO(tar)) as old:
-        content = [(m.name, old.extractfile(m).read()) for m in old]  # type: ignore[union-attr]
+        content = [(m.name, cast(IO[bytes], old.extractfile(m)).read()) for m in old]
     members(content)
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as new:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,9 @@ from bytelm.pipelines.shards import CRC_CHUNK, DamageError, ShardSet
 VIEWS = {"text": "utf8", "image": "planar", "audio": "s16be"}
 
 
-def plan_of(shard_set: ShardSet, **changes: object) -> Plan:
-    values: dict[str, object] = {"row_length": 256, "patch": 8, "views": VIEWS, "window_shards": 2}
-    return Plan([Source(shard_set)], PlanConfig(**{**values, **changes}))  # type: ignore[arg-type]
+def plan_of(shard_set: ShardSet, **changes: Any) -> Plan:
+    values: dict[str, Any] = {"row_length": 256, "patch": 8, "views": VIEWS, "window_shards": 2}
+    return Plan([Source(shard_set)], PlanConfig(**{**values, **changes}))
 
 
 def global_batches(

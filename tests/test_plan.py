@@ -6,6 +6,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from bytelm.pipelines.shards import ShardSet
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
 
 
-def config(**changes: object) -> PlanConfig:
-    values: dict[str, object] = {"row_length": 256, "patch": 8, "views": VIEWS}
-    return PlanConfig(**{**values, **changes})  # type: ignore[arg-type]
+def config(**changes: Any) -> PlanConfig:
+    values: dict[str, Any] = {"row_length": 256, "patch": 8, "views": VIEWS}
+    return PlanConfig(**{**values, **changes})
 
 
 def taken(row: PlannedRow) -> Iterator[tuple[int, int, int]]:

@@ -10,7 +10,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import PIL.Image
@@ -296,9 +296,9 @@ def test_nothing_to_do_is_an_error(tmp_path: Path) -> None:
         {"decode": DecodeOptions(audio_rate=0)},
     ],
 )
-def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
+def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must|choose|add up"):
-        PrepareOptions(**wrong)  # type: ignore[arg-type]
+        PrepareOptions(**wrong)
 
 
 # --- progress ---

@@ -9,6 +9,7 @@ import os
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
@@ -35,10 +36,10 @@ def sound_bytes(folder: Path, seed: int = 0, kind: str = "FLAC") -> bytes:
     return path.read_bytes()
 
 
-def write_tar(path: Path, members: dict[str, bytes], **options: object) -> Path:
+def write_tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
     """A tar of regular members, by Python's own writer."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", **options) as tar:  # type: ignore[call-overload]
+    with tarfile.open(path, "w", **options) as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)

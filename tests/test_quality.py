@@ -27,7 +27,7 @@ from bytelm.modalities import framing
 from bytelm.model.config import ModelConfig
 from bytelm.model.hub import save_pretrained
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.config import ViewsConfig
+from bytelm.pipelines.config import OptimizerConfig, ViewsConfig
 from bytelm.pipelines.evaluate import evaluate
 from bytelm.pipelines.flops import training_flops_per_byte
 from bytelm.pipelines.loader import Batch, EvaluationRows, make_loader
@@ -145,13 +145,13 @@ def test_learning_rates_follow_the_clock(corpora: Corpora) -> None:
     assert quality.rate(quality.WARMUP / 2) == pytest.approx(0.5)
     assert quality.rate(quality.WARMUP) == pytest.approx(1)
     assert quality.rate(1) == 0
-    entrant = tiny_entrant(lr=1e-3)
+    entrant = OwnEntrant(TINY, OptimizerConfig(muon_lr=2e-3, lr=1e-3))
     assert isinstance(entrant.optimizer, Muon)
     assert quality.train(entrant, corpora.train, Budget(10.0), ticks()) == (9, 0)
     rates = {group["is_muon"]: group["lr"] for group in entrant.optimizer.param_groups}
     left = quality.rate(0.9)
     assert 0 < left < 0.2
-    assert rates == {True: pytest.approx(1e-3 * left), False: pytest.approx(1e-3 * left)}
+    assert rates == {True: pytest.approx(2e-3 * left), False: pytest.approx(1e-3 * left)}
 
 
 def test_flops_come_to_steps_and_rates_follow_them(corpora: Corpora) -> None:
