@@ -225,8 +225,8 @@ def _mblm(settings: Settings, context: int) -> Entrant:
     return PeerEntrant(model, model, lambda ids: model(ids, return_type=logits), settings.lr)
 
 
-TWO_STAGE_SIZES = ((256, 4, 16), (256, 4, 8), (384, 6, 16))
-FLAT_SIZES = ((192, 4, 0), (128, 3, 0), (256, 6, 0))
+TWO_STAGE_SIZES = ((128, 3, 16), (128, 3, 8), (256, 4, 16))
+FLAT_SIZES = ((128, 3, 0), (128, 2, 0), (192, 4, 0))
 
 ENTRIES: dict[str, Entry] = {
     "modern": Entry(_modern, TWO_STAGE_SIZES, (2e-2, 1e-2)),
