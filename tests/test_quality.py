@@ -349,6 +349,8 @@ def test_sizes_are_beside_a_fit_of_all_but_the_last() -> None:
     assert ten["value"] == pytest.approx(curve(10 * flops[-1]), rel=1e-4)
     assert hundred["value"] == pytest.approx(curve(100 * flops[-1]), rel=1e-4)
     assert ten["reference"] == sizes[-1]["value"]
+    # The curve has a floor, so a power law says less for more FLOPs.
+    assert hundred["power_law"] < ten["power_law"] < ten["value"]
 
 
 def test_a_size_that_takes_no_step_is_one_line(experiment: Command) -> None:
@@ -360,7 +362,10 @@ def test_a_size_that_takes_no_step_is_one_line(experiment: Command) -> None:
 def test_a_fit_finds_the_curve() -> None:
     curve = Fit(1.2, 300.0, 0.2)
     flops = [1e11, 2e11, 4e11, 9e11]
-    found = Fit.of(flops, [curve(x) for x in flops])
+    found = Fit.of(flops, [curve(x) for x in flops], has_floor=True)
     assert found(1e13) == pytest.approx(curve(1e13), rel=1e-6)
     falling = [3.0, 2.0, 1.2, 0.5]  # as if to below 0
-    assert Fit.of(flops, falling).floor == 0.0
+    assert Fit.of(flops, falling, has_floor=True).floor == 0.0
+    curve = Fit(0.0, 20.0, 0.08)
+    found = Fit.of(flops, [curve(x) for x in flops], has_floor=False)
+    assert found(1e13) == pytest.approx(curve(1e13), rel=1e-6)

@@ -8,13 +8,15 @@ are fitted by
 
     bits per byte = floor + scale * FLOPs^-slope,   floor >= 0
 
-for each modality; the last says how far the fit is off where it was not fitted. Each run has one
-thread and lasts by the time of the processor, as in `bench_ablations.py`; what is finished lies in
-DIR.
+for each modality, and by a power law, where floor = 0: few points leave the floor open, and what
+the two say of more FLOPs is what can be said. The last size tells how far each is off where it was
+not fitted. Each run has one thread and lasts by the time of the processor, as in
+`bench_ablations.py`; what is finished lies in DIR.
 
     scaling/MODALITY/SIZE     bits/byte on `val`, the mean over seeds; `flops` of the training,
-                              `spread` the standard error; `reference` is the fit's value there
-    scaling/MODALITY/10x      what the fit says for ten times the last size's FLOPs; 100x too;
+                              `spread` the standard error; `reference` is the fit's value there,
+                              `power_law` that of the fit without a floor
+    scaling/MODALITY/10x      what the fits say for ten times the last size's FLOPs; 100x too;
                               `reference` is the last size's figure
 """
 
@@ -60,16 +62,18 @@ class Fit:
     slope: float
 
     @classmethod
-    def of(cls, flops: Sequence[float], bits: Sequence[float]) -> Fit:
-        """The least squares, over slopes from 0.01 to 1."""
+    def of(cls, flops: Sequence[float], bits: Sequence[float], *, has_floor: bool) -> Fit:
+        """The least squares, over slopes from 0.005 to 1."""
         x, y = np.log(np.asarray(flops)), np.asarray(bits)
         best, least = cls(0.0, 0.0, 0.0), math.inf
-        for slope in np.linspace(0.01, 1.0, 397):
+        for slope in np.linspace(0.005, 1.0, 399):
             falling = np.exp(-slope * (x - x[0]))
-            columns = np.stack([np.ones_like(falling), falling], axis=1)
-            floor, scale = np.linalg.lstsq(columns, y, rcond=None)[0]
-            if floor < 0:
-                floor, scale = 0.0, (falling @ y) / (falling @ falling)
+            floor, scale = 0.0, (falling @ y) / (falling @ falling)
+            if has_floor:
+                columns = np.stack([np.ones_like(falling), falling], axis=1)
+                a, b = np.linalg.lstsq(columns, y, rcond=None)[0]
+                if a >= 0:
+                    floor, scale = a, b
             error = float(((floor + scale * falling - y) ** 2).sum())
             if error < least:
                 best, least = cls(floor, scale * math.exp(slope * x[0]), slope), error
@@ -121,26 +125,32 @@ def figures_of(
         flops.append(a_byte * BASE.context * fmean(result.steps for result in of_size))
         bits.append(fmean(values))
         spreads.append(stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None)
-    fit = Fit.of(flops[:-1], bits[:-1])
+    fit = Fit.of(flops[:-1], bits[:-1], has_floor=True)
+    power_law = Fit.of(flops[:-1], bits[:-1], has_floor=False)
 
-    def figure(name: str, value: float, reference: float, **more: Any) -> dict[str, Any]:
+    def figure(
+        name: str, at: float, value: float, reference: float, **more: Any
+    ) -> dict[str, Any]:
         return {
             "name": f"scaling/{modality}/{name}",
             "value": value,
             "unit": "bits/byte",
             "reference": reference,
             "ratio": value / reference,
+            "power_law": power_law(at),
+            "flops": at,
             **more,
         }
 
     found = []
     for size, at, value, spread in zip(results, flops, bits, spreads, strict=True):
         count = sum(cost.parameters for cost in costs(recipe(*size).model))
-        more = {"spread": spread, "flops": at, "parameters": count}
-        found.append(figure(f"{size[0]}x{size[1]}", value, fit(at), **more))
+        more = {"spread": spread, "parameters": count}
+        found.append(figure(f"{size[0]}x{size[1]}", at, value, fit(at), **more))
     for times in (10, 100):
-        more = {"floor": fit.floor, "slope": fit.slope}
-        found.append(figure(f"{times}x", fit(times * flops[-1]), bits[-1], **more))
+        at = times * flops[-1]
+        slopes = {"floor": fit.floor, "slope": fit.slope, "power_law_slope": power_law.slope}
+        found.append(figure(f"{times}x", at, fit(at), bits[-1], **slopes))
     return found
 
 
