@@ -128,9 +128,7 @@ def figures_of(
     fit = Fit.of(flops[:-1], bits[:-1], has_floor=True)
     power_law = Fit.of(flops[:-1], bits[:-1], has_floor=False)
 
-    def figure(
-        name: str, at: float, value: float, reference: float, **more: Any
-    ) -> dict[str, Any]:
+    def figure(name: str, at: float, value: float, reference: float, **more: Any) -> dict[str, Any]:
         return {
             "name": f"scaling/{modality}/{name}",
             "value": value,
