@@ -29,8 +29,9 @@ GRACE_SECONDS = 10.0
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `bytelm ARGUMENTS` in so many ranks on this machine; gives the exit status.
 
-    Signals of `signals.ALL` are passed on to every rank. Where a rank fails, the others are ended,
-    and its exit status is given: 1 where a signal ended it.
+    Signals of `signals.STOP` are passed on to every rank, `signals.SAVE` to the first: what one
+    rank is asked for all do, and two that hear of it in different steps would save twice. Where one
+    fails, the others are ended, and its exit status is given: 1 where a signal ended it.
     """
     signals.block()
     watched = {*signals.ALL, signal.SIGCHLD}
@@ -43,7 +44,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             while not status and _alive(ranks):
                 received = signal.sigwaitinfo(watched).si_signo
                 if received in signals.ALL:
-                    _send(ranks, received)
+                    _send(ranks[:1] if received == signals.SAVE else ranks, received)
                 status = _failure(ranks)
             deadline = time.monotonic() + GRACE_SECONDS
             while _alive(ranks) and (left := deadline - time.monotonic()) > 0:
