@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ DEMO = Path(__file__).parent.parent / "examples" / "demo"
 CONTEXT = 8_192
 SCORING_SPEED = 50_000
 """Bytes per second, to foretell the time of scoring alone."""
+LOG_WIDTH = 132
+"""Columns of the table where it goes to a file."""
 
 
 def main() -> None:
@@ -75,7 +78,8 @@ def main() -> None:
     folders = options.folders or [DEMO / modality for modality in ("text", "image", "audio")]
 
     torch.set_num_threads(options.threads)
-    console = Console(stderr=True, highlight=False)
+    width = None if sys.stderr.isatty() else LOG_WIDTH
+    console = Console(stderr=True, highlight=False, width=width)
     try:
         sets = prepare_sets(folders, options.work, console)
         corpora = Corpora(sets, PlanConfig(CONTEXT, PATCH, vars(ViewsConfig())))
