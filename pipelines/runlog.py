@@ -214,7 +214,7 @@ def evaluation_table(
 ) -> Table:
     """A line for each modality: the model's bits per byte and, beside it, the codecs'."""
     names = ["gzip", "xz", "PNG", "WebP", "FLAC"]
-    table = Table(title=title)
+    table = Table(title=title, show_edge=False, pad_edge=False)  # within 80 columns
     table.add_column("")
     for column in ("bits/byte", "coded", "bytes", *names):
         table.add_column(column, justify="right")
