@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import TINY_MODEL, bytelm
 from conftest import SetMaker, audio, image, text
+from rich.console import Console
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.model.config import ModelConfig
@@ -21,6 +22,7 @@ from bytelm.pipelines.evaluate import Scores, evaluate, score
 from bytelm.pipelines.loader import EvaluationRows, make_loader
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.plan import Plan, Source
+from bytelm.pipelines.runlog import evaluation_table
 from bytelm.pipelines.shards import ShardSet
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
@@ -129,6 +131,16 @@ def test_codecs_are_what_anyone_would_measure(make_set: SetMaker, tmp_path: Path
         sizes = CodecSizes()
         sizes.add(sample, np.frombuffer(sample.data, np.uint8)[: len(sample.data) // 2])
         assert codec not in sizes.bits_per_byte(), "not beside a lossy view"
+
+
+def test_the_table_shows_every_figure_in_80_columns() -> None:
+    figures = {"bits_per_byte": 1.234, "coded_bits_per_byte": 1.235, "payload_bytes": 123_456_789}
+    codecs = {"gzip": 2.001, "xz": 2.002, "PNG": 2.003, "WebP": 2.004, "FLAC": 2.005}
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(evaluation_table({"image": figures}, {"image": codecs}, "bits per byte"))
+    words = shown.get().split()
+    assert {"1.234", "1.235", "123,456,789", *(f"{c:.3f}" for c in codecs.values())} <= {*words}
 
 
 def test_the_command_prints_a_table_and_refuses_what_is_missing(
