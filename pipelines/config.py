@@ -3,7 +3,7 @@
 CONFIG is YAML (or JSON) with the sections of `RunConfig`. `model` names a preset, or a preset
 and what differs from it, or all of a `ModelConfig`:
 
-    model: {preset: demo, context: 4096}
+    model: {preset: modern-demo, context: 8192}
     data: {sets: [{path: sets/text}, {path: sets/image}]}
     train: {steps: 1000}
 """

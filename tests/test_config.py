@@ -16,7 +16,7 @@ from bytelm.pipelines.optimizer import schedule
 from bytelm.pipelines.presets import preset
 
 MINIMAL: dict[str, Any] = {
-    "model": "demo",
+    "model": "tiny",
     "data": {"sets": [{"path": "a"}]},
     "train": {"steps": 5},
 }
@@ -32,7 +32,7 @@ def test_a_preset_can_be_changed_in_part_and_from_the_command_line(tmp_path: Pat
     path = written(tmp_path, MINIMAL)
     config = load_config(path, ["model.context=4096", "train.steps=7", "optimizer.lr=0.5"])
     assert config.model.context == 4096
-    assert config.model.stages == preset("demo").stages
+    assert config.model.stages == preset("tiny").stages
     assert (config.train.steps, config.optimizer.lr) == (7, 0.5)
 
 
@@ -46,15 +46,15 @@ def test_the_resolved_config_reads_back_the_same() -> None:
     [
         ("train", {"stepz": 5}, r"unknown key train\.stepz: did you mean steps\?"),
         ("data", {"sets": [{"pth": "a"}]}, r"unknown key data\.sets\[0\]\.pth: did you mean path"),
-        ("model", {"preset": "demo", "kontext": 8}, "did you mean context"),
-        ("model", {"preset": "dmeo"}, "demo"),
+        ("model", {"preset": "tiny", "kontext": 8}, "did you mean context"),
+        ("model", {"preset": "tyni"}, "tiny"),
         ("train", {"steps": "many"}, r"train\.steps"),
         ("train", {"steps": 0}, r"train\.steps is 0, and must be at least 1"),
         ("train", {"steps": 5, "precision": "fp8"}, "precision"),
         ("train", {}, r"train\.steps is missing"),
         ("data", {"sets": []}, "data.sets is empty"),
         ("data", {"sets": [{"path": "a"}], "views": {"image": "rasta"}}, "views.image"),
-        ("model", {"preset": "demo", "context": 4097}, "multiple of the patch"),
+        ("model", {"preset": "tiny", "context": 4097}, "multiple of the patch"),
     ],
 )
 def test_mistakes_are_named(section: str, change: object, message: str) -> None:

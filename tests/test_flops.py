@@ -22,7 +22,7 @@ from bytelm.pipelines.flops import costs, generation_flops_per_byte, training_fl
 from bytelm.pipelines.presets import MODERN_SIZES, PRESETS
 
 OF_A_SIZE = [f"modern-{name}" for name in MODERN_SIZES]
-"""Presets that differ from `modern-demo` by numbers alone, and are too large to run."""
+"""Presets that differ from `modern-hour` by numbers alone, and are too large to run."""
 
 
 class MetaMegabyte(Megabyte):

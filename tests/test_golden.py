@@ -9,7 +9,7 @@ from bytelm.tools.golden import FILE, STEPS, golden_losses
 
 TOLERANCE = 5e-4
 """Relative. On a processor of another kind sums have another order: AVX2 in place of AVX-512
-moves a loss of `demo` by 1.2e-4 and of `modern-demo` by 3.5e-6 within the fifty steps."""
+moves a loss of `tiny` by 1.2e-4 and of `modern-hour` by 3.5e-6 within the fifty steps."""
 
 
 def test_the_losses_are_those_recorded(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 @pytest.mark.parametrize(
     "preset",
     [
-        "demo",
-        pytest.param("modern-demo", marks=pytest.mark.long),
+        "tiny",
+        pytest.param("modern-hour", marks=pytest.mark.long),
         pytest.param("small", marks=pytest.mark.long),
     ],
 )

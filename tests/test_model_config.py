@@ -93,7 +93,7 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_an_unknown_preset_gives_the_nearest() -> None:
-    assert preset("demo").context == 12_544
+    assert preset("tiny").context == 12_544
     with pytest.raises(ValueError, match="'paper-text'"):
         preset("papertext")
 
@@ -123,9 +123,8 @@ def test_options_are_off_where_they_are_not_named() -> None:
         assert (off.items() <= config.to_dict().items()) != name.startswith("modern-"), name
 
 
-@pytest.mark.parametrize("size", ["demo", "small"])
-def test_modern_presets_are_the_plain_ones_with_options(size: str) -> None:
-    plain, modern = preset(size), preset(f"modern-{size}")
+def test_modern_options_leave_the_size_alone() -> None:
+    plain, modern = preset("tiny"), preset("modern-hour")
     assert (modern.stages, modern.context) == (plain.stages, plain.context)
     assert modern.cross_patch_attention == modern.patch
 

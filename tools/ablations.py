@@ -16,7 +16,7 @@ from bytelm.pipelines.config import OptimizerConfig, ViewsConfig
 from bytelm.pipelines.packing import PlanConfig
 from bytelm.pipelines.presets import MODERN_PATCH, init_std, preset
 
-BASE = replace(preset("modern-demo"), context=8_192)
+BASE = replace(preset("modern-hour"), context=8_192)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bytelm.pipelines.runlog import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "tests" / "golden_losses.json"
-PRESETS = ("demo", "modern-demo")
+PRESETS = ("tiny", "modern-hour")
 STEPS = 50
 ROW = 512
 """Ids of a row, which is a step."""
