@@ -88,7 +88,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.1
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; .inf clips nothing."""
     warmup_steps: int = 500
 
     @property
@@ -97,6 +97,22 @@ class OptimizerConfig:
         if self.lr is not None:
             return self.lr
         return 2e-2 if self.name == "muon" else 2e-3
+
+    def wrong(self) -> list[str]:
+        """Why nothing could be trained so, by key."""
+        wrong = []
+        for name, value, hint in (
+            ("lr", self.adamw_lr, ""),
+            ("muon_lr", self.muon_lr, ""),
+            ("clip", self.clip, " (.inf clips nothing)"),
+        ):
+            if not value > 0:
+                wrong.append(f"optimizer.{name} is {value}, and must be above 0{hint}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            wrong.append(f"optimizer.betas are {self.betas}, and must be at least 0 and below 1")
+        if not self.weight_decay >= 0:
+            wrong.append(f"optimizer.weight_decay is {self.weight_decay}, and must be at least 0")
+        return wrong
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,7 @@ class RunConfig:
         ):
             if value < least:
                 wrong.append(f"{name} is {value}, and must be at least {least}")
+        wrong += self.optimizer.wrong()
         wrong += self._wrong_with_sharing()
         if wrong:
             raise ValueError("; ".join(wrong))
