@@ -119,6 +119,7 @@ ABLATIONS: dict[str, Change] = {
         model=_stages((256, 4), (128, 3), patches=(12,)).model, views={"image": "patch"}
     ),
     "s16le": Change(views={"audio": "s16le"}),
+    "mulaw": Change(views={"audio": "mulaw"}),
     "cut": Change(rows={"packing": "cut"}),
     "rows-4096": Change(rows={"row_length": 4_096}),
     "rows-16384": Change(rows={"row_length": 16_384}),
