@@ -9,6 +9,7 @@ import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.engine import chosen_precision, deepspeed_config, product_flops
@@ -88,7 +89,7 @@ def _memory(config: RunConfig, processes: int) -> Table:
 
 def _sets(config: RunConfig, plan: Plan) -> Table:
     table = Table(box=SIMPLE)
-    table.add_column("set")
+    table.add_column("set", overflow="fold")  # long ones on several lines, none cut
     for column in ("documents", "payload bytes", "share", "rows an epoch", "passes an epoch"):
         table.add_column(column, justify="right")
     for source, rows, share, passes, size in zip(
@@ -101,7 +102,7 @@ def _sets(config: RunConfig, plan: Plan) -> Table:
     ):
         documents = sum(shard.documents for shard in source.set.split(source.split))
         table.add_row(
-            source.set.location,
+            Text(source.set.location),
             f"{documents:,}",
             f"{size:,}",
             f"{share:.1%}",

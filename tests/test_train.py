@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -292,4 +293,8 @@ def test_the_plan_command_tells_shares_rows_and_steps(mixed_set: ShardSet, tmp_p
         "100.0%",
     ):
         assert part in shown
+    narrow = {**environment(), "COLUMNS": "80"}
+    shown = subprocess.check_output(command("plan", config), env=narrow, text=True)
+    first_column = "".join(re.findall(r"(?m)^  (\S+)", shown))
+    assert str(mixed_set.location) in first_column, "on several lines, none cut"
     assert not (tmp_path / "run").exists()
