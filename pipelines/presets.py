@@ -58,7 +58,7 @@ _SMALL = ModelConfig(
 
 MODERN_PATCH = 16
 MODERN_NGRAM_ROWS = 65_536
-"""More gained nothing in runs of minutes, less did (docs/log.md)."""
+"""Of each table: four times as many gained nothing in short runs, a quarter lost (docs/log.md)."""
 
 
 def _modern(config: ModelConfig) -> ModelConfig:
@@ -121,8 +121,8 @@ MODERN_SIZES: dict[str, tuple[int, int]] = {
 }
 """Width and layers of stage 0 of each `modern-SIZE`, named by its parameters."""
 
-# `modern-demo` won the quality table and is the model of `make demo`; `modern-hour`, which that
-# overtook in 3 minutes and which ends lower in an hour with bf16, is that of examples/hour.yaml.
+# `modern-demo` won the quality table's 3 minutes and is the model of `make demo`; `modern-hour` is
+# that of examples/hour.yaml. At equal time in an hour the two were not compared.
 PRESETS: dict[str, ModelConfig] = {
     "tiny": _TINY,
     "small": _SMALL,
