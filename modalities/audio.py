@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from bytelm.modalities.audio_containers import check_container, mp3_states_length
 from bytelm.modalities.base import (
     FILE_VIEW,
     Bytes,
@@ -28,8 +29,7 @@ from bytelm.modalities.base import (
     ScoredSegment,
     Size,
 )
-from bytelm.modalities.containers import check_container, mp3_states_length
-from bytelm.modalities.kept import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
+from bytelm.modalities.raw_files import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
 
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF")
 """What libsndfile may open, by its own names."""

@@ -31,7 +31,7 @@ from bytelm.modalities.base import (
     ScoredSegment,
     Size,
 )
-from bytelm.modalities.kept import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
+from bytelm.modalities.raw_files import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")
 """What Pillow may open; formats that run programs (EPS) or have too many forms are left out."""

@@ -20,7 +20,7 @@ from bytelm.modalities.base import (
     ScoredSegment,
     Size,
 )
-from bytelm.modalities.kept import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
+from bytelm.modalities.raw_files import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
 
 
 class TextHead(EvaluationHead):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from bytelm.model.hints import GUESSES
+from bytelm.model.codec_features.layout import GUESSES
 
 HINT_WIDTH = 16
 """Of the embedding of each hint."""

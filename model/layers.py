@@ -15,7 +15,7 @@ Every module reads its parameters only in its own `forward`, because ZeRO-3 gath
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,36 +24,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from bytelm.model.attention import causal_attention, causal_bias, masked_attention
+from bytelm.model.attention_context import CrossPatchPast, Past
+from bytelm.model.codec_features.layout import HINTS
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.embeddings import HINT_WIDTH, HintEmbed, NgramEmbed, PatchEncoder, Start
-from bytelm.model.hints import HINTS
+from bytelm.model.rope import Turn, rotate, turn_of
 
 T = TypeVar("T")
-
-Groups = Sequence[tuple[int, int]]
-"""(M, n) of each run of equally long segments, in the order in which they lie in S."""
-
-Turn = tuple[Tensor, Tensor]
-"""Cosine and signed sine of each position's channels, [S, 1, c] each; see `turn_of`."""
-
-
-def turn_of(place: Tensor, channels: int, dtype: torch.dtype) -> Turn:
-    """The rotary embedding of arXiv 2104.09864: pair (i, i + c / 2) turns by
-    place * 10000^(-2 i / c).
-
-    place [S]; in float64, so that far places stay exact, and then in `dtype`.
-    """
-    pair = torch.arange(channels // 2, dtype=torch.float64, device=place.device)
-    angles = place.double()[:, None, None] * 10_000.0 ** (-2.0 * pair / channels)  # [S, 1, c / 2]
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-
-
-def rotate(x: Tensor, turn: Turn) -> Tensor:
-    """x [S, H, c], whose channel pairs (i, i + c / 2) are turned."""
-    cos, sin = turn
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class UnitRMS(torch.autograd.Function):
@@ -77,79 +54,6 @@ class UnitRMS(torch.autograd.Function):
         output, scale = ctx.saved_tensors
         along = (gradient * output).mean(dim=-1, keepdim=True)
         return torch.addcmul(gradient, output, along, value=-1.0).mul_(scale)
-
-
-class Past(Protocol):
-    """What a layer sees of other positions: in training, or from a decoder's cache."""
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Causal attention of queries that are scaled already, [S, H, c] to [S, H, c]."""
-
-    def before(self, x: Tensor, sublayer: int) -> Tensor:
-        """What x [S, ...] was at the position before in the sequence, zeros at its first.
-
-        sublayer: 0 for attention, 1 for feed-forward, which a cache keeps apart.
-        """
-
-
-class SegmentPast:
-    """Attention inside each segment; its cost is that of the segments run alone.
-
-    first [S] bool: the positions that open a segment.
-    window: how many positions one sees, its own among them; 0 = all of its segment.
-    """
-
-    def __init__(self, groups: Groups, first: Tensor, window: int = 0) -> None:
-        self.groups = groups
-        self.first = first
-        self.window = window
-
-    def before(self, x: Tensor, sublayer: int) -> Tensor:
-        return x.roll(1, 0).masked_fill(self.first[:, None], 0.0)
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        sizes = [count * length for count, length in self.groups]
-        parts = zip(*(each.split(sizes) for each in (queries, keys, values)), strict=True)
-        outputs = []
-        for (count, _), part in zip(self.groups, parts, strict=True):
-            q, k, v = (rearrange(each, "(M n) H c -> M H n c", M=count) for each in part)
-            output = causal_attention(q, k, v, self.window)
-            outputs.append(rearrange(output, "M H n c -> (M n) H c"))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-class CrossPatchPast(SegmentPast):
-    """Attention inside each of M sequences and to the last r positions of the one before.
-
-    opens [M] bool: the sequences that open a document, which have none before.
-    carry [2, H, r, c]: the last keys and values before the first sequence, None where there are
-        none; those of the last sequence once the layer has run.
-    room [2, H, r, c]: for the latter, made before the layer runs: what stays must not lie between
-        what goes, which keeps the allocator from using that again.
-    """
-
-    def __init__(self, opens: Tensor, first: Tensor, carry: Tensor | None, room: Tensor) -> None:
-        super().__init__([(len(opens), len(first) // len(opens))], first)
-        self.back = room.shape[2]
-        self.opens = opens
-        self.carry = carry
-        self.room = room
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (
-            rearrange(each, "(M n) H c -> M H n c", M=len(self.opens))
-            for each in (queries, keys, values)
-        )
-        n = q.shape[2]
-        last = torch.stack([k[:, :, n - self.back :], v[:, :, n - self.back :]])  # [2, M, H, r, c]
-        carry = torch.zeros_like(last[:, 0]) if self.carry is None else self.carry
-        self.carry = self.room.copy_(last[:, -1])
-        k_back, v_back = torch.cat([carry[:, None], last[:, :-1]], dim=1)  # [M, H, r, c]
-        k, v = torch.cat([k_back, k], dim=2), torch.cat([v_back, v], dim=2)
-        bias = causal_bias(q, n, self.back).repeat(len(self.opens), 1, 1)  # [M, n, r + n]
-        bias[:, :, : self.back].masked_fill_(self.opens[:, None, None], -torch.inf)
-        output = masked_attention(q, k, v, rearrange(bias, "M n k -> M 1 n k"))
-        return rearrange(output, "M H n c -> (M n) H c")
 
 
 class RMSNorm(nn.RMSNorm):

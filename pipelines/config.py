@@ -20,9 +20,9 @@ from typing import Any, Literal
 import yaml
 
 from bytelm.model.config import ModelConfig
-from bytelm.pipelines.cache import CacheConfig
-from bytelm.pipelines.presets import preset
-from bytelm.pipelines.shards import ShardSet
+from bytelm.model.presets import preset
+from bytelm.pipelines.shards.reader import ShardSet, open_set
+from bytelm.pipelines.storage.cache import CACHE_FOLDER, CACHE_GB
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class DataConfig:
     and names it, and stops the run at `max_bad_share`."""
     max_bad_share: float = 0.001
     """Masked bytes, as a share of an epoch's payload bytes, above which a run stops."""
-    cache_folder: str = "~/.cache/bytelm/shards"
+    cache_folder: str = CACHE_FOLDER
     """Where shards of remote sets are kept."""
-    cache_gb: float = 100.0
+    cache_gb: float = CACHE_GB
     """What the cache may hold, in 10^9 bytes."""
     workers: int = 1
     """Processes that read rows, for each rank; 0 reads in the trainer itself."""
@@ -241,16 +241,6 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `RunConfig` reads them back."""
         return {**dataclasses.asdict(self), "model": self.model.to_dict()}
-
-
-def open_set(
-    location: str,
-    cache_folder: str = DataConfig.cache_folder,
-    cache_gb: float = DataConfig.cache_gb,
-) -> ShardSet:
-    """A shard set at a path or URL; the shards of a remote one are kept in the cache."""
-    folder = Path(cache_folder).expanduser()
-    return ShardSet(location, CacheConfig(folder, round(cache_gb * 1e9)))
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:

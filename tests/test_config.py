@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 
+from bytelm.model.presets import preset
 from bytelm.pipelines.config import config_from_dict, load_config
-from bytelm.pipelines.engine import chosen_precision, deepspeed_config
-from bytelm.pipelines.optimizer import schedule
-from bytelm.pipelines.presets import preset
+from bytelm.pipelines.runtime.device import chosen_precision
+from bytelm.pipelines.training.deepspeed_config import deepspeed_config
+from bytelm.pipelines.training.optimizer import schedule
 
 MINIMAL: dict[str, Any] = {
     "model": "tiny",

@@ -3,23 +3,70 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
-import tomllib
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("ds_configs", "modalities", "model", "pipelines", "tools")
-MAY_IMPORT = {
-    "modalities": {"modalities"},
-    "model": {"model"},
-    "pipelines": {"modalities", "model", "pipelines", "ds_configs"},
-    "tools": {"modalities", "model", "pipelines", "ds_configs", "tools"},
-    "ds_configs": set(),
+BELOW_CONFIG = {"modalities", "pipelines/errors.py", "pipelines/storage", "pipelines/shards"}
+UP_TO_DATA = {*BELOW_CONFIG, "model", "pipelines/runtime", "pipelines/data"}
+UP_TO_TRAINING = {
+    *UP_TO_DATA,
+    *{"ds_configs", "pipelines/config.py", "pipelines/checkpoints", "pipelines/evaluation"},
+    "pipelines/training",
 }
-SOURCES = sorted(p for folder in FOLDERS for p in (ROOT / folder).glob("*.py"))
+UP_TO_COMPRESSION = {
+    *UP_TO_TRAINING,
+    *{"pipelines/prepare", "pipelines/generation", "pipelines/compression"},
+}
+MAY_IMPORT: dict[str, set[str]] = {
+    "ds_configs": set(),
+    "modalities": set(),
+    "model": set(),
+    "pipelines/errors.py": set(),
+    "pipelines/runtime": set(),
+    "pipelines/storage": {"pipelines/errors.py"},
+    "pipelines/shards": {"modalities", "pipelines/storage", "pipelines/errors.py"},
+    "pipelines/config.py": {"model", "pipelines/shards", "pipelines/storage"},
+    "pipelines/prepare": BELOW_CONFIG,
+    "pipelines/data": {*BELOW_CONFIG, "model/codec_features", "pipelines/runtime"},
+    "pipelines/checkpoints": {
+        *{"model", "pipelines/data", "pipelines/shards", "pipelines/storage"},
+        "pipelines/errors.py",
+    },
+    "pipelines/evaluation": {*UP_TO_DATA, "pipelines/checkpoints", "pipelines/config.py"},
+    "pipelines/generation": UP_TO_DATA,
+    "pipelines/compression": UP_TO_DATA,
+    "pipelines/training": UP_TO_TRAINING,
+    "pipelines/cli": {*UP_TO_COMPRESSION, "bytelm"},
+    "bytelm": {*UP_TO_COMPRESSION, "pipelines/cli"},
+    "tools": {*UP_TO_COMPRESSION, "bytelm", "pipelines/cli"},
+}
+"""What each layer may import beside itself; `tools` may import all, and nothing imports it."""
+TOP = ("bytelm", "ds_configs", "modalities", "model", "pipelines", "tools")
+
+
+def sources(root: Path) -> list[Path]:
+    """Every file of code below a root, at any depth; links are not followed."""
+    found = []
+    for folder in TOP:
+        for parent, folders, names in os.walk(root / folder):
+            folders[:] = [f for f in folders if not (Path(parent) / f).is_symlink()]
+            found += [Path(parent) / name for name in names if name.endswith(".py")]
+    return sorted(found)
+
+
+def layer_of(place: str) -> str | None:
+    """The layer that a file or module belongs to; None for the bare packages."""
+    for layer in sorted(MAY_IMPORT, key=len, reverse=True):
+        stem = layer.removesuffix(".py")
+        if place.removesuffix(".py") == stem or place.startswith(stem + "/"):
+            return layer
+    return None
 
 
 def imported(path: Path) -> set[str]:
@@ -35,34 +82,74 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_imports_go_one_way(path: Path) -> None:
-    names = imported(path)
-    ours = {name.split(".")[1] for name in names if name.startswith("bytelm.")}
-    assert ours <= MAY_IMPORT[path.parent.name]
-    if path != ROOT / "pipelines" / "engine.py":
-        assert not any(name.split(".")[0] == "deepspeed" for name in names)
-    if path.parent.name == "model":
-        allowed = {"torch", "einops", "numpy", "safetensors", "huggingface_hub", "bytelm"}
-        third_party = {name.split(".")[0] for name in names} - set(_standard_library())
-        assert third_party <= allowed
+def violations(root: Path) -> list[str]:
+    """A line for each import that the table does not allow."""
+    wrong = []
+    for path in sources(root):
+        place = path.relative_to(root).as_posix()
+        layer = layer_of(place)
+        for name in sorted(imported(path)):
+            first, *rest = name.split(".")
+            if first in TOP and first != "bytelm":
+                wrong.append(f"{place} imports {name}, which is installed as bytelm.{name}")
+            if first != "bytelm" or layer is None:
+                continue
+            target = "/".join(rest)
+            # A name of the package itself, as `bytelm.__version__`, belongs to its face.
+            above = layer_of(target) if rest and rest[0] in TOP else "bytelm"
+            allowed = {layer, *MAY_IMPORT[layer]}
+            if above not in allowed and not any(target.startswith(f"{a}/") for a in allowed):
+                wrong.append(f"{place} imports {name}")
+    return wrong
 
 
-def _standard_library() -> frozenset[str]:
-    import sys
+def test_imports_go_one_way() -> None:
+    assert len(sources(ROOT)) > 100
+    assert not violations(ROOT)
 
-    return sys.stdlib_module_names
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("modalities/planted.py", "from bytelm.pipelines.errors import DamageError"),
+        ("model/decoding/planted.py", "import bytelm.pipelines.runtime.device"),
+        ("model/a/b/c/planted.py", "    from bytelm.modalities import MODALITIES"),
+        ("pipelines/data/deep/planted.py", "    from bytelm.model.megabyte import Megabyte"),
+        ("pipelines/shards/planted.py", "from bytelm.pipelines import config"),
+        ("pipelines/training/planted.py", "from bytelm.pipelines.cli import main"),
+        ("pipelines/training/planted.py", "from bytelm.tools import demo"),
+        ("pipelines/storage/planted.py", "from bytelm import load"),
+        ("pipelines/storage/planted.py", "from tools import demo"),
+    ],
+)
+def test_a_planted_upward_import_is_found(place: str, line: str, tmp_path: Path) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(parents=True)
+    path.write_text(f"def late() -> None:\n{line}\n" if line[0] == " " else f"{line}\n")
+    assert len(violations(tmp_path)) == 1
 
 
-def test_every_folder_is_packaged_and_linked() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = {f"bytelm.{folder}" for folder in FOLDERS}
-    with_code = {p.parent.name for p in ROOT.glob("*/__init__.py")}
-    assert with_code == set(FOLDERS)
-    assert set(project["tool"]["setuptools"]["packages"]) == packages
-    assert project["tool"]["setuptools"]["package-dir"] == {p: p.split(".")[1] for p in packages}
-    for folder in FOLDERS:
-        assert (ROOT / ".namespace" / "bytelm" / folder).resolve() == ROOT / folder
+@pytest.mark.parametrize("path", sources(ROOT), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_what_a_file_depends_on(path: Path) -> None:
+    names = {name.split(".")[0] for name in imported(path)}
+    place = path.relative_to(ROOT).as_posix()
+    if not place.startswith("pipelines/training/"):
+        assert "deepspeed" not in names
+    if place.startswith("model/"):
+        assert names - sys.stdlib_module_names <= {"torch", "einops", "numpy", "bytelm"}
+    assert path.stem not in (sys.stdlib_module_names | WELL_KNOWN)
+
+
+WELL_KNOWN = frozenset({"requests", "yaml", "numpy", "torch", "rich", "fsspec", "einops", "PIL"})
+
+
+def test_every_folder_of_code_is_linked_and_a_package() -> None:
+    with_code = {p.relative_to(ROOT).parts[0] for p in sources(ROOT)}
+    assert with_code == set(TOP)
+    for folder in TOP[1:]:
+        assert (ROOT / "bytelm" / folder).resolve() == ROOT / folder
+    for path in sources(ROOT):
+        assert (path.parent / "__init__.py").is_file()
 
 
 def tracked() -> list[Path]:

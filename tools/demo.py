@@ -19,7 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.rule import Rule
 
-from bytelm.pipelines.runlog import METRICS, evaluation_table
+from bytelm.pipelines.evaluation.table import evaluation_table
+from bytelm.pipelines.training.metrics_logger import METRICS
 
 MODALITIES = ("text", "image", "audio")
 
@@ -81,7 +82,7 @@ def _bytelm(console: Console, arguments: list[str], is_captured: bool = False) -
     """Show and run a command; its output if captured. Ends the demo where it fails."""
     console.print(Rule(align="left"))
     console.print(f"[bold]$ bytelm {shlex.join(arguments)}[/bold]", soft_wrap=True)
-    command = [sys.executable, "-m", "bytelm.pipelines.cli", *arguments]
+    command = [sys.executable, "-m", "bytelm", *arguments]
     result = subprocess.run(
         command, check=False, text=True, stdout=subprocess.PIPE if is_captured else None
     )

@@ -1,0 +1,1 @@
+"""Generation id by id on cached keys and values."""

@@ -1,0 +1,1 @@
+"""The command `bytelm`: one file a command."""

@@ -1,0 +1,125 @@
+"""The container of compressed files: who can decode it, what it holds, and the range coder's words.
+
+    "BLM" and the format u8, 16 bytes of the model's SHA-256, length u32 of the description,
+    description (JSON, deflated), words u32 of the range coder, CRC-32 of all before it
+
+All numbers are big-endian.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bytelm.pipelines.shards.reader import DamageError
+
+MAGIC = b"BLM"
+FORMAT = 1
+HASH_BYTES = 16
+MAX_DESCRIPTION_BYTES = 1 << 28
+MAX_PAYLOAD_BYTES = (1 << 32) - 1
+"""A piece's header has 32 bits for its offset."""
+MAX_THREADS = 4096
+
+_FIXED = struct.Struct(f">3sB{HASH_BYTES}sI")
+_CRC = struct.Struct(">I")
+_PLAIN_NAME = re.compile(r"(?!\.\.?$)[^/\0]{1,255}")
+
+Words = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a container says of a file beside its ids; ValueError for what cannot be."""
+
+    name: str
+    """The name that the restored file gets."""
+    size: int
+    """Payload bytes."""
+    crc: int
+    """CRC-32 of the sample: pixels, PCM, or the file's own bytes."""
+
+    def __post_init__(self) -> None:
+        if not _PLAIN_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no name for a file")
+        if not 0 <= self.size <= MAX_PAYLOAD_BYTES:
+            raise ValueError(
+                f"{self.name} has {self.size:,} bytes, and may have {MAX_PAYLOAD_BYTES:,}"
+            )
+
+
+@dataclass(frozen=True)
+class Container:
+    """The content of a compressed file; ValueError for what cannot be."""
+
+    model: bytes
+    """HASH_BYTES of the SHA-256 of the model that coded."""
+    build: str
+    """Versions and machine that computed the probabilities."""
+    threads: int
+    """Of the processor that did."""
+    batch: int
+    """Rows that step together at most."""
+    entries: tuple[Entry, ...]
+    words: Words
+    """The range coder's output."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MAX_THREADS or self.batch < 1:
+            raise ValueError(f"{self.threads} threads and batches of {self.batch}")
+        if len({entry.name for entry in self.entries}) < len(self.entries):
+            raise ValueError("two files of one name")
+
+
+def pack(container: Container) -> bytes:
+    """A container as the bytes of a file."""
+    description = {
+        "build": container.build,
+        "threads": container.threads,
+        "batch": container.batch,
+        "files": [[entry.name, entry.size, entry.crc] for entry in container.entries],
+    }
+    deflated = zlib.compress(json.dumps(description, separators=(",", ":")).encode(), 9)
+    fixed = _FIXED.pack(MAGIC, FORMAT, container.model, len(deflated))
+    packed = fixed + deflated + container.words.astype(">u4").tobytes()
+    return packed + _CRC.pack(zlib.crc32(packed))
+
+
+def unpack(packed: bytes, where: str) -> Container:
+    """The container in the bytes of a file, which `where` names.
+
+    Raises ValueError for another kind of file or another format, and DamageError for damage.
+    """
+    if packed[: len(MAGIC)] != MAGIC:
+        raise ValueError(f"{where} is no file that `bytelm compress` made")
+    content, crc = packed[: -_CRC.size], packed[-_CRC.size :]
+    if len(content) < _FIXED.size or _CRC.pack(zlib.crc32(content)) != crc:
+        raise DamageError(f"{where} is damaged or cut: its checksum is wrong")
+    _, version, model, size = _FIXED.unpack_from(content)
+    if version != FORMAT:
+        raise ValueError(
+            f"{where} has format {version}, this bytelm reads {FORMAT}: use the one that made it"
+        )
+    deflated, words = content[_FIXED.size :][:size], content[_FIXED.size + size :]
+    try:
+        text = zlib.decompressobj().decompress(deflated, MAX_DESCRIPTION_BYTES)
+        description: dict[str, Any] = json.loads(text)
+        return Container(
+            model=model,
+            build=str(description["build"]),
+            threads=int(description["threads"]),
+            batch=int(description["batch"]),
+            entries=tuple(
+                Entry(str(name), int(size), int(crc)) for name, size, crc in description["files"]
+            ),
+            words=np.frombuffer(words, ">u4").astype(np.uint32),
+        )
+    except (ValueError, TypeError, KeyError, zlib.error) as error:
+        raise DamageError(f"{where} is damaged: its description is none ({error})") from error

@@ -1,0 +1,1 @@
+"""From a shard set to batches: packing, the plan, rows, loaders."""

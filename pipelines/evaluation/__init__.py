@@ -1,0 +1,1 @@
+"""Bits per byte of a model, and of codecs beside it."""

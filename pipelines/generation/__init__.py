@@ -1,0 +1,1 @@
+"""Texts, images and sounds drawn from a model."""

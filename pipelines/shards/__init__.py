@@ -1,0 +1,1 @@
+"""Shard sets: their format, reading, writing, indexing and inspection."""

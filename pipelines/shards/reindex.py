@@ -1,0 +1,88 @@
+"""`bytelm index`: the indexes and the manifest of a set, made again from its tars alone.
+
+For a set whose index or manifest was lost or damaged. Only tars that `bytelm prepare` wrote have
+what is needed; whether a tar is the one that was written shows in the root hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from tarfile import RECORDSIZE
+from typing import Any, BinaryIO
+
+from bytelm.modalities import MODALITIES
+from bytelm.modalities.base import Header, Sample
+from bytelm.pipelines.shards.format import SPLITS, Shard
+from bytelm.pipelines.shards.reader import DamageError
+from bytelm.pipelines.shards.writer import IndexBuilder, write_manifest
+from bytelm.pipelines.storage.tar_reader import Flaw, Member, read_members
+
+_TAR_NAME = re.compile(r"(train|val|test)-(\d{6})\.tar")
+
+
+def reindex(folder: Path) -> str:
+    """Write every index and the manifest of a set anew; returns the root hash.
+
+    Raises ValueError where the folder holds no shards, DamageError where a tar is cut off or
+    holds something else than documents of bytelm.
+    """
+    names = [p.name for p in folder.glob("*.tar") if _TAR_NAME.fullmatch(p.name)]
+    if not names:
+        raise ValueError(f"{folder} holds no shards (train-000000.tar and so on)")
+    names.sort(key=lambda name: (SPLITS.index(name.split("-")[0]), name))
+    shards = [_reindex_shard(folder / name) for name in names]
+    return write_manifest(folder, shards, {"index": "made again from the tars"})
+
+
+def _reindex_shard(path: Path) -> Shard:
+    builder = IndexBuilder()
+    with open(path, "rb") as file:
+        try:
+            members = _members(path)
+            for description in members:
+                for segment in _segments(file, description):
+                    member = next(members, None)
+                    if member is None or member.name != segment["member"]:
+                        raise DamageError(f"{segment['member']} does not follow its json")
+                    builder.add_segment(_sample(file, member, segment), member.offset)
+                builder.end_document()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return builder.finish(path, sha256, path.stat().st_size)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise DamageError(f"{path} is damaged or no shard of bytelm: {error}") from error
+
+
+def _members(path: Path) -> Iterator[Member]:
+    """The members of a tar that has nothing else, and is as long as one that we wrote."""
+    size = path.stat().st_size
+    if size % RECORDSIZE:
+        raise DamageError(f"{size} bytes are no multiple of {RECORDSIZE}: it is cut off")
+    for member in read_members(str(path)):
+        if isinstance(member, Flaw):
+            raise DamageError(f"{member.name}: {member.detail}" if member.name else member.detail)
+        yield member
+
+
+def _segments(file: BinaryIO, description: Member) -> list[dict[str, Any]]:
+    if not description.name.endswith(".json"):
+        raise DamageError(f"{description.name} where a document's json should be")
+    return json.loads(_data(file, description))["segments"]
+
+
+def _sample(file: BinaryIO, member: Member, segment: dict[str, Any]) -> Sample:
+    fields = ("width", "height", "channels", "rate")
+    return Sample(
+        modality=MODALITIES[segment["modality"]].name,
+        header=Header(**{name: segment[name] for name in fields if name in segment}),
+        data=_data(file, member),
+        is_file=segment.get("is_file", False),
+    )
+
+
+def _data(file: BinaryIO, member: Member) -> bytes:
+    return os.pread(file.fileno(), member.size, member.offset)

@@ -1,0 +1,131 @@
+"""Writing shards: a tar, its index, and at last the set's manifest, each whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bytelm.modalities import MODALITIES
+from bytelm.modalities.base import Sample
+from bytelm.pipelines.shards.format import (
+    INDEX,
+    MANIFEST,
+    Shard,
+    chunk_checksums,
+    manifest_bytes,
+    root_hash,
+)
+from bytelm.pipelines.storage.files import fsync_folder, write_atomic
+from bytelm.pipelines.storage.tar_writer import TarWriter
+
+
+class IndexBuilder:
+    """Collects the index of one shard, segment by segment."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, ...]] = []
+        self._checksums: list[int] = []
+        self._documents = 0
+        self._bytes = dict.fromkeys(MODALITIES, 0)
+
+    def add_segment(self, sample: Sample, offset: int) -> None:
+        """A segment of the document that is being added, and where its member begins in the tar."""
+        header = sample.header
+        self._rows.append(
+            (
+                self._documents,
+                MODALITIES[sample.modality].code,
+                sample.is_file,
+                header.channels,
+                header.width,
+                header.height,
+                header.rate,
+                len(self._checksums),
+                offset,
+                len(sample.data),
+            )
+        )
+        self._checksums += chunk_checksums(sample.data)
+        self._bytes[sample.modality] += len(sample.data)
+
+    def end_document(self) -> None:
+        """The document is complete."""
+        self._documents += 1
+
+    def finish(self, tar: Path, sha256: str, size: int) -> Shard:
+        """Write the index beside the tar of that hash and size; gives the manifest's line."""
+        file = io.BytesIO()
+        np.save(file, np.array(self._rows, dtype=INDEX))
+        np.save(file, np.array(self._checksums, dtype="<u4"))
+        data = file.getvalue()
+        shard = Shard(
+            name=tar.name,
+            split=tar.name.split("-")[0],
+            size=size,
+            sha256=sha256,
+            index_size=len(data),
+            index_sha256=hashlib.sha256(data).hexdigest(),
+            documents=self._documents,
+            bytes=self._bytes,
+        )
+        write_atomic(tar.with_name(shard.index_name), data)
+        return shard
+
+
+class ShardWriter:
+    """Writes one shard: temporary name, fsync, hash, rename. The same documents in the same
+    order give the same bytes: members carry no time, owner or machine."""
+
+    def __init__(self, folder: Path, split: str, number: int):
+        self.name = f"{split}-{number:06d}.tar"
+        self.split = split
+        self._path = folder / self.name
+        self._temporary = self._path.with_name(self.name + ".tmp")
+        self._tar = TarWriter(self._temporary)
+        self._index = IndexBuilder()
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._tar.size
+
+    def add(self, key: str, sources: Sequence[str], samples: Sequence[Sample]) -> None:
+        """Append a document: its key, the source file's name of each segment, the samples."""
+        suffixes = [MODALITIES[s.modality].member_suffix(s) for s in samples]
+        if len(set(suffixes)) < len(suffixes):
+            suffixes = [f"{i}.{suffix}" for i, suffix in enumerate(suffixes)]
+        segments = [
+            {
+                "modality": sample.modality,
+                "member": f"{key}.{suffix}",
+                "source": source,
+                **{name: value for name, value in sample.header._asdict().items() if value},
+                **({"is_file": True} if sample.is_file else {}),
+            }
+            for source, suffix, sample in zip(sources, suffixes, samples, strict=True)
+        ]
+        self._tar.add(f"{key}.json", json.dumps({"key": key, "segments": segments}).encode())
+        for suffix, sample in zip(suffixes, samples, strict=True):
+            offset = self._tar.add(f"{key}.{suffix}", sample.data)
+            self._index.add_segment(sample, offset)
+        self._index.end_document()
+
+    def close(self) -> Shard:
+        """Finish tar and index, make both durable, and give the shard's manifest line."""
+        sha256 = self._tar.close()
+        shard = self._index.finish(self._path, sha256, self._tar.size)
+        self._temporary.rename(self._path)
+        fsync_folder(self._path.parent)
+        return shard
+
+
+def write_manifest(folder: Path, shards: Sequence[Shard], report: dict[str, Any]) -> str:
+    """Write the manifest, which declares the set complete; returns the root hash."""
+    write_atomic(folder / MANIFEST, manifest_bytes(shards, report))
+    return root_hash(shards)

@@ -1,0 +1,1 @@
+"""Files, tars, caches and remote stores."""

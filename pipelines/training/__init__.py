@@ -1,0 +1,1 @@
+"""The trainer under DeepSpeed, and all that only training needs."""

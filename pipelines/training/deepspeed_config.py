@@ -1,0 +1,56 @@
+"""The DeepSpeed JSON of a run."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+OWNED_BY_RUN_CONFIG = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch",
+    "gradient_clipping": "optimizer.clip",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "torch_autocast": "train.precision",
+}
+OWNED_BY_DEEPSPEED_CONFIG = ("zero_optimization", "zero_force_ds_cpu_optimizer")
+
+
+def deepspeed_config(name: str) -> dict[str, Any]:
+    """The JSON of a case of `ds_configs`, or of a path.
+
+    Raises ValueError for a case that does not exist, a key that the run's config owns, and a
+    key that is not known here, so that no key is read by nobody.
+    """
+    path = Path(name)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise ValueError(f"no DeepSpeed config at {path}")
+        text = path.read_text("utf-8")
+    else:
+        folder = resources.files("bytelm.ds_configs")
+        cases = sorted(f.name.removesuffix(".json") for f in folder.iterdir() if ".json" in f.name)
+        if name not in cases:
+            raise ValueError(
+                f"no DeepSpeed case {name!r}; choose one of {', '.join(cases)}, or a .json file"
+            )
+        text = (folder / f"{name}.json").read_text("utf-8")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"DeepSpeed config {name} is no JSON: {error}") from error
+    for key in values:
+        if key in OWNED_BY_RUN_CONFIG:
+            raise ValueError(
+                f"DeepSpeed config {name} sets {key!r}, which the run's config owns: "
+                f"remove it and set {OWNED_BY_RUN_CONFIG[key]}"
+            )
+        if key not in OWNED_BY_DEEPSPEED_CONFIG:
+            known = ", ".join(OWNED_BY_DEEPSPEED_CONFIG)
+            raise ValueError(f"DeepSpeed config {name} has an unknown key {key!r}; known: {known}")
+    return values

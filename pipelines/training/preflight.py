@@ -1,0 +1,134 @@
+"""What can be refused before a rank starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bytelm.modalities import framing
+from bytelm.pipelines.checkpoints import run_folder
+from bytelm.pipelines.checkpoints.train_state import TrainState
+from bytelm.pipelines.config import RunConfig
+from bytelm.pipelines.data.packing import PlanConfig
+from bytelm.pipelines.data.plan import Plan, Source, load_or_make_plan
+from bytelm.pipelines.training.deepspeed_config import deepspeed_config
+
+CONFIG = "config.json"
+PLAN = "plan.npz"
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins."""
+
+    resume: bool = False
+    """Go on from the newest checkpoint; otherwise the run's folder has to be new."""
+    or_start: bool = False
+    """With `resume`: begin at step 0 where the run has no checkpoint yet."""
+    new_plan: bool = False
+    """With `resume`: on changed data, begin a new plan at its first row."""
+
+    def resumes(self, run: Path) -> bool:
+        """Whether a checkpoint has to be loaded."""
+        return self.resume and not (self.or_start and not run_folder.has_any(run))
+
+
+def training_plan(config: RunConfig, path: Path) -> Plan:
+    """The plan of a run's `train` splits; `path` keeps its tables."""
+    sources = [
+        Source(config.open_set(i), "train", chosen.weight)
+        for i, chosen in enumerate(config.data.sets)
+    ]
+    return load_or_make_plan(sources, plan_config(config), path)
+
+
+def plan_config(config: RunConfig) -> PlanConfig:
+    """The part of a run's config that decides the rows."""
+    return PlanConfig(
+        row_length=config.model.context,
+        patch=config.model.patch,
+        views=vars(config.data.views),
+        seed=config.train.seed,
+        packing=config.data.packing,
+        pair_order=config.data.pair_order,
+        window_shards=config.data.window_shards,
+    )
+
+
+def steps_to_do(config: RunConfig, plan: Plan) -> int:
+    """Steps of a run: those of its config, or fewer where a set is exhausted and stops it.
+
+    Raises ValueError where exhausting a set is an error.
+    """
+    if config.data.on_exhausted == "repeat":
+        return config.train.steps
+    rows = plan.rows_until([chosen.max_repeats for chosen in config.data.sets])
+    steps = rows // config.train.global_batch
+    if steps >= config.train.steps:
+        return config.train.steps
+    if config.data.on_exhausted == "error" or not steps:
+        raise ValueError(
+            f"a set is exhausted after {steps} of {config.train.steps} steps: allow more "
+            "max_repeats, take fewer steps, or set data.on_exhausted to repeat or stop"
+        )
+    return steps
+
+
+def check_cache(config: RunConfig, plan: Plan, processes: int) -> None:
+    """ValueError where the cache cannot hold the remote shards that may be in use together: those
+    of a window of each set, of two where one of several readers is ahead, and of one of `val`."""
+    windows = 2 if config.data.workers * processes > 1 else 1
+    needed = 0
+    for source in plan.sources:
+        for split, count in (("train", windows), ("val", 1)):
+            shards = source.set.split(split) if source.set.is_remote else []
+            sizes = sorted(shard.size + shard.index_size for shard in shards)
+            needed += sum(sizes[-count * config.data.window_shards :])
+    limit = round(config.data.cache_gb * 1e9)
+    if needed > limit:
+        raise ValueError(
+            f"data.cache_gb {config.data.cache_gb} is a limit of {limit:,} bytes, and the remote "
+            f"shards in use together may have {needed:,}: raise it, or lower data.window_shards "
+            f"{config.data.window_shards}"
+        )
+
+
+def check(config: RunConfig, run: Path, processes: int, start: Start) -> None:
+    """ValueError for what would stop a run before its first step, found before any rank starts."""
+    deepspeed_config(config.train.deepspeed)
+    config.accumulation(processes)
+    if config.model.vocab_size != framing.VOCAB_SIZE or config.model.pad_id != framing.PAD:
+        raise ValueError(
+            f"the stream has {framing.VOCAB_SIZE} ids and pads with {framing.PAD}: leave "
+            "vocab_size and pad_id of the model as they are"
+        )
+    if start.or_start and not start.resume:
+        raise ValueError("--or-start says what --resume does without a checkpoint: add --resume")
+    # A plan alone was left by a run that was refused here.
+    if (
+        not start.resume
+        and run.exists()
+        and (not run.is_dir() or {p.name for p in run.iterdir()} - {PLAN})
+    ):
+        raise ValueError(f"{run} is not empty: go on with --resume, or choose another --out")
+    state = None
+    if start.resumes(run):
+        state = run_folder.newest(run, run_folder.quick_damage).state
+    plan = training_plan(config, run / PLAN)
+    steps_to_do(config, plan)
+    check_cache(config, plan, processes)
+    if state:
+        _check_resumable(state, plan, start.new_plan)
+    if config.data.damage == "raise":
+        for source in plan.sources:
+            source.set.check_sizes("train")
+
+
+def _check_resumable(state: TrainState, plan: Plan, new_plan: bool) -> None:
+    for name, value in plan.identity.items():
+        if not new_plan and state.plan.get(name) != value:
+            raise ValueError(
+                f"the data changed since the checkpoint: {name} was {state.plan.get(name)} and is "
+                f"{value}; resume with what it was, or begin a new plan of the data at its first "
+                "row with --new-plan"
+            )

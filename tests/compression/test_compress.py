@@ -1,0 +1,248 @@
+"""Compression: what comes back, what it costs, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import soundfile
+import torch
+from helpers.commands import TINY_MODEL, bytelm
+from helpers.mutants import mutate
+
+from bytelm.model.config import ModelConfig
+from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.checkpoints.pretrained import save_pretrained
+from bytelm.pipelines.compression.compress import compress, decompress
+from bytelm.pipelines.compression.container import pack, unpack
+from bytelm.pipelines.evaluation.evaluate import evaluate
+from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
+from bytelm.pipelines.shards.reader import DamageError
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
+VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
+
+
+def tiny(**options: object) -> Megabyte:
+    torch.manual_seed(4)
+    shape = {**TINY_MODEL, "embedding_std": 1.0, "init_std": 0.2, **options}
+    return Megabyte(ModelConfig.from_dict(shape)).eval()
+
+
+def read(path: Path) -> tuple[object, ...]:
+    """What a file holds: format and bytes of a text, pixels or samples of the others."""
+    if path.suffix.lower() in (".png", ".jpg"):
+        with PIL.Image.open(path) as image:
+            return np.asarray(image.convert("RGB")).tolist(), image.size
+    if path.suffix in (".wav", ".flac"):
+        samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
+        return samples.tolist(), rate
+    return (path.read_bytes(),)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Files of every kind, far longer than the context of 256 and of no length at all."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "long.txt").write_text("Call me Ishmael. " * 60)
+    (folder / "latin").write_bytes("naïve".encode("latin-1"))
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "random.bin").write_bytes(b"\0" + rng.bytes(500))
+    (folder / "broken").write_bytes(b"\x89PNG\r\n\x1a\n" + rng.bytes(40))
+    pixels = rng.integers(0, 256, (9, 31, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(folder / "odd.png")
+    PIL.Image.fromarray(pixels[:, :, 0]).save(folder / "grey.PNG")
+    PIL.Image.fromarray(pixels).save(folder / "photo.jpg")
+    soundfile.write(folder / "two.wav", rng.integers(-999, 999, (300, 2), np.int16), 8000)
+    soundfile.write(folder / "one.flac", rng.integers(-9, 9, 256, np.int16), 16000)
+    (folder / "fits.txt").write_bytes(b"x" * 246)  # with EOM and EOD exactly the context
+    (folder / "cut.txt").write_bytes(b"x" * 247)  # EOD alone in its second piece
+    return sorted(folder.iterdir())
+
+
+def by_name(paths: list[Path]) -> dict[str, Path]:
+    return {path.name: path for path in paths}
+
+
+@pytest.mark.parametrize("batch", [7, 64])
+def test_files_come_back(files: list[Path], tmp_path: Path, batch: int) -> None:
+    model, out = tiny(), tmp_path / "f.blm"
+    lines = compress(model, VIEWS, files, out, keep_files=False, batch=batch)
+    assert len(lines) == len(files) + 1
+    restored = by_name(decompress(model, out, tmp_path / "back"))
+    names = {"photo.jpg": "photo.jpg.png", "grey.PNG": "grey.png"}
+    assert set(restored) == {names.get(file.name, file.name) for file in files}
+    for file in files:
+        back = restored[names.get(file.name, file.name)]
+        assert read(back) == read(file), file
+
+
+def test_kept_files_come_back_bit_for_bit(files: list[Path], tmp_path: Path) -> None:
+    model, out = tiny(modality_heads=3, tied_output=False, cross_patch_attention=2), tmp_path / "f"
+    compress(model, VIEWS, files, out, keep_files=True, batch=64)
+    restored = by_name(decompress(model, out, tmp_path / "back"))
+    assert {n: p.read_bytes() for n, p in restored.items()} == {
+        file.name: file.read_bytes() for file in files
+    }
+
+
+def test_what_a_view_does_not_keep_comes_back_bit_for_bit(
+    files: list[Path], tmp_path: Path
+) -> None:
+    """A sound of 16 bits under a view of 8."""
+    model, out = tiny(), tmp_path / "f.blm"
+    sound = next(file for file in files if file.name == "one.flac")
+    compress(model, {**VIEWS, "audio": "mulaw"}, [sound], out, keep_files=False, batch=1)
+    (back,) = decompress(model, out, tmp_path / "back")
+    assert back.read_bytes() == sound.read_bytes()
+
+
+def test_the_size_is_what_evaluation_says(tmp_path: Path) -> None:
+    """Files of the demo, by a model that has learned nothing."""
+    chosen = ["image/val/1f199.png", "audio/train/sfx_bd_haus.flac"]
+    chosen += ["text/train/sotu_1790_george_washington_n.txt"]
+    files = [DEMO / name for name in chosen]
+    prepare(files, tmp_path / "set", PrepareOptions(shares=(0.0, 1.0, 0.0)))
+    model = tiny(embedding_std=0.3)  # so that it rules nothing out: 24 bits are the most for an id
+    save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})
+    scores, _ = evaluate(tmp_path / "model", [str(tmp_path / "set")], "val", 1, "fp32")
+    compress(model, VIEWS, files, tmp_path / "f.blm", keep_files=False, batch=64)
+    payload = sum(scores[name]["payload_bytes"] for name in VIEWS)
+    coded = scores["total"]["coded_bits_per_byte"] * payload / 8
+    words = unpack((tmp_path / "f.blm").read_bytes(), "f.blm").words
+    assert 4 * words.size == pytest.approx(coded, abs=8 + 1e-5 * coded)
+    assert (tmp_path / "f.blm").stat().st_size < coded + 64 * len(files) + 100
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Megabyte, Path, bytes]:
+    """A model, a container of a text and an image by it, and the container's bytes."""
+    (tmp_path / "a.txt").write_text("the white whale")
+    PIL.Image.new("RGB", (3, 2), "red").save(tmp_path / "b.png")
+    model, out = tiny(), tmp_path / "f.blm"
+    compress(model, VIEWS, [tmp_path / "a.txt", tmp_path / "b.png"], out, False, 64)
+    return model, out, out.read_bytes()
+
+
+def test_every_mutant_is_refused(small: tuple[Megabyte, Path, bytes], tmp_path: Path) -> None:
+    model, path, packed = small
+    rng = np.random.default_rng(1)
+    mutants = [mutate(packed, rng) for _ in range(150)]
+    mutants += [packed[: rng.integers(len(packed))] for _ in range(25)]
+    for place in rng.integers(0, len(packed), 25):
+        mutants.append(
+            packed[:place] + bytes([packed[place] ^ 1 << place % 8]) + packed[place + 1 :]
+        )
+    changed = [mutant for mutant in mutants if mutant != packed]
+    assert len(changed) > 190
+    for mutant in changed:
+        path.write_bytes(mutant)
+        with pytest.raises(ValueError, match=r"damaged|no file that"):
+            decompress(model, path, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_words_that_do_not_decode_are_refused(
+    small: tuple[Megabyte, Path, bytes], tmp_path: Path
+) -> None:
+    """Other words, or another build's, in a container whose own checksum is right."""
+    model, path, packed = small
+    container = unpack(packed, "f.blm")
+    rng = np.random.default_rng(2)
+    first, second = container.entries
+    for change in (
+        *({"words": rng.integers(0, 2**32, len(container.words), np.uint32)} for _ in range(20)),
+        {"words": container.words[:-2]},
+        {"words": np.append(container.words, container.words)},
+        {"entries": (dataclasses.replace(first, size=first.size + 1), second)},
+        {"entries": (first, dataclasses.replace(second, size=second.size - 3))},
+        {"entries": (dataclasses.replace(first, crc=1), second)},
+        {"entries": (first, dataclasses.replace(second, name="b.txt"))},
+        {"batch": 1},
+    ):
+        path.write_bytes(pack(dataclasses.replace(container, **change)))
+        with pytest.raises(DamageError, match="does not decode"):
+            decompress(model, path, tmp_path / "back")
+    other = dataclasses.replace(container, build="torch 1", batch=1)
+    path.write_bytes(pack(other))
+    with pytest.raises(DamageError, match="made by torch 1 and this is bytelm"):
+        decompress(model, path, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threads": 0}, "0 threads"),
+        ({"batch": 0}, "batches of 0"),
+        ({"files": [["../a", 1, 1]]}, "no name"),
+        ({"files": [["..", 1, 1]]}, "no name"),
+        ({"files": [["a", -1, 1]]}, "-1 bytes"),
+        ({"files": [["a", 1, 1], ["a", 1, 1]]}, "one name"),
+        ({"files": [["a", 1]]}, "damaged"),
+        ({"files": 3}, "damaged"),
+        ({"threads": [1]}, "damaged"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(
+    small: tuple[Megabyte, Path, bytes], change: dict[str, object], message: str
+) -> None:
+    packed = small[2]
+    size = int.from_bytes(packed[20:24])
+    description = json.loads(zlib.decompress(packed[24 : 24 + size]))
+    deflated = zlib.compress(json.dumps({**description, **change}).encode())
+    forged = packed[:20] + len(deflated).to_bytes(4) + deflated + packed[24 + size : -4]
+    with pytest.raises(DamageError, match=message):
+        unpack(forged + zlib.crc32(forged).to_bytes(4), "f.blm")
+
+
+def test_the_commands(files: list[Path], tmp_path: Path) -> None:
+    model, blm, back = tmp_path / "model", tmp_path / "made" / "f.blm", tmp_path / "back"
+    save_pretrained(tiny(), tiny().config, model, {"views": VIEWS})
+    chosen = by_name(files)
+    given = (chosen["odd.png"], chosen["one.flac"], chosen["fits.txt"])
+    shown = bytelm("compress", model, *given, "--out", blm).stdout.splitlines()
+    assert "odd.png: image in view raster, 837 bytes, comes back as odd.png" in shown[0]
+    assert f"{blm}: 1,595 bytes in {blm.stat().st_size:,}, " in shown[3]
+    shown = bytelm("decompress", model, blm, "--out", back).stdout.split()
+    assert shown == [str(back / file.name) for file in given]
+    assert [read(back / file.name) for file in given] == [read(file) for file in given]
+
+    error = bytelm("decompress", model, blm, "--out", back, status=2).stderr
+    assert error == (
+        f"bytelm decompress: {back / 'odd.png'} exists: choose another --out, or remove it\n"
+    )
+    blm.write_bytes(blm.read_bytes()[:-9])
+    error = bytelm("decompress", model, blm, "--out", tmp_path / "x", status=1).stderr
+    assert error == f"bytelm decompress: {blm} is damaged or cut: its checksum is wrong\n"
+
+
+def test_mistakes_are_named(small: tuple[Megabyte, Path, bytes], tmp_path: Path) -> None:
+    model, path, _ = small
+    with pytest.raises(ValueError, match="give the model that compressed it"):
+        decompress(tiny(init_std=0.1), path, tmp_path / "x")
+    for given, message in (
+        (tmp_path / "none", "cannot read"),
+        (tmp_path / "a.txt", "no file that"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decompress(model, given, tmp_path / "x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("another of this name")
+    same = [tmp_path / "a.txt", tmp_path / "other" / "a.txt"]
+    for paths, out, batch, message in (
+        ([tmp_path / "none"], "x", 1, "cannot read"),
+        (same[:1], "f.blm", 1, "exists"),
+        (same[:1], "x", 0, "at least 1"),
+        (same, "x", 1, r"both be restored as a\.txt"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compress(model, VIEWS, paths, tmp_path / out, False, batch)
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,170 @@
+"""Bits per byte: against the definition, id by id, and the codecs beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import TINY_MODEL, bytelm
+from helpers.sets import SetMaker, audio, image, text
+from rich.console import Console
+
+from bytelm.modalities import MODALITIES, framing
+from bytelm.model.config import ModelConfig
+from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.checkpoints.pretrained import save_pretrained
+from bytelm.pipelines.data.loader import make_loader
+from bytelm.pipelines.data.packing import PlanConfig
+from bytelm.pipelines.data.plan import Plan, Source
+from bytelm.pipelines.data.samplers import EvaluationRows
+from bytelm.pipelines.evaluation.codec_sizes import CodecSizes
+from bytelm.pipelines.evaluation.evaluate import evaluate
+from bytelm.pipelines.evaluation.scoring import Scores, score
+from bytelm.pipelines.evaluation.table import evaluation_table
+from bytelm.pipelines.shards.reader import ShardSet
+
+VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    config = ModelConfig.from_dict({**TINY_MODEL, "embedding_std": 1.0, "init_std": 0.3})
+    save_pretrained(Megabyte(config), config, tmp_path / "model", {"views": VIEWS})
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bits_per_byte_is_the_sum_over_the_documents(
+    mixed_set: ShardSet, model_folder: Path, batch: int
+) -> None:
+    """Each document is framed and scored by itself, piece by piece, with the naive softmax of all
+    logits; the packed rows of the evaluation have to give the same sums."""
+    metrics, _ = evaluate(model_folder, [mixed_set.location], "train", batch, "fp32")
+    from bytelm.pipelines.checkpoints.load import load_model
+
+    model, _ = load_model(model_folder)
+    plan = Plan([Source(mixed_set)], PlanConfig(256, 8, VIEWS))
+    payload = dict.fromkeys(MODALITIES, 0.0)
+    frame = dict.fromkeys(MODALITIES, 0.0)
+    count = dict.fromkeys(MODALITIES, 0)
+    for shard in mixed_set.split("train"):
+        index = mixed_set.index(shard)
+        for document in np.unique(index["document"]):
+            rows = index[index["document"] == document]
+            segments = [plan.segment(row) for row in rows]
+            samples = [mixed_set.sample(shard, row) for row in rows]
+            views = [
+                s.modality.to_view(x, s.view, 8) for s, x in zip(segments, samples, strict=True)
+            ]
+            for spans in framing.cut([(s.modality, s.size) for s in segments], 8, lambda: 256):
+                framed = framing.frame(
+                    spans, segments, lambda i, a, b, views=views: views[i][a:b], 8
+                )
+                ids = torch.from_numpy(framed.ids).long()
+                with torch.no_grad():
+                    logits = model.logits(ids[None])[0].double()
+                nats = -logits.log_softmax(1)[torch.arange(len(ids)), ids].numpy()
+                for name, modality in MODALITIES.items():
+                    own = framed.modality == modality.code
+                    payload[name] += nats[own & framed.payload].sum()
+                    frame[name] += nats[own & framed.scored & ~framed.payload].sum()
+                    count[name] += int((own & framed.payload).sum())
+    for name in MODALITIES:
+        assert metrics[name]["payload_bytes"] == count[name]
+        bits = payload[name] / math.log(2) / count[name]
+        assert metrics[name]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+        coded = (payload[name] + frame[name]) / math.log(2) / count[name]
+        assert metrics[name]["coded_bits_per_byte"] == pytest.approx(coded, rel=1e-5)
+    total = sum(payload.values()) / math.log(2) / sum(count.values())
+    assert metrics["total"]["bits_per_byte"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_uniform_model_pays_the_logarithm_of_the_vocabulary(mixed_set: ShardSet) -> None:
+    plan = Plan([Source(mixed_set, "val")], PlanConfig(256, 8, VIEWS))
+    scores = Scores()
+    uniform = math.log(framing.VOCAB_SIZE)
+    loader = make_loader(plan, EvaluationRows(plan.rows(0), 2, 0, 1), 0)
+    score(scores, lambda b: torch.full(b.ids.shape, uniform), loader, 8)
+    for name, figures in scores.metrics().items():
+        assert figures["bits_per_byte"] == pytest.approx(math.log2(264)), name
+        assert figures["coded_bits_per_byte"] > figures["bits_per_byte"]
+
+
+def test_ranks_add_up(mixed_set: ShardSet) -> None:
+    plan = Plan([Source(mixed_set)], PlanConfig(256, 8, VIEWS))
+
+    def run(rank: int, ranks: int) -> Scores:
+        scores = Scores()
+        loader = make_loader(plan, EvaluationRows(plan.rows(0), 2, rank, ranks), 0)
+        score(scores, lambda b: b.ids.double() / 100, loader, 8)
+        return scores
+
+    whole, parts = run(0, 1), [run(rank, 3) for rank in range(3)]
+    for name, head in whole.heads.items():
+        others = [part.heads[name] for part in parts]
+        for key, value in head.nats.items():
+            assert sum(o.nats[key] for o in others) == pytest.approx(value, rel=1e-12)
+        for key, count in head.counts.items():
+            assert sum(o.counts[key] for o in others) == count
+
+
+def test_codecs_are_what_anyone_would_measure(make_set: SetMaker, tmp_path: Path) -> None:
+    import gzip
+    import lzma
+
+    raw = b"the white whale " * 50
+    sizes = CodecSizes()
+    for data in (raw, b"sea"):
+        sizes.add(text(data), np.frombuffer(data, np.uint8))
+    bits = sizes.bits_per_byte()
+    total = len(raw) + 3
+    assert bits["gzip"] == 8 * sum(len(gzip.compress(d, 9)) for d in (raw, b"sea")) / total
+    assert bits["xz"] == 8 * sum(len(lzma.compress(d)) for d in (raw, b"sea")) / total
+    assert set(bits) == {"gzip", "xz"}
+    for sample, codec in ((image(30, 20), "PNG"), (audio(500, 2), "FLAC")):
+        sizes = CodecSizes()
+        sizes.add(sample, np.frombuffer(sample.data, np.uint8))
+        assert 7.5 < sizes.bits_per_byte()[codec] < 10, "noise does not compress"
+        sizes = CodecSizes()
+        sizes.add(sample, np.frombuffer(sample.data, np.uint8)[: len(sample.data) // 2])
+        assert codec not in sizes.bits_per_byte(), "not beside a lossy view"
+
+
+def test_the_table_shows_every_figure_in_80_columns() -> None:
+    figures = {"bits_per_byte": 1.234, "coded_bits_per_byte": 1.235, "payload_bytes": 123_456_789}
+    codecs = {"gzip": 2.001, "xz": 2.002, "PNG": 2.003, "WebP": 2.004, "FLAC": 2.005}
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(evaluation_table({"image": figures}, {"image": codecs}, "bits per byte"))
+    words = shown.get().split()
+    assert {"1.234", "1.235", "123,456,789", *(f"{c:.3f}" for c in codecs.values())} <= {*words}
+
+
+def test_the_command_prints_a_table_and_refuses_what_is_missing(
+    mixed_set: ShardSet, model_folder: Path, tmp_path: Path
+) -> None:
+    shown = bytelm("evaluate", model_folder, "--data", mixed_set.location).stdout
+    for word in ("text", "image", "audio", "total", "gzip", "xz", "PNG", "WebP", "FLAC"):
+        assert word in shown
+    for arguments, message in (
+        ((tmp_path / "none", "--data", mixed_set.location), "no model at"),
+        ((mixed_set.location, "--data", mixed_set.location), "neither a run"),
+        ((model_folder, "--data", tmp_path / "none"), "no shard set"),
+        ((model_folder, "--data", mixed_set.location, "--split", "test"), "no documents in split"),
+    ):
+        error = bytelm("evaluate", *arguments, status=2).stderr
+        assert message in error
+        assert error.count("\n") == 1
+    for path in (model_folder / "config.json", Path(mixed_set.location) / "manifest.json"):
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({**values, "format": 99}))
+        error = bytelm("evaluate", model_folder, "--data", mixed_set.location, status=2).stderr
+        assert "format" in error
+        assert "99" in error
+        assert error.count("\n") == 1
+        path.write_text(json.dumps(values))

@@ -1,0 +1,199 @@
+"""Signals to the command or to any rank: the step ends, all ranks save, nothing is left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from helpers.commands import bytelm, command, environment, metrics, write_config
+from helpers.processes import MARK, children, kill_marked, marked, wait_until_gone
+from helpers.sets import SetMaker, text
+
+from bytelm.pipelines.shards.reader import ShardSet
+
+STEPS = 60
+END_SECONDS = 60.0
+
+
+class Running:
+    """A run in processes of its own."""
+
+    def __init__(self, mark: str, *arguments: object):
+        self.mark = mark
+        self.process = subprocess.Popen(
+            command("train", *arguments),
+            env={**environment(), MARK: mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        while not happened():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.005)
+
+    def end(self) -> tuple[int, str]:
+        """Exit status and what was said, of a run that has to end now with all its processes."""
+        said = self.process.communicate(timeout=END_SECONDS)[0]
+        wait_until_gone(marked(self.mark), END_SECONDS)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Starts runs, none of which is left over."""
+    yield lambda *arguments: Running(str(tmp_path), *arguments)
+    kill_marked(str(tmp_path))
+
+
+def steps_done(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def the_command(process: subprocess.Popen[str]) -> int:
+    return process.pid
+
+
+def a_rank(process: subprocess.Popen[str]) -> int:
+    return max(children(process.pid))
+
+
+LONG = pytest.mark.long
+Victim = Callable[[subprocess.Popen[str]], int]
+
+
+@pytest.mark.parametrize(
+    ("number", "victim", "processes"),
+    [
+        (signal.SIGTERM, the_command, 2),
+        pytest.param(signal.SIGTERM, the_command, 1, marks=LONG),
+        pytest.param(signal.SIGTERM, a_rank, 2, marks=LONG),
+        pytest.param(signal.SIGINT, the_command, 1, marks=LONG),
+        pytest.param(signal.SIGINT, the_command, 2, marks=LONG),
+        pytest.param(signal.SIGINT, a_rank, 2, marks=LONG),
+    ],
+)
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(
+    mixed_set: ShardSet,
+    tmp_path: Path,
+    start: Callable[..., Running],
+    number: signal.Signals,
+    victim: Victim,
+    processes: int,
+) -> None:
+    config = write_config(
+        tmp_path / "run.yaml", mixed_set, steps=STEPS, global_batch=2, checkpoint_every=999
+    )
+    run, options = tmp_path / "run", ("--processes", processes)
+    running = start(config, "--out", run, *options)
+    running.wait_for(lambda: steps_done(run) >= 3)
+    os.kill(victim(running.process), number)
+    status, said = running.end()
+    assert status == 0
+    done = steps_done(run)
+    assert f"asked to stop: the run ends after step {done}, go on with --resume" in said
+    assert (run / "checkpoints" / "latest").read_text() == f"step-{done:08d}"
+    bytelm("train", config, "--out", run, *options, "--resume")
+    bytelm("train", config, "--out", tmp_path / "whole", *options)
+    losses = [[line["loss"] for line in metrics(r)] for r in (run, tmp_path / "whole")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("victim", "processes"), [(the_command, 2), pytest.param(a_rank, 2, marks=LONG)]
+)
+def test_usr1_saves_and_goes_on(
+    mixed_set: ShardSet,
+    tmp_path: Path,
+    start: Callable[..., Running],
+    victim: Victim,
+    processes: int,
+) -> None:
+    config = write_config(
+        tmp_path / "run.yaml", mixed_set, steps=STEPS, global_batch=2, checkpoint_every=999
+    )
+    run = tmp_path / "run"
+    running = start(config, "--out", run, "--processes", processes)
+    running.wait_for(lambda: steps_done(run) >= 3)
+    os.kill(victim(running.process), signal.SIGUSR1)
+    assert running.end()[0] == 0
+    assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
+    first, last = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
+    assert "step-00000003" <= first < last == f"step-{STEPS:08d}"
+
+
+def test_a_signal_before_the_first_step_saves_step_0(
+    mixed_set: ShardSet, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    """It comes while the ranks are being started, and nobody listens yet."""
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=3, global_batch=2)
+    run, options = tmp_path / "run", ("--processes", 2)
+    running = start(config, "--out", run, *options)
+    running.wait_for(lambda: len(children(running.process.pid)) == 2)
+    running.process.send_signal(signal.SIGTERM)
+    status, said = running.end()
+    assert status == 0
+    assert "the run ends after step 0" in said
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000000"
+    bytelm("train", config, "--out", run, *options, "--resume")
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3]
+
+
+def test_a_signal_during_validation_ends_that(
+    make_set: SetMaker, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    """Which would take minutes."""
+    long = [[text(b"call me " * 4000)] for _ in range(150)]
+    shard_set = make_set([[text(b"call me " * 20)]], val=long)
+    sizes = {"steps": 2, "global_batch": 2, "eval_every": 1, "eval_rows": 99_999}
+    run, config = tmp_path / "run", write_config(tmp_path / "run.yaml", shard_set, **sizes)
+    running = start(config, "--out", run, "--processes", 2)
+    running.wait_for(lambda: steps_done(run) == 1)
+    running.process.send_signal(signal.SIGTERM)
+    status, said = running.end()
+    assert status == 0
+    assert "the run ends after step 1" in said
+    assert not metrics(run, "eval")
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000001"
+
+
+@pytest.mark.long
+def test_a_rank_that_hangs_ends_the_run(
+    mixed_set: ShardSet, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    """It is stopped, as by a machine that is gone; the others wait for `rank_timeout` only."""
+    config = write_config(
+        tmp_path / "run.yaml", mixed_set, steps=9999, global_batch=2, rank_timeout=5
+    )
+    run = tmp_path / "run"
+    running = start(config, "--out", run, "--processes", 2)
+    running.wait_for(lambda: steps_done(run) >= 3)
+    os.kill(a_rank(running.process), signal.SIGSTOP)
+    status, said = running.end()
+    assert status == 1
+    assert "bytelm train: " in said
+    assert "Timed out" in said
+
+
+def test_a_save_is_asked_for_once_and_none_is_lost() -> None:
+    """In a process of its own, whose signals nobody else needs."""
+    code = """
+import os, signal
+from bytelm.pipelines.signals import Requests
+requests = Requests()
+assert not requests.take_save()
+os.kill(os.getpid(), signal.SIGUSR1)
+assert requests.take_save() and not requests.take_save()
+os.kill(os.getpid(), signal.SIGUSR1)
+os.kill(os.getpid(), signal.SIGUSR1)
+assert requests.take_save() and not requests.take_save() and not requests.stop
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,62 @@
+"""Runs the real commands in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bytelm.pipelines.shards.reader import ShardSet
+
+TINY_MODEL = {
+    "stages": [
+        {"width": 32, "layers": 2, "heads": 2},
+        {"width": 16, "layers": 1, "heads": 2},
+    ],
+    "patch_sizes": [8],
+    "context": 256,
+}
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of `bytelm ARGUMENTS`."""
+    return [sys.executable, "-m", "bytelm", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with one thread for each process that torch uses."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def bytelm(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `bytelm ARGUMENTS`, which has to end with `status`."""
+    result = subprocess.run(
+        command(*arguments), capture_output=True, text=True, check=False, env=environment()
+    )
+    assert result.returncode == status, f"{result.args}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def write_config(
+    path: Path, shard_set: ShardSet, model: dict[str, Any] | str = TINY_MODEL, **train: Any
+) -> Path:
+    """A config of the tiny model on one set, fp32."""
+    values = {
+        "model": model,
+        "data": {"sets": [{"path": str(shard_set.location)}], "window_shards": 2},
+        "optimizer": {"lr": 0.003, "warmup_steps": 4},
+        "train": {"precision": "fp32", **train},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
+    """The lines of a run's metrics of one kind."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]

@@ -1,0 +1,79 @@
+"""Small files that the tests of prepare make, and what a set holds of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import soundfile
+import webdataset
+
+from bytelm.pipelines.prepare.prepare import Prepared
+from bytelm.pipelines.shards.reader import ShardSet
+
+
+def png(path: Path, width: int = 6, height: int = 5, seed: int = 0) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(pixels).save(path)
+
+
+def sound(
+    path: Path,
+    frames: int = 400,
+    seed: int = 0,
+    kind: str = "FLAC",
+    subtype: str | None = "PCM_16",
+) -> None:
+    samples = np.random.default_rng(seed).integers(-9000, 9000, (frames, 1), np.int16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, 16_000, format=kind, subtype=subtype)
+
+
+def txt(path: Path, data: str | bytes = "a text") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def small_source(folder: Path) -> Path:
+    """Forty small documents of all modalities, ten pairs among them."""
+    for i in range(10):
+        txt(folder / "text" / f"{i}.txt", f"text {i} " * (i + 1))
+        png(folder / f"image {i}.png", 8 + i, 9, seed=i)
+        sound(folder / f"sound{i}.flac", 300 + i, seed=i)
+        png(folder / "pairs" / f"{i}.png", seed=100 + i)
+        txt(folder / "pairs" / f"{i}.txt", f"picture {i}")
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def documents(folder: Path) -> dict[str, list[dict[str, object]]]:
+    """By key, the segments of each document, as its JSON describes them, and the shard's split."""
+    found: dict[str, list[dict[str, object]]] = {}
+    for shard in ShardSet(folder).shards:
+        url = str(folder / shard.name)
+        for sample in webdataset.WebDataset(url, shardshuffle=False):
+            described = json.loads(sample["json"])
+            for segment in described["segments"]:
+                segment["data"] = sample[segment["member"].partition(".")[2]]
+                segment["split"] = shard.split
+            assert described["key"] == sample["__key__"] not in found
+            found[described["key"]] = described["segments"]
+    return found
+
+
+def skipped(prepared: Prepared) -> dict[str, str]:
+    """Reason by name."""
+    entries = prepared.report["skipped_files"]
+    assert entries == sorted(entries, key=lambda e: (e["name"], e["reason"], e["detail"]))
+    counts: dict[str, int] = {}
+    for entry in entries:
+        counts[entry["reason"]] = counts.get(entry["reason"], 0) + 1
+    assert prepared.report["skipped"] == counts
+    return {e["name"]: e["reason"] for e in entries}

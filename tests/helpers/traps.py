@@ -1,0 +1,63 @@
+"""Texts that are traps: what a hostile file can make a decoder do, without such a file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bytelm.modalities.base import DecodeOptions, Sample
+from bytelm.modalities.text import Text
+from bytelm.pipelines.prepare import decode_worker
+
+CPU_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Trapped(DecodeOptions):
+    """Options that set the traps in the worker process where they arrive."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        decode = Text.decode
+
+        def trap(self: Text, file: BinaryIO, options: DecodeOptions) -> Sample:
+            _spring(file.read())
+            file.seek(0)
+            return decode(self, file, options)
+
+        Text.decode = trap  # type: ignore[method-assign]
+        decode_worker.CPU_SECONDS = CPU_SECONDS
+        decode_worker.WALL_FACTOR = 3
+
+
+def _spring(data: bytes) -> None:
+    match data.split(maxsplit=1):
+        case [b"CRASH", *_]:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case [b"EXIT", *_]:
+            os._exit(3)
+        case [b"SPIN", *_]:
+            while True:
+                pass
+        case [b"SLEEP", *_]:
+            time.sleep(60)
+        case [b"MEMORY", *_]:
+            bytearray(2 << 30)
+        case [b"RAISE", *_]:
+            raise KeyError("what a decoder raises")
+        case [b"KILLED_ONCE", name] if _is_first(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        case [b"STOPPED_ONCE", name] if _is_first(name):
+            time.sleep(60)
+
+
+def _is_first(name: bytes) -> bool:
+    """Whether it is the first time for that name, of which a file is made."""
+    flag = Path(os.fsdecode(name))
+    is_first = not flag.exists()
+    flag.touch()
+    return is_first

@@ -1,0 +1,67 @@
+"""Linear prediction of samples: against equations solved outright, and what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bytelm.model.codec_features.linear_prediction import (
+    BLOCK,
+    FLOOR,
+    ORDER,
+    TAPER,
+    WINDOW,
+    predicted,
+)
+
+
+def solved(samples: np.ndarray) -> np.ndarray:
+    """Predictions by the normal equations of each block, solved as they stand."""
+    padded = np.concatenate([np.zeros(WINDOW), samples.astype(np.float64)])
+    made = []
+    for at in range(len(samples) + 1):
+        block = at // BLOCK * BLOCK
+        window = padded[block : block + WINDOW] * TAPER.numpy()
+        r = np.array([window[lag:] @ window[: WINDOW - lag] for lag in range(ORDER + 1)])
+        r[0] = r[0] * (1 + FLOOR) + 1
+        lags = np.abs(np.subtract.outer(np.arange(ORDER), np.arange(ORDER)))
+        factors = np.linalg.solve(r[lags], r[1:])
+        made.append(factors @ padded[WINDOW + at - ORDER : WINDOW + at][::-1])
+    return np.array(made)
+
+
+def sound(kind: str, count: int) -> np.ndarray:
+    generator, time = np.random.default_rng(3), np.arange(count)
+    if kind == "noise":
+        return generator.integers(-32768, 32768, count)
+    if kind == "silence":
+        return np.zeros(count, np.int64)
+    if kind == "loudest":
+        return np.where(time % 7 < 3, 32767, -32768)
+    tones = 9000 * np.sin(0.05 * time) + 5000 * np.sin(0.31 * time + 1)
+    return (tones + generator.normal(0, 20, count)).round().astype(np.int64)
+
+
+@pytest.mark.parametrize("kind", ["noise", "silence", "loudest", "tones"])
+def test_equals_the_normal_equations(kind: str) -> None:
+    samples = sound(kind, 1500)
+    found = predicted(torch.from_numpy(samples)[None])[0].numpy()
+    expected = solved(samples).clip(-32768, 32767)
+    # Coefficients are of 14 bits, and ORDER of them are summed.
+    assert np.abs(found - expected).max() <= 0.5 + ORDER * 32768 / 2**15
+
+
+def test_tones_are_predicted_to_their_noise() -> None:
+    samples = sound("tones", 4000)
+    found = predicted(torch.from_numpy(samples)[None])[0, :-1].numpy()
+    assert np.abs(samples - found)[1000:].mean() < 40
+    assert np.abs(np.diff(samples))[1000:].mean() > 500
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 700])
+def test_a_prediction_does_not_depend_on_what_follows(count: int) -> None:
+    samples = torch.from_numpy(sound("tones", 900))[None]
+    alone = predicted(samples[:, :count])
+    both = predicted(torch.cat([samples, -samples]))
+    assert torch.equal(both[:1, : count + 1], alone)

@@ -1,0 +1,175 @@
+"""Cached decoding against the uncached forward, and the decoder's own rules."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_config, tiny_model
+from torch import Tensor
+
+from bytelm.model.config import StageConfig
+from bytelm.model.decoding.decoder import Decoder
+from bytelm.model.decoding.step import StageStep
+from bytelm.model.megabyte import Megabyte
+
+
+@pytest.mark.parametrize("lengths", [[0, 0, 0], [8, 8, 8], [0, 3, 29], [17, 0, 8], [48, 47, 40]])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cached_logits_are_the_uncached(shape: str, option: str, lengths: list[int]) -> None:
+    model = tiny_model(shape, context=56, init_std=0.05, **options_of(option, shape))
+    ids = opened(torch.randint(0, 264, (3, 56)))
+    modality = torch.randint(0, 3, (3, 56), dtype=torch.uint8)
+    before = F.pad(modality, (1, 0))  # a document starts with the head of modality 0
+    with torch.no_grad():
+        expected = model.logits(ids, modality=modality)
+    rows = torch.arange(3)
+    decoder = Decoder(model, 3)
+    prompts = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+    logits = decoder.prefill(prompts, before[rows, lengths])
+    while True:
+        held = decoder.positions
+        torch.testing.assert_close(logits, expected[rows, held], atol=3e-5, rtol=1e-6)
+        if held.max() == 55:
+            break
+        logits = decoder.step(ids[rows, held], before[rows, held + 1])
+
+
+def test_a_new_prefill_forgets_the_old_rows() -> None:
+    model = tiny_model("three")
+    fresh, used = Decoder(model, 2, 24), Decoder(model, 2, 24)
+    used.prefill([torch.arange(24), torch.arange(20)])
+    prompts = [torch.tensor([5, 6, 7]), torch.tensor([], dtype=torch.int64)]
+    assert torch.equal(used.prefill(prompts), fresh.prefill(prompts))
+    for value in range(10):
+        ids = torch.tensor([value, 100 + value])
+        assert torch.equal(used.step(ids), fresh.step(ids))
+    assert used.positions.tolist() == [13, 10]
+
+
+def test_a_step_runs_only_the_stages_that_reach_a_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("three")  # positions of 8, 4 and 1 bytes
+    advanced: list[tuple[int, int]] = []
+    advance = StageStep.advance
+
+    def recorded(stage: StageStep, own: Tensor, *inputs: Any) -> Tensor:
+        advanced.append((stage.bytes, len(own)))
+        return advance(stage, own, *inputs)
+
+    monkeypatch.setattr(StageStep, "advance", recorded)
+
+    def steps(lengths: list[int]) -> list[list[tuple[int, int]]]:
+        decoder = Decoder(model, 2)
+        decoder.prefill([torch.arange(length) for length in lengths])
+        taken = []
+        for _ in range(6):
+            decoder.step(torch.zeros(2, dtype=torch.int64))
+            taken.append(list(advanced))
+            advanced.clear()
+        return taken
+
+    assert steps([2, 7]) == [  # the rows hold 3 and 8 ids, then 4 and 9, ... up to 8 and 13
+        [(8, 1), (4, 1), (1, 2)],
+        [(4, 1), (1, 2)],
+        [(1, 2)],
+        [(1, 2)],
+        [(4, 1), (1, 2)],
+        [(8, 1), (4, 1), (1, 2)],
+    ]
+    assert steps([2, 2]) == [
+        [(1, 2)],
+        [(4, 2), (1, 2)],
+        [(1, 2)],
+        [(1, 2)],
+        [(1, 2)],
+        [(8, 2), (4, 2), (1, 2)],
+    ]
+
+
+@pytest.mark.parametrize("lengths", [[12, 12], [12, 5]])
+@pytest.mark.parametrize("option", ["untied", "all"])
+def test_decodes_under_autocast(option: str, lengths: list[int]) -> None:
+    model = tiny_model("two", **options_of(option, "two"))
+    ids, rows = opened(torch.randint(0, 256, (2, 24))), torch.arange(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoder = Decoder(model, 2)
+        prompts = [row[:n] for row, n in zip(ids, lengths, strict=True)]
+        decoder.prefill(prompts, torch.tensor([1, 2]))
+        logits = [decoder.step(ids[rows, torch.tensor(lengths) + at]) for at in range(11)]
+    modality = torch.tensor([[1], [2]], dtype=torch.uint8).expand(2, 24)
+    with torch.no_grad():
+        expected = model.logits(ids, modality=modality)
+    assert logits[0].dtype == torch.float32
+    for row, n in enumerate(lengths):
+        found = torch.stack([of_step[row] for of_step in logits])
+        torch.testing.assert_close(found, expected[row, n + 1 : n + 12], atol=0.1, rtol=0.0)
+
+
+def test_fills_a_row_to_the_last_id_and_no_further() -> None:
+    decoder = Decoder(tiny_model("two"), 2, length=10)
+    one = torch.zeros(2, dtype=torch.int64)
+    decoder.prefill([torch.arange(9), torch.arange(4)])
+    assert decoder.step(one).isfinite().all()
+    with pytest.raises(ValueError, match="holds the decoder's 10 ids"):
+        decoder.step(one)
+    assert decoder.positions.tolist() == [10, 5]
+
+
+def test_mistakes_are_named() -> None:
+    model = tiny_model("two", dropout=0.1)
+    empty = torch.zeros(0, dtype=torch.int64)
+    heads = Decoder(tiny_model("two", tied_output=False, modality_heads=2), 1)
+    with pytest.raises(ValueError, match="give the modality"):
+        heads.prefill([empty])
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        Decoder(model, 1)
+    model.eval()
+    with pytest.raises(ValueError, match="context of 48"):
+        Decoder(model, 1, length=49)
+    with pytest.raises(ValueError, match="at least 1"):
+        Decoder(model, 0)
+    decoder = Decoder(model, 2, length=10)
+    with pytest.raises(ValueError, match="call prefill"):
+        decoder.step(torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="1 prompts for 2 rows"):
+        decoder.prefill([empty])
+    with pytest.raises(ValueError, match="11 ids is longer"):
+        decoder.prefill([empty, torch.arange(11)])
+    decoder.prefill([empty, empty])
+    with pytest.raises(ValueError, match="one id for each of 2 rows"):
+        decoder.step(torch.zeros(2, 1, dtype=torch.int64))
+
+
+WIDE: dict[str, Any] = {
+    "stages": (StageConfig(384, 2, 6), StageConfig(1088, 1, 17)),
+    "patch_sizes": (8,),
+    "ngram_rows": 50,
+}
+"""More inputs than `stepping.INPUTS`, and n-grams; a multiple of 32 in each width and in none."""
+
+
+@pytest.mark.parametrize("lengths", [[17] * 8, [0, 3, 24, 31, 8, 8, 1, 30]])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("shape", [*SHAPES, "wide"])
+def test_a_row_is_the_same_alone(shape: str, option: str, lengths: list[int]) -> None:
+    """To the last bit, alone, among three and among eight."""
+    if shape == "wide":
+        config = replace(tiny_config("two", **OPTIONS[option], init_std=0.05), **WIDE)
+        model = Megabyte(config)
+    else:
+        model = tiny_model(shape, **options_of(option, shape))
+    ids = opened(torch.randint(0, 256, (8, 48)))
+    modality = torch.randint(0, 3, (8,))
+
+    def run(rows: list[int]) -> Tensor:
+        decoder = Decoder(model, len(rows))
+        prompts = [ids[row, : lengths[row]] for row in rows]
+        logits = [decoder.prefill(prompts, modality[rows])]
+        logits += [decoder.step(ids[rows, at]) for at in range(17)]
+        return torch.stack(logits)
+
+    eight = run([*range(8)])
+    for rows in ([0], [3], [7], [2, 3, 5]):
+        assert torch.equal(run(rows), eight[:, rows])

@@ -1,0 +1,125 @@
+"""inspect: figures, damage named shard by shard, and documents as files again."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import soundfile
+from helpers.sets import SetMaker, audio, image, text
+from helpers.web_server import serving
+from rich.console import Console
+
+from bytelm.pipelines.data.packing import PlanConfig
+from bytelm.pipelines.data.plan import Plan, Source
+from bytelm.pipelines.evaluation.evaluate import codecs
+from bytelm.pipelines.shards.inspection import find_damage, inspect, write_samples
+from bytelm.pipelines.shards.reader import DamageError, ShardSet
+from bytelm.pipelines.shards.writer import write_manifest
+from bytelm.pipelines.storage.cache import CacheConfig
+
+
+def run(
+    folder: Path, verify: bool = False, sample: int | None = None, out: Path | None = None
+) -> tuple[int, str]:
+    shown = io.StringIO()
+    console = Console(file=shown, width=100)
+    status = inspect(folder, verify=verify, sample=sample, out=out, console=console)
+    return status, shown.getvalue()
+
+
+def test_figures_of_each_modality_and_split(mixed_set: ShardSet) -> None:
+    write_manifest(
+        Path(mixed_set.location), mixed_set.shards, {"skipped": {"empty": 2, "truncated": 1}}
+    )
+    status, shown = run(mixed_set.location)
+    assert status == 0
+    assert mixed_set.root in shown
+    assert "13 in train, 3 in val, 0 in test" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["train", "image", "4", str(1 + 192 + 900 + 90), "1", "141", "900"] in [
+        [cell.replace(",", "") for cell in row] for row in rows
+    ]
+    assert ["val", "audio", "1", "300", "300", "300", "300"] in rows
+    assert "skipped: 2 empty, 1 truncated" in shown
+
+
+def test_verify_names_every_damaged_shard(make_set: SetMaker) -> None:
+    shard_set = make_set([[text(b"%d" % i * 50)] for i in range(8)], per_shard=2)
+    assert find_damage(shard_set) == []
+    assert run(shard_set.location, verify=True)[0] == 0
+
+    tar = Path(shard_set.location) / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[1024 + 20] ^= 4
+    tar.write_bytes(data)
+    (Path(shard_set.location) / "train-000002.npy").write_bytes(b"")
+    (Path(shard_set.location) / "train-000003.tar").unlink()
+    status, shown = run(shard_set.location, verify=True)
+    assert status == 1
+    for name in ("train-000001.tar", "train-000002", "train-000003.tar", "1 of 4 shards whole"):
+        assert name in shown
+    assert "train-000000" not in shown
+    with pytest.raises(DamageError, match=r"train-000002\.npy"):
+        run(shard_set.location)
+
+
+def test_samples_are_files_that_open(tmp_path: Path, make_set: SetMaker) -> None:
+    documents = [
+        *([text(b"text %d" % i)] for i in range(9)),
+        *([image(4 + i, 3, seed=i)] for i in range(9)),
+        *([audio(50 + i, seed=i)] for i in range(9)),
+        [text(b"caption"), text(b"file"), image(2, 2, 1)],
+    ]
+    shard_set = make_set(documents)
+    status, shown = run(shard_set.location, sample=3, out=tmp_path / "files")
+    assert status == 0
+    paths = sorted((tmp_path / "files").iterdir())
+    assert all(str(p) in shown for p in paths)
+    kinds = [p.suffix for p in paths]
+    assert {k: kinds.count(k) for k in kinds} == {".txt": 4, ".png": 3, ".wav": 3}
+    for path in paths:
+        number = int(path.stem.partition("-")[2].partition(".")[0])
+        sample = documents[number][int(path.stem.partition(".")[2] or 0)]
+        if path.suffix == ".png":
+            with PIL.Image.open(path) as opened:
+                assert np.asarray(opened).tobytes() == sample.data
+        elif path.suffix == ".wav":
+            assert soundfile.read(path, dtype="int16")[0].tobytes() == sample.data
+        else:
+            assert path.read_bytes() == sample.data
+
+
+def test_samples_are_spread_over_the_set(tmp_path: Path, make_set: SetMaker) -> None:
+    shard_set = make_set([[text(b"%d" % i)] for i in range(20)])
+    numbers = sorted(int(p.read_text()) for p in write_samples(shard_set, 3, tmp_path / "few"))
+    assert numbers == [0, 9, 19]
+    assert len(write_samples(shard_set, 99, tmp_path / "all")) == 20
+
+
+def test_a_cache_of_one_shard_is_enough(tmp_path: Path, make_set: SetMaker) -> None:
+    """What passes through a set once has one shard in use at a time."""
+    local = make_set([[text(b"%d " % i * 9000)] for i in range(12)], per_shard=2)
+    limit = max(shard.size + shard.index_size for shard in local.shards)
+    plan_config = PlanConfig(256, 8, {"text": "utf8", "image": "raster", "audio": "s16be"})
+    with serving() as web:
+        web.objects |= {path.name: path.read_bytes() for path in Path(local.location).iterdir()}
+        remote = ShardSet(web.url, CacheConfig(tmp_path / "cache", limit))
+        assert find_damage(remote) == []
+        names = [[p.name for p in write_samples(s, 9, tmp_path / "files")] for s in (local, remote)]
+        assert names[0] == names[1]
+        figures = [codecs(Plan([Source(s)], plan_config)) for s in (local, remote)]
+        assert figures[0] == figures[1]
+        remote.store.close()
+
+
+def test_wrong_arguments_are_errors(tmp_path: Path, mixed_set: ShardSet) -> None:
+    with pytest.raises(ValueError, match="needs --out"):
+        run(mixed_set.location, sample=1)
+    with pytest.raises(ValueError, match="at least 1"):
+        run(mixed_set.location, sample=0, out=tmp_path)
+    with pytest.raises(ValueError, match="no shard set"):
+        run(tmp_path / "nowhere")

@@ -1,0 +1,1 @@
+"""Measurements of speed and memory; each prints one JSON line a figure."""

@@ -1,0 +1,1 @@
+"""Trainings that compare models, options, data and sizes."""
