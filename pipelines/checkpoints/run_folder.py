@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bytelm.pipelines.checkpoints.manifest import find_damage
-from bytelm.pipelines.checkpoints.train_state import TrainState, _read_state
+from bytelm.pipelines.checkpoints.train_state import STATE, TrainState, read_state
 from bytelm.pipelines.shards.reader import DamageError
 from bytelm.pipelines.storage.files import write_atomic
 
 FOLDER = "checkpoints"
 LATEST = "latest"
-STATE = "state.json"
 MODEL = "model"
 NAME = re.compile(r"step-(\d{8,})")
 TEMPORARY = ".tmp"
@@ -44,7 +43,7 @@ class Found:
     """A line for each newer one that cannot, and for a `latest` that names another."""
 
 
-def _checkpoints(run: Path) -> list[tuple[int, Path]]:
+def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:
     """Steps and folders of a run's checkpoints, the newest first."""
     if not (run / FOLDER).is_dir():
         return []
@@ -54,7 +53,7 @@ def _checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 def has_any(run: Path) -> bool:
     """Whether a run has a checkpoint, damaged or not."""
-    return bool(_checkpoints(run))
+    return bool(checkpoint_folders(run))
 
 
 def newest(run: Path, damage: Callable[[Path], str | None]) -> Found:
@@ -66,7 +65,7 @@ def newest(run: Path, damage: Callable[[Path], str | None]) -> Found:
         ValueError: for a run without checkpoints, or one of another format version.
         DamageError: where every checkpoint is damaged.
     """
-    folders = [folder for _, folder in _checkpoints(run)]
+    folders = [folder for _, folder in checkpoint_folders(run)]
     if not folders:
         raise ValueError(
             f"{run} has no checkpoint: add --or-start to begin it at step 0, or name another run"
@@ -75,7 +74,7 @@ def newest(run: Path, damage: Callable[[Path], str | None]) -> Found:
     for folder in folders:
         cause = damage(folder)
         if cause is None:
-            return Found(folder, _read_state(folder), _pointer_damage(folders[0]) + refused)
+            return Found(folder, read_state(folder), _pointer_damage(folders[0]) + refused)
         refused.append(f"{folder}: {cause}")
     raise DamageError(
         f"no checkpoint of {run} can be used, and a run never goes back to step 0 by itself: "
@@ -96,7 +95,7 @@ def model_damage(folder: Path) -> str | None:
 def set_refused_aside(run: Path, found: Found) -> None:
     """Rename what is newer than the checkpoint that a run goes on from, and name that in
     `latest`. Rank 0 calls it, once the checkpoint is loaded."""
-    for step, folder in _checkpoints(run):
+    for step, folder in checkpoint_folders(run):
         if step > found.state.step:
             aside = folder.with_name(REFUSED + folder.name)
             shutil.rmtree(aside, ignore_errors=True)

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bytelm.pipelines.checkpoints.run_folder import STATE
-
+STATE = "state.json"
 MAX_SKIPPED_IN_A_ROW = 3
 MEMORY_STEPS = 50
 """Steps over which mean and variance of the loss look back, with weights that fall off."""
@@ -75,6 +74,6 @@ class TrainState:
     watch: Watch = field(default_factory=Watch)
 
 
-def _read_state(folder: Path) -> TrainState:
+def read_state(folder: Path) -> TrainState:
     values = json.loads((folder / STATE).read_text())
     return TrainState(**{**values, "watch": Watch(**values["watch"])})

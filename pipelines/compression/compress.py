@@ -33,7 +33,7 @@ from bytelm.modalities.detect import START_BYTES, modality_of
 from bytelm.model.decoding.decoder import Decoder
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.compression.container import HASH_BYTES, Container, Entry, pack, unpack
-from bytelm.pipelines.compression.range_coding import Ids, _Coder, _Reader, _Writer
+from bytelm.pipelines.compression.range_coding import Coder, Ids, RangeDecoder, RangeEncoder
 from bytelm.pipelines.shards.reader import DamageError
 from bytelm.pipelines.storage.files import write_atomic
 
@@ -150,7 +150,7 @@ def compress(
         documents.append(document)
         entries.append(Entry(name, document.segment.size, zlib.crc32(sample.data)))
 
-    writer = _Writer()
+    writer = RangeEncoder()
     segments = [document.segment for document in documents]
     _code(model, writer, [_som_row(segment.modality) for segment in segments], batch)
     _code(model, writer, [_header_row(s.modality, s.header, s.view) for s in segments], batch)
@@ -218,7 +218,7 @@ def decompress(model: Megabyte, path: Path, out: Path) -> list[Path]:
 
 def _decode(model: Megabyte, container: Container) -> list[Sample]:
     """The samples of all files; ValueError where one is not what was compressed."""
-    reader, patch = _Reader(container.words), model.config.patch
+    reader, patch = RangeDecoder(container.words), model.config.patch
     text = MODALITIES["text"]  # stands for what is yet to be read
     soms = [_som_row(text) for _ in container.entries]
     _code(model, reader, soms, container.batch)
@@ -323,14 +323,14 @@ def _header_row(modality: Modality, header: Header, view: str) -> _Row:
     return _Row(modality, np.array([modality.som, *packed], np.uint16), given=1)
 
 
-def _code(model: Megabyte, coder: _Coder, rows: Sequence[_Row], batch: int) -> None:
+def _code(model: Megabyte, coder: Coder, rows: Sequence[_Row], batch: int) -> None:
     """Code rows, at most `batch` of them at once."""
     for first in range(0, len(rows), batch):
         _code_batch(model, coder, rows[first : first + batch], lambda ids: None)
 
 
 def _code_payloads(
-    model: Megabyte, coder: _Coder, documents: Sequence[_Document], batch: int
+    model: Megabyte, coder: Coder, documents: Sequence[_Document], batch: int
 ) -> None:
     """Code the bodies of all documents, with their preambles given; `payload` becomes what the
     coder found. Pieces of about the same length step together.
@@ -353,7 +353,7 @@ def _code_payloads(
 
 @torch.no_grad()
 def _code_batch(
-    model: Megabyte, coder: _Coder, rows: Sequence[_Row], advance: Callable[[int], object]
+    model: Megabyte, coder: Coder, rows: Sequence[_Row], advance: Callable[[int], object]
 ) -> None:
     """Step rows together, and code in each step the ids [R] that are not given."""
     device = model.lm_head.weight.device

@@ -16,12 +16,12 @@ Ids = npt.NDArray[np.uint16]
 Probabilities = npt.NDArray[np.float64]
 
 
-class _Coder(Protocol):
+class Coder(Protocol):
     def code(self, ids: Ids, probabilities: Probabilities) -> Ids:
         """Codes `ids` [R] under `probabilities` [R, V]; returns them, which a reader finds."""
 
 
-class _Writer:
+class RangeEncoder:
     """Takes ids and makes words."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class _Writer:
         return self._encoder.get_compressed()
 
 
-class _Reader:
+class RangeDecoder:
     """Takes words and makes ids, whatever the ids that it is given."""
 
     def __init__(self, words: Words):

@@ -24,7 +24,7 @@ from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows
 from bytelm.pipelines.evaluation import windows
 from bytelm.pipelines.evaluation.codec_sizes import CodecSizes
-from bytelm.pipelines.evaluation.scoring import Scores, T, _add, score
+from bytelm.pipelines.evaluation.scoring import Scores, T, add_rows, score
 from bytelm.pipelines.runtime.device import autocast
 from bytelm.pipelines.shards.reader import open_set
 
@@ -70,7 +70,7 @@ def evaluate(
         count = sum(shard.documents for s in plan.sources for shard in s.set.split(s.split))
         for document in _shown(documents, count, title):
             framed = document.framed
-            _add(scores, framed.ids, framed.scored, document.nats, patch)
+            add_rows(scores, framed.ids, framed.scored, document.nats, patch)
     return scores.metrics(), codecs(plan)
 
 

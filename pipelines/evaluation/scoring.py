@@ -59,10 +59,10 @@ def score(
     for batch in batches:
         values = nats(batch).to("cpu", torch.float64).numpy()
         for row in zip(batch.ids.numpy(), batch.scored.numpy(), values, strict=True):
-            _add(scores, *row, patch)
+            add_rows(scores, *row, patch)
 
 
-def _add(
+def add_rows(
     scores: Scores,
     ids: npt.NDArray[np.uint16],
     scored: npt.NDArray[np.bool_],

@@ -87,10 +87,10 @@ def manifest_bytes(shards: Sequence[Shard], report: dict[str, Any]) -> bytes:
         "report": report,
     }
     text = json.dumps(says, indent=1, ensure_ascii=False).removesuffix("\n}")
-    return _sealed(text.encode("utf-8", "surrogateescape"))
+    return sealed(text.encode("utf-8", "surrogateescape"))
 
 
-def _sealed(text: bytes) -> bytes:
+def sealed(text: bytes) -> bytes:
     return b'%b,\n "sha256": "%b"\n}\n' % (text, hashlib.sha256(text).hexdigest().encode())
 
 

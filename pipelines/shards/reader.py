@@ -34,8 +34,8 @@ from bytelm.pipelines.shards.format import (
     Checksums,
     Index,
     Shard,
-    _sealed,
     chunk_checksums,
+    sealed,
 )
 from bytelm.pipelines.storage.cache import CACHE_FOLDER, CACHE_GB, Blob, CacheConfig
 from bytelm.pipelines.storage.lru import ByteCache
@@ -93,7 +93,7 @@ class ShardSet:
                 f"{where} has format version {version}, this bytelm reads {FORMAT}: "
                 "prepare the set again, or use the bytelm that wrote it"
             )
-        if _sealed(data[: -len(_sealed(b""))]) != data:
+        if sealed(data[: -len(sealed(b""))]) != data:
             raise DamageError(
                 f"{where} does not match its checksum: it was edited or damaged; make it again "
                 "with `bytelm index`, or prepare the set again"

@@ -19,13 +19,12 @@ from bytelm.pipelines.checkpoints.run_folder import (
     FOLDER,
     LATEST,
     MODEL,
-    STATE,
     TEMPORARY,
     Found,
-    _checkpoints,
+    checkpoint_folders,
     newest,
 )
-from bytelm.pipelines.checkpoints.train_state import TrainState
+from bytelm.pipelines.checkpoints.train_state import STATE, TrainState
 from bytelm.pipelines.config import TrainConfig
 from bytelm.pipelines.errors import CheckpointError
 from bytelm.pipelines.storage.files import fsync_folder, write_atomic
@@ -115,7 +114,7 @@ def _write_model(
 
 def _remove_old(run: Path, step: int, config: TrainConfig) -> None:
     """Remove what is neither one of the newest nor to be kept for good."""
-    done = [(n, folder) for n, folder in _checkpoints(run) if n <= step]
+    done = [(n, folder) for n, folder in checkpoint_folders(run) if n <= step]
     for number, folder in done[config.keep_last :]:
         if not (config.keep_every and number % config.keep_every == 0):
             # Renamed first: what is half removed is no checkpoint that could be refused.

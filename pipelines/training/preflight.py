@@ -118,13 +118,13 @@ def check(config: RunConfig, run: Path, processes: int, start: Start) -> None:
     steps_to_do(config, plan)
     check_cache(config, plan, processes)
     if state:
-        _check_resumable(state, plan, start.new_plan)
+        check_resumable(state, plan, start.new_plan)
     if config.data.damage == "raise":
         for source in plan.sources:
             source.set.check_sizes("train")
 
 
-def _check_resumable(state: TrainState, plan: Plan, new_plan: bool) -> None:
+def check_resumable(state: TrainState, plan: Plan, new_plan: bool) -> None:
     for name, value in plan.identity.items():
         if not new_plan and state.plan.get(name) != value:
             raise ValueError(

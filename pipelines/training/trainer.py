@@ -36,7 +36,7 @@ from bytelm.pipelines.training.preflight import (
     CONFIG,
     PLAN,
     Start,
-    _check_resumable,
+    check_resumable,
     plan_config,
     steps_to_do,
     training_plan,
@@ -66,7 +66,7 @@ def train(config: RunConfig, run: Path, start: Start, requests: Requests) -> Non
     if start.resumes(run):
         found = checkpointer.newest_together(engine, run)
         state = found.state
-        _check_resumable(state, plan, start.new_plan)
+        check_resumable(state, plan, start.new_plan)
         engine.load(found.folder, state.ranks, state.zero_stage)
         said = [*(f"refused {line}" for line in found.refused), f"resumed from {found.folder}"]
         if (state.ranks, state.zero_stage) != (engine.ranks, engine.zero_stage):

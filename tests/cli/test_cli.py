@@ -35,8 +35,8 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         assert "usage: bytelm" in bytelm(name, "--help").stdout
     probe = (
         "import sys\n"
-        "from bytelm.pipelines import cli\n"
-        "try: cli.main(['--help'])\n"
+        "from bytelm.pipelines.cli import main\n"
+        "try: main.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'deepspeed', 'torchaudio', 'numpy', 'rich', 'jsonargparse'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -85,7 +85,7 @@ def test_damaged_files_are_in_the_set_or_in_the_report(
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from bytelm.pipelines.prepare import PrepareOptions, prepare
+from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
 if __name__ == "__main__":
     source, out = map(Path, sys.argv[1:])
     prepare([source], out, PrepareOptions(max_bad_share=1))

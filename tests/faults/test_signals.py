@@ -187,7 +187,7 @@ def test_a_save_is_asked_for_once_and_none_is_lost() -> None:
     """In a process of its own, whose signals nobody else needs."""
     code = """
 import os, signal
-from bytelm.pipelines.signals import Requests
+from bytelm.pipelines.runtime.signals import Requests
 requests = Requests()
 assert not requests.take_save()
 os.kill(os.getpid(), signal.SIGUSR1)

@@ -20,7 +20,7 @@ from bytelm.model.config import ModelConfig
 from bytelm.model.decoding.sampling import Sampling
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
-from bytelm.pipelines.cli.main import main
+from bytelm.pipelines.cli import main
 from bytelm.pipelines.data.dataset_info import Seen
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source

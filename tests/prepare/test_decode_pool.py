@@ -29,7 +29,7 @@ TRAPS = {
 
 @pytest.fixture(autouse=True)
 def traps_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "helpers"), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

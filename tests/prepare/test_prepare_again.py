@@ -97,7 +97,7 @@ def test_a_set_inside_its_source_is_no_source(tmp_path: Path, source: Path) -> N
 COMMAND = """
 import sys
 from pathlib import Path
-from bytelm.pipelines.prepare import PrepareOptions, prepare
+from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
 if __name__ == "__main__":
     source, out, workers = sys.argv[1:]
     prepare([Path(source)], Path(out), PrepareOptions(workers=int(workers), shard_bytes=30_000))

@@ -5,7 +5,7 @@ import sys
 
 SOURCE = """
 import resource, sys
-from bytelm.pipelines.allocator import keep_freed_memory
+from bytelm.pipelines.runtime.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 import torch

@@ -217,7 +217,8 @@ def test_close_does_not_wait_for_a_stalled_server(
 EXIT = """
 import sys
 from pathlib import Path
-from bytelm.pipelines.store import Blob, CacheConfig, open_store
+from bytelm.pipelines.storage.cache import Blob, CacheConfig
+from bytelm.pipelines.storage.remote import open_store
 store = open_store(sys.argv[1], CacheConfig(Path(sys.argv[2]), 10**6))
 store.prefetch([Blob(sys.argv[3], int(sys.argv[4]), sys.argv[5])])
 sys.stdin.readline()
