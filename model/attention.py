@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 SHORT = 128
 """Up to so many queries the scores of all of them are held."""
-BLOCK = 256
+QUERY_BLOCK = 256
 """C, above that."""
 
 
@@ -102,8 +102,8 @@ class _BlockAttention(torch.autograd.Function):
 def _blocks(n: int, window: int) -> list[tuple[slice, slice]]:
     """(queries, keys that some of them see) of each block."""
     blocks = []
-    for start in range(0, n, BLOCK):
-        end = min(start + BLOCK, n)
+    for start in range(0, n, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, n)
         first = max(0, start - window + 1) if window else 0
         blocks.append((slice(start, end), slice(first, end)))
     return blocks

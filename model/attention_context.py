@@ -15,33 +15,22 @@ Groups = Sequence[tuple[int, int]]
 """(M, n) of each run of equally long segments, in the order in which they lie in S."""
 
 
-class Past(Protocol):
+class AttentionContext(Protocol):
     """What a layer sees of other positions: in training, or from a decoder's cache."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention of queries that are scaled already, [S, H, c] to [S, H, c]."""
 
-    def before(self, x: Tensor, sublayer: int) -> Tensor:
-        """What x [S, ...] was at the position before in the sequence, zeros at its first.
 
-        sublayer: 0 for attention, 1 for feed-forward, which a cache keeps apart.
-        """
-
-
-class SegmentPast:
+class PackedContext:
     """Attention inside each segment; its cost is that of the segments run alone.
 
-    first [S] bool: the positions that open a segment.
     window: how many positions one sees, its own among them; 0 = all of its segment.
     """
 
-    def __init__(self, groups: Groups, first: Tensor, window: int = 0) -> None:
+    def __init__(self, groups: Groups, window: int = 0) -> None:
         self.groups = groups
-        self.first = first
         self.window = window
-
-    def before(self, x: Tensor, sublayer: int) -> Tensor:
-        return x.roll(1, 0).masked_fill(self.first[:, None], 0.0)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         sizes = [count * length for count, length in self.groups]
@@ -54,7 +43,7 @@ class SegmentPast:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-class CrossPatchPast(SegmentPast):
+class CrossPatchContext(PackedContext):
     """Attention inside each of M sequences and to the last r positions of the one before.
 
     opens [M] bool: the sequences that open a document, which have none before.
@@ -64,8 +53,8 @@ class CrossPatchPast(SegmentPast):
         what goes, which keeps the allocator from using that again.
     """
 
-    def __init__(self, opens: Tensor, first: Tensor, carry: Tensor | None, room: Tensor) -> None:
-        super().__init__([(len(opens), len(first) // len(opens))], first)
+    def __init__(self, opens: Tensor, length: int, carry: Tensor | None, room: Tensor) -> None:
+        super().__init__([(len(opens), length)])
         self.back = room.shape[2]
         self.opens = opens
         self.carry = carry

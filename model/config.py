@@ -44,7 +44,7 @@ class ModelConfig:
     pad_id: int = 256
     dropout: float = 0.0
     """On the output of every attention and feed-forward layer, none on embeddings."""
-    tied_output: bool = True
+    tie_embeddings: bool = True
     """Logits are E_local . h, as in the paper; otherwise the output has its own matrix."""
     embedding_std: float = 0.006
     """Standard deviation of the embeddings of bytes and n-grams at the start."""
@@ -59,10 +59,8 @@ class ModelConfig:
     """RMSNorm in place of LayerNorm."""
     qk_norm: bool = False
     """Queries and keys of each head have a mean square of 1, and queries a trained gain."""
-    gated_feed_forward: bool = False
+    swiglu: bool = False
     """SwiGLU, 8/3 as wide as the stage, in place of ReLU, four times as wide."""
-    token_shift: bool = False
-    """Attention and feed-forward read half of their channels from the position before."""
     cross_patch_attention: int = 0
     """r: below stage 0 a position also sees the last r positions (all, where they are fewer) of
     the sequence before its own, and the first position its input too; 0 = its own only."""
@@ -70,11 +68,11 @@ class ModelConfig:
     """Positions that one of stage 0 sees, its own among them; 0 = all of its document."""
     conv_patch_encoder: bool = False
     """Causal convolutions of 3, 5 and 7 bytes over stage 0's embeddings before they are patches."""
-    ngram_rows: int = 0
+    ngram_table_size: int = 0
     """Rows of each of three tables of hashed 2-, 3- and 4-grams in the last stage's input; with
-    `hints` not of pixels and samples."""
+    `codec_features` not of pixels and samples."""
     ngram_width: int = 32
-    hints: bool = False
+    codec_features: bool = False
     """The last stage's input has what a codec looks at: an image's line above and guesses of the
     next byte, by the headers in the stream (`hints.py`)."""
     modality_heads: int = 0
@@ -112,7 +110,7 @@ class ModelConfig:
                 f"context {self.context} is not a multiple of the patch of {self.patch} bytes: "
                 f"use {near}"
             )
-        _require_integer("ngram_rows", self.ngram_rows, least=0)
+        _require_integer("ngram_table_size", self.ngram_table_size, least=0)
         _require_integer("ngram_width", self.ngram_width, least=1)
         if self.conv_patch_encoder and len(self.stages) == 1:
             raise ValueError(
@@ -120,9 +118,9 @@ class ModelConfig:
             )
         _require_integer("attention_window", self.attention_window, least=0)
         _require_integer("modality_heads", self.modality_heads, least=0)
-        if self.modality_heads and self.tied_output:
+        if self.modality_heads and self.tie_embeddings:
             raise ValueError(
-                "modality_heads are matrices of their own: tied_output must be false with them"
+                "modality_heads are matrices of their own: tie_embeddings must be false with them"
             )
         _require_integer("cross_patch_attention", self.cross_patch_attention, least=0)
         if self.cross_patch_attention > max(self.patch_sizes, default=0):
@@ -146,11 +144,6 @@ class ModelConfig:
     def patch(self) -> int:
         """P, the bytes in one position of stage 0 (1 for a single stage)."""
         return self.position_bytes(0)
-
-    @property
-    def hint_patch(self) -> int:
-        """P of a model that reads hints, by which they are made; 0 for others."""
-        return self.patch if self.hints else 0
 
     def position_bytes(self, stage: int) -> int:
         """The bytes in one position of `stage`; 1 for the last stage."""

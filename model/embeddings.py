@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from bytelm.model.codec_features.layout import GUESSES
+from bytelm.model.codec_features.layout import PREDICTIONS
 
-HINT_WIDTH = 16
+FEATURE_WIDTH = 16
 """Of the embedding of each hint."""
 
 
-class Start(nn.Module):
+class StartEmbedding(nn.Module):
     """The trainable input of the first position of every segment."""
 
     def __init__(self, width: int) -> None:
@@ -67,7 +67,7 @@ class NgramEmbed(nn.Embedding):
         super().__init__(len(self.LENGTHS) * rows, width)
         self.rows = rows
 
-    def forward(self, before: Tensor, hints: Tensor | None = None) -> Tensor:
+    def forward(self, before: Tensor, codec_features: Tensor | None = None) -> Tensor:
         """The ids before each position, [S, 4 or more], and its hints [S, J] where the model has
         them, to [S, 3 * width]."""
         row = []
@@ -77,22 +77,22 @@ class NgramEmbed(nn.Embedding):
                 hashed = (hashed * self._FACTOR + id_ + 1) % self._PRIME
             row.append(hashed % self.rows + table * self.rows)
         is_none = torch.stack([before[:, -n] for n in self.LENGTHS], dim=1) < 0  # [S, 3]
-        if hints is not None:
-            is_none |= hints[:, GUESSES - 1 : GUESSES] >= 0
+        if codec_features is not None:
+            is_none |= codec_features[:, PREDICTIONS - 1 : PREDICTIONS] >= 0
         embedded = super().forward(torch.stack(row, dim=1)).masked_fill(is_none[..., None], 0.0)
         return rearrange(embedded, "S n d -> S (n d)")
 
 
-class HintEmbed(nn.Embedding):
+class FeatureEmbed(nn.Embedding):
     """A row for each byte; what is none gives zeros."""
 
     def __init__(self) -> None:
-        super().__init__(256, HINT_WIDTH)
+        super().__init__(256, FEATURE_WIDTH)
 
-    def forward(self, hints: Tensor) -> Tensor:
-        """Hints [S, J] of `hints.py` to [S, J * HINT_WIDTH]."""
-        embedded = super().forward(hints.clamp(min=0).int())
-        embedded = embedded.masked_fill(hints[..., None] < 0, 0.0)
+    def forward(self, codec_features: Tensor) -> Tensor:
+        """Hints [S, J] of `hints.py` to [S, J * FEATURE_WIDTH]."""
+        embedded = super().forward(codec_features.clamp(min=0).int())
+        embedded = embedded.masked_fill(codec_features[..., None] < 0, 0.0)
         return rearrange(embedded, "S J d -> S (J d)")
 
 

@@ -17,9 +17,9 @@ shorter documents costs less.
 from dataclasses import dataclass
 
 from bytelm.model.attention import SHORT
-from bytelm.model.codec_features.layout import HINTS
+from bytelm.model.codec_features.layout import FEATURES
 from bytelm.model.config import ModelConfig
-from bytelm.model.embeddings import HINT_WIDTH, NgramEmbed, PatchEncoder
+from bytelm.model.embeddings import FEATURE_WIDTH, NgramEmbed, PatchEncoder
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def step_bytes(config: ModelConfig, rows: int = 1, number: int = 2, ranks: int =
 
 def _layer_matrices(config: ModelConfig, index: int) -> int:
     """Numbers in the matrices of a layer of a stage."""
-    width, inputs = config.stages[index].width, 2 if config.gated_feed_forward else 1
+    width, inputs = config.stages[index].width, 2 if config.swiglu else 1
     return (4 * width + (inputs + 1) * hidden_width(config, index)) * width
 
 
@@ -103,7 +103,7 @@ def _layer_bytes(config: ModelConfig, index: int, number: int) -> int:
     # Both norms' inputs; their outputs, queries, keys, values, attention's output; their norms.
     wide = 2 * 4 + number * (6 + 2 * config.qk_norm * (1 + config.rope))
     wide += 2 * 4 * config.rms_norm + 2 * number * (config.dropout > 0)
-    inner = number * hidden * (4 if config.gated_feed_forward else 1)
+    inner = number * hidden * (4 if config.swiglu else 1)
     seen = 0
     if places <= SHORT:  # keys and values of the sequence before, and shares
         seen = number * (2 * stage.width * back // places + stage.heads * (places + back))
@@ -113,7 +113,7 @@ def _layer_bytes(config: ModelConfig, index: int, number: int) -> int:
 def hidden_width(config: ModelConfig, index: int) -> int:
     """h of a stage: the width between its feed-forward layer's two matrices."""
     width = config.stages[index].width
-    return -(-8 * width // 24) * 8 if config.gated_feed_forward else 4 * width
+    return -(-8 * width // 24) * 8 if config.swiglu else 4 * width
 
 
 def sequence(config: ModelConfig, index: int) -> tuple[int, int]:
@@ -149,13 +149,13 @@ def _stage(config: ModelConfig, index: int) -> Cost:
             length -= size - 1
             parameters += size * byte_width**2
             multiplied += length * size * byte_width**2
-    if index == len(config.stages) - 1 and config.ngram_rows:
+    if index == len(config.stages) - 1 and config.ngram_table_size:
         grams = len(NgramEmbed.LENGTHS) * config.ngram_width
-        parameters += grams * config.ngram_rows + grams * width
+        parameters += grams * config.ngram_table_size + grams * width
         multiplied += grams * width
-    if index == len(config.stages) - 1 and config.hints:
-        joined_hints = HINTS * HINT_WIDTH
-        parameters += 256 * HINT_WIDTH + joined_hints * width
+    if index == len(config.stages) - 1 and config.codec_features:
+        joined_hints = FEATURES * FEATURE_WIDTH
+        parameters += 256 * FEATURE_WIDTH + joined_hints * width
         multiplied += joined_hints * width
     pair = 4 * width * shape.layers / bytes_  # FLOPs for each key of a position, per byte
     seen = min(places, config.attention_window or places) if index == 0 else places
@@ -169,5 +169,5 @@ def _stage(config: ModelConfig, index: int) -> Cost:
 
 def _output(config: ModelConfig) -> Cost:
     matrix = config.stages[-1].width * config.vocab_size
-    parameters = 0 if config.tied_output else max(1, config.modality_heads) * matrix
+    parameters = 0 if config.tie_embeddings else max(1, config.modality_heads) * matrix
     return Cost(parameters, products=2 * matrix)

@@ -24,11 +24,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from bytelm.model.attention_context import CrossPatchPast, Past
-from bytelm.model.codec_features.layout import HINTS
+from bytelm.model.attention_context import AttentionContext, CrossPatchContext
+from bytelm.model.codec_features.layout import FEATURES
 from bytelm.model.config import ModelConfig, StageConfig
-from bytelm.model.embeddings import HINT_WIDTH, HintEmbed, NgramEmbed, PatchEncoder, Start
-from bytelm.model.rope import Turn, rotate, turn_of
+from bytelm.model.embeddings import (
+    FEATURE_WIDTH,
+    FeatureEmbed,
+    NgramEmbed,
+    PatchEncoder,
+    StartEmbedding,
+)
+from bytelm.model.rope import RopeTable, apply_rope, rope_cos_sin
 
 T = TypeVar("T")
 
@@ -79,18 +85,18 @@ class Attention(nn.Module):
         self.scale = (width // shape.heads) ** -0.5
         self.norm_gain = Gain(shape.heads) if config.qk_norm else None
 
-    def forward(self, x: Tensor, turn: Turn | None, past: Past) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTable | None, context: AttentionContext) -> Tensor:
         """x [S, D] to [S, D]."""
         qkv = rearrange(self.qkv(x), "S (h c) -> S h c", h=3 * self.heads)
         qk, v = qkv.split([2 * self.heads, self.heads], dim=1)
         if self.norm_gain is not None:
             qk = UnitRMS.apply(qk)
-        if turn is not None:
-            qk = rotate(qk, turn)
+        if rope is not None:
+            qk = apply_rope(qk, rope)
         q, k = qk.chunk(2, dim=1)
         if self.norm_gain is not None:
             q = self.norm_gain(q)
-        output = past.attend(q * self.scale, k, v)
+        output = context.attend(q * self.scale, k, v)
         return self.output(rearrange(output, "S H c -> S (H c)"))
 
 
@@ -122,9 +128,9 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = shape.width, 4 * shape.width
         activation: nn.Module = nn.ReLU()
-        if config.gated_feed_forward:
+        if config.swiglu:
             hidden, activation = -(-8 * width // 24) * 8, SwiGLU()  # 8/3 of the width, in eights
-        gated = 2 if config.gated_feed_forward else 1
+        gated = 2 if config.swiglu else 1
         self.attention_norm = norm(config, width)
         self.attention = Attention(config, shape)
         self.feed_forward_norm = norm(config, width)
@@ -134,21 +140,11 @@ class Block(nn.Module):
             nn.Linear(hidden, width, bias=False),
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.token_shift = config.token_shift
 
-    def forward(self, x: Tensor, turn: Turn | None, past: Past) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTable | None, context: AttentionContext) -> Tensor:
         """x [S, D] to [S, D]."""
-        attended = self.attention(self.shifted(self.attention_norm(x), past, 0), turn, past)
-        x = x + self.dropout(attended)
-        read = self.shifted(self.feed_forward_norm(x), past, 1)
-        return x + self.dropout(self.feed_forward(read))
-
-    def shifted(self, x: Tensor, past: Past, sublayer: int) -> Tensor:
-        """x [S, D], its second half from the position before where tokens are shifted (RWKV)."""
-        if not self.token_shift:
-            return x
-        own, moved = x.chunk(2, dim=-1)
-        return torch.cat([own, past.before(moved, sublayer)], dim=-1)
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, context))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 def norm(config: ModelConfig, width: int) -> nn.Module:
@@ -170,10 +166,10 @@ class Stage(nn.Module):
         self.bytes = config.position_bytes(index)
         byte_width = config.byte_width(index)
         joined = self.bytes * byte_width  # b * d
-        self.recompute_layers = index == 0 and config.activation_checkpointing
+        self.checkpoint_layers = index == 0 and config.activation_checkpointing
         self.dropout = config.dropout
         self.channels = shape.width // shape.heads
-        self.is_turned = config.rope
+        self.uses_rope = config.rope
         self.places = config.patch_sizes[index - 1] if index else config.context // self.bytes
         self.back = min(config.cross_patch_attention, self.places) if index else 0
         self.attention_window = 0 if index else config.attention_window
@@ -183,18 +179,18 @@ class Stage(nn.Module):
             self.window = self.reads = self.bytes + PatchEncoder.REACH
             self.patch_encoder = PatchEncoder(byte_width)
         self.ngram_embed = None
-        if config.ngram_rows and index == len(config.stages) - 1:
+        if config.ngram_table_size and index == len(config.stages) - 1:
             self.window = max(NgramEmbed.LENGTHS)
-            self.ngram_embed = NgramEmbed(config.ngram_rows, config.ngram_width)
+            self.ngram_embed = NgramEmbed(config.ngram_table_size, config.ngram_width)
             joined_grams = self.ngram_embed.embedding_dim * len(NgramEmbed.LENGTHS)
             self.ngram_in = nn.Linear(joined_grams, shape.width, bias=False)
-        self.hint_embed = None
-        if config.hints and index == len(config.stages) - 1:
-            self.hint_embed = HintEmbed()
-            self.hint_in = nn.Linear(HINTS * HINT_WIDTH, shape.width, bias=False)
+        self.feature_embed = None
+        if config.codec_features and index == len(config.stages) - 1:
+            self.feature_embed = FeatureEmbed()
+            self.feature_in = nn.Linear(FEATURES * FEATURE_WIDTH, shape.width, bias=False)
 
         self.byte_embed = nn.Embedding(config.vocab_size, byte_width)
-        self.start_embed = Start(shape.width)
+        self.start_embed = StartEmbedding(shape.width)
         self.position_embed = None
         self.parent = None
         if index == 0:
@@ -215,9 +211,9 @@ class Stage(nn.Module):
         self,
         before: Tensor,
         place: Tensor,
-        hints: Tensor | None,
+        codec_features: Tensor | None,
         above: Tensor | None,
-        pasts: Sequence[Past],
+        contexts: Sequence[AttentionContext],
     ) -> Tensor:
         """The stage's output at each of S positions.
 
@@ -227,18 +223,18 @@ class Stage(nn.Module):
 
         Returns [S, D], or [S, b * d] where the stage's width is projected.
         """
-        x = self.own_input(before, place, hints)
+        x = self.own_input(before, place, codec_features)
         if self.parent is not None:
             x = x + self.parent(above)
-        turn = self.turn(place)
-        for block, past in zip(self.blocks, pasts, strict=True):
-            if self.recompute_layers and torch.is_grad_enabled():
-                x = recomputed(block, x, turn, past, dropout=self.dropout)
+        rope = self.rope(place)
+        for block, context in zip(self.blocks, contexts, strict=True):
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                x = checkpointed(block, x, rope, context, dropout=self.dropout)
             else:
-                x = block(x, turn, past)
+                x = block(x, rope, context)
         return self.patch_out(self.norm(x))
 
-    def own_input(self, before: Tensor, place: Tensor, hints: Tensor | None) -> Tensor:
+    def own_input(self, before: Tensor, place: Tensor, codec_features: Tensor | None) -> Tensor:
         """The input of each of S positions but for what the stage above says, [S, D].
 
         before [S, window] int64: the ids before the position in its document, -1 where there are
@@ -256,11 +252,11 @@ class Stage(nn.Module):
             x = x + self.position_embed((place - 1).clamp(min=0))
         x = self.start_embed(self.patch_in(x), first)
         if self.ngram_embed is not None:
-            known = hints if self.hint_embed is not None else None
+            known = codec_features if self.feature_embed is not None else None
             x = x + self.ngram_in(self.ngram_embed(before, known))
-        if self.hint_embed is not None:
-            assert hints is not None
-            x = x + self.hint_in(self.hint_embed(hints))
+        if self.feature_embed is not None:
+            assert codec_features is not None
+            x = x + self.feature_in(self.feature_embed(codec_features))
         return x
 
     def first(self, place: Tensor) -> Tensor:
@@ -268,22 +264,24 @@ class Stage(nn.Module):
         stage 0, else a position of the parent."""
         return place == 0 if self.parent is None else place % self.places == 0
 
-    def turn(self, place: Tensor) -> Turn | None:
+    def rope(self, place: Tensor) -> RopeTable | None:
         """The angles of positions at `place` [S], where the stage's keys are turned."""
-        if not self.is_turned:
+        if not self.uses_rope:
             return None
-        return turn_of(place, self.channels, compute_dtype(self.byte_embed.weight))
+        return rope_cos_sin(place, self.channels, compute_dtype(self.byte_embed.weight))
 
-    def cross_patch_pasts(
-        self, opens: Tensor, first: Tensor, carry: Iterator[Tensor]
-    ) -> list[CrossPatchPast]:
+    def cross_patch_contexts(
+        self, opens: Tensor, carry: Iterator[Tensor]
+    ) -> list[CrossPatchContext]:
         """For each layer; `carry` gives theirs one after another, or none at all."""
         weight = self.byte_embed.weight
         heads, dtype = self.blocks[0].attention.heads, compute_dtype(weight)
         rooms = (
             weight.new_empty(2, heads, self.back, self.channels, dtype=dtype) for _ in self.blocks
         )
-        return [CrossPatchPast(opens, first, next(carry, None), room) for room in list(rooms)]
+        return [
+            CrossPatchContext(opens, self.places, next(carry, None), room) for room in list(rooms)
+        ]
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -314,6 +312,6 @@ class ModalityHead(nn.Module):
         return logits[order.argsort()]
 
 
-def recomputed(function: Callable[..., T], *inputs: object, dropout: float) -> T:
+def checkpointed(function: Callable[..., T], *inputs: object, dropout: float) -> T:
     """`function(*inputs)`, whose activations are computed again in the backward pass."""
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=dropout > 0.0)

@@ -25,7 +25,6 @@ What the paper leaves open is decided so:
     - a LayerNorm closes every stage, before its output is sliced or turned into logits;
     - linear layers have no bias, layer norms do;
     - convolutions act on E_0[x], before E_pos, so that they do not depend on the place;
-    - a shifted token is of the position before in the same sequence, zeros at its first place;
     - n-grams are those of all bytes before a place, over the patch boundary too, and so are hints;
     - with cross-patch attention the first place of a sequence takes the bytes before it as its
       input, and the start only where the document starts: no local place would see them otherwise;
@@ -48,13 +47,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from bytelm.model.attention_context import Past, SegmentPast
-from bytelm.model.codec_features.vectorized import hints as hints_of
+from bytelm.model.attention_context import AttentionContext, PackedContext
+from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.config import ModelConfig
-from bytelm.model.embeddings import HintEmbed, Start, mix_waves
-from bytelm.model.layers import ModalityHead, Stage, recomputed
+from bytelm.model.embeddings import FeatureEmbed, StartEmbedding, mix_waves
+from bytelm.model.layers import ModalityHead, Stage, checkpointed
 from bytelm.model.layout import Layout
-from bytelm.model.sequence_parallel import SharedPast, Sharing
+from bytelm.model.sequence_parallel import SequenceParallel, SequenceParallelContext
+from bytelm.model.stored_names import parameter_from_stored
 
 
 class Megabyte(nn.Module):
@@ -72,14 +72,17 @@ class Megabyte(nn.Module):
             self.lm_head = ModalityHead(width, ids, config.modality_heads)
         self.apply(self._initialise)
         self.tie_output()
+        self.register_load_state_dict_pre_hook(_from_stored_names)
 
     def tie_output(self) -> None:
         """Makes the output and the local byte embedding one parameter where the config says so."""
-        if self.config.tied_output:
+        if self.config.tie_embeddings:
             self.lm_head.weight = self.stages[-1].byte_embed.weight
 
     def _initialise(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding | Start | ModalityHead):
+        if not isinstance(
+            module, nn.Linear | nn.Conv1d | nn.Embedding | StartEmbedding | ModalityHead
+        ):
             return
         std = self.config.init_std
         if isinstance(module, nn.Embedding) and all(
@@ -88,9 +91,9 @@ class Megabyte(nn.Module):
             std = self.config.embedding_std
         nn.init.trunc_normal_(module.weight, std=std, a=-3.0 * std, b=3.0 * std)
         of_bytes = [self.lm_head, *(stage.byte_embed for stage in self.stages)]
-        of_bytes += [stage.hint_embed for stage in self.stages if stage.hint_embed]
+        of_bytes += [stage.feature_embed for stage in self.stages if stage.feature_embed]
         if self.config.smooth_bytes and any(module is each for each in of_bytes):
-            rows = 256 if isinstance(module, HintEmbed) else self.config.vocab_size
+            rows = 256 if isinstance(module, FeatureEmbed) else self.config.vocab_size
             mix_waves(module.weight.view(-1, rows, module.weight.shape[-1]), std)
 
     def forward(
@@ -98,8 +101,8 @@ class Megabyte(nn.Module):
         ids: Tensor,
         document: Tensor,
         modality: Tensor,
-        sharing: Sharing | None = None,
-        hints: Tensor | None = None,
+        sequence_parallel: SequenceParallel | None = None,
+        codec_features: Tensor | None = None,
     ) -> Tensor:
         """Nats of every id given the ids before it in its document.
 
@@ -120,31 +123,36 @@ class Megabyte(nn.Module):
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
         place, heads = layout.place, self._heads(modality, ids, layout)
-        hints = self._hints(ids, document, layout, hints)
-        whole = self._past(layout)
-        past: Past = whole
+        codec_features = self._codec_features(ids, document, layout, codec_features)
+        whole = self._context(layout)
+        context: AttentionContext = whole
         own, reach = None, 0
-        if sharing is not None:
+        if sequence_parallel is not None:
             reach = self.config.reach
-            own = sharing.own(len(patches), reach).to(ids.device)
-            patches, place, heads, hints = patches[own], place[own], heads[own], hints[own]
-            past = SharedPast(whole, place[reach:] == 0, sharing)
-        above = self._stage_0(patches[reach:], place[reach:], hints[reach:], past)
-        if sharing is not None and reach:
-            above = torch.cat([sharing.from_before(above[-reach:]), above])
+            own = sequence_parallel.own(len(patches), reach).to(ids.device)
+            patches, place, heads, codec_features = (
+                patches[own],
+                place[own],
+                heads[own],
+                codec_features[own],
+            )
+            context = SequenceParallelContext(whole, sequence_parallel)
+        above = self._stage_0(patches[reach:], place[reach:], codec_features[reach:], context)
+        if sequence_parallel is not None and reach:
+            above = torch.cat([sequence_parallel.from_before(above[-reach:]), above])
         chunk = self.config.local_chunk or len(patches)
         # Made first, and filled in place: results of chunks left lying between what the chunks
         # free would keep the allocator from using that again.
         exact = torch.promote_types(above.dtype, torch.float32)
         nats = above.new_empty(len(patches), self.config.patch, dtype=exact)
         carry: list[Tensor] = []
-        laid = (above, patches, place, heads, hints)
+        laid = (above, patches, place, heads, codec_features)
         parts = zip(*(each.split(chunk) for each in laid), strict=True)
         for start, part in zip(range(0, len(patches), chunk), parts, strict=True):
             inputs = *part, carry
             if self.config.activation_checkpointing and torch.is_grad_enabled():
                 dropout = self.config.dropout
-                part_nats, carry = recomputed(self._chunk_nats, *inputs, dropout=dropout)
+                part_nats, carry = checkpointed(self._chunk_nats, *inputs, dropout=dropout)
             else:
                 part_nats, carry = self._chunk_nats(*inputs)
             nats[start : start + chunk] = part_nats
@@ -164,9 +172,12 @@ class Megabyte(nn.Module):
             document = torch.zeros(len(ids), 1, dtype=torch.int32, device=ids.device)
         layout = self._layout(ids, document)
         patches = layout.gather(ids, self.config.patch, self.back)
-        heads, hints = self._heads(modality, ids, layout), self._hints(ids, document, layout)
-        above = self._stage_0(patches, layout.place, hints, self._past(layout))
-        logits, _ = self._chunk_logits(above, patches, layout.place, heads, hints, [])
+        heads, codec_features = (
+            self._heads(modality, ids, layout),
+            self._codec_features(ids, document, layout),
+        )
+        above = self._stage_0(patches, layout.place, codec_features, self._context(layout))
+        logits, _ = self._chunk_logits(above, patches, layout.place, heads, codec_features, [])
         return layout.scatter(logits, len(ids))
 
     def output(self, hidden: Tensor, heads: Tensor) -> Tensor:
@@ -204,14 +215,14 @@ class Megabyte(nn.Module):
         before = layout.gather(modality, self.config.patch, 1)[:, :-1]
         return before.clamp(min=0)
 
-    def _hints(
+    def _codec_features(
         self, ids: Tensor, document: Tensor, layout: Layout, made: Tensor | None = None
     ) -> Tensor:
         """The hints of each place, [S, P, J]; [S, 0, 0] where no stage reads them."""
-        if not self.config.hints:
+        if not self.config.codec_features:
             return ids.new_zeros(len(layout.order), 0, 0)
         if made is None:
-            made = hints_of(ids, document, self.config.patch)
+            made = compute_codec_features(ids, document, self.config.patch)
         return rearrange(made, "B (K P) J -> (B K) P J", P=self.config.patch)[layout.order]
 
     def _layout(self, ids: Tensor, document: Tensor) -> Layout:
@@ -229,16 +240,18 @@ class Megabyte(nn.Module):
             )
         return Layout.of(document, length // patch)
 
-    def _past(self, layout: Layout) -> SegmentPast:
+    def _context(self, layout: Layout) -> PackedContext:
         """What a patch of stage 0 sees."""
-        return SegmentPast(layout.groups, layout.place == 0, self.stages[0].attention_window)
+        return PackedContext(layout.groups, self.stages[0].attention_window)
 
-    def _stage_0(self, patches: Tensor, place: Tensor, hints: Tensor, past: Past) -> Tensor:
+    def _stage_0(
+        self, patches: Tensor, place: Tensor, codec_features: Tensor, context: AttentionContext
+    ) -> Tensor:
         """Patches [S, back + P] at `place` [S] of their documents, with hints [S, P, J], to the
         output of stage 0 for each of them, [S, D]."""
         stage = self.stages[0]
-        of_patches = self.before(0, patches), place, hints.flatten(1)
-        return stage(*of_patches, None, [past] * len(stage.blocks))
+        of_patches = self.before(0, patches), place, codec_features.flatten(1)
+        return stage(*of_patches, None, [context] * len(stage.blocks))
 
     def before(self, index: int, patches: Tensor) -> Tensor:
         """The ids that a stage reads at each of its positions in patches [C, back + P].
@@ -255,7 +268,7 @@ class Megabyte(nn.Module):
         patches: Tensor,
         place: Tensor,
         heads: Tensor,
-        hints: Tensor,
+        codec_features: Tensor,
         carry: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         """The stages below stage 0: its output [C, D] and the patches [C, back + P] to [C, P, V].
@@ -263,25 +276,24 @@ class Megabyte(nn.Module):
         place [C]: of the patches in their documents.
         heads [C, P]: see `output`.
         hints [C, P, J]: of each place, for the last stage.
-        carry: keys and values of the chunk before, see `CrossPatchPast`; those of this chunk are
+        carry: keys and values of the chunk before, see `CrossPatchContext`; those of this chunk are
             returned too. Empty for the first chunk, which opens a document.
         """
         hidden, carried, left = above, iter(carry), []
-        hints = hints.flatten(0, 1)
+        codec_features = codec_features.flatten(0, 1)
         for index, stage in enumerate(self.stages[1:], 1):
             slices = rearrange(hidden, "s (p d) -> (s p) d", p=stage.places)
             before = self.before(index, patches)
             inner = torch.arange(stage.places, device=place.device)
             place = rearrange(place[:, None] * stage.places + inner, "s p -> (s p)")
-            first = stage.first(place)
             if stage.back:
                 opens = before[:: stage.places, -1] < 0
-                crossing = stage.cross_patch_pasts(opens, first, carried)
-                hidden = stage(before, place, hints, slices, crossing)
-                left += [past.carry for past in crossing if past.carry is not None]
+                crossing = stage.cross_patch_contexts(opens, carried)
+                hidden = stage(before, place, codec_features, slices, crossing)
+                left += [context.carry for context in crossing if context.carry is not None]
             else:
-                past = SegmentPast([(len(hidden), stage.places)], first)
-                hidden = stage(before, place, hints, slices, [past] * len(stage.blocks))
+                context = PackedContext([(len(hidden), stage.places)])
+                hidden = stage(before, place, codec_features, slices, [context] * len(stage.blocks))
         logits = self.output(hidden, heads.flatten())
         return rearrange(logits, "(C P) V -> C P V", P=self.config.patch), left
 
@@ -291,11 +303,17 @@ class Megabyte(nn.Module):
         patches: Tensor,
         place: Tensor,
         heads: Tensor,
-        hints: Tensor,
+        codec_features: Tensor,
         carry: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         """As `_chunk_logits`, but nats [C, P] of the patches' ids."""
-        logits, carry = self._chunk_logits(above, patches, place, heads, hints, carry)
+        logits, carry = self._chunk_logits(above, patches, place, heads, codec_features, carry)
         ids = rearrange(patches[:, self.back :], "C P -> (C P)")
         nats = F.cross_entropy(rearrange(logits, "C P V -> (C P) V"), ids, reduction="none")
         return rearrange(nats, "(C P) -> C P", P=self.config.patch), carry
+
+
+def _from_stored_names(module: nn.Module, state_dict: dict[str, Tensor], *_: object) -> None:
+    """Before a state is loaded: parameters get their names of now, whatever they had on disk."""
+    for name in list(state_dict):
+        state_dict[parameter_from_stored(name)] = state_dict.pop(name)

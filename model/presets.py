@@ -42,7 +42,7 @@ _TINY = ModelConfig(
     stages=(StageConfig(256, 4, 4), StageConfig(128, 3, 2)),
     patch_sizes=(8,),
     context=12_544,
-    tied_output=False,
+    tie_embeddings=False,
     embedding_std=1.0,
     init_std=0.08,
 )
@@ -50,7 +50,7 @@ _SMALL = ModelConfig(
     stages=(StageConfig(384, 6, 6), StageConfig(192, 4, 3)),
     patch_sizes=(8,),
     context=16_384,
-    tied_output=False,
+    tie_embeddings=False,
     embedding_std=1.0,
     init_std=0.06,
 )
@@ -70,9 +70,9 @@ def _modern(config: ModelConfig) -> ModelConfig:
         smooth_bytes=True,
         rope=True,
         qk_norm=True,
-        ngram_rows=MODERN_NGRAM_ROWS,
-        hints=True,
-        gated_feed_forward=True,
+        ngram_table_size=MODERN_NGRAM_ROWS,
+        codec_features=True,
+        swiglu=True,
     )
 
 
@@ -104,11 +104,11 @@ def modern(width: int, layers: int) -> ModelConfig:
         stages=stages,
         patch_sizes=(MODERN_PATCH,),
         context=8_192,
-        tied_output=False,
+        tie_embeddings=False,
         embedding_std=1.0,
         init_std=init_std(stages),
     )
-    return dataclasses.replace(_modern(model), ngram_rows=width * width // 8)
+    return dataclasses.replace(_modern(model), ngram_table_size=width * width // 8)
 
 
 MODERN_SIZES: dict[str, tuple[int, int]] = {
@@ -127,7 +127,7 @@ PRESETS: dict[str, ModelConfig] = {
     "tiny": _TINY,
     "small": _SMALL,
     "modern-demo": dataclasses.replace(
-        modern(128, 3), ngram_rows=MODERN_NGRAM_ROWS, context=_TINY.context
+        modern(128, 3), ngram_table_size=MODERN_NGRAM_ROWS, context=_TINY.context
     ),
     "modern-hour": _modern(_TINY),
     **{f"modern-{name}": modern(*size) for name, size in MODERN_SIZES.items()},

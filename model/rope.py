@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Turn = tuple[Tensor, Tensor]
-"""Cosine and signed sine of each position's channels, [S, 1, c] each; see `turn_of`."""
+RopeTable = tuple[Tensor, Tensor]
+"""Cosine and signed sine of each position's channels, [S, 1, c] each; see `rope_cos_sin`."""
 
 
-def turn_of(place: Tensor, channels: int, dtype: torch.dtype) -> Turn:
+def rope_cos_sin(place: Tensor, channels: int, dtype: torch.dtype) -> RopeTable:
     """The rotary embedding of arXiv 2104.09864: pair (i, i + c / 2) turns by
     place * 10000^(-2 i / c).
 
@@ -21,7 +21,7 @@ def turn_of(place: Tensor, channels: int, dtype: torch.dtype) -> Turn:
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotate(x: Tensor, turn: Turn) -> Tensor:
+def apply_rope(x: Tensor, rope: RopeTable) -> Tensor:
     """x [S, H, c], whose channel pairs (i, i + c / 2) are turned."""
-    cos, sin = turn
+    cos, sin = rope
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bytelm.model.attention_context import SegmentPast
+from bytelm.model.attention_context import PackedContext
 
 
 class _Exchange(torch.autograd.Function):
@@ -42,7 +42,7 @@ class _Exchange(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SequenceParallel:
     """The W ranks that share rows, which call everything here together."""
 
     group: dist.ProcessGroup
@@ -67,24 +67,18 @@ class Sharing:
         return received[self.rank - 1]
 
 
-class SharedPast:
-    """As `SegmentPast`, of which each rank has a part of the positions.
+class SequenceParallelContext:
+    """As `PackedContext`, of which each rank has a part of the positions.
 
     whole: of all positions, for some of the heads.
-    first [S / W] bool: which of this rank's positions open a segment.
     """
 
-    def __init__(self, whole: SegmentPast, first: Tensor, sharing: Sharing) -> None:
+    def __init__(self, whole: PackedContext, sequence_parallel: SequenceParallel) -> None:
         self.whole = whole
-        self.first = first
-        self.sharing = sharing
-
-    def before(self, x: Tensor, sublayer: int) -> Tensor:
-        shifted = torch.cat([self.sharing.from_before(x[-1:]), x[:-1]])
-        return shifted.masked_fill(self.first[:, None], 0.0)
+        self.sequence_parallel = sequence_parallel
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        ranks, group = self.sharing.ranks, self.sharing.group
+        ranks, group = self.sequence_parallel.ranks, self.sequence_parallel.group
         own = rearrange(torch.stack([queries, keys, values]), "t s (W h) c -> W t s h c", W=ranks)
         q, k, v = rearrange(_Exchange.apply(own, group), "W t s h c -> t (W s) h c")
         output = rearrange(self.whole.attend(q, k, v), "(W s) h c -> W s h c", W=ranks)

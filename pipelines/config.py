@@ -53,11 +53,12 @@ class DataConfig:
 
     sets: tuple[SetConfig, ...]
     views: ViewsConfig = field(default_factory=ViewsConfig)
-    packing: Literal["whole", "cut"] = "whole"
-    """`whole` cuts only documents longer than a row; `cut` fills every row and cuts at its end."""
+    packing: Literal["best_fit", "concat_then_split"] = "best_fit"
+    """`best_fit` cuts only documents longer than a row; `concat_then_split` fills every row and
+    cuts at its end."""
     pair_order: Literal["stored", "drawn"] = "stored"
     """Order of a pair's segments: as stored, or drawn anew in each epoch."""
-    window_shards: int = 16
+    shuffle_window: int = 16
     """Shards whose rows are permuted together."""
     on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
     """What happens when a set has been passed through `max_repeats` times: `repeat` goes on with
@@ -87,7 +88,7 @@ class OptimizerConfig:
     """Muon's, at the end of the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.1
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest norm of the gradient; .inf clips nothing."""
     warmup_steps: int = 500
 
@@ -104,7 +105,7 @@ class OptimizerConfig:
         for name, value, hint in (
             ("lr", self.adamw_lr, ""),
             ("muon_lr", self.muon_lr, ""),
-            ("clip", self.clip, " (.inf clips nothing)"),
+            ("max_grad_norm", self.max_grad_norm, " (.inf clips nothing)"),
         ):
             if not value > 0:
                 wrong.append(f"optimizer.{name} is {value}, and must be above 0{hint}")
@@ -124,7 +125,7 @@ class TrainConfig:
     """Rows of one optimizer step, over all ranks."""
     micro_batch: int = 1
     """Rows of one forward and backward on one rank, or on those that share them."""
-    sequence_ranks: int = 1
+    sequence_parallel_size: int = 1
     """Ranks that share each row, for rows that are too long for one."""
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -163,7 +164,7 @@ class RunConfig:
             ("train.steps", self.train.steps, 1),
             ("train.global_batch", self.train.global_batch, 1),
             ("train.micro_batch", self.train.micro_batch, 1),
-            ("train.sequence_ranks", self.train.sequence_ranks, 1),
+            ("train.sequence_parallel_size", self.train.sequence_parallel_size, 1),
             ("train.log_every", self.train.log_every, 1),
             ("train.eval_every", self.train.eval_every, 0),
             ("train.eval_rows", self.train.eval_rows, 1),
@@ -171,7 +172,7 @@ class RunConfig:
             ("train.keep_last", self.train.keep_last, 1),
             ("train.keep_every", self.train.keep_every, 0),
             ("train.rank_timeout", self.train.rank_timeout, 1),
-            ("data.window_shards", self.data.window_shards, 1),
+            ("data.shuffle_window", self.data.shuffle_window, 1),
             ("data.workers", self.data.workers, 0),
             ("optimizer.warmup_steps", self.optimizer.warmup_steps, 0),
         ):
@@ -187,22 +188,25 @@ class RunConfig:
             raise ValueError("data.sets is empty: name at least one set made by `bytelm prepare`")
 
     def _wrong_with_sharing(self) -> list[str]:
-        """Why rows of the model cannot be shared by `train.sequence_ranks`."""
-        ranks, heads = self.train.sequence_ranks, self.model.stages[0].heads
+        """Why rows of the model cannot be shared by `train.sequence_parallel_size`."""
+        ranks, heads = self.train.sequence_parallel_size, self.model.stages[0].heads
         if ranks <= 1:
             return []
         wrong = []
         patches = self.train.micro_batch * self.model.context // self.model.patch
         if heads % ranks:
-            wrong.append(f"train.sequence_ranks {ranks} do not divide stage 0's {heads} heads")
+            wrong.append(
+                f"train.sequence_parallel_size {ranks} does not divide stage 0's {heads} heads"
+            )
         if patches % ranks:
             wrong.append(
-                f"train.sequence_ranks {ranks} do not divide a micro batch's {patches} patches"
+                f"train.sequence_parallel_size {ranks} does not divide a micro batch's "
+                f"{patches} patches"
             )
         if patches // ranks < self.model.reach:
             wrong.append(
-                f"train.sequence_ranks {ranks} leave {patches // ranks} patches of a micro batch "
-                f"to a rank, and cross_patch_attention needs {self.model.reach}"
+                f"train.sequence_parallel_size {ranks} leaves {patches // ranks} patches of a "
+                f"micro batch to a rank, and cross_patch_attention needs {self.model.reach}"
             )
         return wrong
 
@@ -212,10 +216,11 @@ class RunConfig:
         Raises ValueError, with numbers that would do, where they do not share a global batch.
         """
         rows, micro = self.train.global_batch, self.train.micro_batch
-        shared = self.train.sequence_ranks
+        shared = self.train.sequence_parallel_size
         if ranks % shared:
             raise ValueError(
-                f"train.sequence_ranks {shared} do not divide {ranks} processes: use a multiple"
+                f"train.sequence_parallel_size {shared} does not divide {ranks} processes: "
+                "use a multiple"
             )
         groups = ranks // shared
         once = micro * groups

@@ -57,7 +57,7 @@ def test_the_resolved_config_reads_back_the_same() -> None:
         ("data", {"sets": []}, "data.sets is empty"),
         ("data", {"sets": [{"path": "a"}], "views": {"image": "rasta"}}, "views.image"),
         ("model", {"preset": "tiny", "context": 4097}, "multiple of the patch"),
-        ("optimizer", {"lr": -1.0, "clip": 0.0}, r"lr is -1\.0.*clip is 0\.0"),
+        ("optimizer", {"lr": -1.0, "max_grad_norm": 0.0}, r"lr is -1\.0.*max_grad_norm is 0\.0"),
         ("optimizer", {"muon_lr": math.nan}, r"optimizer\.muon_lr is nan, and must be above 0"),
         ("optimizer", {"betas": [0.9, 1.0]}, r"optimizer\.betas are \(0\.9, 1\.0\)"),
         ("optimizer", {"weight_decay": -0.1}, r"optimizer\.weight_decay is -0\.1"),

@@ -9,19 +9,19 @@ from collections import deque
 import torch
 
 from bytelm.model.codec_features.layout import (
-    GUESSES,
+    FEATURES,
     HEADS,
-    HINTS,
     PAD,
+    PREDICTIONS,
     SPANS,
-    Strides,
+    PayloadLayout,
     preamble,
     thresholds,
 )
 from bytelm.model.codec_features.linear_prediction import (
-    BLOCK,
     ONE_BITS,
     ORDER,
+    PREDICTION_BLOCK,
     WINDOW,
     coefficients,
 )
@@ -30,7 +30,7 @@ from bytelm.model.codec_features.match import NONE, Matcher
 BOUNDS = {span: thresholds(span) for span in (1, *SPANS)}
 
 
-class Cursor:
+class IncrementalFeatures:
     """Where a row stands: which payload its next id goes on with, and what is before it."""
 
     def __init__(self, patch: int) -> None:
@@ -64,17 +64,17 @@ class Cursor:
         opener = self._head[0] if self._opened >= 0 else PAD
         begin = self._opened + self.patch * preamble(opener, self.patch)
         if opener in HEADS and self._held == begin:
-            self._payload = payload_of(Strides.of(self._head[: HEADS[opener]]))
+            self._payload = payload_of(PayloadLayout.of(self._head[: HEADS[opener]]))
 
-    def hints(self) -> list[int]:
+    def codec_features(self) -> list[int]:
         """Of the next id, [J]."""
-        return self._payload.hints() if self._payload else [NONE] * HINTS
+        return self._payload.codec_features() if self._payload else [NONE] * FEATURES
 
 
 class Payload:
     """The bytes of a payload so far."""
 
-    def __init__(self, strides: Strides) -> None:
+    def __init__(self, strides: PayloadLayout) -> None:
         self.strides = strides
         self.count = 0
         self._matcher = Matcher()
@@ -84,20 +84,20 @@ class Payload:
         self._matcher.push(byte)
         self.count += 1
 
-    def hints(self) -> list[int]:
+    def codec_features(self) -> list[int]:
         """Of the next byte, [J]."""
         right = [bisect_right(BOUNDS[1], count) for count in self._matcher.right]
         return [*self.guesses(), *self._matcher.found, *right]
 
     def guesses(self) -> list[int]:
         """Those that are no matches."""
-        return [NONE] * GUESSES
+        return [NONE] * PREDICTIONS
 
 
 class ImagePayload(Payload):
     """The bytes of an image so far."""
 
-    def __init__(self, strides: Strides) -> None:
+    def __init__(self, strides: PayloadLayout) -> None:
         super().__init__(strides)
         self._bytes: list[int] = []
 
@@ -123,7 +123,7 @@ class ImagePayload(Payload):
 class SoundPayload(Payload):
     """The samples of a sound so far, and guesses of the next one."""
 
-    def __init__(self, strides: Strides) -> None:
+    def __init__(self, strides: PayloadLayout) -> None:
         super().__init__(strides)
         self._channels = [_Channel() for _ in range(strides.near // 2)]
         self._lost = strides.phase % 2
@@ -142,8 +142,8 @@ class SoundPayload(Payload):
         self._last = byte
         self.count += 1
 
-    def hints(self) -> list[int]:
-        return [*self.guesses(), *[NONE] * (HINTS - GUESSES)]
+    def codec_features(self) -> list[int]:
+        return [*self.guesses(), *[NONE] * (FEATURES - PREDICTIONS)]
 
     def guesses(self) -> list[int]:
         is_low, own = (self.count + self._lost) % 2, _signed(self._last)
@@ -174,7 +174,7 @@ class _Channel:
 
     def next(self) -> list[int]:
         """Three guesses of the next sample, and how far predictions were off."""
-        if self._count and self._count % BLOCK == 0:
+        if self._count and self._count % PREDICTION_BLOCK == 0:
             self._coefficients = coefficients(torch.tensor(self._samples)).tolist()
         last = list(self._samples)[-ORDER:]
         weighted = sum(a * b for a, b in zip(last, self._coefficients, strict=True))
@@ -187,7 +187,7 @@ class _Channel:
 KINDS = {"bytes": Payload, "image": ImagePayload, "sound": SoundPayload}
 
 
-def payload_of(strides: Strides) -> Payload:
+def payload_of(strides: PayloadLayout) -> Payload:
     """An empty one."""
     return KINDS[strides.kind](strides)
 

@@ -21,9 +21,9 @@ PAD = 256
 HEADS = {TEXT: 6, IMAGE: 11, AUDIO: 11}
 """Ids of an opening and its header, which ends with a view and an offset of four bytes; before them
 stand four bytes by modality and the channels, but for text."""
-GUESSES = 9
+PREDICTIONS = 9
 """Hints of pixels and samples; the last of them is there for these alone."""
-HINTS = GUESSES + 2 * len(ORDERS)
+FEATURES = PREDICTIONS + 2 * len(ORDERS)
 SPANS = (16, 128)
 """Samples over which it is measured how far predictions were off."""
 STEPS = 16
@@ -31,7 +31,7 @@ STEPS = 16
 
 
 @dataclass(frozen=True)
-class Strides:
+class PayloadLayout:
     """How the bytes of a payload lie, from its header."""
 
     kind: Literal["bytes", "image", "sound"]
@@ -43,7 +43,7 @@ class Strides:
     """Which byte of a pixel or a frame the payload that is there begins with."""
 
     @classmethod
-    def of(cls, head: list[int]) -> Strides:
+    def of(cls, head: list[int]) -> PayloadLayout:
         """From the first ids of a segment, as many as HEADS says."""
         if head[0] == TEXT or max(head[1:]) > 255:
             return cls("bytes")
@@ -56,7 +56,7 @@ class Strides:
             return cls("sound", 2 * channels, 0, skipped % (2 * channels))
         return cls("bytes")
 
-    def hints(self, payload: Tensor) -> Tensor:
+    def codec_features(self, payload: Tensor) -> Tensor:
         """Of every place of a payload, and of the one behind it.
 
         payload [m]: ids; those that are no bytes count as 0, as does what would lie before.
@@ -64,17 +64,17 @@ class Strides:
         """
         bytes_ = payload.masked_fill(payload > 255, 0)
         places = len(payload) + 1
-        made = bytes_.new_full((places, HINTS), NONE, dtype=torch.int16)
+        made = bytes_.new_full((places, FEATURES), NONE, dtype=torch.int16)
         if self.kind == "image":
-            made[:, : GUESSES - 1] = self._of_image(bytes_.short())
+            made[:, : PREDICTIONS - 1] = self._of_image(bytes_.short())
         elif self.kind == "sound":
-            made[:, : GUESSES - 1] = self._of_sound(bytes_)
+            made[:, : PREDICTIONS - 1] = self._of_sound(bytes_)
         if self.kind != "bytes":
             place = torch.arange(places, device=payload.device)
-            made[:, GUESSES - 1] = (place + self.phase) % self.near
+            made[:, PREDICTIONS - 1] = (place + self.phase) % self.near
         if self.kind != "sound":
             found, right = matches(bytes_)
-            made[:, GUESSES:] = torch.cat([found, magnitude(right, 1)], dim=1)
+            made[:, PREDICTIONS:] = torch.cat([found, magnitude(right, 1)], dim=1)
         return made
 
     def _of_image(self, payload: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ORDER = 24
-BLOCK = 16
+PREDICTION_BLOCK = 16
 """Samples that are predicted with the same coefficients."""
 WINDOW = 512
 """Samples before a block, whose correlations give its coefficients."""
@@ -74,10 +74,10 @@ def rounded(weighted: Tensor) -> Tensor:
 def predicted(samples: Tensor) -> Tensor:
     """Each of the samples [C, n] int64 from those before it, and one more, [C, n + 1]."""
     count = samples.shape[1]
-    blocks = count // BLOCK + 1
-    padded = F.pad(samples, (WINDOW, blocks * BLOCK - count))
-    windows = padded.unfold(1, WINDOW, BLOCK)[:, :blocks]  # [C, k, WINDOW]
+    blocks = count // PREDICTION_BLOCK + 1
+    padded = F.pad(samples, (WINDOW, blocks * PREDICTION_BLOCK - count))
+    windows = padded.unfold(1, WINDOW, PREDICTION_BLOCK)[:, :blocks]  # [C, k, WINDOW]
     of_blocks = coefficients(windows)
-    of_each = of_blocks.repeat_interleave(BLOCK, dim=1)[:, : count + 1]  # [C, n + 1, p]
+    of_each = of_blocks.repeat_interleave(PREDICTION_BLOCK, dim=1)[:, : count + 1]  # [C, n + 1, p]
     last = padded[:, WINDOW - ORDER :].unfold(1, ORDER, 1)[:, : count + 1]
     return rounded((last * of_each).sum(dim=-1))

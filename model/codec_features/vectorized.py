@@ -31,26 +31,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bytelm.model.codec_features.layout import HEADS, HINTS, PAD, Strides, preamble
+from bytelm.model.codec_features.layout import FEATURES, HEADS, PAD, PayloadLayout, preamble
 from bytelm.model.codec_features.match import NONE
 
 
-def hints(ids: Tensor, document: Tensor, patch: int) -> Tensor:
+def compute_codec_features(ids: Tensor, document: Tensor, patch: int) -> Tensor:
     """Of all ids of rows, [B, T, J] int16, NONE but in the payloads that `_payloads` finds.
 
     ids [B, T], document [B, N]: as in `Megabyte.forward`.
     """
-    made = ids.new_full((*ids.shape, HINTS), NONE, dtype=torch.int16)
+    made = ids.new_full((*ids.shape, FEATURES), NONE, dtype=torch.int16)
     host, runs = ids.cpu(), document.cpu()
     runs = runs.repeat_interleave(ids.shape[1] // patch // runs.shape[1], dim=1)
     for row, (of_row, run) in enumerate(zip(host, runs, strict=True)):
         for strides, padding, begin, end in _payloads(of_row, run, patch):
-            made[row, padding:begin] = strides.hints(ids[row, :0])
-            made[row, begin:end] = strides.hints(ids[row, begin : end - 1])
+            made[row, padding:begin] = strides.codec_features(ids[row, :0])
+            made[row, begin:end] = strides.codec_features(ids[row, begin : end - 1])
     return made
 
 
-def _payloads(ids: Tensor, run: Tensor, patch: int) -> Iterator[tuple[Strides, int, int, int]]:
+def _payloads(
+    ids: Tensor, run: Tensor, patch: int
+) -> Iterator[tuple[PayloadLayout, int, int, int]]:
     """Of all payloads with hints in a row of ids [T], whose patches are of the documents `run` [K].
 
     Yields the strides, and the places where padding begins (for a larger patch than this model's),
@@ -73,4 +75,4 @@ def _payloads(ids: Tensor, run: Tensor, patch: int) -> Iterator[tuple[Strides, i
         while marks[i] == begin and first[i] == PAD and not is_last[i]:
             begin, i = begin + 1, i + 1
         if marks[i] >= begin:
-            yield Strides.of(head), padding * patch, begin * patch, (marks[i] + 1) * patch
+            yield PayloadLayout.of(head), padding * patch, begin * patch, (marks[i] + 1) * patch

@@ -25,37 +25,33 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from bytelm.model.attention_context import Past, SegmentPast
-from bytelm.model.codec_features.incremental import Cursor
-from bytelm.model.codec_features.vectorized import hints as hints_of
+from bytelm.model.attention_context import AttentionContext, PackedContext
+from bytelm.model.codec_features.incremental import IncrementalFeatures
+from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.decoding.step import (
     ALIKE_ROWS,
-    LayerStep,
-    Matrix,
-    RowsApart,
-    RowsTogether,
-    StageStep,
+    AlignedRows,
+    CachedBlock,
+    CachedStage,
+    PackedLinear,
+    RaggedRows,
 )
 from bytelm.model.layers import Stage, compute_dtype
 from bytelm.model.megabyte import Megabyte
 
 
 @dataclass(frozen=True)
-class FillingPast:
+class PrefillContext:
     """What training sees, over Q sequences of n places of one row, filling its cache.
 
     newest: the place of Q * n at which the row stands; the cache takes its sequence.
     """
 
-    cache: LayerStep
+    cache: CachedBlock
     row: int
-    inner: Past
+    inner: AttentionContext
     n: int
     newest: int
-
-    def before(self, x: Tensor, sublayer: int) -> Tensor:
-        self.cache.shifted[sublayer][self.row] = x[self.newest]
-        return self.inner.before(x, sublayer)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         cache, r, at = self.cache, self.cache.back, self.newest // self.n
@@ -95,12 +91,12 @@ class Decoder:
 
         patches = self.length // config.patch + 1  # the last one is not yet whole
         self._stages = [
-            StageStep(stage, batch, places, dtype)
+            CachedStage(stage, batch, places, dtype)
             for stage, places in zip(model.stages, (patches, *config.patch_sizes), strict=True)
         ]
         heads = weight.chunk(max(1, config.modality_heads))
         alike = batch <= ALIKE_ROWS
-        self._outputs = [Matrix(head, dtype, row_by_row=alike) for head in heads]
+        self._outputs = [PackedLinear(head, dtype, row_by_row=alike) for head in heads]
         self._ids = weight.new_full(  # behind -1, which stands before a document's start
             (batch, model.back + patches * config.patch), config.pad_id, dtype=torch.int64
         )
@@ -109,7 +105,7 @@ class Decoder:
         self._modality = self._rows
         self._head: int | None = 0  # the one that all rows have
         self._held: list[int] = []  # ids in each row; empty before `prefill`
-        self._cursors: list[Cursor] = []
+        self._cursors: list[IncrementalFeatures] = []
 
     @property
     def positions(self) -> Tensor:
@@ -139,7 +135,7 @@ class Decoder:
         for row, prompt in zip(self._ids, prompts, strict=True):
             row[self.model.back : self.model.back + len(prompt)] = prompt
         self._held = [len(prompt) for prompt in prompts]
-        self._cursors = [Cursor(self.model.config.patch) for _ in prompts]
+        self._cursors = [IncrementalFeatures(self.model.config.patch) for _ in prompts]
         self._push(prompts)
         return self._logits(torch.cat([self._prefill_row(row) for row in range(self.batch)]))
 
@@ -175,24 +171,25 @@ class Decoder:
         width = n if index == 0 else step.places  # of a sequence
         end = opens + torch.arange(n, device=self._ids.device) * b
         place = end // b
-        first = stage.first(place)
-        past = SegmentPast([(n // width, width)], first, stage.attention_window)
-        inner: Sequence[Past] = [past] * len(stage.blocks)
+        context = PackedContext([(n // width, width)], stage.attention_window)
+        inner: Sequence[AttentionContext] = [context] * len(stage.blocks)
         if stage.back:
             opening = torch.arange(n // width, device=end.device) == 0
-            inner = stage.cross_patch_pasts(opening, first, iter(()))
+            inner = stage.cross_patch_contexts(opening, iter(()))
         newest = (self._held[row] - opens) // b
-        pasts = [
-            FillingPast(layer, row, past, width, newest)
-            for layer, past in zip(step.layers, inner, strict=True)
+        contexts = [
+            PrefillContext(layer, row, context, width, newest)
+            for layer, context in zip(step.layers, inner, strict=True)
         ]
         slices = rearrange(above, "Q (p d) -> (Q p) d", p=width) if index else None
         before = self._before(torch.full_like(end, row), end, stage)
-        hints = None
-        if stage.hint_embed is not None:
+        codec_features = None
+        if stage.feature_embed is not None:
             ids = self._ids[row : row + 1, self.model.back :]
-            hints = hints_of(ids, torch.zeros_like(ids[:, :1]), self.model.config.patch)[0, end]
-        return stage(before, place, hints, slices, pasts)
+            codec_features = compute_codec_features(
+                ids, torch.zeros_like(ids[:, :1]), self.model.config.patch
+            )[0, end]
+        return stage(before, place, codec_features, slices, contexts)
 
     def _before(self, rows: Tensor, end: Tensor, stage: Stage) -> Tensor:
         """The ids that a stage reads before the ids `end` [...] of `rows` [...]: [..., window]."""
@@ -201,15 +198,15 @@ class Decoder:
 
     def _push(self, ids: Sequence[Tensor]) -> None:
         """Gives the cursors what is new in their rows."""
-        if not self.model.config.hints:
+        if not self.model.config.codec_features:
             return
         for cursor, of_row in zip(self._cursors, ids, strict=True):
             for id_ in of_row.tolist():
                 cursor.push(id_)
 
-    def _hints(self, rows: Sequence[int]) -> Tensor:
+    def _codec_features(self, rows: Sequence[int]) -> Tensor:
         """Of the next id of rows, [R, J]."""
-        made = [self._cursors[row].hints() for row in rows]
+        made = [self._cursors[row].codec_features() for row in rows]
         return torch.tensor(made, device=self._ids.device)
 
     @torch.no_grad()
@@ -253,11 +250,11 @@ class Decoder:
         stage, end = self._stages[index], self.model.back + held
         place = held // stage.bytes
         at = place % stage.places
-        to = RowsTogether(stage, at, opens=place < stage.places)
-        hints = self._hints(range(self.batch)) if stage.hint_in else None
-        own = stage.own_input(self._ids[:, end - stage.stage.window : end], place, hints)
+        to = AlignedRows(stage, at, opens=place < stage.places)
+        codec_features = self._codec_features(range(self.batch)) if stage.feature_in else None
+        own = stage.own_input(self._ids[:, end - stage.stage.window : end], place, codec_features)
         above = stage.above[:, at] if index else None
-        output = stage.advance(own, above, stage.turn(place), to)
+        output = stage.advance(own, above, stage.rope(place), to)
         for below in self._stages[index + 1 : index + 2]:
             below.above = below.spread(output)
         return output
@@ -267,17 +264,19 @@ class Decoder:
         stage, end = self._stages[index], [self.model.back + self._held[row] for row in rows]
         places = [self._held[row] // stage.bytes for row in rows]
         at = [place % stage.places for place in places]
-        to = RowsApart(stage, rows, at, [place < stage.places for place in places])
-        hints = self._hints(rows).split(1) if stage.hint_in else [None] * len(rows)
+        to = RaggedRows(stage, rows, at, [place < stage.places for place in places])
+        codec_features = (
+            self._codec_features(rows).split(1) if stage.feature_in else [None] * len(rows)
+        )
         own = [
             stage.own_input(
                 self._ids[row : row + 1, stop - stage.stage.window : stop], place, of_row
             )
-            for row, stop, place, of_row in zip(rows, end, places, hints, strict=True)
+            for row, stop, place, of_row in zip(rows, end, places, codec_features, strict=True)
         ]
         above = stage.above[rows, at] if index else None
-        turn = stage.stage.turn(torch.tensor(places, device=self._ids.device))
-        output = stage.advance(torch.cat(own), above, turn, to)
+        rope = stage.stage.rope(torch.tensor(places, device=self._ids.device))
+        output = stage.advance(torch.cat(own), above, rope, to)
         for below in self._stages[index + 1 : index + 2]:
             below.above[rows] = below.spread(output)
         return output

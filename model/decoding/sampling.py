@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 256
+NOISE_BLOCK = 256
 """Numbers of a row that are made at once."""
 
 
@@ -53,7 +53,9 @@ class Noise:
     def draw(self) -> Tensor:
         """The next number of each row, [B] float64."""
         if self._at == len(self._block):
-            rows = [torch.rand(BLOCK, generator=g, dtype=torch.float64) for g in self._generators]
+            rows = [
+                torch.rand(NOISE_BLOCK, generator=g, dtype=torch.float64) for g in self._generators
+            ]
             # A number next to 1 could reach the whole mass by rounding.
             self._block = torch.stack(rows, dim=1).clamp(max=1.0 - 2.0**-32).to(self._device)
             self._at = 0

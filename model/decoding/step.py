@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.model.layers import Block, RMSNorm, Stage
-from bytelm.model.rope import Turn, rotate, turn_of
+from bytelm.model.rope import RopeTable, apply_rope, rope_cos_sin
 
 ALIKE_ROWS = 8
 """Up to so many rows are given, in fp32 on a CPU, what each of them is given alone."""
@@ -41,7 +41,7 @@ TURNS = 4096
 """Places whose angles are made at once."""
 
 
-class Matrix:
+class PackedLinear:
     """Products of few rows with one weight, in `dtype`; other types are cast.
 
     On a CPU, oneDNN packs the weight in the order in which its kernel reads it: cold weights come
@@ -110,27 +110,23 @@ def _norm_of(module: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor
 class Rows(Protocol):
     """Which rows of a stage are given a new place, where it lies, and what it sees."""
 
-    def attend(self, layer: "LayerStep", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: "CachedBlock", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Takes up keys and values and attends, [R, H, c] each; returns [R, D]."""
 
-    def before(self, layer: "LayerStep", x: Tensor, sublayer: int) -> Tensor:
-        """What x [R, D / 2] was at the place before in the sequence, zeros at its first."""
 
-
-class RowsTogether:
+class AlignedRows:
     """All rows, at the same `place` of a sequence.
 
     opens: whether the sequence is the row's first, which has none before.
     """
 
-    def __init__(self, stage: "StageStep", place: int, opens: bool) -> None:
-        self.is_first = place == 0
+    def __init__(self, stage: "CachedStage", place: int, opens: bool) -> None:
         self.slot = stage.back + place
         low = max(stage.back if opens else 0, self.slot + 1 - stage.window)
         self.seen = slice(low, self.slot + 1)
-        self.copies = slice(stage.places, None) if self.is_first and stage.back else None
+        self.copies = slice(stage.places, None) if place == 0 and stage.back else None
 
-    def attend(self, layer: "LayerStep", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: "CachedBlock", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.attend_in(layer.keys, layer.values, q, k, v)
 
     def attend_in(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -146,23 +142,22 @@ class RowsTogether:
         shares = torch.bmm(q, keys.mT).softmax(-1)  # [R H, 1, n]
         return torch.bmm(shares, values).view(len(k), -1)
 
-    def before(self, layer: "LayerStep", x: Tensor, sublayer: int) -> Tensor:
-        kept = layer.shifted[sublayer]
-        layer.shifted[sublayer] = x
-        return torch.zeros_like(x) if self.is_first else kept
 
-
-class RowsApart:
+class RaggedRows:
     """Some `rows`, each at a place of its own; slower, since they attend one after another."""
 
     def __init__(
-        self, stage: "StageStep", rows: Sequence[int], places: Sequence[int], opens: Sequence[bool]
+        self,
+        stage: "CachedStage",
+        rows: Sequence[int],
+        places: Sequence[int],
+        opens: Sequence[bool],
     ) -> None:
         self.rows = rows
         each = zip(places, opens, strict=True)
-        self.alone = [RowsTogether(stage, place, is_first) for place, is_first in each]
+        self.alone = [AlignedRows(stage, place, is_first) for place, is_first in each]
 
-    def attend(self, layer: "LayerStep", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: "CachedBlock", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         attended = []
         for at, (row, alone) in enumerate(zip(self.rows, self.alone, strict=True)):
             own = slice(at, at + 1)
@@ -170,24 +165,20 @@ class RowsApart:
             attended.append(alone.attend_in(keys, values, q[own], k[own], v[own]))
         return torch.cat(attended)
 
-    def before(self, layer: "LayerStep", x: Tensor, sublayer: int) -> Tensor:
-        kept = layer.shifted[sublayer].clone()
-        first = torch.tensor([alone.is_first for alone in self.alone], device=x.device)
-        before = kept[self.rows].masked_fill(first[:, None], 0.0)
-        kept[self.rows] = x
-        layer.shifted[sublayer] = kept
-        return before
 
-
-class LayerStep:
+class CachedBlock:
     """A block for one new place of rows, with keys and values of the places before.
 
     keys, values [B H, r + m, c]: r of the sequence before, then its own.
-    shifted: [B, D / 2] by sublayer, of the newest place, where tokens are shifted.
     """
 
     def __init__(
-        self, block: Block, batch: int, slots: int, back: int, matrix: Callable[[Tensor], Matrix]
+        self,
+        block: Block,
+        batch: int,
+        slots: int,
+        back: int,
+        matrix: Callable[[Tensor], PackedLinear],
     ) -> None:
         attention, (up, activation, down) = block.attention, block.feed_forward
         assert isinstance(up, nn.Linear)
@@ -207,8 +198,6 @@ class LayerStep:
         self.activation = torch.relu_ if isinstance(activation, nn.ReLU) else activation.forward
         self.attention_norm = _norm_of(block.attention_norm, exact)
         self.feed_forward_norm = _norm_of(block.feed_forward_norm, exact)
-        self.is_shifted = block.token_shift
-        self.shifted = [weight.new_zeros(batch, width // 2, dtype=exact) for _ in range(2)]
         # PyTorch's products of one query in bf16 take four times as long on a CPU.
         dtype = exact if weight.device.type == "cpu" else self.qkv.dtype
         shape = (batch * self.heads, slots, self.channels)
@@ -219,31 +208,24 @@ class LayerStep:
         heads = slice(row * self.heads, (row + 1) * self.heads)
         return self.keys[heads], self.values[heads]
 
-    def __call__(self, x: Tensor, turn: Turn | None, to: Rows) -> Tensor:
+    def __call__(self, x: Tensor, rope: RopeTable | None, to: Rows) -> Tensor:
         """x [R, D] to [R, D]."""
         h = self.heads
-        read = self._read(self.attention_norm(x), to, 0)
-        qkv = self.qkv(read).to(self.keys.dtype).view(len(x), 3 * h, self.channels)
+        qkv = (
+            self.qkv(self.attention_norm(x)).to(self.keys.dtype).view(len(x), 3 * h, self.channels)
+        )
         qk = qkv.narrow(1, 0, 2 * h)
         if self.factor is not None:
             qk = F.rms_norm(qk, qk.shape[-1:], eps=1e-5) * self.factor
-        if turn is not None:
-            qk = rotate(qk, turn)
+        if rope is not None:
+            qk = apply_rope(qk, rope)
         q, k = qk.chunk(2, dim=1)
         attended = to.attend(self, q, k, qkv.narrow(1, 2 * h, h))
         x = x + self.output(attended)
-        read = self._read(self.feed_forward_norm(x), to, 1)
-        return x + self.down(self.activation(self.up(read)))
-
-    def _read(self, x: Tensor, to: Rows, sublayer: int) -> Tensor:
-        """x [R, D], its second half from the place before where tokens are shifted."""
-        if not self.is_shifted:
-            return x
-        own, moved = x.chunk(2, dim=-1)
-        return torch.cat([own, to.before(self, moved, sublayer)], dim=-1)
+        return x + self.down(self.activation(self.up(self.feed_forward_norm(x))))
 
 
-class StageStep:
+class CachedStage:
     """A stage for one new position of rows.
 
     places: m, the places of a sequence that the caches hold.
@@ -256,9 +238,9 @@ class StageStep:
         numbers = sum(each.numel() for block in stage.blocks for each in block.parameters())
         is_cold = stage.bytes > 1 or dtype.itemsize * numbers > CACHED
         row_by_row = batch <= ALIKE_ROWS and not is_cold
-        matrix = partial(Matrix, dtype=dtype, row_by_row=row_by_row)
+        matrix = partial(PackedLinear, dtype=dtype, row_by_row=row_by_row)
         self.layers = [
-            LayerStep(block, batch, stage.back + places, stage.back, matrix)
+            CachedBlock(block, batch, stage.back + places, stage.back, matrix)
             for block in stage.blocks
         ]
         weight = stage.start_embed.weight.detach()
@@ -270,19 +252,21 @@ class StageStep:
             if isinstance(module, nn.Linear)
         }  # the parent is asked for all places of a sequence at once
         self.parent, self.patch_out = linear.get("parent"), linear.get("patch_out")
-        self.ngram_in, self.hint_in = linear.get("ngram_in"), linear.get("hint_in")
+        self.ngram_in, self.feature_in = linear.get("ngram_in"), linear.get("feature_in")
         self.is_rowwise = stage.patch_encoder is None and "patch_in" not in linear
         self.above = weight.new_empty(batch, places, len(weight), dtype=dtype)
         self._turns: tuple[int, Tensor, Tensor] | None = None
 
-    def advance(self, own: Tensor, above: Tensor | None, turn: Turn | None, to: Rows) -> Tensor:
+    def advance(
+        self, own: Tensor, above: Tensor | None, rope: RopeTable | None, to: Rows
+    ) -> Tensor:
         """The output [R, D] (or [R, b * d]) at the new positions of the rows `to`.
 
         own [R, D]: the input but for `above`, [R, D].
         """
         x = own if above is None else own + above
         for layer in self.layers:
-            x = layer(x, turn, to)
+            x = layer(x, rope, to)
         x = self.norm(x)
         return x if self.patch_out is None else self.patch_out(x)
 
@@ -292,14 +276,15 @@ class StageStep:
         said = self.parent(output.reshape(len(output) * self.places, -1))
         return said.view(len(output), self.places, -1)
 
-    def own_input(self, before: Tensor, place: int, hints: Tensor | None) -> Tensor:
+    def own_input(self, before: Tensor, place: int, codec_features: Tensor | None) -> Tensor:
         """As `Stage.own_input`, of rows at one place: [R, window] and hints [R, J] to [R, D]."""
         stage = self.stage
         if stage.bytes > 1:
             # Convolutions and plain products of several rows would round otherwise.
             parts = [before] if self.is_rowwise else before.split(1)
             inputs = [
-                stage.own_input(part, part.new_full((len(part),), place), hints) for part in parts
+                stage.own_input(part, part.new_full((len(part),), place), codec_features)
+                for part in parts
             ]
             return inputs[0] if len(inputs) == 1 else torch.cat(inputs)
         if place % self.places == 0 and not self.back:
@@ -309,20 +294,20 @@ class StageStep:
         if stage.position_embed is not None:
             x = x + stage.position_embed.weight[place - 1]
         if stage.ngram_embed is not None and self.ngram_in is not None:
-            x = x + self.ngram_in(stage.ngram_embed(before, hints))
-        if stage.hint_embed is not None and self.hint_in is not None:
-            assert hints is not None
-            x = x + self.hint_in(stage.hint_embed(hints))
+            x = x + self.ngram_in(stage.ngram_embed(before, codec_features))
+        if stage.feature_embed is not None and self.feature_in is not None:
+            assert codec_features is not None
+            x = x + self.feature_in(stage.feature_embed(codec_features))
         return x
 
-    def turn(self, place: int) -> Turn | None:
+    def rope(self, place: int) -> RopeTable | None:
         """As `Stage.turn`, of one place."""
-        if not self.stage.is_turned:
+        if not self.stage.uses_rope:
             return None
         block, at = divmod(place, TURNS)
         if self._turns is None or self._turns[0] != block:
             keys = self.layers[0].keys
             places = torch.arange(block * TURNS, (block + 1) * TURNS, device=keys.device)
-            self._turns = (block, *turn_of(places, self.stage.channels, keys.dtype))
+            self._turns = (block, *rope_cos_sin(places, self.stage.channels, keys.dtype))
         _, cos, sin = self._turns
         return cos[at], sin[at]

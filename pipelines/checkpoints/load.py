@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.checkpoints.manifest import describe
+from bytelm.pipelines.checkpoints.manifest import file_entry
 from bytelm.pipelines.checkpoints.pretrained import CONFIG_FILE, from_pretrained
 from bytelm.pipelines.checkpoints.run_folder import FOLDER, MODEL, has_any, model_damage, newest
-from bytelm.pipelines.data.dataset_info import Seen
+from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.storage.files import fsync_folder
 
 
@@ -37,14 +37,14 @@ def model_folder(path: Path) -> str:
     return str(path)
 
 
-def load_model(path: Path) -> tuple[Megabyte, Seen]:
+def load_model(path: Path) -> tuple[Megabyte, DatasetInfo]:
     """The model that a user means by a path, on the GPU where there is one, and what it has seen.
 
     Raises ValueError for what is missing, damaged, or of another format version.
     """
     model, extra = from_pretrained(model_folder(path))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), Seen.from_extra(extra)
+    return model.to(device).eval(), DatasetInfo.from_extra(extra)
 
 
 def export(run: Path, out: Path) -> None:
@@ -58,6 +58,6 @@ def export(run: Path, out: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary)
     for file in temporary.iterdir():
-        describe(file)
+        file_entry(file)
     fsync_folder(temporary)
     temporary.rename(out)

@@ -18,8 +18,8 @@ import torch
 
 from bytelm.pipelines.storage.files import fsync_folder, write_atomic
 
-FORMAT = 2
-MANIFEST = "manifest.json"
+CHECKPOINT_FORMAT = 2
+CHECKPOINT_MANIFEST = "manifest.json"
 PICKLES = "deepspeed/"
 PICKLED_GLOBALS = {
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -28,7 +28,7 @@ PICKLED_GLOBALS = {
 }
 """What DeepSpeed's files may import beside torch's own tensors."""
 
-Entry = dict[str, Any]
+FileEntry = dict[str, Any]
 """`size` and `sha256` of a file."""
 
 
@@ -36,7 +36,7 @@ class FormatError(ValueError):
     """A checkpoint that another version of bytelm wrote."""
 
 
-def describe(path: Path) -> Entry:
+def file_entry(path: Path) -> FileEntry:
     """Size and SHA-256 of a file, which is made durable."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -44,18 +44,18 @@ def describe(path: Path) -> Entry:
         return {"size": file.tell(), "sha256": digest}
 
 
-def write_manifest(folder: Path, name: str, files: dict[str, Entry]) -> None:
+def write_checkpoint_manifest(folder: Path, name: str, files: dict[str, FileEntry]) -> None:
     """Write the manifest of a folder that will have a name, and make the whole tree durable.
 
     Args:
         files: by their paths in the folder; those of other processes too.
     """
-    write_atomic(folder / MANIFEST, _manifest_bytes(FORMAT, name, files))
+    write_atomic(folder / CHECKPOINT_MANIFEST, _manifest_bytes(CHECKPOINT_FORMAT, name, files))
     for parent, _, _ in os.walk(folder):
         fsync_folder(Path(parent))
 
 
-def _manifest_bytes(version: int, name: str, files: dict[str, Entry]) -> bytes:
+def _manifest_bytes(version: int, name: str, files: dict[str, FileEntry]) -> bytes:
     document: dict[str, Any] = {
         "format": version,
         "name": name,
@@ -67,7 +67,7 @@ def _manifest_bytes(version: int, name: str, files: dict[str, Entry]) -> bytes:
     ).encode()
 
 
-def find_damage(folder: Path, is_read: Callable[[str], bool]) -> str | None:
+def checkpoint_damage(folder: Path, is_read: Callable[[str], bool]) -> str | None:
     """What is wrong with a checkpoint, or None.
 
     The manifest, the list of files and their sizes are always checked; the bytes, and in pickles
@@ -76,20 +76,20 @@ def find_damage(folder: Path, is_read: Callable[[str], bool]) -> str | None:
     Raises FormatError for another format version.
     """
     try:
-        data = (folder / MANIFEST).read_bytes()
+        data = (folder / CHECKPOINT_MANIFEST).read_bytes()
         document = json.loads(data)
         version, name, files = document["format"], document["name"], document["files"]
         if data != _manifest_bytes(version, name, files):
-            return f"{MANIFEST} does not match its own checksum"
-        if version != FORMAT:
+            return f"{CHECKPOINT_MANIFEST} does not match its own checksum"
+        if version != CHECKPOINT_FORMAT:
             raise FormatError(
-                f"checkpoint {folder} has format version {version}, this bytelm reads {FORMAT}: "
-                "resume it with the bytelm that wrote it"
+                f"checkpoint {folder} has format version {version}, this bytelm reads "
+                f"{CHECKPOINT_FORMAT}: resume it with the bytelm that wrote it"
             )
         if name != folder.name:
-            return f"{MANIFEST} is that of {name}"
+            return f"{CHECKPOINT_MANIFEST} is that of {name}"
         found = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
-        for path in sorted(found ^ {*files, MANIFEST}):
+        for path in sorted(found ^ {*files, CHECKPOINT_MANIFEST}):
             return f"{path} is {'not in the manifest' if path in found else 'missing'}"
         for path, entry in files.items():
             cause = _file_damage(folder / path, path, entry, is_read(path))
@@ -100,11 +100,11 @@ def find_damage(folder: Path, is_read: Callable[[str], bool]) -> str | None:
     except OSError as error:
         return f"{error.filename or folder} cannot be read ({error.strerror})"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{MANIFEST} is damaged ({' '.join(str(error).split())})"
+        return f"{CHECKPOINT_MANIFEST} is damaged ({' '.join(str(error).split())})"
     return None
 
 
-def _file_damage(file: Path, path: str, entry: Entry, is_read: bool) -> str | None:
+def _file_damage(file: Path, path: str, entry: FileEntry, is_read: bool) -> str | None:
     size = file.stat().st_size
     if size != entry["size"]:
         return f"has {size} bytes in place of {entry['size']}"

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
+from bytelm.model.stored_names import config_from_stored, stored_config, stored_parameter
 
-FORMAT = 1
+MODEL_FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _OUTPUT = "lm_head.weight"
@@ -41,11 +42,11 @@ def save_pretrained(
     if isinstance(state, Megabyte):
         state = state.state_dict()
     tensors = {
-        name: tensor.detach().cpu().contiguous()
+        stored_parameter(name): tensor.detach().cpu().contiguous()
         for name, tensor in state.items()
-        if not (config.tied_output and name == _OUTPUT)
+        if not (config.tie_embeddings and name == _OUTPUT)
     }
-    document = {"format": FORMAT, "model": config.to_dict(), **extra}
+    document = {"format": MODEL_FORMAT, "model": stored_config(config), **extra}
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     folder = Path(folder)
@@ -63,7 +64,7 @@ def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str,
     folder = _folder_of(source)
     document = _read_config(folder)
     try:
-        config = ModelConfig.from_dict(document["model"])
+        config = config_from_stored(document["model"])
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     with torch.device("meta"):
@@ -75,7 +76,7 @@ def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str,
             f"{folder / WEIGHTS_FILE} cannot be read ({error}): export the model again"
         ) from error
     byte_embedding = f"stages.{len(config.stages) - 1}.byte_embed.weight"
-    if config.tied_output and byte_embedding in state:
+    if config.tie_embeddings and byte_embedding in state:
         state[_OUTPUT] = state[byte_embedding]
     try:
         model.load_state_dict(state, assign=True)
@@ -123,10 +124,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error}): export the model again") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise ValueError(f"{path} describes no bytelm model: give an exported folder")
-    if document.get("format") != FORMAT:
+    if document.get("format") != MODEL_FORMAT:
         raise ValueError(
-            f"{path} has format {document.get('format')!r}, this version reads {FORMAT}: use the "
-            "version of bytelm that wrote it, or export the model again"
+            f"{path} has format {document.get('format')!r}, this version reads {MODEL_FORMAT}: "
+            "use the version of bytelm that wrote it, or export the model again"
         )
     return document
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bytelm.pipelines.checkpoints.manifest import find_damage
+from bytelm.pipelines.checkpoints.manifest import checkpoint_damage
 from bytelm.pipelines.checkpoints.train_state import STATE, TrainState, read_state
 from bytelm.pipelines.shards.reader import DamageError
 from bytelm.pipelines.storage.files import write_atomic
@@ -34,7 +34,7 @@ REFUSED = "refused-"
 
 
 @dataclass(frozen=True)
-class Found:
+class UsableCheckpoint:
     """The newest checkpoint that can be used."""
 
     folder: Path
@@ -56,7 +56,7 @@ def has_any(run: Path) -> bool:
     return bool(checkpoint_folders(run))
 
 
-def newest(run: Path, damage: Callable[[Path], str | None]) -> Found:
+def newest(run: Path, damage: Callable[[Path], str | None]) -> UsableCheckpoint:
     """The newest checkpoint of a run in which nothing is wrong.
 
     Args:
@@ -74,7 +74,9 @@ def newest(run: Path, damage: Callable[[Path], str | None]) -> Found:
     for folder in folders:
         cause = damage(folder)
         if cause is None:
-            return Found(folder, read_state(folder), _pointer_damage(folders[0]) + refused)
+            return UsableCheckpoint(
+                folder, read_state(folder), _pointer_damage(folders[0]) + refused
+            )
         refused.append(f"{folder}: {cause}")
     raise DamageError(
         f"no checkpoint of {run} can be used, and a run never goes back to step 0 by itself: "
@@ -84,15 +86,15 @@ def newest(run: Path, damage: Callable[[Path], str | None]) -> Found:
 
 def quick_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint as far as can be seen without reading its tensors."""
-    return find_damage(folder, lambda path: path == STATE)
+    return checkpoint_damage(folder, lambda path: path == STATE)
 
 
 def model_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint as far as its exported model is concerned."""
-    return find_damage(folder, lambda path: not path.startswith("deepspeed/"))
+    return checkpoint_damage(folder, lambda path: not path.startswith("deepspeed/"))
 
 
-def set_refused_aside(run: Path, found: Found) -> None:
+def set_refused_aside(run: Path, found: UsableCheckpoint) -> None:
     """Rename what is newer than the checkpoint that a run goes on from, and name that in
     `latest`. Rank 0 calls it, once the checkpoint is loaded."""
     for step, folder in checkpoint_folders(run):

@@ -6,13 +6,18 @@ run marks and counts what the unbroken one would.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bytelm.pipelines.storage.files import write_atomic
+
 STATE = "state.json"
+MONITOR_KEY = "watch"
+"""Key of the loss monitor in the file, as the first version named it."""
 MAX_SKIPPED_IN_A_ROW = 3
 MEMORY_STEPS = 50
 """Steps over which mean and variance of the loss look back, with weights that fall off."""
@@ -20,7 +25,7 @@ SPIKE_DEVIATIONS = 6.0
 
 
 @dataclass(frozen=True)
-class Watch:
+class LossMonitor:
     """Figures of the steps so far."""
 
     counted: int = 0
@@ -40,7 +45,7 @@ class Watch:
             and above > SPIKE_DEVIATIONS * math.sqrt(self.variance)
         )
 
-    def after(self, loss: float, is_applied: bool) -> Watch:
+    def after(self, loss: float, is_applied: bool) -> LossMonitor:
         """The figures with one step more."""
         if not is_applied:
             return replace(
@@ -49,7 +54,7 @@ class Watch:
         counted = self.counted + 1
         weight = 1 / min(counted, MEMORY_STEPS)
         above = loss - self.mean
-        return Watch(
+        return LossMonitor(
             counted,
             self.mean + weight * above,
             (1 - weight) * (self.variance + weight * above * above),
@@ -71,9 +76,19 @@ class TrainState:
     zero_stage: int
     masked_bytes: int = 0
     """Payload bytes that were damaged and masked so far."""
-    watch: Watch = field(default_factory=Watch)
+    loss_monitor: LossMonitor = field(default_factory=LossMonitor)
 
 
 def read_state(folder: Path) -> TrainState:
+    """The state in a checkpoint's folder."""
     values = json.loads((folder / STATE).read_text())
-    return TrainState(**{**values, "watch": Watch(**values["watch"])})
+    monitor = LossMonitor(**values.pop(MONITOR_KEY))
+    return TrainState(**values, loss_monitor=monitor)
+
+
+def write_state(folder: Path, state: TrainState) -> Path:
+    """Write the state to a checkpoint's folder; returns the file."""
+    values = dataclasses.asdict(state)
+    values[MONITOR_KEY] = values.pop("loss_monitor")
+    write_atomic(folder / STATE, json.dumps(values, indent=1).encode())
+    return folder / STATE

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bytelm.modalities.base import Header
     from bytelm.model.decoding.sampling import Sampling
     from bytelm.model.megabyte import Megabyte
-    from bytelm.pipelines.data.dataset_info import Seen
+    from bytelm.pipelines.data.dataset_info import DatasetInfo
     from bytelm.pipelines.generation.request import Given, Request
 
 
@@ -93,7 +93,7 @@ def _show(raw: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _given(options: argparse.Namespace, seen: Seen, patch: int) -> Given | None:
+def _given(options: argparse.Namespace, seen: DatasetInfo, patch: int) -> Given | None:
     """The segment that the files follow."""
     from bytelm.pipelines.generation.request import given_file, given_text, require_pair
 
@@ -117,7 +117,7 @@ def _image(
     options: argparse.Namespace,
     model: Megabyte,
     before: Given | None,
-    seen: Seen,
+    seen: DatasetInfo,
     seeds: list[int],
     sampling: Sampling,
 ) -> list[Request]:
@@ -141,7 +141,7 @@ def _audio(
     options: argparse.Namespace,
     model: Megabyte,
     before: Given | None,
-    seen: Seen,
+    seen: DatasetInfo,
     seeds: list[int],
     sampling: Sampling,
 ) -> list[Request]:
@@ -168,7 +168,7 @@ def _audio(
 def _drawn(
     model: Megabyte,
     modality: str,
-    seen: Seen,
+    seen: DatasetInfo,
     channels: int | None,
     option: str,
     seeds: list[int],

@@ -254,17 +254,17 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
     if is_launcher:
         signals.block()
     else:
-        requests = signals.Requests()
+        requests = signals.SignalListener()
 
     from bytelm.pipelines.config import load_config
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
     from bytelm.pipelines.runtime.launcher import launch
-    from bytelm.pipelines.training.preflight import Start, check
+    from bytelm.pipelines.training.preflight import ResumeOptions, check
     from bytelm.pipelines.training.trainer import train
 
     keep_freed_memory()
     config = load_config(options.config, options.set)
-    start = Start(options.resume, options.or_start, options.new_plan)
+    start = ResumeOptions(options.resume, options.or_start, options.new_plan)
     if not is_rank:
         check(config, options.out, options.processes, start)
     if is_launcher:

@@ -32,7 +32,14 @@ from bytelm.modalities.base import FILE_VIEW, Bytes, DecodeOptions, Header, Moda
 from bytelm.modalities.detect import START_BYTES, modality_of
 from bytelm.model.decoding.decoder import Decoder
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.compression.container import HASH_BYTES, Container, Entry, pack, unpack
+from bytelm.model.stored_names import stored_config, stored_parameter
+from bytelm.pipelines.compression.container import (
+    HASH_BYTES,
+    Container,
+    ContainerEntry,
+    pack,
+    unpack,
+)
 from bytelm.pipelines.compression.range_coding import Coder, Ids, RangeDecoder, RangeEncoder
 from bytelm.pipelines.shards.reader import DamageError
 from bytelm.pipelines.storage.files import write_atomic
@@ -138,7 +145,7 @@ def compress(
     patch = model.config.patch
     documents: list[_Document] = []
     sources: dict[str, Path] = {}  # by the restored name
-    entries: list[Entry] = []
+    entries: list[ContainerEntry] = []
     for path in paths:
         document, sample = _read(path, views, keep_files, patch)
         name = _restored_name(path.name, document.segment)
@@ -148,7 +155,7 @@ def compress(
             )
         sources[name] = path
         documents.append(document)
-        entries.append(Entry(name, document.segment.size, zlib.crc32(sample.data)))
+        entries.append(ContainerEntry(name, document.segment.size, zlib.crc32(sample.data)))
 
     writer = RangeEncoder()
     segments = [document.segment for document in documents]
@@ -385,8 +392,9 @@ def _code_batch(
 
 def model_hash(model: Megabyte) -> bytes:
     """The first HASH_BYTES of the SHA-256 of a model's config and weights."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    digest = hashlib.sha256(json.dumps(stored_config(model.config), sort_keys=True).encode())
+    tensors = {stored_parameter(name): tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.digest()[:HASH_BYTES]

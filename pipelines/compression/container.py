@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bytelm.pipelines.shards.reader import DamageError
 
 MAGIC = b"BLM"
-FORMAT = 1
+CONTAINER_FORMAT = 1
 HASH_BYTES = 16
 MAX_DESCRIPTION_BYTES = 1 << 28
 MAX_PAYLOAD_BYTES = (1 << 32) - 1
@@ -36,7 +36,7 @@ Words = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
-class Entry:
+class ContainerEntry:
     """What a container says of a file beside its ids; ValueError for what cannot be."""
 
     name: str
@@ -67,7 +67,7 @@ class Container:
     """Of the processor that did."""
     batch: int
     """Rows that step together at most."""
-    entries: tuple[Entry, ...]
+    entries: tuple[ContainerEntry, ...]
     words: Words
     """The range coder's output."""
 
@@ -87,7 +87,7 @@ def pack(container: Container) -> bytes:
         "files": [[entry.name, entry.size, entry.crc] for entry in container.entries],
     }
     deflated = zlib.compress(json.dumps(description, separators=(",", ":")).encode(), 9)
-    fixed = _FIXED.pack(MAGIC, FORMAT, container.model, len(deflated))
+    fixed = _FIXED.pack(MAGIC, CONTAINER_FORMAT, container.model, len(deflated))
     packed = fixed + deflated + container.words.astype(">u4").tobytes()
     return packed + _CRC.pack(zlib.crc32(packed))
 
@@ -103,9 +103,10 @@ def unpack(packed: bytes, where: str) -> Container:
     if len(content) < _FIXED.size or _CRC.pack(zlib.crc32(content)) != crc:
         raise DamageError(f"{where} is damaged or cut: its checksum is wrong")
     _, version, model, size = _FIXED.unpack_from(content)
-    if version != FORMAT:
+    if version != CONTAINER_FORMAT:
         raise ValueError(
-            f"{where} has format {version}, this bytelm reads {FORMAT}: use the one that made it"
+            f"{where} has format {version}, this bytelm reads {CONTAINER_FORMAT}: "
+            "use the one that made it"
         )
     deflated, words = content[_FIXED.size :][:size], content[_FIXED.size + size :]
     try:
@@ -117,7 +118,8 @@ def unpack(packed: bytes, where: str) -> Container:
             threads=int(description["threads"]),
             batch=int(description["batch"]),
             entries=tuple(
-                Entry(str(name), int(size), int(crc)) for name, size, crc in description["files"]
+                ContainerEntry(str(name), int(size), int(crc))
+                for name, size, crc in description["files"]
             ),
             words=np.frombuffer(words, ">u4").astype(np.uint32),
         )

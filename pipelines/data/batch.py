@@ -45,17 +45,21 @@ class Batch:
     origins: list[Origin | None]
     """Of each row; None of filler."""
     damage: list[Damage]
-    hints: Tensor | None = None
+    codec_features: Tensor | None = None
     """[B, L, J] int16 of `model/hints.py`, where the loader was asked for them."""
 
     def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What `Megabyte.forward` reads, on a device: ids, document, modality and hints."""
-        hints = None if self.hints is None else self.hints.to(device, non_blocking=True)
+        codec_features = (
+            None
+            if self.codec_features is None
+            else self.codec_features.to(device, non_blocking=True)
+        )
         return (
             self.ids.to(device, non_blocking=True).long(),
             self.document.to(device, non_blocking=True),
             self.modality.to(device, non_blocking=True),
-            hints,
+            codec_features,
         )
 
     @property
@@ -83,5 +87,5 @@ class Batch:
             self.role.pin_memory(),
             self.origins,
             self.damage,
-            None if self.hints is None else self.hints.pin_memory(),
+            None if self.codec_features is None else self.codec_features.pin_memory(),
         )

@@ -29,7 +29,7 @@ _NAMES = list(MODALITIES)
 
 
 @dataclass(frozen=True)
-class Seen:
+class DatasetInfo:
     """What a model was trained on, as far as the first shards of its sets tell."""
 
     views: Mapping[str, str]
@@ -40,7 +40,7 @@ class Seen:
     """Modalities of segments that followed one another in a document."""
 
     @classmethod
-    def of(cls, plan: Plan) -> Seen:
+    def of(cls, plan: Plan) -> DatasetInfo:
         """From the indexes of a plan's sources."""
         headers: Counter[tuple[int, ...]] = Counter()  # modality's code and its header's fields
         pairs: set[tuple[str, str]] = set()
@@ -78,7 +78,7 @@ class Seen:
         return {"views": dict(self.views), "seen": seen}
 
     @classmethod
-    def from_extra(cls, extra: Mapping[str, Any]) -> Seen:
+    def from_extra(cls, extra: Mapping[str, Any]) -> DatasetInfo:
         """The inverse of `to_extra`; of a config without `seen`, nothing but the views."""
         values = extra.get("seen", {"headers": {}, "pairs": []})
         headers = {

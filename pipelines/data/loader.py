@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from bytelm.model.codec_features.layout import HINTS
+from bytelm.model.codec_features.layout import FEATURES
 from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.data.row_dataset import RowDataset
@@ -21,7 +21,7 @@ PREFETCH_BYTES = 1 << 26
 """Bytes of batches that all workers of a loader together hold ready; one batch each at least."""
 MAX_PREFETCHED_BATCHES = 16
 BYTES_PER_ID = 4  # at most: ids of 2 bytes, role, and 5 bytes a patch
-HINT_BYTES_PER_ID = 2 * HINTS
+FEATURE_BYTES_PER_ID = 2 * FEATURES
 
 
 def make_loader(
@@ -29,19 +29,19 @@ def make_loader(
     rows: TrainingRows | EvaluationRows,
     workers: int,
     mask_damage: bool = False,
-    hint_patch: int = 0,
+    codec_features: bool = False,
 ) -> DataLoader[Batch]:
     """A DataLoader over the rows; the batches are the same for any number of workers.
 
     What workers hold ready is bounded by PREFETCH_BYTES, however slowly it is taken.
-    `mask_damage`, `hint_patch`: as of `RowDataset`.
+    `mask_damage`, `codec_features`: as of `RowDataset`.
     """
     batch_rows = rows.micro_batch if isinstance(rows, TrainingRows) else rows.batch
-    id_bytes = BYTES_PER_ID + (HINT_BYTES_PER_ID if hint_patch else 0)
+    id_bytes = BYTES_PER_ID + (FEATURE_BYTES_PER_ID if codec_features else 0)
     batch_bytes = batch_rows * plan.config.row_length * id_bytes
     ahead = max(1, PREFETCH_BYTES // (batch_bytes * max(1, workers)))
     return DataLoader(
-        RowDataset(plan, mask_damage, hint_patch),
+        RowDataset(plan, mask_damage, codec_features),
         batch_sampler=rows,
         collate_fn=_as_it_is,
         num_workers=workers,

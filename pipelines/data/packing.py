@@ -20,7 +20,8 @@ from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import Modality
 from bytelm.pipelines.shards.format import Index
 
-PACKINGS = ("whole", "cut")
+PACKINGS = {"best_fit": "whole", "concat_then_split": "cut"}
+"""Ways of packing, and what each is called in a plan's identity."""
 PAIR_ORDERS = ("stored", "drawn")
 
 Ints = npt.NDArray[np.int64]
@@ -39,13 +40,13 @@ class PlanConfig:
     views: Mapping[str, str]
     """The view of each modality."""
     seed: int = 0
-    packing: str = "whole"
-    """`whole` cuts only documents longer than a row; `cut` lays documents one after the other
-    and cuts where a row ends."""
+    packing: str = "best_fit"
+    """`best_fit` cuts only documents longer than a row; `concat_then_split` lays documents
+    one after the other and cuts where a row ends."""
     pair_order: str = "stored"
     """Order of the segments of a document: `stored`, or `drawn` anew in each pass; the order of
     a document that is cut is drawn once."""
-    window_shards: int = 16
+    shuffle_window: int = 16
     """Shards whose rows are permuted together."""
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class PlanConfig:
                 f"{self.patch}: use {shortest} or more"
             )
         for name, choice, known in (
-            ("packing", self.packing, PACKINGS),
+            ("packing", self.packing, tuple(PACKINGS)),
             ("pair_order", self.pair_order, PAIR_ORDERS),
         ):
             if choice not in known:
@@ -165,7 +166,7 @@ def pack_shard(index: Index, sizes: Ints, config: PlanConfig, seed: str, pass_: 
             a row and the drawn order of segments, and never the number of rows.
     """
     members = _Members(index, sizes, config.patch)
-    if config.packing == "whole":
+    if config.packing == "best_fit":
         spans, item_of, row_of_item = _lay_whole(members, config, seed, pass_)
     else:
         spans, item_of, row_of_item = _lay_cut(members, config, seed)

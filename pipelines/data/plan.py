@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import FILE_VIEW
-from bytelm.pipelines.data.packing import Ints, Packed, PlanConfig, pack_shard, shuffled
+from bytelm.pipelines.data.packing import PACKINGS, Ints, Packed, PlanConfig, pack_shard, shuffled
 from bytelm.pipelines.shards.format import Index, Shard
 from bytelm.pipelines.shards.reader import ShardSet, header_of
 from bytelm.pipelines.storage.files import write_atomic
@@ -125,7 +125,7 @@ class Plan:
         self._weights = [s.weight or t for s, t in zip(sources, self._totals, strict=True)]
         self._epoch_time = max(t / w for t, w in zip(self._totals, self._weights, strict=True))
 
-        kept = len(sources) * (config.window_shards + 1) * 2
+        kept = len(sources) * (config.shuffle_window + 1) * 2
         self._packed = lru_cache(maxsize=kept)(self._pack)
         self._pass = lru_cache(maxsize=4 * len(sources))(self._order_pass)
         self._window = lru_cache(maxsize=4 * len(sources))(self._permute_window)
@@ -139,7 +139,8 @@ class Plan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the rows, by name."""
+        """Everything that decides the rows, by the names of the first version: checkpoints and
+        tables of plans hold them."""
         c = self.config
         return {
             "plan version": PLAN_VERSION,
@@ -149,9 +150,9 @@ class Plan:
             "context": c.row_length,
             "patch": c.patch,
             "seed": c.seed,
-            "packing": c.packing,
+            "packing": PACKINGS[c.packing],
             "pair_order": c.pair_order,
-            "window_shards": c.window_shards,
+            "window_shards": c.shuffle_window,
         }
 
     @property
@@ -291,7 +292,7 @@ class Plan:
     def _order_pass(self, source: int, pass_: int) -> _Pass:
         rows, cost = self.tables[source]
         order = shuffled(len(rows), self.config.seed, source, pass_, "shards")
-        begins = np.arange(0, len(rows), self.config.window_shards)
+        begins = np.arange(0, len(rows), self.config.shuffle_window)
         return _Pass(
             order=order,
             rows_before=np.append(0, np.cumsum(np.add.reduceat(rows[order], begins))),
@@ -299,7 +300,7 @@ class Plan:
         )
 
     def _window_shards(self, source: int, pass_: int, window: int) -> Ints:
-        step = self.config.window_shards
+        step = self.config.shuffle_window
         return self._pass(source, pass_).order[window * step : (window + 1) * step]
 
     def _permute_window(self, source: int, pass_: int, window: int) -> _Window:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import FILE_VIEW_CODE, Bytes, Modality
-from bytelm.model.codec_features.vectorized import hints as hints_of
+from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.pipelines.data.batch import FILLER_DOCUMENT, FRAME, PAYLOAD, Batch, Damage, Origin
 from bytelm.pipelines.data.plan import Plan, PlannedRow
 from bytelm.pipelines.data.samplers import Position
@@ -64,15 +64,15 @@ class BufferPool:
 class RowDataset(Dataset[Batch]):
     """Batches by the positions of their rows; None gives a row of filler."""
 
-    def __init__(self, plan: Plan, mask_damage: bool = False, hint_patch: int = 0):
+    def __init__(self, plan: Plan, mask_damage: bool = False, codec_features: bool = False):
         """
         Args:
             mask_damage: turns damaged pieces into PAD; otherwise damage raises DamageError.
-            hint_patch: P of a model that reads hints, which its batches bring then; 0 for others.
+            codec_features: compute the model's codec features with each batch.
         """
         self.plan = plan
         self.mask_damage = mask_damage
-        self.hint_patch = hint_patch
+        self.codec_features = codec_features
         self._payloads = ByteCache[tuple[int, str, int], Bytes](PAYLOAD_CACHE_BYTES)
         self._buffers = BufferPool()
         self._in_use: set[tuple[int, str]] = set()
@@ -109,8 +109,10 @@ class RowDataset(Dataset[Batch]):
             origins=origins,
             damage=damage,
         )
-        if self.hint_patch:
-            batch.hints = hints_of(batch.ids.long(), batch.document, self.hint_patch)
+        if self.codec_features:
+            batch.codec_features = compute_codec_features(
+                batch.ids.long(), batch.document, config.patch
+            )
         return batch
 
     def _prefetch(self, epoch: int, row: int) -> None:

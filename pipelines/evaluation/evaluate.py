@@ -51,15 +51,15 @@ def evaluate(
     sets = [open_set(path) for path in set_paths]
     model, seen = load.load_model(model_path)
     # Shard after shard: the order of the rows does not matter, and few are in use at once.
-    config = PlanConfig(model.config.context, model.config.patch, seen.views, window_shards=1)
+    config = PlanConfig(model.config.context, model.config.patch, seen.views, shuffle_window=1)
     plan = Plan([Source(shard_set, split) for shard_set in sets], config)
     device = model.lm_head.weight.device
 
     @torch.no_grad()
     def nats(rows: Batch) -> Tensor:
         with autocast(device, precision):
-            ids, document, modality, hints = rows.inputs(device)
-            return model(ids, document, modality, hints=hints)
+            ids, document, modality, codec_features = rows.inputs(device)
+            return model(ids, document, modality, codec_features=codec_features)
 
     scores, patch, title = Scores(), model.config.patch, f"scoring {split}"
     if way == windows.PLAIN:

@@ -43,7 +43,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Document:
+class ScoredDocument:
     """A document of which every id is given its nats."""
 
     framed: Framed
@@ -54,7 +54,7 @@ class Document:
 
 def scored_documents(
     plan: Plan, nats: Callable[[Batch], Tensor], batch: int, way: str
-) -> Iterator[Document]:
+) -> Iterator[ScoredDocument]:
     """The documents of a plan's sets, scored `way` in rows as the plan's, `batch` at once.
 
     Args:
@@ -68,7 +68,7 @@ def scored_documents(
             f"--way {way} shifts patches by half, and this model has none: use another"
         )
     rows = _Rows(length, patch)
-    waiting: list[Document] = []
+    waiting: list[ScoredDocument] = []
     for segments, payloads in _documents(plan):
         document = _whole(segments, payloads, patch)
         waiting.append(document)
@@ -161,10 +161,10 @@ def _segment_length(segment: Segment, patch: int) -> int:
     return opening + framing.body_length(segment.size, patch)
 
 
-def _whole(segments: Sequence[Segment], payloads: Sequence[Bytes], patch: int) -> Document:
+def _whole(segments: Sequence[Segment], payloads: Sequence[Bytes], patch: int) -> ScoredDocument:
     spans = [Span(i, 0, framing.body_length(s.size, patch)) for i, s in enumerate(segments)]
     framed = framing.frame(spans, segments, lambda i, a, b: payloads[i][a:b], patch)
-    return Document(framed, np.full(len(framed.ids), np.nan))
+    return ScoredDocument(framed, np.full(len(framed.ids), np.nan))
 
 
 def _documents(plan: Plan) -> Iterator[tuple[list[Segment], list[Bytes]]]:
@@ -191,7 +191,7 @@ class _Rows:
     def __init__(self, length: int, patch: int) -> None:
         self._length = length
         self._patch = patch
-        self._rows: list[list[tuple[Document, Window]]] = []
+        self._rows: list[list[tuple[ScoredDocument, Window]]] = []
         self._room = 0
 
     @property
@@ -199,7 +199,7 @@ class _Rows:
         """Rows that are begun."""
         return len(self._rows)
 
-    def add(self, document: Document, window: Window) -> None:
+    def add(self, document: ScoredDocument, window: Window) -> None:
         """Put a window into the last row, or a new one."""
         if len(window.at) > self._room:
             self._rows.append([])
@@ -221,7 +221,7 @@ class _Rows:
                     begin += len(window.at)
         self._rows, self._room = [], 0
 
-    def _batch(self, rows: Sequence[Sequence[tuple[Document, Window]]]) -> Batch:
+    def _batch(self, rows: Sequence[Sequence[tuple[ScoredDocument, Window]]]) -> Batch:
         shape, patch = (len(rows), self._length), self._patch
         ids = np.full(shape, framing.PAD, np.uint16)
         modality = np.zeros((shape[0], shape[1] // patch), np.uint8)

@@ -9,7 +9,7 @@ from pathlib import Path
 from bytelm.modalities import MODALITIES, framing, generation_guides
 from bytelm.modalities.base import FILE_VIEW, DecodeOptions, Header, MediaError, Sample
 from bytelm.modalities.detect import START_BYTES, modality_of
-from bytelm.pipelines.data.dataset_info import Seen
+from bytelm.pipelines.data.dataset_info import DatasetInfo
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def given_file(path: Path, views: Mapping[str, str], patch: int) -> Given:
     return Given(segment, payload)
 
 
-def require_pair(first: str, second: str, seen: Seen) -> None:
+def require_pair(first: str, second: str, seen: DatasetInfo) -> None:
     """ValueError where the model's training set had no such pair of segments."""
     if (first, second) not in seen.pairs:
         known = ", ".join(f"{a} to {b}" for a, b in sorted(seen.pairs)) or "none"
@@ -135,7 +135,7 @@ def require_pair(first: str, second: str, seen: Seen) -> None:
 
 
 def header_choices(
-    modality: str, seen: Seen, channels: int | None, option: str
+    modality: str, seen: DatasetInfo, channels: int | None, option: str
 ) -> Sequence[Header]:
     """The headers of the training set, with so many channels; ValueError where there are none."""
     known = seen.headers.get(modality, ())

@@ -35,7 +35,7 @@ from bytelm.pipelines.prepare.decode_worker import (
     Task,
     cpu_seconds,
 )
-from bytelm.pipelines.prepare.sources import CAPTION_ALONE, Document, Part, Skip
+from bytelm.pipelines.prepare.sources import CAPTION_ALONE, Part, Skip, SourceDocument
 
 BATCH_FILE_BYTES = 1 << 20
 BATCH_DOCUMENTS = 64
@@ -65,13 +65,13 @@ class Decoded:
 class _Batch:
     place: int
     """Of the first document."""
-    documents: Sequence[Document]
+    documents: Sequence[SourceDocument]
 
     def __lt__(self, other: _Batch) -> bool:
         return self.place < other.place
 
 
-def _batches(documents: Sequence[Document]) -> Iterator[_Batch]:
+def _batches(documents: Sequence[SourceDocument]) -> Iterator[_Batch]:
     """Runs of small files, and large files alone."""
     first, size = 0, 0
     for i, document in enumerate(documents):
@@ -169,7 +169,7 @@ class Decoders:
         for worker in self._workers:
             worker.end()
 
-    def decode(self, documents: Sequence[Document]) -> Iterator[Decoded]:
+    def decode(self, documents: Sequence[SourceDocument]) -> Iterator[Decoded]:
         """Decode documents, in order. To be called once.
 
         Raises RuntimeError where workers do not even start.
@@ -242,7 +242,7 @@ class Decoders:
             self._replace(worker)
 
     def _of_parts(
-        self, place: int, document: Document, results: Iterator[Refusal | Sample]
+        self, place: int, document: SourceDocument, results: Iterator[Refusal | Sample]
     ) -> dict[int, Refusal | Sample] | None:
         """What became of a document's files, by part; None where the results end before them."""
         of_parts: dict[int, Refusal | Sample] = {}
@@ -297,7 +297,7 @@ def _cause(exit_code: int) -> str:
 
 
 def _assemble(
-    document: Document, of_parts: dict[int, Refusal | Sample], options: DecodeOptions
+    document: SourceDocument, of_parts: dict[int, Refusal | Sample], options: DecodeOptions
 ) -> Decoded:
     """A document of its parts; a part without a sample is skipped, and its caption with it."""
     decoded = Decoded([], [], [])

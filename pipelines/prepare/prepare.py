@@ -30,16 +30,16 @@ from bytelm.pipelines.prepare.progress import Meter
 from bytelm.pipelines.prepare.sources import (
     NOT_BAD,
     Captions,
-    Document,
-    Found,
+    FoundDocuments,
     Skip,
+    SourceDocument,
     count_reasons,
     find_documents,
     load_captions,
 )
-from bytelm.pipelines.shards.format import FORMAT, MANIFEST, SPLITS, Shard
+from bytelm.pipelines.shards.format import SET_FORMAT, SET_MANIFEST, SPLITS, Shard
 from bytelm.pipelines.shards.reader import ShardSet
-from bytelm.pipelines.shards.writer import ShardWriter, write_manifest
+from bytelm.pipelines.shards.writer import ShardWriter, write_set_manifest
 from bytelm.pipelines.storage.files import write_atomic
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 STATE = ".prepare.json"
 
 _OWN_FILE = re.compile(
-    rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(MANIFEST)}|{re.escape(STATE)})(\.tmp)?"
+    rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(SET_MANIFEST)}|{re.escape(STATE)})(\.tmp)?"
 )
 
 
@@ -167,7 +167,7 @@ def _prepare(
     limit = options.decode.limits.max_bytes
     found = find_documents(sources, captions, options.shares, limit, out)
     input_hash = _input_hash(found, options, captions)
-    if (out / MANIFEST).exists():
+    if (out / SET_MANIFEST).exists():
         return _complete(out, found, input_hash)
     _check_share(found, found.skipped, options)
     if not found.documents:
@@ -185,7 +185,7 @@ def _prepare(
             _clear(out, keep=[])
             raise ValueError(f"nothing to prepare: {_reasons(skipped)}")
         report = {"input": input_hash, **_counts(found, state.shards), **_skips(skipped)}
-        write_manifest(out, state.shards, report)
+        write_set_manifest(out, state.shards, report)
         (out / STATE).unlink()
     return Prepared(ShardSet(out).root, report, made=True)
 
@@ -204,12 +204,12 @@ def summary(prepared: Prepared, out: Path) -> str:
         )
     if report["skipped"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in report["skipped"].items())
-        lines.append(f"  skipped: {reasons}; named in {out / MANIFEST}")
+        lines.append(f"  skipped: {reasons}; named in {out / SET_MANIFEST}")
     return "\n".join(lines)
 
 
 def _write_shards(
-    found: Found,
+    found: FoundDocuments,
     out: Path,
     options: PrepareOptions,
     state: _State,
@@ -267,7 +267,7 @@ class _Finishing:
 
 
 def _ends_shard(
-    writer: ShardWriter, document: Document, decoded: Decoded, options: PrepareOptions
+    writer: ShardWriter, document: SourceDocument, decoded: Decoded, options: PrepareOptions
 ) -> bool:
     """Whether a document has to begin another shard."""
     full = writer.size + decoded.size > options.shard_bytes
@@ -312,10 +312,10 @@ def _is_whole(out: Path, shard: Shard) -> bool:
     return hashlib.sha256(index.read_bytes()).hexdigest() == shard.index_sha256
 
 
-def _complete(out: Path, found: Found, input_hash: str) -> Prepared:
+def _complete(out: Path, found: FoundDocuments, input_hash: str) -> Prepared:
     """The set that is there already; ValueError where it is of other input."""
     shard_set = ShardSet(out)
-    changed = (out / MANIFEST).stat().st_mtime_ns < found.newest_ns
+    changed = (out / SET_MANIFEST).stat().st_mtime_ns < found.newest_ns
     if shard_set.report.get("input") != input_hash or changed:
         why = "its files changed since" if changed else "made of other files or options"
         raise ValueError(f"{out} holds a set already, {why}: choose another --out, or delete it")
@@ -323,14 +323,14 @@ def _complete(out: Path, found: Found, input_hash: str) -> Prepared:
     return Prepared(shard_set.root, shard_set.report, made=False)
 
 
-def _input_hash(found: Found, options: PrepareOptions, captions: Captions | None) -> str:
+def _input_hash(found: FoundDocuments, options: PrepareOptions, captions: Captions | None) -> str:
     """SHA-256 over the files' names and sizes and every option that the set depends on."""
     content = replace(options, workers=1, captions=None, max_bad_share=0.0)
-    parts = [FORMAT, found.names_hash, asdict(content), captions.sha256 if captions else None]
+    parts = [SET_FORMAT, found.names_hash, asdict(content), captions.sha256 if captions else None]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
-def _check_share(found: Found, skipped: Sequence[Skip], options: PrepareOptions) -> None:
+def _check_share(found: FoundDocuments, skipped: Sequence[Skip], options: PrepareOptions) -> None:
     """ValueError where too many files are bad."""
     bad = sum(s.reason not in NOT_BAD for s in skipped)
     if bad > options.max_bad_share * max(found.files, 1):
@@ -348,7 +348,7 @@ def _reasons(skipped: Sequence[Skip]) -> str:
     return ", ".join(f"{n} {r} ({first[r]})" for r, n in counts.items()) or "the sources are empty"
 
 
-def _counts(found: Found, shards: Sequence[Shard]) -> dict[str, Any]:
+def _counts(found: FoundDocuments, shards: Sequence[Shard]) -> dict[str, Any]:
     """Documents and bytes of the set and of each split."""
     splits: dict[str, Any] = {}
     for shard in shards:

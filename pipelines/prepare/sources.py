@@ -73,7 +73,7 @@ class Part(NamedTuple):
     """Of a member's first byte in the tar at `path`; None for a whole file."""
 
 
-class Document(NamedTuple):
+class SourceDocument(NamedTuple):
     """A document to be."""
 
     key: str
@@ -82,10 +82,10 @@ class Document(NamedTuple):
 
 
 @dataclass
-class Found:
+class FoundDocuments:
     """All that the sources hold."""
 
-    documents: list[Document] = field(default_factory=list)
+    documents: list[SourceDocument] = field(default_factory=list)
     """In the order of the set: by split, then by SHA-256 of the key."""
     skipped: list[Skip] = field(default_factory=list)
     files: int = 0
@@ -157,7 +157,7 @@ def find_documents(
     shares: tuple[float, float, float],
     max_file_bytes: int,
     out: Path,
-) -> Found:
+) -> FoundDocuments:
     """Find the documents of all sources.
 
     Args:
@@ -174,7 +174,7 @@ def find_documents(
     sources = [expanded for source in sources for expanded in _expand(source)]
     if not any(s.exists() for s in sources):
         raise ValueError(f"no such source: {', '.join(map(str, sources))}")
-    found = Found()
+    found = FoundDocuments()
     with _collector_paused():
         by_source = _find_files(sources, captions, max_file_bytes, out, found)
         _find_documents(by_source, captions, shares, found)
@@ -199,7 +199,7 @@ def _find_files(
     captions: Captions | None,
     max_file_bytes: int,
     out: Path,
-    found: Found,
+    found: FoundDocuments,
 ) -> list[list[_File]]:
     """The files of each source that may become a part of a document."""
     names, times = hashlib.sha256(), hashlib.sha256()
@@ -237,11 +237,11 @@ def _find_documents(
     by_source: list[list[_File]],
     captions: Captions | None,
     shares: tuple[float, float, float],
-    found: Found,
+    found: FoundDocuments,
 ) -> None:
     """Make documents of the files of all sources."""
     shared = Counter(file.key for files in by_source for file in files)
-    ranked: list[tuple[int, bytes, Document]] = []  # by split and SHA-256 of the key
+    ranked: list[tuple[int, bytes, SourceDocument]] = []  # by split and SHA-256 of the key
     keys: set[str] = set()
     described: set[str] = set()
     for files in by_source:
@@ -256,7 +256,7 @@ def _find_documents(
             keys.add(key)
             digest = hashlib.sha256(key.encode()).digest()
             split = own_split or split_of(digest, shares)
-            ranked.append((SPLITS.index(split), digest, Document(key, split, parts)))
+            ranked.append((SPLITS.index(split), digest, SourceDocument(key, split, parts)))
     if captions:
         found.skipped += [
             Skip(name, CAPTION_ALONE, "no file of this name became a document")
@@ -296,7 +296,7 @@ def _expand(source: Path) -> list[Path]:
 
 
 def _tar_files(
-    path: str, name: str, own_split: str | None, max_file_bytes: int, found: Found
+    path: str, name: str, own_split: str | None, max_file_bytes: int, found: FoundDocuments
 ) -> list[_File]:
     """The files that a foreign tar holds; what is skipped of it is named SHARD.tar/MEMBER."""
     members, flaws = read_shard(path, max_file_bytes)
@@ -321,7 +321,7 @@ def _stem(name: str) -> str:
     return stem if len(suffix) > 1 else name
 
 
-def _walk(source: Path, out: Path, found: Found) -> Iterator[tuple[str, str]]:
+def _walk(source: Path, out: Path, found: FoundDocuments) -> Iterator[tuple[str, str]]:
     """Every file of a source, by its absolute path and its name relative to the source, in sorted
     order."""
     top = str(source.absolute())
@@ -360,7 +360,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _status(path: str, name: str, found: Found) -> os.stat_result | None:
+def _status(path: str, name: str, found: FoundDocuments) -> os.stat_result | None:
     """The status of a regular file; other things are skipped, and never opened."""
     try:
         status = os.stat(path)
@@ -377,7 +377,7 @@ def _status(path: str, name: str, found: Found) -> os.stat_result | None:
     return status
 
 
-def _has_size(name: str, size: int, limit: int, found: Found) -> bool:
+def _has_size(name: str, size: int, limit: int, found: FoundDocuments) -> bool:
     """Whether a file has a size to be decoded; otherwise it is skipped."""
     if size == 0:
         found.skipped.append(Skip(name, "empty", "a file of 0 bytes"))
@@ -386,7 +386,7 @@ def _has_size(name: str, size: int, limit: int, found: Found) -> bool:
     return 0 < size <= limit
 
 
-def _groups(files: Iterable[_File], found: Found) -> Iterable[list[_File]]:
+def _groups(files: Iterable[_File], found: FoundDocuments) -> Iterable[list[_File]]:
     """The files of one source that share their keys with others, grouped by stem, each group with
     one file of each modality. The first bytes of the files show it."""
     groups: dict[str, list[_File]] = {}
@@ -403,7 +403,7 @@ def _groups(files: Iterable[_File], found: Found) -> Iterable[list[_File]]:
     return groups.values()
 
 
-def _modality(file: _File, found: Found) -> str | None:
+def _modality(file: _File, found: FoundDocuments) -> str | None:
     """What a file's first bytes show; where there is no telling, it is skipped."""
     try:
         with open(file.path, "rb") as opened:
@@ -438,7 +438,7 @@ def _parts(group: list[_File], captions: Captions | None, described: set[str]) -
     return tuple(parts)
 
 
-def _skip_duplicates(parts: Sequence[Part], found: Found) -> None:
+def _skip_duplicates(parts: Sequence[Part], found: FoundDocuments) -> None:
     for part in parts:
         if part.path is None:
             found.skipped.append(Skip(part.name, CAPTION_ALONE, "its file has a duplicate key"))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bytelm.pipelines.shards.format import MANIFEST
+from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.storage.tar_reader import COMPRESSED_SUFFIXES, Flaw, Member, read_members
 
 SUFFIXES = {
@@ -72,7 +72,7 @@ def read_shard(path: str, max_member_bytes: int) -> tuple[list[TarFile], list[Fl
     """The members of a tar that become parts of documents, and what is skipped and why."""
     if path.lower().endswith(COMPRESSED_SUFFIXES):
         return [], [Flaw("", "compressed tar", "decompress it first")]
-    if Path(path).with_suffix(".npy").exists() and Path(path).with_name(MANIFEST).exists():
+    if Path(path).with_suffix(".npy").exists() and Path(path).with_name(SET_MANIFEST).exists():
         detail = "a shard of a set that is prepared already; use the set as it is"
         return [], [Flaw("", "bytelm shard", detail)]
     files: list[TarFile] = []

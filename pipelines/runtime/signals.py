@@ -12,7 +12,7 @@ SAVE = signal.SIGUSR1
 ALL = (*STOP, SAVE)
 
 
-class Requests:
+class SignalListener:
     """What signals have asked of this process since it began to listen."""
 
     def __init__(self) -> None:

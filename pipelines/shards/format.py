@@ -15,8 +15,8 @@ from isal import isal_zlib
 
 from bytelm.pipelines.storage.cache import Blob
 
-FORMAT = 2
-MANIFEST = "manifest.json"
+SET_FORMAT = 2
+SET_MANIFEST = "manifest.json"
 SPLITS = ("train", "val", "test")
 TAR_BLOCK = 512
 INDEX = np.dtype(
@@ -81,7 +81,7 @@ def root_hash(shards: Sequence[Shard]) -> str:
 def manifest_bytes(shards: Sequence[Shard], report: dict[str, Any]) -> bytes:
     """The manifest as its file holds it; it ends with the SHA-256 of all that comes before."""
     says = {
-        "format": FORMAT,
+        "format": SET_FORMAT,
         "root": root_hash(shards),
         "shards": [asdict(s) for s in shards],
         "report": report,

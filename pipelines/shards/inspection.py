@@ -41,7 +41,7 @@ def inspect(
         raise ValueError("--sample needs --out: the folder to write documents to")
     shard_set = open_set(location)
     if verify:
-        damage = find_damage(shard_set)
+        damage = set_damage(shard_set)
         for line in damage:
             console.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
         console.print(
@@ -56,7 +56,7 @@ def inspect(
     return 0
 
 
-def find_damage(shard_set: ShardSet) -> list[str]:
+def set_damage(shard_set: ShardSet) -> list[str]:
     """Check every byte of every shard; a line for each damaged one."""
     damage: list[str] = []
     for shard in shard_set.one_by_one(shard_set.shards):

@@ -27,9 +27,9 @@ from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.shards.format import (
     CRC_CHUNK,
-    FORMAT,
-    MANIFEST,
     MAX_MANIFEST_BYTES,
+    SET_FORMAT,
+    SET_MANIFEST,
     TAR_BLOCK,
     Checksums,
     Index,
@@ -68,17 +68,17 @@ class ShardSet:
         self._scratch = [bytearray()]  # grows by being replaced, since views of it may live on
 
     def _load_manifest(self) -> dict[str, Any]:
-        where = f"{self.location}/{MANIFEST}"
+        where = f"{self.location}/{SET_MANIFEST}"
         try:
-            data = self.store.read(MANIFEST, MAX_MANIFEST_BYTES)
+            data = self.store.read(SET_MANIFEST, MAX_MANIFEST_BYTES)
         except FileNotFoundError as error:
             if not self.is_remote and Path(self.location).is_dir():
                 raise ValueError(
-                    f"{self.location} holds no {MANIFEST}: it is no shard set, or `bytelm "
+                    f"{self.location} holds no {SET_MANIFEST}: it is no shard set, or `bytelm "
                     "prepare` was interrupted; run it again"
                 ) from error
             raise ValueError(
-                f"no shard set at {self.location}, which lacks {MANIFEST}: make one with "
+                f"no shard set at {self.location}, which lacks {SET_MANIFEST}: make one with "
                 "`bytelm prepare`"
             ) from error
         except OSError as error:
@@ -88,9 +88,9 @@ class ShardSet:
             version = manifest["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where} is no manifest of a shard set ({error})") from error
-        if version != FORMAT:
+        if version != SET_FORMAT:
             raise ValueError(
-                f"{where} has format version {version}, this bytelm reads {FORMAT}: "
+                f"{where} has format version {version}, this bytelm reads {SET_FORMAT}: "
                 "prepare the set again, or use the bytelm that wrote it"
             )
         if sealed(data[: -len(sealed(b""))]) != data:

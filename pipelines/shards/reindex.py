@@ -19,7 +19,7 @@ from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.shards.format import SPLITS, Shard
 from bytelm.pipelines.shards.reader import DamageError
-from bytelm.pipelines.shards.writer import IndexBuilder, write_manifest
+from bytelm.pipelines.shards.writer import IndexBuilder, write_set_manifest
 from bytelm.pipelines.storage.tar_reader import Flaw, Member, read_members
 
 _TAR_NAME = re.compile(r"(train|val|test)-(\d{6})\.tar")
@@ -36,7 +36,7 @@ def reindex(folder: Path) -> str:
         raise ValueError(f"{folder} holds no shards (train-000000.tar and so on)")
     names.sort(key=lambda name: (SPLITS.index(name.split("-")[0]), name))
     shards = [_reindex_shard(folder / name) for name in names]
-    return write_manifest(folder, shards, {"index": "made again from the tars"})
+    return write_set_manifest(folder, shards, {"index": "made again from the tars"})
 
 
 def _reindex_shard(path: Path) -> Shard:

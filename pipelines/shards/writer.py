@@ -15,7 +15,7 @@ from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Sample
 from bytelm.pipelines.shards.format import (
     INDEX,
-    MANIFEST,
+    SET_MANIFEST,
     Shard,
     chunk_checksums,
     manifest_bytes,
@@ -125,7 +125,7 @@ class ShardWriter:
         return shard
 
 
-def write_manifest(folder: Path, shards: Sequence[Shard], report: dict[str, Any]) -> str:
+def write_set_manifest(folder: Path, shards: Sequence[Shard], report: dict[str, Any]) -> str:
     """Write the manifest, which declares the set complete; returns the root hash."""
-    write_atomic(folder / MANIFEST, manifest_bytes(shards, report))
+    write_atomic(folder / SET_MANIFEST, manifest_bytes(shards, report))
     return root_hash(shards)

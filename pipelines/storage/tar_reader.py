@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-BLOCK = 512
+TAR_BLOCK = 512
 MAX_EXTENDED_BYTES = 1 << 20
 """Of an extended header or a long name."""
 MAX_PADDING_BYTES = 1 << 20
@@ -77,7 +77,7 @@ def read_members(path: str) -> Iterator[Member | Flaw]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
-        start = os.pread(descriptor, BLOCK, 0)
+        start = os.pread(descriptor, TAR_BLOCK, 0)
         for magic, name in COMPRESSED.items():
             if start.startswith(magic):
                 detail = f"compressed with {name}; decompress it first"
@@ -96,8 +96,8 @@ def _members(descriptor: int, size: int) -> Iterator[Member | Flaw]:
     extended = _Extended()
     names: set[str] = set()
     while True:
-        header = os.pread(descriptor, BLOCK, at)
-        if len(header) < BLOCK:
+        header = os.pread(descriptor, TAR_BLOCK, at)
+        if len(header) < TAR_BLOCK:
             raise _Damage(f"it ends at byte {size} without an end mark")
         if not any(header):
             _check_end(descriptor, at, size)
@@ -105,13 +105,13 @@ def _members(descriptor: int, size: int) -> Iterator[Member | Flaw]:
         if not _checksum_fits(header):
             raise _Damage(f"no tar header at byte {at}")
         kind = header[156:157]
-        data = at + BLOCK
+        data = at + TAR_BLOCK
         if kind == _SPARSE:
             data = _after_sparse_map(descriptor, header, data)
         length = extended.size if extended.size is not None else _number(header[124:136], at)
         if kind in _WITHOUT_DATA:
             length = 0
-        at = data + -(-length // BLOCK) * BLOCK
+        at = data + -(-length // TAR_BLOCK) * TAR_BLOCK
         if data + length > size:
             name = extended.name or _name(header)
             raise _Damage(f"{name} has {length} bytes at byte {data}, the tar {size} in all")
@@ -141,7 +141,7 @@ def _members(descriptor: int, size: int) -> Iterator[Member | Flaw]:
 def _check_end(descriptor: int, at: int, size: int) -> None:
     """After the end mark, nothing but some zeros may come."""
     rest = size - at
-    if rest < 2 * BLOCK:
+    if rest < 2 * TAR_BLOCK:
         raise _Damage(f"it ends at byte {size} inside its end mark")
     if rest > MAX_PADDING_BYTES or any(os.pread(descriptor, rest, at)):
         raise _Damage(f"{rest} bytes after an end mark at byte {at}: zeroed, or tars joined")
@@ -181,11 +181,11 @@ def _after_sparse_map(descriptor: int, header: bytes, data: int) -> int:
     """Where the data of an old GNU sparse member begin: after the blocks of its map."""
     goes_on = header[482]
     while goes_on:
-        block = os.pread(descriptor, BLOCK, data)
-        if len(block) < BLOCK:
+        block = os.pread(descriptor, TAR_BLOCK, data)
+        if len(block) < TAR_BLOCK:
             raise _Damage(f"it ends inside a sparse member's map at byte {data}")
         goes_on = block[504]
-        data += BLOCK
+        data += TAR_BLOCK
     return data
 
 

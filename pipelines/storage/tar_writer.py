@@ -13,7 +13,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-BLOCK = tarfile.BLOCKSIZE
+TAR_BLOCK = tarfile.BLOCKSIZE
 CHUNK_BYTES = 1 << 20
 SYNC_BYTES = 1 << 25
 """So much is made durable at once, so that little is left to wait for at the end."""
@@ -52,10 +52,10 @@ class TarWriter:
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member; returns where its data begin."""
-        offset = self.size + BLOCK
-        padding = -len(data) % BLOCK
+        offset = self.size + TAR_BLOCK
+        padding = -len(data) % TAR_BLOCK
         self._chunk += (tar_header(name, len(data)), data, bytes(padding))
-        self._grow(BLOCK + len(data) + padding)
+        self._grow(TAR_BLOCK + len(data) + padding)
         return offset
 
     def _grow(self, size: int) -> None:
@@ -84,8 +84,8 @@ class TarWriter:
     def close(self) -> str:
         """Write the end mark and make all durable; returns the SHA-256. OSError where the disk
         did not take it."""
-        end = self.size + 2 * BLOCK
-        zeros = 2 * BLOCK + -end % tarfile.RECORDSIZE
+        end = self.size + 2 * TAR_BLOCK
+        zeros = 2 * TAR_BLOCK + -end % tarfile.RECORDSIZE
         self._chunk.append(bytes(zeros))
         self._grow(zeros)
         self._flush()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +11,23 @@ import torch
 from safetensors import SafetensorError
 
 from bytelm.model.config import ModelConfig
-from bytelm.pipelines.checkpoints.manifest import Entry, describe, find_damage, write_manifest
+from bytelm.pipelines.checkpoints.manifest import (
+    FileEntry,
+    checkpoint_damage,
+    file_entry,
+    write_checkpoint_manifest,
+)
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.checkpoints.run_folder import (
     FOLDER,
     LATEST,
     MODEL,
     TEMPORARY,
-    Found,
+    UsableCheckpoint,
     checkpoint_folders,
     newest,
 )
-from bytelm.pipelines.checkpoints.train_state import STATE, TrainState
+from bytelm.pipelines.checkpoints.train_state import TrainState, write_state
 from bytelm.pipelines.config import TrainConfig
 from bytelm.pipelines.errors import CheckpointError
 from bytelm.pipelines.storage.files import fsync_folder, write_atomic
@@ -45,12 +48,12 @@ def save(
     folder = run / FOLDER / f"step-{state.step:08d}"
     temporary = folder.with_name(f"{TEMPORARY}-{folder.name}")
 
-    def together(write: Callable[[], list[Path]]) -> list[dict[str, Entry]]:
+    def together(write: Callable[[], list[Path]]) -> list[dict[str, FileEntry]]:
         """What each rank wrote, once all have; CheckpointError where one could not."""
-        entries: dict[str, Entry] = {}
+        entries: dict[str, FileEntry] = {}
         error = ""
         try:
-            entries = {str(p.relative_to(temporary)): describe(p) for p in write()}
+            entries = {str(p.relative_to(temporary)): file_entry(p) for p in write()}
         except (OSError, RuntimeError, SafetensorError) as cause:
             error = _reason(cause)
         results = engine.gather([(entries, error)])
@@ -72,7 +75,7 @@ def save(
         return []
 
     def finish() -> list[Path]:
-        write_manifest(temporary, folder.name, files)
+        write_checkpoint_manifest(temporary, folder.name, files)
         temporary.rename(folder)
         fsync_folder(folder.parent)
         write_atomic(folder.parent / LATEST, folder.name.encode())
@@ -108,8 +111,7 @@ def _write_model(
     if not weights:
         return []
     save_pretrained(weights, model, temporary / MODEL, extra)
-    write_atomic(temporary / STATE, json.dumps(dataclasses.asdict(state), indent=1).encode())
-    return [*sorted((temporary / MODEL).iterdir()), temporary / STATE]
+    return [*sorted((temporary / MODEL).iterdir()), write_state(temporary, state)]
 
 
 def _remove_old(run: Path, step: int, config: TrainConfig) -> None:
@@ -123,14 +125,14 @@ def _remove_old(run: Path, step: int, config: TrainConfig) -> None:
             shutil.rmtree(temporary)
 
 
-def newest_together(engine: Engine, run: Path) -> Found:
+def newest_together(engine: Engine, run: Path) -> UsableCheckpoint:
     """The newest checkpoint of a run whose every file is what was written. Every rank has to call
     it, reads its share of the files, and raises as `newest` does."""
 
     def damage(folder: Path) -> str | None:
         paths = sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
         own = set(paths[engine.rank :: engine.ranks])
-        causes = engine.gather([find_damage(folder, lambda path: path in own)])
+        causes = engine.gather([checkpoint_damage(folder, lambda path: path in own)])
         return next((cause for cause in causes if cause), None)
 
     return newest(run, damage)

@@ -11,7 +11,7 @@ OWNED_BY_RUN_CONFIG = {
     "train_batch_size": "train.global_batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
     "gradient_accumulation_steps": "train.global_batch",
-    "gradient_clipping": "optimizer.clip",
+    "gradient_clipping": "optimizer.max_grad_norm",
     "optimizer": "optimizer",
     "scheduler": "optimizer",
     "bf16": "train.precision",

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.model.megabyte import Megabyte
-from bytelm.model.sequence_parallel import Sharing
+from bytelm.model.sequence_parallel import SequenceParallel
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.data.batch import Batch, Damage, Origin
 from bytelm.pipelines.runtime.device import chosen_precision, this_device
@@ -116,10 +116,12 @@ class Engine:
         precision = chosen_precision(self.device, config.train.precision)
         self.config = config = replace(config, train=replace(config.train, precision=precision))
         self.accumulation = config.accumulation(self.ranks)
-        shared = config.train.sequence_ranks
+        shared = config.train.sequence_parallel_size
         # Which of the groups of ranks this is that have rows of their own.
         self.group, self.groups = self.rank // shared, self.ranks // shared
-        self._sharing = _share_rows(self.group, self.groups, config) if shared > 1 else None
+        self._sequence_parallel = (
+            _sequence_parallel_group(self.group, self.groups, config) if shared > 1 else None
+        )
         self.zero_stage: int
         ds_config = deepspeed_config(config.train.deepspeed)
         self.zero_stage = ds_config["zero_optimization"]["stage"]
@@ -137,7 +139,7 @@ class Engine:
                 "train_batch_size": config.train.global_batch * shared,
                 "train_micro_batch_size_per_gpu": config.train.micro_batch,
                 "gradient_accumulation_steps": self.accumulation,
-                "gradient_clipping": config.optimizer.clip,
+                "gradient_clipping": config.optimizer.max_grad_norm,
                 "zero_allow_untested_optimizer": True,
                 "torch_autocast": {
                     "enabled": precision == "bf16",
@@ -185,7 +187,11 @@ class Engine:
         lr = set_learning_rates(self._optimizer, step, steps, self.config.optimizer)
         # Dropout's noise is a function of the step, so a resumed run draws the same.
         torch.manual_seed(hash((self.config.train.seed, step, self.rank)) & 0xFFFFFFFF)
-        counted = micro_batches if self._sharing is None or self._sharing.rank == 0 else []
+        counted = (
+            micro_batches
+            if self._sequence_parallel is None or self._sequence_parallel.rank == 0
+            else []
+        )
         scored = self._sum(torch.tensor(sum(int(b.scored.sum()) for b in counted)))
         # DeepSpeed divides by the number of micro batches and of ranks.
         scale = self.accumulation * self.ranks / max(1, int(scored))
@@ -196,7 +202,7 @@ class Engine:
         grad_norm = math.nan
         self._engine.train()
         for number, batch in enumerate(micro_batches):
-            nats = self._forward(batch, self._sharing)
+            nats = self._forward(batch, self._sequence_parallel)
             loss = nats[batch.scored.to(self.device)].sum() * scale
             # The factor is 1, or NaN where the loss is not finite: then the gradient is neither.
             self._engine.backward(loss * (1.0 + 0.0 * loss.detach()))
@@ -243,9 +249,9 @@ class Engine:
         self._engine.eval()
         return self._forward(batch, None)
 
-    def _forward(self, batch: Batch, sharing: Sharing | None) -> Tensor:
-        ids, document, modality, hints = batch.inputs(self.device)
-        return self._engine(ids, document, modality, sharing, hints)
+    def _forward(self, batch: Batch, sequence_parallel: SequenceParallel | None) -> Tensor:
+        ids, document, modality, codec_features = batch.inputs(self.device)
+        return self._engine(ids, document, modality, sequence_parallel, codec_features)
 
     def _skip_what_is_not_finite(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Before a step at ZeRO 0: without gradients nothing is updated. DeepSpeed skips such steps
@@ -332,15 +338,18 @@ class Engine:
             yield
 
 
-def _share_rows(group: int, groups: int, config: RunConfig) -> Sharing:
+def _sequence_parallel_group(group: int, groups: int, config: RunConfig) -> SequenceParallel:
     """This rank's place among those that share its rows, which follow one another. Every rank has
     to call it."""
-    ranks, timeout = config.train.sequence_ranks, timedelta(seconds=config.train.rank_timeout)
+    ranks, timeout = (
+        config.train.sequence_parallel_size,
+        timedelta(seconds=config.train.rank_timeout),
+    )
     first = range(0, groups * ranks, ranks)
     made = [dist.new_group(list(range(n, n + ranks)), timeout=timeout) for n in first]
     own = made[group]
     assert isinstance(own, dist.ProcessGroup)
-    return Sharing(own, ranks, dist.get_rank(own))
+    return SequenceParallel(own, ranks, dist.get_rank(own))
 
 
 def _nats_by_modality(nats: Tensor, batch: Batch) -> Tensor:

@@ -47,7 +47,7 @@ def memory(config: RunConfig, ranks: int) -> list[Memory]:
     """
     precision = chosen_precision(this_device(), config.train.precision)
     number = 2 if precision == "bf16" else 4
-    rows, shared = config.train.micro_batch, config.train.sequence_ranks
+    rows, shared = config.train.micro_batch, config.train.sequence_parallel_size
     activations = round(HEAP * step_bytes(config.model, rows, number, shared))
     numbers, state = _numbers(config)
     bucket = min(numbers, BUCKET)

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bytelm.pipelines.checkpoints.train_state import Watch
+from bytelm.pipelines.checkpoints.train_state import LossMonitor
 from bytelm.pipelines.evaluation.scoring import bits_per_byte
 from bytelm.pipelines.storage.files import write_atomic
 from bytelm.pipelines.training.engine import StepStatistics
@@ -133,10 +133,14 @@ class RunLog:
         self._record("train", step, values)
         self._show(step, _figures(values))
 
-    def spike(self, step: int, loss: float, watch: Watch) -> None:
+    def spike(self, step: int, loss: float, loss_monitor: LossMonitor) -> None:
         """Mark a loss that stands out."""
-        self._write("spike", step, {"loss": loss, "mean": watch.mean, "variance": watch.variance})
-        self.say(f"step {step}: loss {loss:.3f} is a spike, the mean is {watch.mean:.3f}")
+        self._write(
+            "spike",
+            step,
+            {"loss": loss, "mean": loss_monitor.mean, "variance": loss_monitor.variance},
+        )
+        self.say(f"step {step}: loss {loss:.3f} is a spike, the mean is {loss_monitor.mean:.3f}")
 
     def skipped(self, step: int, statistics: StepStatistics, documents: Sequence[str]) -> None:
         """Record a step whose update was skipped, and the documents of its rows."""

@@ -18,7 +18,7 @@ PLAN = "plan.npz"
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumeOptions:
     """How a run begins."""
 
     resume: bool = False
@@ -51,7 +51,7 @@ def plan_config(config: RunConfig) -> PlanConfig:
         seed=config.train.seed,
         packing=config.data.packing,
         pair_order=config.data.pair_order,
-        window_shards=config.data.window_shards,
+        shuffle_window=config.data.shuffle_window,
     )
 
 
@@ -83,17 +83,17 @@ def check_cache(config: RunConfig, plan: Plan, processes: int) -> None:
         for split, count in (("train", windows), ("val", 1)):
             shards = source.set.split(split) if source.set.is_remote else []
             sizes = sorted(shard.size + shard.index_size for shard in shards)
-            needed += sum(sizes[-count * config.data.window_shards :])
+            needed += sum(sizes[-count * config.data.shuffle_window :])
     limit = round(config.data.cache_gb * 1e9)
     if needed > limit:
         raise ValueError(
             f"data.cache_gb {config.data.cache_gb} is a limit of {limit:,} bytes, and the remote "
-            f"shards in use together may have {needed:,}: raise it, or lower data.window_shards "
-            f"{config.data.window_shards}"
+            f"shards in use together may have {needed:,}: raise it, or lower data.shuffle_window "
+            f"{config.data.shuffle_window}"
         )
 
 
-def check(config: RunConfig, run: Path, processes: int, start: Start) -> None:
+def check(config: RunConfig, run: Path, processes: int, start: ResumeOptions) -> None:
     """ValueError for what would stop a run before its first step, found before any rank starts."""
     deepspeed_config(config.train.deepspeed)
     config.accumulation(processes)

@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bytelm.model.stored_names import parameter_from_stored
+
 WEIGHT = "fp32"
 
 
@@ -65,8 +67,9 @@ class SavedTensors:
 
     def _read_unsharded(self, saved: Mapping[str, Any], names: Sequence[str]) -> None:
         state = saved["optimizer"]["state"]
+        weights = {parameter_from_stored(name): w for name, w in saved["module"].items()}
         for index, name in enumerate(names):
-            weight = saved["module"][name]
+            weight = weights[name]
             self._add(name, weight.flatten(), state.get(index, {}), 0, weight.numel())
 
     def _read_stage_1_or_2(self, saved: Mapping[str, Any]) -> None:
@@ -94,6 +97,7 @@ class SavedTensors:
     def _add(
         self, name: str, flat: Tensor, state: Mapping[str, Any], start: int, size: int
     ) -> None:
+        name = parameter_from_stored(name)
         self._parts[name][WEIGHT].append(flat[start : start + size])
         for key, value in state.items():
             if isinstance(value, Tensor) and value.dim() > 0:

@@ -18,7 +18,7 @@ from bytelm.pipelines.checkpoints import run_folder
 from bytelm.pipelines.checkpoints.train_state import MAX_SKIPPED_IN_A_ROW, TrainState
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.data.batch import Batch, Origin
-from bytelm.pipelines.data.dataset_info import Seen
+from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
@@ -26,7 +26,7 @@ from bytelm.pipelines.errors import DivergedError
 from bytelm.pipelines.evaluation.scoring import Scores, score
 from bytelm.pipelines.runtime.device import product_flops
 from bytelm.pipelines.runtime.launcher import end_with_launcher
-from bytelm.pipelines.runtime.signals import Requests
+from bytelm.pipelines.runtime.signals import SignalListener
 from bytelm.pipelines.shards.reader import DamageError
 from bytelm.pipelines.storage.files import write_atomic
 from bytelm.pipelines.training import checkpointer
@@ -35,7 +35,7 @@ from bytelm.pipelines.training.metrics_logger import METRICS, RunLog
 from bytelm.pipelines.training.preflight import (
     CONFIG,
     PLAN,
-    Start,
+    ResumeOptions,
     check_resumable,
     plan_config,
     steps_to_do,
@@ -43,7 +43,7 @@ from bytelm.pipelines.training.preflight import (
 )
 
 
-def train(config: RunConfig, run: Path, start: Start, requests: Requests) -> None:
+def train(config: RunConfig, run: Path, start: ResumeOptions, requests: SignalListener) -> None:
     """Train a run to its last step, or until it is asked to stop; every rank calls it.
 
     Raises ValueError for what a user can get wrong, DamageError for data and checkpoints that
@@ -102,7 +102,7 @@ def _loop(
     plan: Plan,
     state: TrainState,
     run: Path,
-    requests: Requests,
+    requests: SignalListener,
     log: RunLog | None,
 ) -> None:
     config = engine.config
@@ -116,15 +116,15 @@ def _loop(
         engine.groups,
     )
     mask = config.data.damage == "mask"
-    hinted = config.model.hint_patch
-    batches = iter(make_loader(plan, rows, config.data.workers, mask, hinted))
+    codec_features = config.model.codec_features
+    batches = iter(make_loader(plan, rows, config.data.workers, mask, codec_features))
     positions = plan.positions(state.epoch, state.row)
     validation = _validation_plans(config, log)
     steps = steps_to_do(config, plan)
     if log and steps < config.train.steps:
         log.say(f"the run ends after {steps} steps: a set is exhausted then")
     saved = state.step if run_folder.has_any(run) else None
-    extra = Seen.of(plan).to_extra()
+    extra = DatasetInfo.of(plan).to_extra()
 
     def save(state: TrainState) -> None:
         nonlocal saved
@@ -145,8 +145,8 @@ def _loop(
         done = state.step + 1
         is_last = done == steps
         if log:
-            if state.watch.is_spike(statistics.loss):
-                log.spike(done, statistics.loss, state.watch)
+            if state.loss_monitor.is_spike(statistics.loss):
+                log.spike(done, statistics.loss, state.loss_monitor)
             if not statistics.is_applied:
                 log.skipped(done, statistics, _document_keys(plan, statistics.suspects))
         state = replace(
@@ -155,13 +155,13 @@ def _loop(
             epoch=epoch,
             row=row + 1,
             masked_bytes=state.masked_bytes + sum(d.size for d in statistics.damage),
-            watch=state.watch.after(statistics.loss, statistics.is_applied),
+            loss_monitor=state.loss_monitor.after(statistics.loss, statistics.is_applied),
         )
         if log:
             is_due = is_last or _is_due(done, config.train.log_every)
-            log.step(done, statistics, (epoch, row), state.watch.skipped, waited, is_due)
-        if state.watch.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-            save(replace(state, watch=replace(state.watch, skipped_in_a_row=0)))
+            log.step(done, statistics, (epoch, row), state.loss_monitor.skipped, waited, is_due)
+        if state.loss_monitor.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            save(replace(state, loss_monitor=replace(state.loss_monitor, skipped_in_a_row=0)))
             raise DivergedError(
                 f"loss or gradient of steps {done - MAX_SKIPPED_IN_A_ROW + 1} to {done} were not "
                 f"finite; their updates were skipped, and the checkpoint of step {done} has the "
@@ -184,7 +184,7 @@ def _loop(
             log.say(f"asked to stop: the run ends after step {state.step}, go on with --resume")
 
 
-def _asked(engine: Engine, requests: Requests) -> tuple[bool, bool]:
+def _asked(engine: Engine, requests: SignalListener) -> tuple[bool, bool]:
     """Whether a signal asked any rank to stop, and to save now; the same on every rank."""
     stop, save = engine.sum_over_ranks([requests.stop, requests.take_save()], torch.int64)
     return stop > 0, save > 0
@@ -242,7 +242,7 @@ def _validation_plans(config: RunConfig, log: RunLog | None) -> list[Plan]:
 
 
 def _validate(
-    engine: Engine, plans: Sequence[Plan], requests: Requests
+    engine: Engine, plans: Sequence[Plan], requests: SignalListener
 ) -> dict[str, dict[str, float]] | None:
     """Scores on `val`; None where a signal asks any rank to stop meanwhile."""
     scores = Scores()

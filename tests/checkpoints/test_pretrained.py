@@ -22,7 +22,7 @@ def _saved(folder: Path, **options: Any) -> Path:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_model_comes_back(tmp_path: Path, shape: str, tied: bool) -> None:
-    model = tiny_model(shape, tied_output=tied, dropout=0.1).eval()
+    model = tiny_model(shape, tie_embeddings=tied, dropout=0.1).eval()
     save_pretrained(model, model.config, tmp_path / "a" / "b", {"views": ["utf8"], "step": 3})
     loaded, extra = from_pretrained(tmp_path / "a" / "b")
     assert extra == {"views": ["utf8"], "step": 3}
@@ -77,7 +77,7 @@ def test_a_failed_save_leaves_the_old_model(
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
     with pytest.raises(OSError, match="disk is full"):
-        _saved(tmp_path, tied_output=False)
+        _saved(tmp_path, tie_embeddings=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -109,7 +109,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     check("'contxt' .* 'context'")
     _edit(folder, model=tiny_config("three").to_dict())
     check("does not hold the weights")
-    _edit(folder, model=tiny_config("two", tied_output=False).to_dict())
+    _edit(folder, model=tiny_config("two", tie_embeddings=False).to_dict())
     check("does not hold the weights")
     _edit(folder, model=None)
     check("describes no bytelm model")

@@ -85,7 +85,10 @@ def test_files_come_back(files: list[Path], tmp_path: Path, batch: int) -> None:
 
 
 def test_kept_files_come_back_bit_for_bit(files: list[Path], tmp_path: Path) -> None:
-    model, out = tiny(modality_heads=3, tied_output=False, cross_patch_attention=2), tmp_path / "f"
+    model, out = (
+        tiny(modality_heads=3, tie_embeddings=False, cross_patch_attention=2),
+        tmp_path / "f",
+    )
     compress(model, VIEWS, files, out, keep_files=True, batch=64)
     restored = by_name(decompress(model, out, tmp_path / "back"))
     assert {n: p.read_bytes() for n, p in restored.items()} == {

@@ -13,7 +13,7 @@ import torch
 from helpers.sets import SetMaker, audio, image, text
 
 from bytelm.modalities import MODALITIES, framing
-from bytelm.model.codec_features.vectorized import hints
+from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.data.loader import make_loader
@@ -28,7 +28,7 @@ VIEWS = {"text": "utf8", "image": "planar", "audio": "s16be"}
 
 
 def plan_of(shard_set: ShardSet, **changes: Any) -> Plan:
-    values: dict[str, Any] = {"row_length": 256, "patch": 8, "views": VIEWS, "window_shards": 2}
+    values: dict[str, Any] = {"row_length": 256, "patch": 8, "views": VIEWS, "shuffle_window": 2}
     return Plan([Source(shard_set)], PlanConfig(**{**values, **changes}))
 
 
@@ -71,20 +71,28 @@ def test_batches_bring_the_hints_that_the_model_would_make(
     torch.manual_seed(0)
     stages = [{"width": 32, "layers": 1, "heads": 2}, {"width": 16, "layers": 1, "heads": 2}]
     # Its patch is half of that of the rows.
-    values = {"stages": stages, "patch_sizes": [4], "context": 256, "init_std": 0.3, "hints": True}
+    values = {
+        "stages": stages,
+        "patch_sizes": [4],
+        "context": 256,
+        "init_std": 0.3,
+        "codec_features": True,
+    }
     model = Megabyte(ModelConfig.from_dict(values)).eval()
     rows = EvaluationRows(plan.rows(0), 2, 0, 1)
-    for batch in make_loader(plan, rows, workers, hint_patch=model.config.hint_patch):
+    for batch in make_loader(plan, rows, workers, codec_features=model.config.codec_features):
         ids, document, modality, made = batch.inputs(torch.device("cpu"))
         assert made is not None
-        assert torch.equal(made, hints(ids, document, 4))
+        assert torch.equal(made, compute_codec_features(ids, document, 4))
         with torch.no_grad():
-            nats = model(ids, document, modality, hints=made)
+            nats = model(ids, document, modality, codec_features=made)
             assert torch.equal(nats, model(ids, document, modality))
-            assert not torch.equal(nats, model(ids, document, modality, hints=made.roll(1, 1)))
+            assert not torch.equal(
+                nats, model(ids, document, modality, codec_features=made.roll(1, 1))
+            )
 
 
-@pytest.mark.parametrize("packing", ["whole", "cut"])
+@pytest.mark.parametrize("packing", ["best_fit", "concat_then_split"])
 @pytest.mark.parametrize(
     "views",
     [

@@ -50,15 +50,15 @@ def delivered(plan: Plan, epoch: int) -> Counter[tuple[int, str, int, int]]:
     return count
 
 
-@pytest.mark.parametrize("packing", ["whole", "cut"])
+@pytest.mark.parametrize("packing", ["best_fit", "concat_then_split"])
 @pytest.mark.parametrize("pair_order", ["stored", "drawn"])
-@pytest.mark.parametrize("window_shards", [1, 2, 100])
+@pytest.mark.parametrize("shuffle_window", [1, 2, 100])
 def test_an_epoch_delivers_every_byte_once(
-    mixed_set: ShardSet, packing: str, pair_order: str, window_shards: int
+    mixed_set: ShardSet, packing: str, pair_order: str, shuffle_window: int
 ) -> None:
     plan = Plan(
         [Source(mixed_set)],
-        config(packing=packing, pair_order=pair_order, window_shards=window_shards),
+        config(packing=packing, pair_order=pair_order, shuffle_window=shuffle_window),
     )
     total = sum(sum(s.bytes.values()) for s in mixed_set.split("train"))
     for epoch in (0, 1):
@@ -79,7 +79,7 @@ def test_rows_are_found_in_any_order_and_in_another_process(make_set: SetMaker) 
     ]
     plan = Plan(
         [Source(s, weight=w) for s, w in zip(sets, (3.0, 1.0), strict=True)],
-        config(window_shards=2),
+        config(shuffle_window=2),
     )
     forward = [rows_of(plan, epoch) for epoch in range(3)]
     assert sum(map(len, forward)) > 3 * MERGED_ROWS
@@ -111,9 +111,9 @@ def test_the_hash_names_all_that_decides_rows(make_set: SetMaker) -> None:
                 {"seed": 1},
                 {"row_length": 264},
                 {"patch": 16},
-                {"packing": "cut"},
+                {"packing": "concat_then_split"},
                 {"pair_order": "drawn"},
-                {"window_shards": 3},
+                {"shuffle_window": 3},
                 {"views": {**VIEWS, "audio": "u8"}},
             )
         ),
@@ -123,7 +123,7 @@ def test_the_hash_names_all_that_decides_rows(make_set: SetMaker) -> None:
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (5.0, 1.0, 2.0)])
-@pytest.mark.parametrize("packing", ["whole", "cut"])
+@pytest.mark.parametrize("packing", ["best_fit", "concat_then_split"])
 def test_shares_stay_within_a_row_of_the_target(
     make_set: SetMaker, weights: tuple[float, ...], packing: str
 ) -> None:
@@ -135,7 +135,7 @@ def test_shares_stay_within_a_row_of_the_target(
         make_set([[audio(int(n), seed=i)] for i, n in enumerate(rng.integers(5, 900, 30))], "a", 4),
     ]
     sources = [Source(s, weight=w) for s, w in zip(sets, weights, strict=True)]
-    plan = Plan(sources, config(packing=packing, window_shards=2))
+    plan = Plan(sources, config(packing=packing, shuffle_window=2))
     target = np.array(weights) / sum(weights)
     amount = np.zeros(3)
     rows = [0, 0, 0]
@@ -157,7 +157,7 @@ def test_sources_without_weights_pass_once(make_set: SetMaker) -> None:
         make_set([[text(bytes(n))] for n in range(1, 90)], "a", 5),
         make_set([[audio(n)] for n in range(1, 300, 7)], "b", 2),
     ]
-    plan = Plan([Source(s) for s in sets], config(window_shards=3))
+    plan = Plan([Source(s) for s in sets], config(shuffle_window=3))
     assert set(delivered(plan, 0).values()) == {1}
 
 
@@ -207,7 +207,7 @@ def test_impossible_plans_name_cause_and_way_out(make_set: SetMaker, tmp_path: P
         config(row_length=100)
     with pytest.raises(ValueError, match="use 24 or more"):
         config(row_length=16)
-    with pytest.raises(ValueError, match="choose one of whole, cut"):
+    with pytest.raises(ValueError, match="choose one of best_fit, concat_then_split"):
         config(packing="loose")
     with pytest.raises(ValueError, match="text has no view 'utf16'"):
         config(views={**VIEWS, "text": "utf16"})

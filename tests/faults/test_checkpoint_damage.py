@@ -17,7 +17,12 @@ from helpers.processes import MARK, children, kill_marked, marked, wait_until_go
 from helpers.sets import text, write_set
 
 from bytelm.pipelines.checkpoints import run_folder
-from bytelm.pipelines.checkpoints.manifest import MANIFEST, describe, find_damage, write_manifest
+from bytelm.pipelines.checkpoints.manifest import (
+    CHECKPOINT_MANIFEST,
+    checkpoint_damage,
+    file_entry,
+    write_checkpoint_manifest,
+)
 from bytelm.pipelines.shards.reader import DamageError, ShardSet
 
 STEPS = 12
@@ -46,7 +51,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def full_damage(folder: Path) -> str | None:
-    return find_damage(folder, lambda path: True)
+    return checkpoint_damage(folder, lambda path: True)
 
 
 def flip(path: Path, rng: random.Random) -> Undo:
@@ -115,9 +120,9 @@ class Canary:
 def forge(folder: Path, path: Path, value: object) -> None:
     """Write a pickle into a checkpoint, with a manifest that agrees."""
     torch.save(value, path)
-    files = {str(p.relative_to(folder)): describe(p) for p in folder.rglob("*") if p.is_file()}
-    del files[MANIFEST]
-    write_manifest(folder, folder.name, files)
+    files = {str(p.relative_to(folder)): file_entry(p) for p in folder.rglob("*") if p.is_file()}
+    del files[CHECKPOINT_MANIFEST]
+    write_checkpoint_manifest(folder, folder.name, files)
 
 
 def test_a_damaged_and_a_hostile_checkpoint_are_passed_over(run: Path, tmp_path: Path) -> None:
@@ -147,11 +152,11 @@ def test_a_damaged_and_a_hostile_checkpoint_are_passed_over(run: Path, tmp_path:
 
 def test_a_run_never_goes_back_to_zero_by_itself(run: Path, tmp_path: Path) -> None:
     for name in KEPT:
-        remove(run / "checkpoints" / name / MANIFEST, random.Random(0))
+        remove(run / "checkpoints" / name / CHECKPOINT_MANIFEST, random.Random(0))
     with pytest.raises(DamageError, match="never goes back to step 0 by itself"):
         run_folder.newest(run, run_folder.quick_damage)
     resume = ("train", tmp_path / "run.yaml", "--out", run, "--resume", "--or-start")
-    assert f"{KEPT[0]}/{MANIFEST} cannot be read" in bytelm(*resume, status=1).stderr
+    assert f"{KEPT[0]}/{CHECKPOINT_MANIFEST} cannot be read" in bytelm(*resume, status=1).stderr
     shutil.rmtree(run / "checkpoints")
     assert "add --or-start" in bytelm(*resume[:-1], status=2).stderr
     assert "has no checkpoint yet: starting at step 0" in bytelm(*resume).stdout

@@ -23,8 +23,8 @@ from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows
-from bytelm.pipelines.shards.format import MANIFEST
-from bytelm.pipelines.shards.inspection import find_damage
+from bytelm.pipelines.shards.format import SET_MANIFEST
+from bytelm.pipelines.shards.inspection import set_damage
 from bytelm.pipelines.shards.reader import DamageError, ShardSet
 from bytelm.pipelines.shards.reindex import reindex
 from bytelm.pipelines.storage.cache import CacheConfig
@@ -63,9 +63,9 @@ def plan_of(shard_set: ShardSet, seed: int) -> Plan:
             "audio": str(rng.choice(["s16le", "s16be"])),
         },
         seed=seed,
-        packing=str(rng.choice(["whole", "cut"])),
+        packing=str(rng.choice(["best_fit", "concat_then_split"])),
         pair_order=str(rng.choice(["stored", "drawn"])),
-        window_shards=2,
+        shuffle_window=2,
     )
     return Plan([Source(shard_set)], config)
 
@@ -209,7 +209,7 @@ def test_no_damage_delivers_a_wrong_byte(make_set: SetMaker, tmp_path: Path, see
     sound = make_set(documents(rng))
     expected = epoch(plan_of(sound, seed), False)
     assert sum(int(b.payload.sum()) for b in expected) == total_bytes(sound)
-    assert find_damage(sound) == []
+    assert set_damage(sound) == []
 
     before = read_files(Path(sound.location))
     files = dict(before)
@@ -238,7 +238,7 @@ def test_no_damage_delivers_a_wrong_byte(make_set: SetMaker, tmp_path: Path, see
 
     if files != before:
         try:
-            reported = "\n".join(find_damage(ShardSet(location, cache)))
+            reported = "\n".join(set_damage(ShardSet(location, cache)))
         except ValueError as error:
             reported = str(error)
         assert any(name in reported for name in names), reported
@@ -304,13 +304,13 @@ def _objects(folder: Path) -> Iterator[Path]:
 def test_a_change_of_any_byte_of_the_manifest_is_named(make_set: SetMaker) -> None:
     """One bit of each byte in turn, and each cut; counts and sizes are in no other hash."""
     folder = Path(make_set(documents(np.random.default_rng(4))).location)
-    data = (folder / MANIFEST).read_bytes()
+    data = (folder / SET_MANIFEST).read_bytes()
     bits = np.random.default_rng(4).integers(8, size=len(data))
     for place, bit in enumerate(bits.tolist()):
         flipped = data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :]
         for changed in (flipped, data[:place]):
-            (folder / MANIFEST).write_bytes(changed)
-            with pytest.raises(ValueError, match=MANIFEST):
+            (folder / SET_MANIFEST).write_bytes(changed)
+            with pytest.raises(ValueError, match=SET_MANIFEST):
                 ShardSet(folder)
 
 
@@ -325,8 +325,8 @@ def test_an_index_is_made_again_from_tars_alone(make_set: SetMaker, tmp_path: Pa
     again = ShardSet(folder)
     assert again.shards == sound.shards
     after = read_files(folder)
-    assert {n: d for n, d in after.items() if n != MANIFEST} == {
-        n: d for n, d in before.items() if n != MANIFEST
+    assert {n: d for n, d in after.items() if n != SET_MANIFEST} == {
+        n: d for n, d in before.items() if n != SET_MANIFEST
     }
 
 

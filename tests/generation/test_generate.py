@@ -21,7 +21,7 @@ from bytelm.model.decoding.sampling import Sampling
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.cli import main
-from bytelm.pipelines.data.dataset_info import Seen
+from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.generation.generate import draw_headers, generate_files, generate_payloads
@@ -34,7 +34,7 @@ from bytelm.pipelines.generation.request import (
 )
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
-SEEN = Seen(
+SEEN = DatasetInfo(
     VIEWS,
     {
         "image": [Header(8, 8, 3), Header(300, 2, 1), Header(9, 5, 3)],
@@ -44,11 +44,11 @@ SEEN = Seen(
 )
 GREEDY = Sampling(temperature=0.0)
 MODERN = {
-    "tied_output": False,
+    "tie_embeddings": False,
     "rope": True,
     "qk_norm": True,
     "cross_patch_attention": 8,
-    "ngram_rows": 500,
+    "ngram_table_size": 500,
 }
 
 
@@ -228,13 +228,13 @@ def test_what_a_set_holds_is_seen(make_set: SetMaker) -> None:
         [text(b"a"), audio(5)],
     ]
     shard_set = make_set(documents)
-    stored = Seen.of(Plan([Source(shard_set)], PlanConfig(256, 8, VIEWS)))
+    stored = DatasetInfo.of(Plan([Source(shard_set)], PlanConfig(256, 8, VIEWS)))
     assert list(stored.headers["image"]) == [Header(8, 8, 3), Header(3, 4, 1)]
     assert list(stored.headers["audio"]) == [Header(channels=1, rate=16000)]
     assert stored.pairs == {("image", "text"), ("text", "audio")}
-    drawn = Seen.of(Plan([Source(shard_set)], PlanConfig(256, 8, VIEWS, pair_order="drawn")))
+    drawn = DatasetInfo.of(Plan([Source(shard_set)], PlanConfig(256, 8, VIEWS, pair_order="drawn")))
     assert drawn.pairs == stored.pairs | {("text", "image"), ("audio", "text")}
-    assert Seen.from_extra(stored.to_extra()) == stored
+    assert DatasetInfo.from_extra(stored.to_extra()) == stored
 
 
 def test_the_commands_options(model_folder: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def write_config(
     """A config of the tiny model on one set, fp32."""
     values = {
         "model": model,
-        "data": {"sets": [{"path": str(shard_set.location)}], "window_shards": 2},
+        "data": {"sets": [{"path": str(shard_set.location)}], "shuffle_window": 2},
         "optimizer": {"lr": 0.003, "warmup_steps": 4},
         "train": {"precision": "fp32", **train},
     }

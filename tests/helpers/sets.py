@@ -9,7 +9,7 @@ import numpy as np
 
 from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.shards.reader import ShardSet
-from bytelm.pipelines.shards.writer import ShardWriter, write_manifest
+from bytelm.pipelines.shards.writer import ShardWriter, write_set_manifest
 
 SetMaker = Callable[..., ShardSet]
 
@@ -46,5 +46,5 @@ def write_set(
             for i, samples in enumerate(chosen[first : first + per_shard], first):
                 writer.add(f"{split}-{i}", [f"{split}-{i}"] * len(samples), samples)
             shards.append(writer.close())
-    write_manifest(folder, shards, {})
+    write_set_manifest(folder, shards, {})
     return ShardSet(folder)

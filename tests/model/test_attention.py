@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bytelm.model.attention import BLOCK, SHORT, causal_attention, causal_bias, masked_attention
+from bytelm.model.attention import (
+    QUERY_BLOCK,
+    SHORT,
+    causal_attention,
+    causal_bias,
+    masked_attention,
+)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -15,8 +21,8 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return (q @ k.mT).masked_fill(~seen, -torch.inf).softmax(dim=-1) @ v
 
 
-@pytest.mark.parametrize("window", [0, 1, 40, BLOCK, 2 * BLOCK + 50])
-@pytest.mark.parametrize("n", [1, SHORT, SHORT + 1, BLOCK, 2 * BLOCK + 90])
+@pytest.mark.parametrize("window", [0, 1, 40, QUERY_BLOCK, 2 * QUERY_BLOCK + 50])
+@pytest.mark.parametrize("n", [1, SHORT, SHORT + 1, QUERY_BLOCK, 2 * QUERY_BLOCK + 90])
 def test_blocks_equal_one_softmax(n: int, window: int) -> None:
     q, k, v, gradient = torch.randn(4, 2, 3, n, 8, dtype=torch.float64)
     inputs = [each.requires_grad_() for each in (q, k, v)]
@@ -29,7 +35,7 @@ def test_blocks_equal_one_softmax(n: int, window: int) -> None:
 
 
 def test_bf16_is_as_near_as_its_rounding() -> None:
-    q, k, v = torch.randn(3, 1, 2, 2 * BLOCK, 16)
+    q, k, v = torch.randn(3, 1, 2, 2 * QUERY_BLOCK, 16)
     rough = causal_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
     assert (rough - _plain(q, k, v, 0)).abs().max() < 0.1
 

@@ -11,7 +11,7 @@ from helpers.tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_model
 from torch import Tensor, nn
 
 from bytelm.model.config import ModelConfig, StageConfig
-from bytelm.model.embeddings import Start
+from bytelm.model.embeddings import StartEmbedding
 from bytelm.model.megabyte import Megabyte
 
 MODALITY = (torch.arange(144) // 8 % 3).reshape(3, 48).to(torch.uint8)
@@ -184,7 +184,7 @@ def test_random_bytes_cannot_be_learned(option: str) -> None:
 
 
 def test_learns_what_repeats() -> None:
-    model = tiny_model("two", context=64, tied_output=False)
+    model = tiny_model("two", context=64, tie_embeddings=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     ids = torch.randint(0, 256, (1, 64))
     for _ in range(60):
@@ -255,7 +255,7 @@ def test_initialisation_is_the_papers() -> None:
 
 
 def test_only_byte_embeddings_are_of_unit_scale_where_wanted() -> None:
-    model = tiny_model("two", embedding_std=1.0, init_std=0.02, tied_output=False)
+    model = tiny_model("two", embedding_std=1.0, init_std=0.02, tie_embeddings=False)
     large = {name for name, parameter in model.named_parameters() if 0.5 < parameter.std() < 1.5}
     assert large == {"stages.0.byte_embed.weight", "stages.1.byte_embed.weight"}
 
@@ -265,7 +265,13 @@ def test_near_bytes_start_alike_where_wanted(heads: int) -> None:
     stages = (StageConfig(512, 1, 8), StageConfig(512, 1, 8))
     torch.manual_seed(0)
     plain = ModelConfig(
-        stages, (4,), 64, tied_output=False, modality_heads=heads, init_std=0.1, embedding_std=1.0
+        stages,
+        (4,),
+        64,
+        tie_embeddings=False,
+        modality_heads=heads,
+        init_std=0.1,
+        embedding_std=1.0,
     )
     model = Megabyte(replace(plain, smooth_bytes=True))
     head = model.lm_head.weight.detach()
@@ -287,12 +293,12 @@ def test_near_bytes_start_alike_where_wanted(heads: int) -> None:
 def test_embeddings_and_outputs_are_named_for_the_optimizer(option: str) -> None:
     model = tiny_model("projected", **options_of(option, "projected"))
     for name, module in model.named_modules():
-        is_table = isinstance(module, nn.Embedding | Start) or module is model.lm_head
+        is_table = isinstance(module, nn.Embedding | StartEmbedding) or module is model.lm_head
         assert is_table == ("embed" in name or "lm_head" in name), name
 
 
 def test_heads_by_modality_want_the_modality() -> None:
-    model = tiny_model("two", tied_output=False, modality_heads=2)
+    model = tiny_model("two", tie_embeddings=False, modality_heads=2)
     ids = torch.zeros(1, 8, dtype=torch.int64)
     with pytest.raises(ValueError, match="give the modality"):
         model.logits(ids)

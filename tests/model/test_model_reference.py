@@ -8,7 +8,7 @@ import torch
 from helpers.tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_model
 from torch import Tensor
 
-from bytelm.model.codec_features.vectorized import hints as hints_of
+from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 
@@ -45,7 +45,9 @@ class Reference:
             for layer in range(3):
                 table = _convolved(table, w[f"patch_encoder.layers.{layer}.weight"])
         ids, one = torch.tensor([data]), torch.zeros(1, 1)
-        hints = hints_of(ids, one, self.config.patch)[0].tolist()  # held in test_hints.py
+        codec_features = compute_codec_features(ids, one, self.config.patch)[
+            0
+        ].tolist()  # held in test_hints.py
         no_hint = table[0].new_zeros(16)
         inputs = []
         for j in range(len(positions)):
@@ -61,12 +63,14 @@ class Reference:
                     x = w["patch_in.weight"] @ x
             if "ngram_in.weight" in w:
                 grams = [self._ngram(w["ngram_embed.weight"], data[:j], n) for n in (2, 3, 4)]
-                if self.config.hints and hints[j][8] >= 0:  # a pixel or a sample
+                if self.config.codec_features and codec_features[j][8] >= 0:  # a pixel or a sample
                     grams = [torch.zeros_like(gram) for gram in grams]
                 x = x + w["ngram_in.weight"] @ torch.cat(grams)
-            if "hint_in.weight" in w:
-                found = [w["hint_embed.weight"][h] if h >= 0 else no_hint for h in hints[j]]
-                x = x + w["hint_in.weight"] @ torch.cat(found)
+            if "feature_in.weight" in w:
+                found = [
+                    w["feature_embed.weight"][h] if h >= 0 else no_hint for h in codec_features[j]
+                ]
+                x = x + w["feature_in.weight"] @ torch.cat(found)
             if slices:
                 x = x + w["parent.weight"] @ slices[j]
             inputs.append(x)
@@ -88,7 +92,7 @@ class Reference:
             return torch.zeros(tables.shape[1], dtype=tables.dtype)
         power = [pow(1_540_483_477, n - 1 - at, 2**31 - 1) for at in range(n)]
         hashed = sum(p * (id_ + 1) for p, id_ in zip(power, before[-n:], strict=True))
-        rows = self.config.ngram_rows
+        rows = self.config.ngram_table_size
         return tables[(n - 2) * rows + hashed % (2**31 - 1) % rows]
 
     def _block(
@@ -97,8 +101,7 @@ class Reference:
         heads = self.config.stages[stage].heads
         c = len(xs[0]) // heads
         normed = [_norm(x, w, f"{name}attention_norm") for x in xs]
-        read = self._shifted(normed, places)
-        rows = [w[f"{name}attention.qkv.weight"] @ x for x in read]
+        rows = [w[f"{name}attention.qkv.weight"] @ x for x in normed]
         q, k, v = (
             [
                 [row[part * len(xs[0]) :][head * c : (head + 1) * c] for head in range(heads)]
@@ -129,23 +132,15 @@ class Reference:
             after_attention.append(x + w[f"{name}attention.output.weight"] @ torch.cat(mixed))
         outputs = []
         normed = [_norm(x, w, f"{name}feed_forward_norm") for x in after_attention]
-        for x, read_by_x in zip(after_attention, self._shifted(normed, places), strict=True):
+        for x, read_by_x in zip(after_attention, normed, strict=True):
             hidden = w[f"{name}feed_forward.0.weight"] @ read_by_x
-            if self.config.gated_feed_forward:
+            if self.config.swiglu:
                 gate, value = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
                 hidden = gate / (1.0 + torch.exp(-gate)) * value
             else:
                 hidden = torch.where(hidden > 0, hidden, 0.0)
             outputs.append(x + w[f"{name}feed_forward.2.weight"] @ hidden)
         return outputs
-
-    def _shifted(self, xs: list[Tensor], places: int) -> list[Tensor]:
-        if not self.config.token_shift:
-            return xs
-        half = len(xs[0]) // 2
-        nothing = torch.zeros_like(xs[0][half:])
-        befores = [xs[t - 1][half:] if t % places else nothing for t in range(len(xs))]
-        return [torch.cat([x[:half], old]) for x, old in zip(xs, befores, strict=True)]
 
 
 def _norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:

@@ -17,7 +17,7 @@ from helpers.tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_model
 from torch import Tensor
 
 from bytelm.model.megabyte import Megabyte
-from bytelm.model.sequence_parallel import Sharing
+from bytelm.model.sequence_parallel import SequenceParallel
 from bytelm.pipelines.config import RunConfig, load_config
 from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.loader import make_loader
@@ -28,7 +28,7 @@ from bytelm.pipelines.training import engine as engine_module
 from bytelm.pipelines.training.engine import Engine, start_ranks
 from bytelm.pipelines.training.preflight import training_plan
 
-OVERRIDES = ["optimizer.clip=0.05", "optimizer.lr=1.0", "optimizer.warmup_steps=0"]
+OVERRIDES = ["optimizer.max_grad_norm=0.05", "optimizer.lr=1.0", "optimizer.warmup_steps=0"]
 MODEL = {**TINY_MODEL, "cross_patch_attention": 8}
 
 
@@ -69,10 +69,10 @@ def packed() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nats_and_gradients(
-    model: Megabyte, sharing: Sharing | None
+    model: Megabyte, sequence_parallel: SequenceParallel | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     ids, document, modality = packed()
-    nats = model(ids, document, modality, sharing)
+    nats = model(ids, document, modality, sequence_parallel)
     weights = torch.linspace(0.5, 1.5, nats.numel(), dtype=nats.dtype).view_as(nats)
     (nats * weights).sum().backward()
     return nats.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -80,12 +80,12 @@ def nats_and_gradients(
 
 def compare_with_one_rank(rank: int, ranks: int) -> None:
     dist.init_process_group("gloo")
-    sharing = Sharing(dist.group.WORLD, ranks, rank)
+    sequence_parallel = SequenceParallel(dist.group.WORLD, ranks, rank)
     for shape, options in cases(ranks):
         model = tiny_model(shape, context=96, **options).double()
         expected, expected_gradients = nats_and_gradients(model, None)
         model.zero_grad()
-        nats, gradients = nats_and_gradients(model, sharing)
+        nats, gradients = nats_and_gradients(model, sequence_parallel)
         if rank == 0:
             assert (nats == 0).float().mean() == pytest.approx(1 - 1 / ranks)
         for part in (nats, *gradients.values()):
@@ -131,7 +131,7 @@ def descend_alone(config: RunConfig, folder: Path) -> tuple[list[float], list[fl
             total = total + nats[batch.scored].sum() / scored
         total.backward()
         losses.append(total.item())
-        clip = config.optimizer.clip
+        clip = config.optimizer.max_grad_norm
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item())
         engine_module.set_learning_rates(optimizer, step, config.train.steps, config.optimizer)
         optimizer.step()
@@ -166,7 +166,7 @@ def test_ranks_that_share_rows_descend_as_one_process(
     mixed_set: ShardSet, tmp_path: Path, ranks: int, stages: str
 ) -> None:
     """Every ZeRO stage, two micro batches a step, with gradients that are clipped in each."""
-    sizes = {"steps": 3, "global_batch": ranks, "micro_batch": 1, "sequence_ranks": 2}
+    sizes = {"steps": 3, "global_batch": ranks, "micro_batch": 1, "sequence_parallel_size": 2}
     config_path = write_config(tmp_path / "run.yaml", mixed_set, MODEL, **sizes)
     config = load_config(config_path, OVERRIDES)
     losses, norms, weights = descend_alone(config, tmp_path)
@@ -189,7 +189,7 @@ def test_a_run_shares_rows_and_goes_on_without(mixed_set: ShardSet, tmp_path: Pa
     sizes = {"steps": 8, "global_batch": 2, "eval_every": 4}
     config = write_config(tmp_path / "run.yaml", mixed_set, MODEL, **sizes)
     alone: list[object] = ["--set", "train.deepspeed=zero2"]
-    shared = [*alone, "--processes", 2, "--set", "train.sequence_ranks=2"]
+    shared = [*alone, "--processes", 2, "--set", "train.sequence_parallel_size=2"]
     one, two = tmp_path / "one", tmp_path / "two"
     for run, first, then in ((one, alone, shared), (two, shared, alone)):
         bytelm("train", config, "--out", run, *first)
@@ -210,9 +210,13 @@ def test_a_run_shares_rows_and_goes_on_without(mixed_set: ShardSet, tmp_path: Pa
 @pytest.mark.parametrize(
     ("processes", "overrides", "message"),
     [
-        (4, ["train.sequence_ranks=4"], "4 do not divide stage 0's 2 heads"),
-        (3, ["train.sequence_ranks=2"], "2 do not divide 3 processes"),
-        (2, ["train.sequence_ranks=2", "model.context=8"], "do not divide a micro batch's 1 pa"),
+        (4, ["train.sequence_parallel_size=4"], "4 does not divide stage 0's 2 heads"),
+        (3, ["train.sequence_parallel_size=2"], "2 does not divide 3 processes"),
+        (
+            2,
+            ["train.sequence_parallel_size=2", "model.context=8"],
+            "does not divide a micro batch's 1 pa",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_said(

@@ -15,7 +15,7 @@ from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.prepare.decode_pool import Decoders
 from bytelm.pipelines.prepare.decode_worker import cpu_seconds
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
-from bytelm.pipelines.prepare.sources import Document, Part
+from bytelm.pipelines.prepare.sources import Part, SourceDocument
 
 TRAPS = {
     "CRASH": ("decoder died", "killed by SIGSEGV"),
@@ -87,7 +87,7 @@ def test_what_cannot_be_read_when_its_turn_comes_is_skipped(tmp_path: Path) -> N
     (tmp_path / "folder").mkdir()
     names = {"a.txt": None, "gone.txt": "missing", "folder": "unreadable"}
     found = [
-        Document(str(i), "train", (Part(None, name, str(tmp_path / name), 1),))
+        SourceDocument(str(i), "train", (Part(None, name, str(tmp_path / name), 1),))
         for i, name in enumerate(names)
     ]
     with Decoders(DecodeOptions(), workers=1) as decoders:

@@ -22,7 +22,7 @@ from rich.console import Console
 from bytelm.modalities.base import DecodeOptions, Limits
 from bytelm.pipelines.prepare.prepare import STATE, PrepareOptions, prepare, summary
 from bytelm.pipelines.prepare.sources import KEY_MAX, make_key, split_of
-from bytelm.pipelines.shards.format import MANIFEST
+from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet
 
 ALL_TRAIN = (1.0, 0.0, 0.0)
@@ -223,7 +223,7 @@ def test_bad_files_are_counted_under_their_reasons(tmp_path: Path) -> None:
     assert set(found) == {*(f"good{i}" for i in range(15)), "pair", "two"}
     assert [s["source"] for s in found["pair"]] == ["pair.txt"]
     assert found["good3"][0]["data"] == b"a text"
-    assert str(tmp_path) not in (tmp_path / "set" / MANIFEST).read_text()
+    assert str(tmp_path) not in (tmp_path / "set" / SET_MANIFEST).read_text()
     assert "1 duplicate key" not in summary(prepared, tmp_path / "set")
     assert "2 duplicate key" in summary(prepared, tmp_path / "set")
 

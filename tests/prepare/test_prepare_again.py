@@ -19,7 +19,7 @@ from helpers.source_files import documents, hashes, small_source, txt
 from bytelm.pipelines.prepare import decode_pool
 from bytelm.pipelines.prepare.prepare import STATE, PrepareOptions, prepare, summary
 from bytelm.pipelines.prepare.sources import make_key
-from bytelm.pipelines.shards.format import MANIFEST
+from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet
 
 
@@ -69,7 +69,7 @@ def test_a_complete_set_is_left_as_it_is(tmp_path: Path, source: Path) -> None:
     with pytest.raises(ValueError, match="other files or options: choose another --out"):
         prepare([source], out, PrepareOptions(shard_bytes=20_000))
     text = source / "text" / "0.txt"
-    later = (out / MANIFEST).stat().st_mtime_ns + 1
+    later = (out / SET_MANIFEST).stat().st_mtime_ns + 1
     text.write_bytes(text.read_bytes().upper())  # of the same size
     os.utime(text, ns=(later, later))
     with pytest.raises(ValueError, match="files changed since"):
@@ -134,7 +134,7 @@ def test_an_interrupted_prepare_goes_on_to_the_same_set(
     process.send_signal(how)
     process.wait(10)
     assert (out / "train-000003.tar").exists()
-    assert not (out / MANIFEST).exists(), "it was over before it was killed"
+    assert not (out / SET_MANIFEST).exists(), "it was over before it was killed"
     assert len(children) >= workers
     wait_until_gone(children, 10)
 

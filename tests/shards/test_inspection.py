@@ -16,9 +16,9 @@ from rich.console import Console
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.evaluation.evaluate import codecs
-from bytelm.pipelines.shards.inspection import find_damage, inspect, write_samples
+from bytelm.pipelines.shards.inspection import inspect, set_damage, write_samples
 from bytelm.pipelines.shards.reader import DamageError, ShardSet
-from bytelm.pipelines.shards.writer import write_manifest
+from bytelm.pipelines.shards.writer import write_set_manifest
 from bytelm.pipelines.storage.cache import CacheConfig
 
 
@@ -32,7 +32,7 @@ def run(
 
 
 def test_figures_of_each_modality_and_split(mixed_set: ShardSet) -> None:
-    write_manifest(
+    write_set_manifest(
         Path(mixed_set.location), mixed_set.shards, {"skipped": {"empty": 2, "truncated": 1}}
     )
     status, shown = run(mixed_set.location)
@@ -49,7 +49,7 @@ def test_figures_of_each_modality_and_split(mixed_set: ShardSet) -> None:
 
 def test_verify_names_every_damaged_shard(make_set: SetMaker) -> None:
     shard_set = make_set([[text(b"%d" % i * 50)] for i in range(8)], per_shard=2)
-    assert find_damage(shard_set) == []
+    assert set_damage(shard_set) == []
     assert run(shard_set.location, verify=True)[0] == 0
 
     tar = Path(shard_set.location) / "train-000001.tar"
@@ -108,7 +108,7 @@ def test_a_cache_of_one_shard_is_enough(tmp_path: Path, make_set: SetMaker) -> N
     with serving() as web:
         web.objects |= {path.name: path.read_bytes() for path in Path(local.location).iterdir()}
         remote = ShardSet(web.url, CacheConfig(tmp_path / "cache", limit))
-        assert find_damage(remote) == []
+        assert set_damage(remote) == []
         names = [[p.name for p in write_samples(s, 9, tmp_path / "files")] for s in (local, remote)]
         assert names[0] == names[1]
         figures = [codecs(Plan([Source(s)], plan_config)) for s in (local, remote)]

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.modalities.base import Header, Sample
-from bytelm.pipelines.shards.format import INDEX, MANIFEST
+from bytelm.pipelines.shards.format import INDEX, SET_MANIFEST
 from bytelm.pipelines.shards.reader import DamageError, ShardSet, header_of
-from bytelm.pipelines.shards.writer import ShardWriter, write_manifest
+from bytelm.pipelines.shards.writer import ShardWriter, write_set_manifest
 
 DOCUMENTS = [
     [text(b"call me Ishmael")],
@@ -114,7 +114,7 @@ def test_nothing_has_its_final_name_before_it_is_whole(tmp_path: Path) -> None:
     assert sorted(hashes(tmp_path)) == ["train-000000.npy", "train-000000.tar"]
     with pytest.raises(ValueError, match="interrupted"):
         ShardSet(tmp_path)
-    write_manifest(tmp_path, [shard], {"files": 1})
+    write_set_manifest(tmp_path, [shard], {"files": 1})
     assert ShardSet(tmp_path).report == {"files": 1}
 
 
@@ -131,7 +131,7 @@ def test_a_flipped_bit_is_seen(
     writer = ShardWriter(folder, "train", 0)
     for i, samples in enumerate(DOCUMENTS):
         writer.add(f"k{i}", ["x"] * len(samples), samples)
-    write_manifest(folder, [writer.close()], {})
+    write_set_manifest(folder, [writer.close()], {})
     path = folder / f"train-000000.{of}"
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= 1 << bit
@@ -175,13 +175,13 @@ def test_a_cut_a_missing_and_a_swapped_shard_are_seen(make_set: SetMaker) -> Non
 def test_what_is_no_set_is_refused_in_a_line(tmp_path: Path, make_set: SetMaker) -> None:
     with pytest.raises(ValueError, match="no shard set at"):
         ShardSet(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=f"holds no {MANIFEST}"):
+    with pytest.raises(ValueError, match=f"holds no {SET_MANIFEST}"):
         ShardSet(tmp_path)
-    (tmp_path / MANIFEST).write_text("[]")
+    (tmp_path / SET_MANIFEST).write_text("[]")
     with pytest.raises(ValueError, match="no manifest of a shard set"):
         ShardSet(tmp_path)
 
-    path = Path(make_set(DOCUMENTS).location) / MANIFEST
+    path = Path(make_set(DOCUMENTS).location) / SET_MANIFEST
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(ValueError, match="format version 99"):

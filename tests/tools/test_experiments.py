@@ -51,7 +51,7 @@ from bytelm.tools.experiments.recipes import ABLATIONS, BASE
 from bytelm.tools.experiments.scaling import SIZES, Fit, figures_of, recipe
 
 TINY = ModelConfig.from_dict(
-    {**TINY_MODEL, "tied_output": False, "embedding_std": 1.0, "init_std": 0.3}
+    {**TINY_MODEL, "tie_embeddings": False, "embedding_std": 1.0, "init_std": 0.3}
 )
 SETTINGS = Settings(32, 1, 8, 1e-3)
 

@@ -13,7 +13,7 @@ import safetensors.torch
 from helpers.commands import bytelm, environment, metrics, write_config
 from helpers.sets import SetMaker, text
 
-from bytelm.pipelines.checkpoints.train_state import MEMORY_STEPS, Watch
+from bytelm.pipelines.checkpoints.train_state import MEMORY_STEPS, LossMonitor
 from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.shards.reader import ShardSet
 
@@ -116,13 +116,13 @@ def test_three_skipped_steps_in_a_row_end_the_run_with_status_3(
 
 
 def test_a_loss_that_stands_out_is_a_spike() -> None:
-    watch = Watch()
+    loss_monitor = LossMonitor()
     for step in range(2 * MEMORY_STEPS):
         loss = 3 - step / 100 + 0.1 * math.sin(step)
-        assert not watch.is_spike(loss)
-        watch = watch.after(loss, True)
-    assert watch.is_spike(watch.mean + 2)
-    assert not watch.is_spike(watch.mean - 2)
-    assert not watch.is_spike(math.nan)
-    assert not Watch().is_spike(100.0), "nothing is known yet"
-    assert watch.after(math.nan, False).mean == watch.mean
+        assert not loss_monitor.is_spike(loss)
+        loss_monitor = loss_monitor.after(loss, True)
+    assert loss_monitor.is_spike(loss_monitor.mean + 2)
+    assert not loss_monitor.is_spike(loss_monitor.mean - 2)
+    assert not loss_monitor.is_spike(math.nan)
+    assert not LossMonitor().is_spike(100.0), "nothing is known yet"
+    assert loss_monitor.after(math.nan, False).mean == loss_monitor.mean

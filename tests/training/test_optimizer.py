@@ -40,7 +40,7 @@ def test_muon_in_bfloat16_is_that_of_torch(shape: tuple[int, int]) -> None:
 
 
 def test_tables_heads_and_vectors_are_no_hidden_matrices() -> None:
-    options = {"tied_output": False, "ngram_rows": 50, "conv_patch_encoder": True}
+    options = {"tie_embeddings": False, "ngram_table_size": 50, "conv_patch_encoder": True}
     model = tiny_model("projected", **options)
     taken = {id(p) for p in hidden_matrices(model)}
     names = {name for name, p in model.named_parameters() if id(p) in taken}

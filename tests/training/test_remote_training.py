@@ -14,7 +14,7 @@ from helpers.commands import bytelm, metrics, write_config
 from helpers.web_server import Web, serving
 from moto.server import ThreadedMotoServer
 
-from bytelm.pipelines.shards.format import MANIFEST
+from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet
 
 STEPS = 16
@@ -77,13 +77,13 @@ def test_remote_sets_give_the_losses_of_the_folder(
     assert len(expected) == STEPS
     assert losses(config, tmp_path / "http", web.url) == expected
     assert set(web.asked) == set(web.objects)
-    assert len(web.asked) == len(web.objects) + web.asked.count(MANIFEST) - 1, "each once"
+    assert len(web.asked) == len(web.objects) + web.asked.count(SET_MANIFEST) - 1, "each once"
     assert losses(config, tmp_path / "s3", s3) == expected
 
     rng = random.Random(0)
     for name in web.objects:
         failures = ["500", "503", "short", "clean short", "wrong"]
-        known = 3 if name == MANIFEST else 5  # only what is announced is known of the manifest
+        known = 3 if name == SET_MANIFEST else 5  # only what is announced is known of the manifest
         web.script[name].extend(rng.sample(failures[:known], rng.randint(1, 2)))
     workers = ("--set", "data.workers=2")
     assert losses(config, tmp_path / "flaky", web.url, *workers) == expected

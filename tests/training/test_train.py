@@ -104,13 +104,12 @@ def test_every_option_of_the_model_trains_at_zero_3(mixed_set: ShardSet, tmp_pat
         "rope": True,
         "rms_norm": True,
         "qk_norm": True,
-        "gated_feed_forward": True,
-        "token_shift": True,
+        "swiglu": True,
         "cross_patch_attention": 8,
         "conv_patch_encoder": True,
-        "ngram_rows": 500,
+        "ngram_table_size": 500,
         "modality_heads": 3,
-        "tied_output": False,
+        "tie_embeddings": False,
         "local_chunk": 4,
         "activation_checkpointing": True,
     }
@@ -241,7 +240,7 @@ def test_what_happens_when_a_set_is_exhausted(mixed_set: ShardSet, tmp_path: Pat
     config = write_config(tmp_path / "run.yaml", mixed_set, steps=60, log_every=10)
     rows = Plan(
         [Source(mixed_set)],
-        PlanConfig(256, 8, {"text": "utf8", "image": "raster", "audio": "s16be"}, window_shards=2),
+        PlanConfig(256, 8, {"text": "utf8", "image": "raster", "audio": "s16be"}, shuffle_window=2),
     ).rows(0)
     assert rows < 60
     stop = ("--set", "data.on_exhausted=stop")

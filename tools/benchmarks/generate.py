@@ -114,7 +114,7 @@ FLAT = ModelConfig(
     stages=(StageConfig(256, 12, 256 // HEAD),),
     patch_sizes=(),
     context=2_048,
-    tied_output=False,
+    tie_embeddings=False,
     init_std=0.05,
 )
 """Twelve layers, as the smallest decoders have, just so wide that its weights and keys leave the
@@ -123,7 +123,7 @@ DEEP = ModelConfig(
     stages=(StageConfig(1024, 9, 1024 // HEAD), StageConfig(256, 2, 256 // HEAD)),
     patch_sizes=(8,),
     context=2_048,
-    tied_output=False,
+    tie_embeddings=False,
     init_std=0.05,
 )
 """A local stage as wide as the flat decoder, so short that it stays in the cache and costs few

@@ -22,7 +22,7 @@ from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import TrainingRows
 from bytelm.pipelines.shards.reader import ShardSet
-from bytelm.pipelines.shards.writer import ShardWriter, write_manifest
+from bytelm.pipelines.shards.writer import ShardWriter, write_set_manifest
 
 SIZES = {"1KiB": 1 << 10, "4KiB": 1 << 12, "64KiB": 1 << 16, "1MiB": 1 << 20}
 SET_BYTES = 1 << 27
@@ -57,7 +57,7 @@ def _write(folder: Path, size: int, count: int) -> ShardSet:
             writer = ShardWriter(folder, "train", len(shards))
         writer.add(f"d{i:06d}", [f"d{i}"], [Sample("text", Header(), rng.bytes(size))])
     shards.append(writer.close())
-    write_manifest(folder, shards, {})
+    write_set_manifest(folder, shards, {})
     return ShardSet(folder)
 
 

@@ -59,7 +59,7 @@ def our_config(shape: Shape) -> ModelConfig:
         context=shape.context,
         vocab_size=VOCAB_SIZE,
         pad_id=PAD_ID,
-        tied_output=False,
+        tie_embeddings=False,
         embedding_std=1.0,
         init_std=0.05,
     )

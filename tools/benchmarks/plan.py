@@ -28,7 +28,7 @@ from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Source, load_or_make_plan
 from bytelm.pipelines.shards.format import CRC_CHUNK, INDEX, Shard
 from bytelm.pipelines.shards.reader import ShardSet
-from bytelm.pipelines.shards.writer import write_manifest
+from bytelm.pipelines.shards.writer import write_set_manifest
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
 ROW_LENGTH, PATCH = 8192, 8
@@ -99,7 +99,7 @@ def _write_indexes(folder: Path, shards: int, documents: int) -> None:
         )
         (folder / shard.index_name).write_bytes(data)
         lines.append(shard)
-    write_manifest(folder, lines, {})
+    write_set_manifest(folder, lines, {})
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Entrant(ABC):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     """Each of its groups has its learning rate at the end of the warm-up under `peak`."""
-    hint_patch = 0
+    codec_features = False
     """As of `RowDataset`."""
 
     @abstractmethod
@@ -87,7 +87,7 @@ class OwnEntrant(Entrant):
     def __init__(self, config: ModelConfig, chosen: OptimizerConfig) -> None:
         self.model = Megabyte(config).to(this_device())
         self.config = config
-        self.hint_patch = config.hint_patch
+        self.codec_features = config.codec_features
         self.optimizer = make_optimizer(self.model, chosen, precision())
         for group in self.optimizer.param_groups:
             group["peak"] = chosen.muon_lr if group["is_muon"] else chosen.adamw_lr
@@ -99,8 +99,8 @@ class OwnEntrant(Entrant):
         return self.nats(batch)[batch.scored.to(this_device())].mean()
 
     def nats(self, batch: Batch) -> Tensor:
-        ids, document, modality, hints = batch.inputs(this_device())
-        nats: Tensor = self.model(ids, document, modality, hints=hints)
+        ids, document, modality, codec_features = batch.inputs(this_device())
+        nats: Tensor = self.model(ids, document, modality, codec_features=codec_features)
         return nats
 
 

@@ -270,7 +270,7 @@ def train(
     model, optimizer = entrant.model.train(), entrant.optimizer
     rows = TrainingRows(plan, (0, 0), 1, 1, 0, 1)
     workers = 0 if device.type == "cpu" else 1  # on a GPU, the processor is free for it
-    batches = make_loader(plan, rows, workers, hint_patch=entrant.hint_patch)
+    batches = make_loader(plan, rows, workers, codec_features=entrant.codec_features)
     is_timed = budget.unit == "seconds"
     row_flops = 0.0 if is_timed else entrant.row_flops(plan.config.row_length)
     steps = skipped = 0
@@ -279,7 +279,7 @@ def train(
         with autocast(device, precision()):
             loss = entrant.loss(batch)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), OptimizerConfig.clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), OptimizerConfig.max_grad_norm)
         spent = clock() - began if is_timed else (steps + 0.5) * row_flops
         share = spent / budget.amount
         if share >= 1:

@@ -14,11 +14,11 @@ from torch import Tensor
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import Header
 from bytelm.model.codec_features import layout
-from bytelm.model.codec_features.incremental import Cursor
-from bytelm.model.codec_features.layout import GUESSES, HINTS, Strides
+from bytelm.model.codec_features.incremental import IncrementalFeatures
+from bytelm.model.codec_features.layout import FEATURES, PREDICTIONS, PayloadLayout
 from bytelm.model.codec_features.linear_prediction import predicted
 from bytelm.model.codec_features.match import NONE
-from bytelm.model.codec_features.vectorized import hints
+from bytelm.model.codec_features.vectorized import compute_codec_features
 
 SEGMENTS = {
     "raster": ("image", Header(width=5, height=4, channels=3), "raster", 60),
@@ -59,7 +59,7 @@ def expected(ids: np.ndarray, patch: int) -> np.ndarray:
     """The hints of one document [T], one id after the other."""
     segment = next(framing.parse(ids, patch))
     name, header, offset = segment.modality.name, segment.header, segment.offset
-    made = np.full((len(ids), HINTS), NONE)
+    made = np.full((len(ids), FEATURES), NONE)
     begin = segment.payload.start
     stop = next((k for k in range(begin, len(ids), patch) if ids[k] > 255), len(ids))
     payload = [int(id_) if id_ < 256 else 0 for id_ in ids[begin : stop + patch]]
@@ -72,14 +72,14 @@ def expected(ids: np.ndarray, patch: int) -> np.ndarray:
     for at in range(len(payload)):
         before = payload[:at]
         if guesses:
-            made[begin + at, :GUESSES] = [
+            made[begin + at, :PREDICTIONS] = [
                 *guesses(before, near, header.width, offset),
                 (offset + at) % near,
             ]
         if guesses != _of_sound:
             found = [_match(before, k) for k in (4, 6, 8)]
             runs = [_run(before, k) for k in (4, 6, 8)]
-            made[begin + at, GUESSES:] = [*found, *(int(16 * math.log2(1 + n)) for n in runs)]
+            made[begin + at, PREDICTIONS:] = [*found, *(int(16 * math.log2(1 + n)) for n in runs)]
     return made
 
 
@@ -140,7 +140,7 @@ def test_hints_are_what_the_headers_say(name: str, patch: int) -> None:
     size = SEGMENTS[name][3]
     for skipped in (0, min(3, size // patch) * patch):
         ids, document = framed([name, name], patch, skipped)
-        found = hints(ids, document, patch)[0].numpy()
+        found = compute_codec_features(ids, document, patch)[0].numpy()
         assert (found != NONE).any()
         for number in (0, 1):
             own = (document[0] == number).repeat_interleave(patch).numpy()
@@ -185,23 +185,25 @@ def test_hints_follow_from_the_ids_before(row: tuple[int, Tensor], data: st.Data
     """Whatever comes after, and read id by id too."""
     patch, ids = row
     document = torch.zeros(1, 1, dtype=torch.int32)
-    found = hints(ids, document, patch)
+    found = compute_codec_features(ids, document, patch)
     at = data.draw(st.integers(0, ids.shape[1] - 1))
     other = ids.clone()
     other[:, at:] = data.draw(st.sampled_from([3, 256, 257, 259, 260, 261]))
-    assert torch.equal(hints(other, document, patch)[:, : at + 1], found[:, : at + 1])
+    assert torch.equal(
+        compute_codec_features(other, document, patch)[:, : at + 1], found[:, : at + 1]
+    )
 
-    cursor = Cursor(patch)
+    cursor = IncrementalFeatures(patch)
     for held, id_ in enumerate(ids[0].tolist()):
-        assert cursor.hints() == found[0, held].tolist()
+        assert cursor.codec_features() == found[0, held].tolist()
         cursor.push(id_)
 
 
 def test_rows_framed_for_a_larger_patch_have_their_hints() -> None:
     """A flat model reads what models with patches read."""
     ids, document = framed(["raster", "mono"], 8)
-    flat = hints(ids, document, 1)
-    patched = hints(ids, document, 8)
+    flat = compute_codec_features(ids, document, 1)
+    patched = compute_codec_features(ids, document, 8)
     is_payload = (patched != NONE).any(dim=-1) & (ids < 256)
     assert is_payload.sum() == 60 + 164
     assert torch.equal(flat[is_payload], patched[is_payload])
@@ -209,7 +211,7 @@ def test_rows_framed_for_a_larger_patch_have_their_hints() -> None:
 
 def test_heads_that_say_nothing_known_have_matches_alone() -> None:
     head = [260, 0, 5, 0, 4, 3, 0, 0, 0, 0, 4]
-    assert Strides.of(head) == Strides("image", near=3, line=15, phase=1)
-    assert Strides.of([*head[:4], 258, *head[5:]]) == Strides("bytes")
-    assert Strides.of([260, 0, 5, 0, 4, 0, *head[6:]]) == Strides("bytes")
-    assert Strides.of([259, 0, 0, 0, 0, 0]) == Strides("bytes")
+    assert PayloadLayout.of(head) == PayloadLayout("image", near=3, line=15, phase=1)
+    assert PayloadLayout.of([*head[:4], 258, *head[5:]]) == PayloadLayout("bytes")
+    assert PayloadLayout.of([260, 0, 5, 0, 4, 0, *head[6:]]) == PayloadLayout("bytes")
+    assert PayloadLayout.of([259, 0, 0, 0, 0, 0]) == PayloadLayout("bytes")

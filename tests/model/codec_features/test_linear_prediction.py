@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bytelm.model.codec_features.linear_prediction import (
-    BLOCK,
     FLOOR,
     ORDER,
+    PREDICTION_BLOCK,
     TAPER,
     WINDOW,
     predicted,
@@ -21,7 +21,7 @@ def solved(samples: np.ndarray) -> np.ndarray:
     padded = np.concatenate([np.zeros(WINDOW), samples.astype(np.float64)])
     made = []
     for at in range(len(samples) + 1):
-        block = at // BLOCK * BLOCK
+        block = at // PREDICTION_BLOCK * PREDICTION_BLOCK
         window = padded[block : block + WINDOW] * TAPER.numpy()
         r = np.array([window[lag:] @ window[: WINDOW - lag] for lag in range(ORDER + 1)])
         r[0] = r[0] * (1 + FLOOR) + 1
@@ -59,7 +59,9 @@ def test_tones_are_predicted_to_their_noise() -> None:
     assert np.abs(np.diff(samples))[1000:].mean() > 500
 
 
-@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 700])
+@pytest.mark.parametrize(
+    "count", [0, 1, PREDICTION_BLOCK - 1, PREDICTION_BLOCK, PREDICTION_BLOCK + 1, 700]
+)
 def test_a_prediction_does_not_depend_on_what_follows(count: int) -> None:
     samples = torch.from_numpy(sound("tones", 900))[None]
     alone = predicted(samples[:, :count])

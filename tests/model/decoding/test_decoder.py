@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bytelm.model.config import StageConfig
 from bytelm.model.decoding.decoder import Decoder
-from bytelm.model.decoding.step import StageStep
+from bytelm.model.decoding.step import CachedStage
 from bytelm.model.megabyte import Megabyte
 
 
@@ -52,13 +52,13 @@ def test_a_new_prefill_forgets_the_old_rows() -> None:
 def test_a_step_runs_only_the_stages_that_reach_a_position(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("three")  # positions of 8, 4 and 1 bytes
     advanced: list[tuple[int, int]] = []
-    advance = StageStep.advance
+    advance = CachedStage.advance
 
-    def recorded(stage: StageStep, own: Tensor, *inputs: Any) -> Tensor:
+    def recorded(stage: CachedStage, own: Tensor, *inputs: Any) -> Tensor:
         advanced.append((stage.bytes, len(own)))
         return advance(stage, own, *inputs)
 
-    monkeypatch.setattr(StageStep, "advance", recorded)
+    monkeypatch.setattr(CachedStage, "advance", recorded)
 
     def steps(lengths: list[int]) -> list[list[tuple[int, int]]]:
         decoder = Decoder(model, 2)
@@ -120,7 +120,7 @@ def test_fills_a_row_to_the_last_id_and_no_further() -> None:
 def test_mistakes_are_named() -> None:
     model = tiny_model("two", dropout=0.1)
     empty = torch.zeros(0, dtype=torch.int64)
-    heads = Decoder(tiny_model("two", tied_output=False, modality_heads=2), 1)
+    heads = Decoder(tiny_model("two", tie_embeddings=False, modality_heads=2), 1)
     with pytest.raises(ValueError, match="give the modality"):
         heads.prefill([empty])
     with pytest.raises(ValueError, match=r"model\.eval"):
@@ -145,7 +145,7 @@ def test_mistakes_are_named() -> None:
 WIDE: dict[str, Any] = {
     "stages": (StageConfig(384, 2, 6), StageConfig(1088, 1, 17)),
     "patch_sizes": (8,),
-    "ngram_rows": 50,
+    "ngram_table_size": 50,
 }
 """More inputs than `stepping.INPUTS`, and n-grams; a multiple of 32 in each width and in none."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bytelm.model.decoding.sampling import BLOCK, Noise, Sampling, sample
+from bytelm.model.decoding.sampling import NOISE_BLOCK, Noise, Sampling, sample
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,7 @@ def test_a_tiny_temperature_is_greedy() -> None:
 
 def test_a_row_depends_only_on_its_own_seed() -> None:
     torch.manual_seed(0)
-    logits = torch.randn(BLOCK + 9, 4, 264)
+    logits = torch.randn(NOISE_BLOCK + 9, 4, 264)
     sampling, seeds = Sampling(top_p=0.9, top_k=50, min_p=0.01), [3, 1, 4, 1]
     noise = Noise(seeds, CPU)
     together = torch.stack([sample(step, sampling, noise.draw()) for step in logits])
