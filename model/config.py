@@ -191,7 +191,17 @@ class ModelConfig:
         return cls(stages=tuple(stages), patch_sizes=tuple(patch_sizes), **rest)
 
 
+def feed_forward_width(width: int, swiglu: bool) -> int:
+    """Hidden width of the feed-forward layers of a stage.
+
+    ReLU: 4 * width. SwiGLU: 8/3 * width, rounded up to a multiple of 8, which gives its three
+    matrices as many parameters as the two of ReLU.
+    """
+    return -(-8 * width // 24) * 8 if swiglu else 4 * width
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
+    """The one of the known names that is spelled most like `name`."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 

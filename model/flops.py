@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from bytelm.model.attention import SHORT
 from bytelm.model.codec_features.layout import FEATURES
-from bytelm.model.config import ModelConfig
+from bytelm.model.config import ModelConfig, feed_forward_width
 from bytelm.model.embeddings import FEATURE_WIDTH, NgramEmbed, PatchEncoder
 
 
@@ -93,12 +93,13 @@ def step_bytes(config: ModelConfig, rows: int = 1, number: int = 2, ranks: int =
 def _layer_matrices(config: ModelConfig, index: int) -> int:
     """Numbers in the matrices of a layer of a stage."""
     width, inputs = config.stages[index].width, 2 if config.swiglu else 1
-    return (4 * width + (inputs + 1) * hidden_width(config, index)) * width
+    return (4 * width + (inputs + 1) * feed_forward_width(width, config.swiglu)) * width
 
 
 def _layer_bytes(config: ModelConfig, index: int, number: int) -> int:
     """What the backward pass of a layer needs, for each position of a stage."""
-    stage, hidden = config.stages[index], hidden_width(config, index)
+    stage = config.stages[index]
+    hidden = feed_forward_width(stage.width, config.swiglu)
     places, back = sequence(config, index)
     # Both norms' inputs; their outputs, queries, keys, values, attention's output; their norms.
     wide = 2 * 4 + number * (6 + 2 * config.qk_norm * (1 + config.rope))
@@ -108,12 +109,6 @@ def _layer_bytes(config: ModelConfig, index: int, number: int) -> int:
     if places <= SHORT:  # keys and values of the sequence before, and shares
         seen = number * (2 * stage.width * back // places + stage.heads * (places + back))
     return stage.width * wide + inner + seen
-
-
-def hidden_width(config: ModelConfig, index: int) -> int:
-    """h of a stage: the width between its feed-forward layer's two matrices."""
-    width = config.stages[index].width
-    return -(-8 * width // 24) * 8 if config.swiglu else 4 * width
 
 
 def sequence(config: ModelConfig, index: int) -> tuple[int, int]:

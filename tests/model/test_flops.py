@@ -40,7 +40,7 @@ def _attention_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
         seen = slice(0, window or None)  # as many keys for each query as its window has
         return F.scaled_dot_product_attention(q, k[:, :, seen], v[:, :, seen], scale=1.0)
 
-    monkeypatch.setattr("bytelm.model.layers.causal_attention", attention)
+    monkeypatch.setattr("bytelm.model.attention_context.causal_attention", attention)
 
 
 def counted(config: ModelConfig, device: str) -> float:
