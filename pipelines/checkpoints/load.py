@@ -1,4 +1,4 @@
-"""From a path that a user gives to a model."""
+"""Find and load the model that a user names by a path, and export a run's newest one."""
 
 from __future__ import annotations
 
@@ -11,36 +11,24 @@ import torch
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.manifest import file_entry
 from bytelm.pipelines.checkpoints.pretrained import CONFIG_FILE, from_pretrained
-from bytelm.pipelines.checkpoints.run_folder import FOLDER, MODEL, has_any, model_damage, newest
+from bytelm.pipelines.checkpoints.run_folder import (
+    CHECKPOINTS_FOLDER,
+    MODEL_FOLDER,
+    has_checkpoint,
+    model_damage,
+    newest_usable,
+)
 from bytelm.pipelines.data.dataset_info import DatasetInfo
-from bytelm.pipelines.storage.files import fsync_folder
-
-
-def model_folder(path: Path) -> str:
-    """The folder of the exported model that a user means: a run's newest, or the path itself.
-
-    A path that does not exist here is given back as it is, for the Hugging Face hub. Checkpoints
-    whose model is damaged are named on stderr and passed over.
-    """
-    if (path / CONFIG_FILE).is_file() and not (path / FOLDER).is_dir():
-        return str(path)
-    if has_any(path):
-        found = newest(path, model_damage)
-        for line in found.refused:
-            print(f"refused {line}", file=sys.stderr)
-        return str(found.folder / MODEL)
-    if path.is_dir():
-        raise ValueError(
-            f"{path} is neither a run with a checkpoint nor an exported model: "
-            "train it further, or name another folder"
-        )
-    return str(path)
+from bytelm.pipelines.storage.files import fsync_folder, rename_durably
 
 
 def load_model(path: Path) -> tuple[Megabyte, DatasetInfo]:
-    """The model that a user means by a path, on the GPU where there is one, and what it has seen.
+    """Load a model in evaluation mode, onto the GPU if there is one, and what it was trained on.
 
-    Raises ValueError for what is missing, damaged, or of another format version.
+    Args:
+        path: a run's folder, an exported model, or a repository of the Hugging Face hub.
+    Raises:
+        ValueError: if it is missing, damaged or of another format version.
     """
     model, extra = from_pretrained(model_folder(path))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +36,7 @@ def load_model(path: Path) -> tuple[Megabyte, DatasetInfo]:
 
 
 def export(run: Path, out: Path) -> None:
-    """Copy a run's newest exported model to a folder of its own."""
+    """Copy a run's newest exported model to a new folder, which appears only once it is whole."""
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out, or remove it")
     source = model_folder(run)
@@ -58,6 +46,27 @@ def export(run: Path, out: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary)
     for file in temporary.iterdir():
-        file_entry(file)
+        file_entry(file)  # makes it durable
     fsync_folder(temporary)
-    temporary.rename(out)
+    rename_durably(temporary, out)
+
+
+def model_folder(path: Path) -> str:
+    """Return the exported model's folder: the path itself, or the newest one of a run.
+
+    A path that does not exist is returned unchanged, as the id of a repository on the Hugging Face
+    hub. Checkpoints whose model is damaged are passed over and named on stderr.
+    """
+    if (path / CONFIG_FILE).is_file() and not (path / CHECKPOINTS_FOLDER).is_dir():
+        return str(path)
+    if has_checkpoint(path):
+        checkpoint = newest_usable(path, model_damage)
+        for message in checkpoint.refused:
+            print(f"refused {message}", file=sys.stderr)
+        return str(checkpoint.folder / MODEL_FOLDER)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is neither a run with a checkpoint nor an exported model: "
+            "train it further, or name another folder"
+        )
+    return str(path)

@@ -1,9 +1,11 @@
-"""Models as files: `model.safetensors` and `config.json` in a folder or on the Hugging Face hub."""
+"""Exported models: `model.safetensors` and `config.json` in a folder or on the Hugging Face hub."""
+
+from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from torch import Tensor
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.stored_names import config_from_stored, stored_config, stored_parameter
+from bytelm.pipelines.storage.files import replace_atomic, write_atomic
 
 MODEL_FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-_OUTPUT = "lm_head.weight"
+_OUTPUT_WEIGHT = "lm_head.weight"
 
 
 def save_pretrained(
@@ -28,12 +31,15 @@ def save_pretrained(
     folder: str | os.PathLike[str],
     extra: Mapping[str, Any],
 ) -> None:
-    """Writes the weights and the config to `folder`, which is made where it is missing.
+    """Write weights and config to a folder, which is created if it is missing.
 
-    extra: further keys of config.json, plain JSON; "format" and "model" are taken.
+    Each file is written atomically, the config last, so a folder with a config.json has whole
+    weights. A tied output is stored once.
 
-    Each file is written under a temporary name, fsynced and renamed, the config last: a folder
-    with a config.json holds whole weights. A tied output is stored once.
+    Args:
+        extra: further keys of config.json, as plain JSON.
+    Raises:
+        ValueError: if `extra` contains "format" or "model", which the file itself uses.
     """
     taken = {"format", "model"} & set(extra)
     if taken:
@@ -44,22 +50,24 @@ def save_pretrained(
     tensors = {
         stored_parameter(name): tensor.detach().cpu().contiguous()
         for name, tensor in state.items()
-        if not (config.tie_embeddings and name == _OUTPUT)
+        if not (config.tie_embeddings and name == _OUTPUT_WEIGHT)
     }
     document = {"format": MODEL_FORMAT, "model": stored_config(config), **extra}
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
-    _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_atomic(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
+    write_atomic(folder / CONFIG_FILE, text.encode())
 
 
 def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str, Any]]:
-    """The model in a local folder or a Hugging Face repository, in evaluation mode, and its extra.
+    """Load a model from a local folder or a Hugging Face repository.
 
-    Raises ValueError, with the way out, for a source that is missing, of another format version
-    or damaged.
+    Returns:
+        The model in evaluation mode, and the further keys of its config.json.
+    Raises:
+        ValueError: if the source is missing, damaged, or of another format version.
     """
     folder = _folder_of(source)
     document = _read_config(folder)
@@ -77,7 +85,7 @@ def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str,
         ) from error
     byte_embedding = f"stages.{len(config.stages) - 1}.byte_embed.weight"
     if config.tie_embeddings and byte_embedding in state:
-        state[_OUTPUT] = state[byte_embedding]
+        state[_OUTPUT_WEIGHT] = state[byte_embedding]
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -91,7 +99,7 @@ def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str,
 
 
 def _folder_of(source: str | os.PathLike[str]) -> Path:
-    """The local folder, or that of the repository's snapshot."""
+    """The local folder, or the downloaded snapshot of a repository."""
     folder = Path(source)
     if folder.is_dir():
         return folder
@@ -99,7 +107,7 @@ def _folder_of(source: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{source} is a file: give the folder that holds {CONFIG_FILE}")
     if not re.fullmatch(r"[\w][\w.-]*/[\w.-]+", str(source)):
         raise ValueError(f"no model at {source}: give an exported folder or a repository's id")
-    import huggingface_hub  # costs half a second, which local folders need not pay
+    import huggingface_hub  # takes half a second, which a local folder does not need
 
     try:
         snapshot = huggingface_hub.snapshot_download(
@@ -108,8 +116,8 @@ def _folder_of(source: str | os.PathLike[str]) -> Path:
     except Exception as error:  # the client's errors have no common base
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"no folder {source} here, and the Hugging Face hub does not give it ({cause}): check "
-            "the name and the connection"
+            f"no folder {source} here, and the Hugging Face hub does not provide it ({cause}): "
+            "check the name and the connection"
         ) from error
     return Path(snapshot)
 
@@ -130,23 +138,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "use the version of bytelm that wrote it, or export the model again"
         )
     return document
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that `path` is either the old one or whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

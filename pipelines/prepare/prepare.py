@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 STATE = ".prepare.json"
 
 _OWN_FILE = re.compile(
-    rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(SET_MANIFEST)}|{re.escape(STATE)})(\.tmp)?"
+    rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(SET_MANIFEST)}|{re.escape(STATE)})((\.\d+)?\.tmp)?"
 )
 
 
@@ -281,7 +281,7 @@ def _folder(out: Path) -> Iterator[None]:
         raise ValueError(f"{out} is no folder: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     others = sorted(p.name for p in out.iterdir() if not _OWN_FILE.fullmatch(p.name))
-    unfinished = (out / STATE).exists() or (out / f"{STATE}.tmp").exists()
+    unfinished = any(out.glob(f"{STATE}*"))
     if others or (any(out.iterdir()) and not unfinished):
         name = others[0] if others else min(p.name for p in out.iterdir())
         raise ValueError(f"{out} holds other things ({name}): choose an empty folder as --out")

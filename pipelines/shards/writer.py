@@ -21,7 +21,7 @@ from bytelm.pipelines.shards.format import (
     manifest_bytes,
     root_hash,
 )
-from bytelm.pipelines.storage.files import fsync_folder, write_atomic
+from bytelm.pipelines.storage.files import rename_durably, write_atomic
 from bytelm.pipelines.storage.tar_writer import TarWriter
 
 
@@ -120,8 +120,7 @@ class ShardWriter:
         """Finish tar and index, make both durable, and give the shard's manifest line."""
         sha256 = self._tar.close()
         shard = self._index.finish(self._path, sha256, self._tar.size)
-        self._temporary.rename(self._path)
-        fsync_folder(self._path.parent)
+        rename_durably(self._temporary, self._path)
         return shard
 
 

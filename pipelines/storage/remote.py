@@ -26,7 +26,6 @@ import fsspec  # type: ignore[import-untyped]  # it has no types
 
 from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.storage.cache import (
-    PART,
     Blob,
     Cache,
     CacheConfig,
@@ -35,6 +34,7 @@ from bytelm.pipelines.storage.cache import (
     Stopped,
     check_name,
 )
+from bytelm.pipelines.storage.files import replace_atomic
 
 REMOTE = ("s3", "gs", "http", "https", "hf", "memory")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
@@ -247,15 +247,14 @@ class RemoteStore(Store):
         """Fetch an object whose content nobody has stated, past the cache, to a file that is
         there whole or not at all. Raises FileNotFoundError, PermissionError or OSError."""
         check_name(name)
-        part = path.with_name(path.name + PART)
 
-        def attempt() -> None:
+        def attempt(part: Path) -> None:
             with open(part, "wb") as file:
                 for chunk in self._chunks(name):
                     file.write(chunk)
 
-        self._retry(f"{self.location}/{name}", attempt)
-        part.rename(path)
+        where = f"{self.location}/{name}"
+        replace_atomic(path, lambda part: self._retry(where, lambda: attempt(part)))
 
     def release(self, blob: Blob) -> None:
         """See Store."""

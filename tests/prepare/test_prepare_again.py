@@ -153,7 +153,7 @@ def test_changed_sources_or_lost_shards_start_over(tmp_path: Path, source: Path)
     def interrupted(out: Path) -> Path:
         """The state after two shards."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bytelm.pipelines.prepare.prepare.write_manifest", _stop)
+            patch.setattr("bytelm.pipelines.prepare.prepare.write_set_manifest", _stop)
             with pytest.raises(KeyboardInterrupt):
                 prepare([source], out, options)
         return out
