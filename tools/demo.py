@@ -46,7 +46,7 @@ def main(data: Path, out: Path) -> int:
         console, ["evaluate", str(run), "--data", *map(str, sets), "--json"], is_captured=True
     )
     made = out / "generated"
-    text = ["--modality", "text", "--count", "2", "--prompt", "The whale ", "--bytes", "600"]
+    text = ["--modality", "text", "--count", "2", "--prompt", "The whale ", "--max-bytes", "600"]
     sound = ["--modality", "audio", "--count", "2", "--seconds", "0.5"]
     unseen = sorted((data / "image" / "val").glob("*.png"))[0]
     finish = ["--modality", "image", "--count", "2", "--prompt", str(unseen), "--prompt-rows", "32"]

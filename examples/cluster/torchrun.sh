@@ -17,4 +17,4 @@ exec torchrun \
     --rdzv-endpoint "$HEAD:${PORT:-29400}" \
     --rdzv-id "${JOB:-bytelm}" \
     --max-restarts 0 \
-    -m bytelm train "$1" --out "$2" --resume --or-start "${@:3}"
+    -m bytelm train "$1" --out "$2" --resume --allow-fresh-start "${@:3}"

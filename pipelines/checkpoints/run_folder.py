@@ -1,15 +1,15 @@
-"""Checkpoints of a run, and the way from a path that a user gives to a model's folder.
+"""The checkpoints in a run's folder: their names, and which of them is the newest usable one.
 
-    RUN/checkpoints/step-00000100/deepspeed/      weights and optimizer, a part of each rank
+    RUN/checkpoints/step-00000100/deepspeed/      weights and optimizer state, one part a rank
     RUN/checkpoints/step-00000100/model/          the exported model, as `bytelm export` copies it
-    RUN/checkpoints/step-00000100/state.json      step, place in the data, and what must be the same
+    RUN/checkpoints/step-00000100/state.json      step, position in the data, identity of the plan
     RUN/checkpoints/step-00000100/manifest.json   size and SHA-256 of every file
     RUN/checkpoints/latest                        name of the newest whole checkpoint
     RUN/checkpoints/refused-step-00000100/        was damaged when a run was resumed
 
-A checkpoint is written under a temporary name, fsynced, renamed, and named in `latest` last. What
-is loaded is the newest one that is what its manifest says; `latest` is a name for people, and so
-is checked, not trusted.
+A checkpoint is written under a temporary name, fsynced, renamed, and named in `latest` last. The
+checkpoint that is loaded is the newest one that agrees with its manifest. `latest` is for people:
+it is checked, and a disagreement is reported, but it decides nothing.
 """
 
 from __future__ import annotations
@@ -20,97 +20,106 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bytelm.pipelines.checkpoints.manifest import checkpoint_damage
-from bytelm.pipelines.checkpoints.train_state import STATE, TrainState, read_state
-from bytelm.pipelines.shards.reader import DamageError
+from bytelm.pipelines.checkpoints.manifest import DEEPSPEED_FOLDER, checkpoint_damage
+from bytelm.pipelines.checkpoints.train_state import STATE_FILE, TrainState, read_state
+from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.storage.files import write_atomic
 
-FOLDER = "checkpoints"
-LATEST = "latest"
-MODEL = "model"
-NAME = re.compile(r"step-(\d{8,})")
-TEMPORARY = ".tmp"
-REFUSED = "refused-"
+CHECKPOINTS_FOLDER = "checkpoints"
+MODEL_FOLDER = "model"
+LATEST_FILE = "latest"
+TEMPORARY_PREFIX = ".tmp"
+REFUSED_PREFIX = "refused-"
+_CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
 class UsableCheckpoint:
-    """The newest checkpoint that can be used."""
+    """The newest undamaged checkpoint of a run."""
 
     folder: Path
     state: TrainState
     refused: list[str]
-    """A line for each newer one that cannot, and for a `latest` that names another."""
+    """A line for each newer checkpoint, which is damaged, and for a `latest` that is wrong."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
 
 
 def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:
-    """Steps and folders of a run's checkpoints, the newest first."""
-    if not (run / FOLDER).is_dir():
+    """List step and folder of each checkpoint of a run, newest first."""
+    parent = run / CHECKPOINTS_FOLDER
+    if not parent.is_dir():
         return []
-    matches = ((NAME.fullmatch(p.name), p) for p in (run / FOLDER).iterdir())
-    return sorted(((int(m[1]), p) for m, p in matches if m), reverse=True)
+    matches = ((_CHECKPOINT_NAME.fullmatch(path.name), path) for path in parent.iterdir())
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
-def has_any(run: Path) -> bool:
-    """Whether a run has a checkpoint, damaged or not."""
+def has_checkpoint(run: Path) -> bool:
+    """Return whether a run has any checkpoint, damaged or not."""
     return bool(checkpoint_folders(run))
 
 
-def newest(run: Path, damage: Callable[[Path], str | None]) -> UsableCheckpoint:
-    """The newest checkpoint of a run in which nothing is wrong.
+def newest_usable(run: Path, find_damage: Callable[[Path], str | None]) -> UsableCheckpoint:
+    """Find the newest undamaged checkpoint of a run.
 
     Args:
-        damage: what is wrong with a folder, or None.
+        find_damage: returns what is wrong with a checkpoint's folder, or None.
     Raises:
-        ValueError: for a run without checkpoints, or one of another format version.
-        DamageError: where every checkpoint is damaged.
+        ValueError: if the run has no checkpoint, or the newest has another format version.
+        DamageError: if every checkpoint is damaged.
     """
     folders = [folder for _, folder in checkpoint_folders(run)]
     if not folders:
         raise ValueError(
-            f"{run} has no checkpoint: add --or-start to begin it at step 0, or name another run"
+            f"{run} has no checkpoint: add --allow-fresh-start to begin it at step 0, or name "
+            "another run"
         )
     refused: list[str] = []
     for folder in folders:
-        cause = damage(folder)
-        if cause is None:
-            return UsableCheckpoint(
-                folder, read_state(folder), _pointer_damage(folders[0]) + refused
-            )
-        refused.append(f"{folder}: {cause}")
+        damage = find_damage(folder)
+        if damage is None:
+            messages = _wrong_latest(folders[0]) + refused
+            return UsableCheckpoint(folder, read_state(folder), messages)
+        refused.append(f"{folder}: {damage}")
     raise DamageError(
         f"no checkpoint of {run} can be used, and a run never goes back to step 0 by itself: "
         + "; ".join(refused)
     )
 
 
-def quick_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint as far as can be seen without reading its tensors."""
-    return checkpoint_damage(folder, lambda path: path == STATE)
+def damage_outside_tensors(folder: Path) -> str | None:
+    """Find damage without reading tensors: manifest, list of files, sizes, and the state."""
+    return checkpoint_damage(folder, lambda path: path == STATE_FILE)
 
 
 def model_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint as far as its exported model is concerned."""
-    return checkpoint_damage(folder, lambda path: not path.startswith("deepspeed/"))
+    """Find damage that concerns the exported model: everything but the bytes of DeepSpeed's files."""
+    return checkpoint_damage(folder, lambda path: not path.startswith(f"{DEEPSPEED_FOLDER}/"))
 
 
-def set_refused_aside(run: Path, found: UsableCheckpoint) -> None:
-    """Rename what is newer than the checkpoint that a run goes on from, and name that in
-    `latest`. Rank 0 calls it, once the checkpoint is loaded."""
+def rename_refused(run: Path, checkpoint: UsableCheckpoint) -> None:
+    """Rename the checkpoints newer than the one that was loaded, and name that one in `latest`.
+
+    Rank 0 calls it after the load.
+    """
     for step, folder in checkpoint_folders(run):
-        if step > found.state.step:
-            aside = folder.with_name(REFUSED + folder.name)
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-    write_atomic(run / FOLDER / LATEST, found.folder.name.encode())
+        if step > checkpoint.state.step:
+            refused = folder.with_name(REFUSED_PREFIX + folder.name)
+            shutil.rmtree(refused, ignore_errors=True)
+            folder.rename(refused)
+    write_atomic(run / CHECKPOINTS_FOLDER / LATEST_FILE, checkpoint.folder.name.encode())
 
 
-def _pointer_damage(newest_folder: Path) -> list[str]:
-    pointer = newest_folder.with_name(LATEST)
+def _wrong_latest(newest: Path) -> list[str]:
+    """A line if `latest` cannot be read or does not name the newest checkpoint."""
+    latest = newest.with_name(LATEST_FILE)
     try:
-        named = pointer.read_bytes().decode("utf-8", "replace")
+        name = latest.read_bytes().decode("utf-8", "replace")
     except OSError as error:
-        return [f"{pointer} cannot be read ({error.strerror}); the newest is {newest_folder.name}"]
-    if named == newest_folder.name:
+        return [f"{latest} cannot be read ({error.strerror}); the newest is {newest.name}"]
+    if name == newest.name:
         return []
-    return [f"{pointer} names {named[:40]!r}; the newest is {newest_folder.name}"]
+    return [f"{latest} names {name[:40]!r}; the newest is {newest.name}"]

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--prompt", help="a text; or an image or sound file to begin with")
     parser.add_argument(
-        "--given", help="a caption or transcript to follow; of a text, the file to describe"
+        "--condition-on", help="a caption or transcript to follow; of a text, the file to describe"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first file, then one more")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest")
@@ -31,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="the likeliest ids of this mass")
     parser.add_argument("--min-p", type=float, default=0.0, help="least share of the likeliest")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--bytes", type=int, default=512, help="text: at most so many")
-    parser.add_argument("--any-bytes", action="store_true", help="text: not only valid UTF-8")
+    parser.add_argument("--max-bytes", type=int, default=512, help="text: at most so many")
+    parser.add_argument(
+        "--allow-invalid-utf8", action="store_true", help="text: not only valid UTF-8"
+    )
     parser.add_argument("--stream", action="store_true", help="text: show it as it comes")
     parser.add_argument("--size", help="image: WIDTHxHEIGHT; else the prompt's, or drawn")
     parser.add_argument("--grey", action="store_true", help="image: one channel")
@@ -97,12 +99,12 @@ def _given(options: argparse.Namespace, seen: DatasetInfo, patch: int) -> Given 
     """The segment that the files follow."""
     from bytelm.pipelines.generation.request import given_file, given_text, require_pair
 
-    if options.given is None:
+    if options.condition_on is None:
         return None
     if options.modality == "text":
-        before = given_file(Path(options.given), seen.views, patch)
+        before = given_file(Path(options.condition_on), seen.views, patch)
     else:
-        before = given_text(options.given, seen.views["text"])
+        before = given_text(options.condition_on, seen.views["text"])
     require_pair(before.segment.modality.name, options.modality, seen)
     return before
 
@@ -110,7 +112,9 @@ def _given(options: argparse.Namespace, seen: DatasetInfo, patch: int) -> Given 
 def _text(options: argparse.Namespace, view: str, before: Given | None) -> Request:
     from bytelm.pipelines.generation.request import text_request
 
-    return text_request(options.prompt or "", options.bytes, view, options.any_bytes, before)
+    return text_request(
+        options.prompt or "", options.max_bytes, view, options.allow_invalid_utf8, before
+    )
 
 
 def _image(

@@ -108,9 +108,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     inspect.add_argument("set", metavar="SET", help="folder or URL")
     inspect.add_argument("--verify", action="store_true", help="check every hash")
     inspect.add_argument(
-        "--sample", type=int, metavar="N", help="write N documents a modality back"
+        "--extract", type=int, metavar="N", help="write N documents a modality back"
     )
-    inspect.add_argument("--out", type=Path, help="where --sample writes")
+    inspect.add_argument("--out", type=Path, help="where --extract writes")
 
     index = add("index", "Make a set's indexes and manifest again from its tars alone.")
     index.add_argument("set", type=Path, metavar="SET")
@@ -126,7 +126,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     train.add_argument("--processes", type=int, default=1, help="ranks on this machine")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     train.add_argument(
-        "--or-start",
+        "--allow-fresh-start",
         action="store_true",
         help="with --resume: begin at step 0 where the run has no checkpoint yet",
     )
@@ -144,7 +144,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     evaluate.add_argument("--batch", type=int, default=1, help="rows at once")
     evaluate.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     ways = ["plain", "sliding", "strided", "both"]
-    evaluate.add_argument("--way", default="plain", choices=ways, help="windows that overlap")
+    evaluate.add_argument("--scoring", default="plain", choices=ways, help="windows that overlap")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     generate.add_arguments(add("generate", "Generate files."))
@@ -220,7 +220,7 @@ def _inspect(options: argparse.Namespace, given: list[str]) -> int:
     return inspect(
         options.set,
         verify=options.verify,
-        sample=options.sample,
+        sample=options.extract,
         out=options.out,
         console=Console(),
     )
@@ -252,7 +252,7 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
     is_launcher = options.processes > 1 and not is_rank
     # Before the imports that take seconds.
     if is_launcher:
-        signals.block()
+        signals.block_until_listening()
     else:
         requests = signals.SignalListener()
 
@@ -264,7 +264,7 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
 
     keep_freed_memory()
     config = load_config(options.config, options.set)
-    start = ResumeOptions(options.resume, options.or_start, options.new_plan)
+    start = ResumeOptions(options.resume, options.allow_fresh_start, options.new_plan)
     if not is_rank:
         check(config, options.out, options.processes, start)
     if is_launcher:
@@ -287,7 +287,7 @@ def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
         options.split,
         options.batch,
         options.precision,
-        options.way,
+        options.scoring,
     )
     if options.json:
         print(json.dumps({"model": metrics, "codecs": codecs}, indent=1))

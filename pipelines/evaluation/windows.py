@@ -65,7 +65,7 @@ def scored_documents(
     length, patch = plan.config.row_length, plan.config.patch
     if way in (STRIDED, BOTH) and patch == 1:
         raise ValueError(
-            f"--way {way} shifts patches by half, and this model has none: use another"
+            f"--scoring {way} shifts patches by half, and this model has none: use another"
         )
     rows = _Rows(length, patch)
     waiting: list[ScoredDocument] = []

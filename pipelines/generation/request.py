@@ -104,7 +104,7 @@ def given_text(content: str, view: str) -> Given:
     """A caption or a transcript."""
     payload = content.encode()
     if not payload:
-        raise ValueError("--given is empty: give a caption, or leave it out")
+        raise ValueError("--condition-on is empty: give a caption, or leave it out")
     return Given(framing.Segment(MODALITIES["text"], Header(), view, len(payload)), payload)
 
 
@@ -130,7 +130,7 @@ def require_pair(first: str, second: str, seen: DatasetInfo) -> None:
         known = ", ".join(f"{a} to {b}" for a, b in sorted(seen.pairs)) or "none"
         raise ValueError(
             f"the model learned no pairs of {first} to {second} (of its training set: {known}): "
-            "train one on pairs in that order, or leave out --given"
+            "train one on pairs in that order, or leave out --condition-on"
         )
 
 

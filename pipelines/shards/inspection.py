@@ -11,12 +11,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from bytelm.modalities import MODALITIES
+from bytelm.modalities import BY_CODE
 from bytelm.modalities.base import Modality
 from bytelm.pipelines.shards.format import SPLITS, Index, Shard
 from bytelm.pipelines.shards.reader import DamageError, ShardSet, open_set
 
-_MODALITIES = list(MODALITIES.values())
 
 
 def inspect(
@@ -36,9 +35,9 @@ def inspect(
         DamageError: for an index or a document that is damaged, without `verify`.
     """
     if sample is not None and sample < 1:
-        raise ValueError(f"--sample is {sample}, and must be at least 1")
+        raise ValueError(f"--extract is {sample}, and must be at least 1")
     if sample and out is None:
-        raise ValueError("--sample needs --out: the folder to write documents to")
+        raise ValueError("--extract needs --out: the folder to write documents to")
     shard_set = open_set(location)
     if verify:
         damage = set_damage(shard_set)
@@ -101,7 +100,7 @@ def write_samples(shard_set: ShardSet, count: int, out: Path) -> list[Path]:
     """
     out.mkdir(parents=True, exist_ok=True)
     chosen: dict[str, set[int]] = {}  # by shard, documents
-    for modality in _MODALITIES:
+    for modality in BY_CODE:
         holders = list(_documents_of(shard_set, modality))
         places = np.linspace(0, len(holders) - 1, min(count, len(holders))).astype(int)
         for name, document in (holders[place] for place in places):
@@ -120,7 +119,7 @@ def _sizes(shard_set: ShardSet, shards: list[Shard]) -> dict[str, npt.NDArray[np
     indexes: list[Index] = [shard_set.index(shard) for shard in shards]
     sizes = {
         m.name: np.concatenate([i["size"][i["modality"] == m.code] for i in indexes])
-        for m in _MODALITIES
+        for m in BY_CODE
         if indexes
     }
     return {modality: lengths for modality, lengths in sizes.items() if lengths.size}
@@ -141,4 +140,4 @@ def _write_document(shard_set: ShardSet, shard: Shard, document: int, out: Path)
     for i, row in enumerate(rows):
         key = shard_set.key(shard, row)
         stem = out / (f"{key}.{i}" if repeated else key)
-        yield _MODALITIES[row["modality"]].write(shard_set.sample(shard, row), stem)
+        yield BY_CODE[row["modality"]].write(shard_set.sample(shard, row), stem)

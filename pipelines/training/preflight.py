@@ -23,14 +23,14 @@ class ResumeOptions:
 
     resume: bool = False
     """Go on from the newest checkpoint; otherwise the run's folder has to be new."""
-    or_start: bool = False
+    allow_fresh_start: bool = False
     """With `resume`: begin at step 0 where the run has no checkpoint yet."""
     new_plan: bool = False
     """With `resume`: on changed data, begin a new plan at its first row."""
 
     def resumes(self, run: Path) -> bool:
         """Whether a checkpoint has to be loaded."""
-        return self.resume and not (self.or_start and not run_folder.has_any(run))
+        return self.resume and not (self.allow_fresh_start and not run_folder.has_any(run))
 
 
 def training_plan(config: RunConfig, path: Path) -> Plan:
@@ -55,7 +55,7 @@ def plan_config(config: RunConfig) -> PlanConfig:
     )
 
 
-def steps_to_do(config: RunConfig, plan: Plan) -> int:
+def total_steps(config: RunConfig, plan: Plan) -> int:
     """Steps of a run: those of its config, or fewer where a set is exhausted and stops it.
 
     Raises ValueError where exhausting a set is an error.
@@ -102,8 +102,10 @@ def check(config: RunConfig, run: Path, processes: int, start: ResumeOptions) ->
             f"the stream has {framing.VOCAB_SIZE} ids and pads with {framing.PAD}: leave "
             "vocab_size and pad_id of the model as they are"
         )
-    if start.or_start and not start.resume:
-        raise ValueError("--or-start says what --resume does without a checkpoint: add --resume")
+    if start.allow_fresh_start and not start.resume:
+        raise ValueError(
+            "--allow-fresh-start says what --resume does without a checkpoint: add --resume"
+        )
     # A plan alone was left by a run that was refused here.
     if (
         not start.resume
@@ -113,18 +115,18 @@ def check(config: RunConfig, run: Path, processes: int, start: ResumeOptions) ->
         raise ValueError(f"{run} is not empty: go on with --resume, or choose another --out")
     state = None
     if start.resumes(run):
-        state = run_folder.newest(run, run_folder.quick_damage).state
+        state = run_folder.newest(run, run_folder.damage_outside_tensors).state
     plan = training_plan(config, run / PLAN)
-    steps_to_do(config, plan)
+    total_steps(config, plan)
     check_cache(config, plan, processes)
     if state:
-        check_resumable(state, plan, start.new_plan)
+        check_same_data(state, plan, start.new_plan)
     if config.data.damage == "raise":
         for source in plan.sources:
             source.set.check_sizes("train")
 
 
-def check_resumable(state: TrainState, plan: Plan, new_plan: bool) -> None:
+def check_same_data(state: TrainState, plan: Plan, new_plan: bool) -> None:
     for name, value in plan.identity.items():
         if not new_plan and state.plan.get(name) != value:
             raise ValueError(

@@ -135,7 +135,9 @@ def test_the_command_and_what_the_ways_gain(make_set: SetMaker, tmp_path: Path) 
     long = make_set([[text(b"sea")]], "long", val=[[text(b"whale " * 200)], [audio(900, seed=1)]])
     sizes = set()
     for way in WAYS:
-        shown = bytelm("evaluate", folder, "--data", long.location, "--way", way, "--json").stdout
+        shown = bytelm(
+            "evaluate", folder, "--data", long.location, "--scoring", way, "--json"
+        ).stdout
         model = json.loads(shown)["model"]
         sizes.add(tuple(model[name]["payload_bytes"] for name in ("text", "audio", "total")))
     assert sizes == {(1200, 1800, 3000)}
@@ -146,5 +148,5 @@ def test_a_patch_of_one_id_has_no_half(make_set: SetMaker, tmp_path: Path) -> No
     config = ModelConfig(stages=(stage,), patch_sizes=(), context=256)
     save_pretrained(Megabyte(config), config, tmp_path / "flat", {"views": VIEWS})
     shard_set = make_set([[text(b"sea")]], val=[[text(b"whale")]])
-    arguments = (tmp_path / "flat", "--data", shard_set.location, "--way", "strided")
+    arguments = (tmp_path / "flat", "--data", shard_set.location, "--scoring", "strided")
     assert "this model has none" in bytelm("evaluate", *arguments, status=2).stderr

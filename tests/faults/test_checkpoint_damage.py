@@ -89,14 +89,14 @@ def test_every_mutation_is_found_and_the_fallback_named(run: Path) -> None:
     folder = run / "checkpoints"
     assert sorted(p.name for p in folder.glob("step-*")) == KEPT
     assert (folder / "latest").read_text() == KEPT[-1]
-    assert run_folder.newest(run, full_damage).refused == []
+    assert run_folder.newest_usable(run, full_damage).refused == []
     rng = random.Random(0)
     for number in range(200):
         mutate = (flip, truncate, remove, swap)[number % 4]
         inside = [p for p in (folder / KEPT[-1]).rglob("*") if p.is_file()]
         path = rng.choice([*sorted(inside), folder / "latest"])
         undo = mutate(path, rng)
-        found = run_folder.newest(run, full_damage)
+        found = run_folder.newest_usable(run, full_damage)
         named = [changed for changed in undo if changed.name in found.refused[0]]
         assert named, f"{mutate.__name__} of {path}: {found.refused}"
         is_newest_damaged = any(KEPT[-1] in changed.parts for changed in undo)
@@ -104,7 +104,7 @@ def test_every_mutation_is_found_and_the_fallback_named(run: Path) -> None:
         assert full_damage(found.folder) is None
         for changed, data in undo.items():
             changed.write_bytes(data)
-    assert run_folder.newest(run, full_damage).refused == []
+    assert run_folder.newest_usable(run, full_damage).refused == []
 
 
 class Canary:
@@ -154,11 +154,11 @@ def test_a_run_never_goes_back_to_zero_by_itself(run: Path, tmp_path: Path) -> N
     for name in KEPT:
         remove(run / "checkpoints" / name / CHECKPOINT_MANIFEST, random.Random(0))
     with pytest.raises(DamageError, match="never goes back to step 0 by itself"):
-        run_folder.newest(run, run_folder.quick_damage)
-    resume = ("train", tmp_path / "run.yaml", "--out", run, "--resume", "--or-start")
+        run_folder.newest_usable(run, run_folder.damage_outside_tensors)
+    resume = ("train", tmp_path / "run.yaml", "--out", run, "--resume", "--allow-fresh-start")
     assert f"{KEPT[0]}/{CHECKPOINT_MANIFEST} cannot be read" in bytelm(*resume, status=1).stderr
     shutil.rmtree(run / "checkpoints")
-    assert "add --or-start" in bytelm(*resume[:-1], status=2).stderr
+    assert "add --allow-fresh-start" in bytelm(*resume[:-1], status=2).stderr
     assert "has no checkpoint yet: starting at step 0" in bytelm(*resume).stdout
     assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
 

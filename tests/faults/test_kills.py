@@ -159,7 +159,7 @@ def test_a_killed_rank_or_command_ends_the_run_and_resuming_is_exact(
         assert killed.status
         expected = "the command that launched" if is_command else "was ended by SIGKILL"
         assert expected in killed.said
-        bytelm("train", config, "--out", run, *options, "--resume", "--or-start")
+        bytelm("train", config, "--out", run, *options, "--resume", "--allow-fresh-start")
         assert_same(run, whole)
         shutil.rmtree(run)
     assert cut >= kills // 4, "kills that cut a save short"

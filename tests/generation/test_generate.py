@@ -165,7 +165,7 @@ def test_a_files_bytes_depend_on_its_seed_and_not_on_its_batch(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("text", "--bytes", "100", "--prompt", "Кит"), ("image",), ("audio", "--seconds", "0.01")],
+    [("text", "--max-bytes", "100", "--prompt", "Кит"), ("image",), ("audio", "--seconds", "0.01")],
     ids=MODALITIES,
 )
 def test_a_file_of_many_is_the_file_made_alone(arguments: Sequence[str], tmp_path: Path) -> None:
@@ -246,17 +246,17 @@ def test_the_commands_options(model_folder: Path, tmp_path: Path) -> None:
         ).stdout
         return shown, [Path(line) for line in shown.splitlines() if line.startswith(str(out))]
 
-    shown, (path,) = make("text", "--bytes", 300, "--prompt", "Кит", "--stream", "--top-k", 40)
+    shown, (path,) = make("text", "--max-bytes", 300, "--prompt", "Кит", "--stream", "--top-k", 40)
     content = path.read_text("utf-8")
     assert content.startswith("Кит")
     assert shown.startswith(f"{content}\n")
 
     PIL.Image.new("RGB", (9, 7), "red").save(tmp_path / "red.png")
-    about = ("--given", tmp_path / "red.png", "--temperature", 0.9)
-    _, paths = make("text", "--count", 2, "--bytes", 30, *about)
+    about = ("--condition-on", tmp_path / "red.png", "--temperature", 0.9)
+    _, paths = make("text", "--count", 2, "--max-bytes", 30, *about)
     assert [is_valid(p, text_request("", 30, "utf8", False)) for p in paths] == [True, True]
 
-    _, (*images, sheet) = make("image", "--count", 3, "--given", "a square", "--sheet")
+    _, (*images, sheet) = make("image", "--count", 3, "--condition-on", "a square", "--sheet")
     sizes = []
     for path in images:
         with PIL.Image.open(path) as opened:
@@ -307,17 +307,21 @@ def test_mistakes_are_one_line(
         (model_folder, ("image", "--size", "4x4", "--prompt", small), "shorter prompt"),
         (model_folder, ("image", "--prompt", none), "none.png"),
         (model_folder, ("image", "--stream"), "--stream shows one text"),
-        (model_folder, ("image", "--given", ""), "--given is empty"),
+        (model_folder, ("image", "--condition-on", ""), "--condition-on is empty"),
         (model_folder, ("text", "--sheet"), "--sheet is a sheet of images"),
-        (model_folder, ("text", "--prompt", "long", "--bytes", 3), "shorter prompt"),
-        (model_folder, ("text", "--given", none), "cannot read"),
-        (model_folder, ("text", "--given", model_folder / "config.json"), "no image and no sound"),
+        (model_folder, ("text", "--prompt", "long", "--max-bytes", 3), "shorter prompt"),
+        (model_folder, ("text", "--condition-on", none), "cannot read"),
+        (
+            model_folder,
+            ("text", "--condition-on", model_folder / "config.json"),
+            "no image and no sound",
+        ),
         (model_folder, ("text", "--count", 0), "at least 1"),
         (model_folder, ("text", "--top-p", 0), "top_p"),
         (model_folder, ("text", "--top-k", -1), "top_k"),
         (model_folder, ("audio", "--seconds", 0, "--rate", 8000), "make it longer"),
         (model_folder, ("audio", "--channels", 3), "give --rate"),
-        (model_folder, ("audio", "--given", "hello"), "no pairs of text to audio"),
+        (model_folder, ("audio", "--condition-on", "hello"), "no pairs of text to audio"),
         (
             model_folder,
             ("audio", "--rate", 8000, "--channels", 9, "--flac", "--seconds", 0.01),

@@ -153,7 +153,7 @@ def test_a_set_on_the_hub(
     first, second = (shard.name for shard in mixed_set.split("train")[:2])
     web.script[first].extend(["500", "wrong"])
     web.script[second].append("clean short")
-    shown = bytelm("inspect", place, "--verify", "--sample", 1, "--out", tmp_path / "files").stdout
+    shown = bytelm("inspect", place, "--verify", "--extract", 1, "--out", tmp_path / "files").stdout
     assert f"{len(mixed_set.shards)} of {len(mixed_set.shards)} shards whole" in shown
     assert mixed_set.root in shown
     assert len(list((tmp_path / "files").iterdir())) == 3

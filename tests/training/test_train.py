@@ -23,7 +23,7 @@ from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import TrainingRows
 from bytelm.pipelines.shards.reader import ShardSet
-from bytelm.pipelines.training.engine import start_ranks
+from bytelm.pipelines.training.engine import join_process_group
 from bytelm.pipelines.training.optimizer import schedule
 from bytelm.pipelines.training.preflight import training_plan
 
@@ -198,7 +198,7 @@ def test_mistakes_end_before_any_rank_starts(
 
     assert "2 processes do not divide it; use" in refused("--processes", 2)
     assert "has no checkpoint" in refused("--resume")
-    assert "add --resume" in refused("--or-start")
+    assert "add --resume" in refused("--allow-fresh-start")
     assert "did you mean steps" in refused("--set", "train.stepz=1")
     assert "no shard set" in refused("--set", "data.sets=[{path: nowhere}]")
     assert "leave vocab_size" in refused("--set", "model.vocab_size=300")
@@ -218,7 +218,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="--nproc-per-node=1"):
-        start_ranks(1.0)
+        join_process_group(1.0)
 
 
 def test_a_new_plan_goes_on_with_the_weights(
