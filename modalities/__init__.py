@@ -1,10 +1,15 @@
-"""The modalities, by name and in the order of their codes."""
+"""The registry of modalities: by name, by code, and by the id that opens a segment."""
 
 from bytelm.modalities.audio import Audio
 from bytelm.modalities.base import Modality
 from bytelm.modalities.image import Image
 from bytelm.modalities.text import Text
 
-MODALITIES: dict[str, Modality] = {m.name: m for m in (Text(), Image(), Audio())}
+BY_CODE: tuple[Modality, ...] = (Text(), Image(), Audio())
+"""BY_CODE[modality.code] is the modality."""
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in BY_CODE}
+"""The modalities by name, in the order of their codes."""
+BY_SOM: dict[int, Modality] = {modality.som: modality for modality in BY_CODE}
+"""The modalities by `som`, the id that opens a segment of them."""
 
-assert [m.code for m in MODALITIES.values()] == list(range(len(MODALITIES)))
+assert [modality.code for modality in BY_CODE] == list(range(len(BY_CODE)))

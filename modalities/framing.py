@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.modalities import MODALITIES
+from bytelm.modalities import BY_CODE, BY_SOM
 from bytelm.modalities.base import Bytes, Header, Modality
 
 PAD = 256
@@ -31,8 +31,6 @@ VOCAB_SIZE = 264
 MAX_ENDS = 2  # EOM and EOD
 
 Length = TypeVar("Length", int, npt.NDArray[np.int64])
-
-_BY_SOM = {m.som: m for m in MODALITIES.values()}
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def body_length(size: Length, patch: int) -> Length:
 
 def min_row_length(patch: int) -> int:
     """The shortest row that can hold a piece of any segment: a preamble and one patch."""
-    return max(preamble_length(m, patch) for m in MODALITIES.values()) + patch
+    return max(preamble_length(m, patch) for m in BY_CODE) + patch
 
 
 def cut(
@@ -225,7 +223,7 @@ def parse(ids: npt.NDArray[np.integer], patch: int) -> Iterator[ParsedSegment]:
     special = np.flatnonzero(ids >= PAD)
     at = 0
     while at < len(ids):
-        modality = _BY_SOM.get(int(ids[at]))
+        modality = BY_SOM.get(int(ids[at]))
         if modality is None:
             if ids[at] != PAD:
                 raise ValueError(f"id {ids[at]} at {at} where a segment or filler should begin")

@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from bytelm.modalities import MODALITIES, framing
+from bytelm.modalities import BY_SOM, MODALITIES, framing
 from bytelm.modalities.base import FILE_VIEW, Bytes, DecodeOptions, Header, Modality, Sample
 from bytelm.modalities.detect import START_BYTES, modality_of
 from bytelm.model.decoding.decoder import Decoder
@@ -43,8 +43,6 @@ from bytelm.pipelines.compression.container import (
 from bytelm.pipelines.compression.range_coding import Coder, Ids, RangeDecoder, RangeEncoder
 from bytelm.pipelines.shards.reader import DamageError
 from bytelm.pipelines.storage.files import write_atomic
-
-_BY_SOM = {modality.som: modality for modality in MODALITIES.values()}
 
 
 @dataclass
@@ -232,9 +230,9 @@ def _decode(model: Megabyte, container: Container) -> list[Sample]:
     headers = []
     for row in soms:
         som = int(row.ids[0])
-        if som not in _BY_SOM:
+        if som not in BY_SOM:
             raise ValueError(f"a document begins with the id {som}")
-        headers.append(_header_row(_BY_SOM[som], Header(), _BY_SOM[som].views[0]))
+        headers.append(_header_row(BY_SOM[som], Header(), BY_SOM[som].views[0]))
     _code(model, reader, headers, container.batch)
 
     documents = []

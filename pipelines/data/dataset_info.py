@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.modalities import MODALITIES
+from bytelm.modalities import BY_CODE, MODALITIES
 from bytelm.modalities.base import Header
 from bytelm.pipelines.data.plan import Plan
 
@@ -24,8 +24,6 @@ MAX_SHARDS = 64
 """Of each set that are looked at; documents are in random order, so the first tell enough."""
 MAX_HEADERS = 1024
 """Of each modality that are kept, the most frequent."""
-
-_NAMES = list(MODALITIES)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class DatasetInfo:
         for source in plan.sources:
             for shard in source.set.split(source.split)[:MAX_SHARDS]:
                 index = source.set.index(shard)
-                for modality in MODALITIES.values():
+                for modality in BY_CODE:
                     own = index[index["modality"] == modality.code]
                     fields = [own[name].astype(np.int64) for name in modality.header_fields]
                     if len(own) and fields:
@@ -57,12 +55,13 @@ class DatasetInfo:
                 follows = np.flatnonzero(index["document"][1:] == index["document"][:-1])
                 codes = np.stack([index["modality"][follows], index["modality"][follows + 1]], 1)
                 for first, second in np.unique(codes, axis=0).tolist():
-                    pairs.add((_NAMES[first], _NAMES[second]))
+                    names = BY_CODE[first].name, BY_CODE[second].name
+                    pairs.add(names)
                     if plan.config.pair_order == "drawn":
-                        pairs.add((_NAMES[second], _NAMES[first]))
+                        pairs.add(names[::-1])
         by_modality: dict[str, list[Header]] = {}
         for (code, *values), _ in headers.most_common():
-            modality = MODALITIES[_NAMES[code]]
+            modality = BY_CODE[code]
             header = Header(**dict(zip(modality.header_fields, values, strict=True)))
             by_modality.setdefault(modality.name, []).append(header)
         kept = {name: found[:MAX_HEADERS] for name, found in by_modality.items()}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.modalities import MODALITIES, framing
+from bytelm.modalities import BY_CODE, MODALITIES, framing
 from bytelm.modalities.base import Modality
 from bytelm.pipelines.shards.format import Index
 
@@ -26,7 +26,6 @@ PAIR_ORDERS = ("stored", "drawn")
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-_MODALITIES = list(MODALITIES.values())
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ class _Members:
     """A shard's members under the views: sizes, lengths, and where documents begin."""
 
     def __init__(self, index: Index, sizes: Ints, patch: int):
-        opening = np.array([framing.preamble_length(m, patch) for m in _MODALITIES])
+        opening = np.array([framing.preamble_length(m, patch) for m in BY_CODE])
         self.modality = index["modality"]
         self.sizes = sizes
         self.opening = opening[self.modality]
@@ -152,7 +151,7 @@ class _Members:
 
     def parts(self, members: Ints) -> list[tuple[Modality, int]]:
         """Modality and payload size of each of some members, as `framing.cut` takes them."""
-        return [(_MODALITIES[self.modality[m]], int(self.sizes[m])) for m in members]
+        return [(BY_CODE[self.modality[m]], int(self.sizes[m])) for m in members]
 
 
 def pack_shard(index: Index, sizes: Ints, config: PlanConfig, seed: str, pass_: int) -> Packed:

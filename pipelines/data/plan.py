@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.modalities import MODALITIES, framing
+from bytelm.modalities import BY_CODE, framing
 from bytelm.modalities.base import FILE_VIEW
 from bytelm.pipelines.data.packing import PACKINGS, Ints, Packed, PlanConfig, pack_shard, shuffled
 from bytelm.pipelines.shards.format import Index, Shard
@@ -41,7 +41,6 @@ PLAN_VERSION = 2
 MERGED_ROWS = 256
 
 Floats = npt.NDArray[np.float64]
-_MODALITIES = list(MODALITIES.values())
 
 
 @dataclass(frozen=True)
@@ -243,7 +242,7 @@ class Plan:
 
     def segment(self, row: np.void) -> framing.Segment:
         """The segment of an index row as the stream sees it."""
-        modality = _MODALITIES[row["modality"]]
+        modality = BY_CODE[row["modality"]]
         view = FILE_VIEW if row["is_file"] else self.config.views[modality.name]
         size = int(row["size"]) if row["is_file"] else modality.payload_size(int(row["size"]), view)
         return framing.Segment(modality, header_of(row), view, size)
@@ -265,7 +264,7 @@ class Plan:
     def _payload_sizes(self, source: int, index: Index) -> Ints:
         """[members] payload bytes under the views; ValueError for a view that cannot be had."""
         sizes = index["size"].astype(np.int64)
-        for modality in _MODALITIES:
+        for modality in BY_CODE:
             view = self.config.views[modality.name]
             decoded = (index["modality"] == modality.code) & (index["is_file"] == 0)
             if not decoded.any():

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from bytelm.modalities import MODALITIES, framing
+from bytelm.modalities import BY_CODE, framing
 from bytelm.modalities.base import FILE_VIEW_CODE, Bytes, Modality
 from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.pipelines.data.batch import FILLER_DOCUMENT, FRAME, PAYLOAD, Batch, Damage, Origin
@@ -22,7 +22,6 @@ from bytelm.pipelines.storage.lru import ByteCache
 
 PAYLOAD_CACHE_BYTES = 1 << 26
 MAX_POOLED_BUFFERS = 8
-_MODALITIES = list(MODALITIES.values())
 
 
 @dataclass
@@ -136,7 +135,7 @@ class RowDataset(Dataset[Batch]):
         codes = row.index["modality"]
         opening = np.zeros(len(row.at), np.int64)
         is_plain = row.index["is_file"].astype(np.bool_)
-        present = [_MODALITIES[code] for code in sorted(set(codes.tolist()))]
+        present = [BY_CODE[code] for code in sorted(set(codes.tolist()))]
         for modality in present:
             spans = codes == modality.code
             opening[spans] = framing.preamble_length(modality, patch)
@@ -225,7 +224,7 @@ class RowDataset(Dataset[Batch]):
         """Payload bytes [start, stop) of a span's segment under a view that is not plain."""
         source = self.plan.sources[row.source].set
         member = row.index[span]
-        modality = _MODALITIES[member["modality"]]
+        modality = BY_CODE[member["modality"]]
         view = self.plan.config.views[modality.name]
         stored = modality.stored_range(view, start, stop)
         if stored is not None:

@@ -17,7 +17,6 @@ from bytelm.pipelines.shards.format import SPLITS, Index, Shard
 from bytelm.pipelines.shards.reader import DamageError, ShardSet, open_set
 
 
-
 def inspect(
     location: str, *, verify: bool, sample: int | None, out: Path | None, console: Console
 ) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.modalities import MODALITIES
+from bytelm.modalities import BY_CODE
 from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.shards.format import (
@@ -43,9 +43,6 @@ from bytelm.pipelines.storage.remote import LocalStore, open_store
 
 INDEX_CACHE_BYTES = 1 << 27
 MAX_OPEN_FILES = 64
-
-
-_MODALITY_BY_CODE = list(MODALITIES.values())
 
 
 class ShardSet:
@@ -145,7 +142,7 @@ class ShardSet:
     def sample(self, shard: Shard, row: np.void, start: int = 0, stop: int | None = None) -> Sample:
         """The canonical sample of one segment, or bytes [start, stop) of it."""
         return Sample(
-            modality=_MODALITY_BY_CODE[row["modality"]].name,
+            modality=BY_CODE[row["modality"]].name,
             header=header_of(row),
             data=self.read(shard, row, start, stop),
             is_file=bool(row["is_file"]),
