@@ -18,7 +18,7 @@ from bytelm.pipelines.data.batch import FILLER_DOCUMENT, FRAME, PAYLOAD, Batch, 
 from bytelm.pipelines.data.plan import Plan, PlannedRow
 from bytelm.pipelines.data.samplers import Position
 from bytelm.pipelines.shards.reader import DamageError
-from bytelm.pipelines.storage.lru import ByteCache
+from bytelm.pipelines.storage.lru import LruCache
 
 PAYLOAD_CACHE_BYTES = 1 << 26
 MAX_POOLED_BUFFERS = 8
@@ -72,7 +72,7 @@ class RowDataset(Dataset[Batch]):
         self.plan = plan
         self.mask_damage = mask_damage
         self.codec_features = codec_features
-        self._payloads = ByteCache[tuple[int, str, int], Bytes](PAYLOAD_CACHE_BYTES)
+        self._payloads = LruCache[tuple[int, str, int], Bytes](PAYLOAD_CACHE_BYTES)
         self._buffers = BufferPool()
         self._in_use: set[tuple[int, str]] = set()
 

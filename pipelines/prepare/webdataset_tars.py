@@ -16,7 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bytelm.pipelines.shards.format import SET_MANIFEST
-from bytelm.pipelines.storage.tar_reader import COMPRESSED_SUFFIXES, Flaw, Member, read_members
+from bytelm.pipelines.storage.tar_reader import (
+    COMPRESSED_SUFFIXES,
+    TarFlaw,
+    TarMember,
+    read_members,
+)
 
 SUFFIXES = {
     "txt": "text",
@@ -68,23 +73,23 @@ def is_tar(name: str) -> bool:
     return name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))
 
 
-def read_shard(path: str, max_member_bytes: int) -> tuple[list[TarFile], list[Flaw]]:
+def read_shard(path: str, max_member_bytes: int) -> tuple[list[TarFile], list[TarFlaw]]:
     """The members of a tar that become parts of documents, and what is skipped and why."""
     if path.lower().endswith(COMPRESSED_SUFFIXES):
-        return [], [Flaw("", "compressed tar", "decompress it first")]
+        return [], [TarFlaw("", "compressed tar", "decompress it first")]
     if Path(path).with_suffix(".npy").exists() and Path(path).with_name(SET_MANIFEST).exists():
         detail = "a shard of a set that is prepared already; use the set as it is"
-        return [], [Flaw("", "bytelm shard", detail)]
+        return [], [TarFlaw("", "bytelm shard", detail)]
     files: list[TarFile] = []
-    flaws: list[Flaw] = []
-    descriptions: list[tuple[str, Member]] = []
+    flaws: list[TarFlaw] = []
+    descriptions: list[tuple[str, TarMember]] = []
     try:
         for member in read_members(path):
-            if isinstance(member, Flaw):
+            if isinstance(member, TarFlaw):
                 flaws.append(member)
                 continue
             part = _part(member, max_member_bytes)
-            if isinstance(part, Flaw):
+            if isinstance(part, TarFlaw):
                 flaws.append(part)
             elif isinstance(part, TarFile):
                 files.append(part)
@@ -92,27 +97,29 @@ def read_shard(path: str, max_member_bytes: int) -> tuple[list[TarFile], list[Fl
                 descriptions.append((part, member))
         captions = _captions(path, descriptions, files, flaws)
     except OSError as error:
-        flaws.append(Flaw("", "unreadable", error.strerror or "cannot be read"))
+        flaws.append(TarFlaw("", "unreadable", error.strerror or "cannot be read"))
         captions = {}
     return [replace(f, caption=captions.get(f.name)) for f in files], flaws
 
 
-def _part(member: Member, max_member_bytes: int) -> TarFile | Flaw | str:
+def _part(member: TarMember, max_member_bytes: int) -> TarFile | TarFlaw | str:
     """A member as a part of a document; the key of one that describes others."""
     folder, _, base = member.name.rpartition("/")
     stem, _, suffix = base.partition(".")
     suffix = suffix.lower()
     last = suffix.rpartition(".")[2]
     if not (stem and suffix):
-        return Flaw(member.name, "no suffix", "its name has no key, or no suffix that says a kind")
+        return TarFlaw(
+            member.name, "no suffix", "its name has no key, or no suffix that says a kind"
+        )
     if suffix not in SUFFIXES and suffix != CAPTION_SUFFIX:
         if last != suffix and (last in SUFFIXES or last == CAPTION_SUFFIX):
-            return Flaw(member.name, "dot in the key", f"a key ends at the first dot: {stem}")
-        return Flaw(member.name, "unknown kind", f"a member with the suffix {suffix[:40]}")
+            return TarFlaw(member.name, "dot in the key", f"a key ends at the first dot: {stem}")
+        return TarFlaw(member.name, "unknown kind", f"a member with the suffix {suffix[:40]}")
     if member.size == 0:
-        return Flaw(member.name, "empty", "a member of 0 bytes")
+        return TarFlaw(member.name, "empty", "a member of 0 bytes")
     if member.size > (MAX_JSON_BYTES if suffix == CAPTION_SUFFIX else max_member_bytes):
-        return Flaw(member.name, "over the limit", f"a member of {member.size} bytes")
+        return TarFlaw(member.name, "over the limit", f"a member of {member.size} bytes")
     key = f"{folder}/{stem}" if folder else stem
     if suffix == CAPTION_SUFFIX:
         return key
@@ -121,9 +128,9 @@ def _part(member: Member, max_member_bytes: int) -> TarFile | Flaw | str:
 
 def _captions(
     path: str,
-    descriptions: Sequence[tuple[str, Member]],
+    descriptions: Sequence[tuple[str, TarMember]],
     files: Sequence[TarFile],
-    flaws: list[Flaw],
+    flaws: list[TarFlaw],
 ) -> dict[str, str]:
     """By a member's name, the caption that the JSON of its key holds."""
     by_key: dict[str, list[TarFile]] = {}
@@ -135,11 +142,13 @@ def _captions(
             caption = _caption(os.pread(tar.fileno(), member.size, member.offset))
             beside = by_key.get(key, [])
             if caption is None:
-                flaws.append(Flaw(member.name, METADATA, "no caption or text in it"))
+                flaws.append(TarFlaw(member.name, METADATA, "no caption or text in it"))
             elif not beside:
-                flaws.append(Flaw(member.name, METADATA, "a caption of no file in the tar"))
+                flaws.append(TarFlaw(member.name, METADATA, "a caption of no file in the tar"))
             elif any(f.modality == "text" for f in beside):
-                flaws.append(Flaw(member.name, METADATA, "a text of the same key is used instead"))
+                flaws.append(
+                    TarFlaw(member.name, METADATA, "a text of the same key is used instead")
+                )
             else:
                 captions[beside[0].name] = caption
     return captions

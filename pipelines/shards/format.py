@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from bytelm.pipelines.storage.cache import Blob
+from bytelm.pipelines.storage.blob import Blob
 
 SET_FORMAT = 2
 SET_MANIFEST = "manifest.json"
 SPLITS = ("train", "val", "test")
-TAR_BLOCK = 512
 INDEX = np.dtype(
     [
         ("document", "<u4"),  # ordinal of the document in its shard

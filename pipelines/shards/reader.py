@@ -18,6 +18,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,17 @@ from bytelm.pipelines.shards.format import (
     MAX_MANIFEST_BYTES,
     SET_FORMAT,
     SET_MANIFEST,
-    TAR_BLOCK,
     Checksums,
     Index,
     Shard,
     chunk_checksums,
     sealed,
 )
-from bytelm.pipelines.storage.cache import CACHE_FOLDER, CACHE_GB, Blob, CacheConfig
-from bytelm.pipelines.storage.lru import ByteCache
-from bytelm.pipelines.storage.remote import LocalStore, open_store
+from bytelm.pipelines.storage.blob import Blob
+from bytelm.pipelines.storage.cache import CACHE_FOLDER, CACHE_GB, CacheConfig
+from bytelm.pipelines.storage.lru import LruCache
+from bytelm.pipelines.storage.remote import open_store
+from bytelm.pipelines.storage.store import LocalStore
 
 INDEX_CACHE_BYTES = 1 << 27
 MAX_OPEN_FILES = 64
@@ -61,7 +63,7 @@ class ShardSet:
         self.root: str = manifest["root"]
         self.report: dict[str, Any] = manifest["report"]
         self._files: OrderedDict[str, tuple[int, Blob]] = OrderedDict()
-        self._indexes = ByteCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
+        self._indexes = LruCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
         self._scratch = [bytearray()]  # grows by being replaced, since views of it may live on
 
     def _load_manifest(self) -> dict[str, Any]:
@@ -225,7 +227,7 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files stay with the process that opened them, and so do cached indexes."""
-        indexes = ByteCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
+        indexes = LruCache[str, tuple[Index, Checksums]](INDEX_CACHE_BYTES)
         fresh = {"_files": OrderedDict(), "_indexes": indexes, "_scratch": [bytearray()]}
         return {**self.__dict__, **fresh}
 
@@ -261,7 +263,7 @@ class MemberReader:
 
     def key(self, offset: int) -> str:
         """The key of the document whose member begins at `offset`, from the tar header there."""
-        block = os.pread(self._descriptor, TAR_BLOCK, offset - TAR_BLOCK)
+        block = os.pread(self._descriptor, BLOCKSIZE, offset - BLOCKSIZE)
         return block[:100].split(b"\0")[0].split(b".")[0].decode("ascii", "replace")
 
 

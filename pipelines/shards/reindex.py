@@ -20,7 +20,7 @@ from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.shards.format import SPLITS, Shard
 from bytelm.pipelines.shards.reader import DamageError
 from bytelm.pipelines.shards.writer import IndexBuilder, write_set_manifest
-from bytelm.pipelines.storage.tar_reader import Flaw, Member, read_members
+from bytelm.pipelines.storage.tar_reader import TarFlaw, TarMember, read_members
 
 _TAR_NAME = re.compile(r"(train|val|test)-(\d{6})\.tar")
 
@@ -57,24 +57,24 @@ def _reindex_shard(path: Path) -> Shard:
             raise DamageError(f"{path} is damaged or no shard of bytelm: {error}") from error
 
 
-def _members(path: Path) -> Iterator[Member]:
+def _members(path: Path) -> Iterator[TarMember]:
     """The members of a tar that has nothing else, and is as long as one that we wrote."""
     size = path.stat().st_size
     if size % RECORDSIZE:
         raise DamageError(f"{size} bytes are no multiple of {RECORDSIZE}: it is cut off")
     for member in read_members(str(path)):
-        if isinstance(member, Flaw):
+        if isinstance(member, TarFlaw):
             raise DamageError(f"{member.name}: {member.detail}" if member.name else member.detail)
         yield member
 
 
-def _segments(file: BinaryIO, description: Member) -> list[dict[str, Any]]:
+def _segments(file: BinaryIO, description: TarMember) -> list[dict[str, Any]]:
     if not description.name.endswith(".json"):
         raise DamageError(f"{description.name} where a document's json should be")
     return json.loads(_data(file, description))["segments"]
 
 
-def _sample(file: BinaryIO, member: Member, segment: dict[str, Any]) -> Sample:
+def _sample(file: BinaryIO, member: TarMember, segment: dict[str, Any]) -> Sample:
     fields = ("width", "height", "channels", "rate")
     return Sample(
         modality=MODALITIES[segment["modality"]].name,
@@ -84,5 +84,5 @@ def _sample(file: BinaryIO, member: Member, segment: dict[str, Any]) -> Sample:
     )
 
 
-def _data(file: BinaryIO, member: Member) -> bytes:
+def _data(file: BinaryIO, member: TarMember) -> bytes:
     return os.pread(file.fileno(), member.size, member.offset)

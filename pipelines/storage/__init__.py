@@ -1,1 +1,1 @@
-"""Files, tars, caches and remote stores."""
+"""Durable files, tars, and the objects of a local or remote store."""

@@ -1,130 +1,115 @@
-"""The cache of remote shards: one folder of files named by their SHA-256, shared by processes.
+"""The cache of remote blobs on disk: one folder of files named by their SHA-256.
 
-    FOLDER/<sha256>         a whole, verified object; its time is when it was last used
-    FOLDER/<sha256>.part    one that is being fetched, already as long as it will be
+    FOLDER/<sha256>         a whole, verified blob; its modification time is its last use
+    FOLDER/<sha256>.part    a blob that is being fetched, already at its full length
     FOLDER/.lock            held while files are counted, removed or renamed
 
-Locks are flock's, so they end with the process that holds them, however it ends:
-- on a part, exclusive: its fetcher is alive; a part that can be locked is a dead one's and goes;
-- on an object, shared: somebody is using it, and it is not removed to make room.
+Processes share the folder by locks on these files (`file_locks.py`), which end with their process:
+- an exclusive lock on a part: its fetcher is alive. A part that can be locked was left by a dead
+  process, and is removed.
+- a shared lock on a blob: a process is using it, and it is not removed to make room.
 
-The folder is meant for a local disk: every machine has its own.
+The folder is meant for a local disk: every machine has its own. `remote.py` is the only user.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
-import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
+
+from bytelm.pipelines.storage.blob import Blob, is_sha256
+from bytelm.pipelines.storage.file_locks import FileLocks, is_open_at
 
 CACHE_FOLDER = "~/.cache/bytelm/shards"
-"""Where shards of remote sets are kept by default."""
+"""Default folder of the cache."""
 CACHE_GB = 100.0
 """Default limit of the cache, in 10^9 bytes."""
 POLL_SECONDS = 0.05
 ROOM_SECONDS = 60.0
-"""How long to wait for other processes to release what they use."""
-PART = ".part"
+"""How long to wait for other processes to release blobs that they use."""
+PART_SUFFIX = ".part"
 FOLDER_LOCK = ".lock"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
 
-class NoRoom(Exception):
-    """Nothing can be removed now to make room for a fetch ahead of use."""
+class CacheFullError(Exception):
+    """A prefetch has no room: everything in the cache is in use or needed sooner."""
 
 
-class Stopped(Exception):
-    """The store was closed in the middle of a fetch."""
+class StoreClosedError(Exception):
+    """The store was closed during a fetch."""
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Where remote shards are kept. ValueError where the limit is not positive."""
+    """Folder and limit of the cache. Raises ValueError where the limit is not positive."""
 
     folder: Path
     limit_bytes: int
-    """Of all objects in the folder, those being fetched included."""
+    """Bytes of all blobs in the folder, those being fetched included."""
 
     def __post_init__(self) -> None:
         if self.limit_bytes < 1:
             raise ValueError(f"the cache's limit is {self.limit_bytes} bytes: it must be positive")
 
 
-@dataclass(frozen=True)
-class Blob:
-    """One object of a set, by name and content. ValueError for what is no plain file name, no
-    SHA-256 in hex, or a negative size."""
-
-    name: str
-    size: int
-    """In bytes."""
-    sha256: str
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        if not _SHA256.fullmatch(self.sha256) or self.size < 0:
-            raise ValueError(f"{self.name}: no size and SHA-256: {self.size}, {self.sha256!r}")
-
-
 @dataclass
-class Counts:
-    """What a store did in this process."""
+class StoreStats:
+    """What a store has done in this process."""
 
     fetched: int = 0
     fetched_bytes: int = 0
     retries: int = 0
     damaged: int = 0
-    """Cached files that were not what their name says, and were fetched again."""
+    """Cached files whose content did not match their name; they are fetched again."""
     evicted: int = 0
 
 
-def check_name(name: str) -> None:
-    """ValueError unless a name is a plain file name, which stays in its folder on any store."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a shard: letters, digits, '.', '_' and '-' only")
-
-
 class Cache:
-    """One process's view of the folder. Its methods may be called by any thread of that process;
-    after a fork the child calls `forget` and makes its own."""
+    """One process's view of the cache.
 
-    def __init__(self, config: CacheConfig, counts: Counts):
+    Its methods may be called by any thread. After a fork the child calls `forget` and makes a
+    cache of its own.
+    """
+
+    def __init__(self, config: CacheConfig, stats: StoreStats, stop: threading.Event):
+        """`stop` makes waiting calls raise StoreClosedError."""
         self.folder = config.folder
         self.limit_bytes = config.limit_bytes
-        self._counts = counts
+        self._stats = stats
+        self._stop = stop
         self._mutex = threading.Lock()
-        self._pins: dict[str, tuple[int, int]] = {}  # of an object in use: descriptor, bytes
-        self._verified: dict[str, int] = {}  # inode of an object that this process has hashed
-        self._descriptors: set[int] = set()
+        self._pins: dict[str, _Pin] = {}  # by SHA-256
+        self._verified_inodes: dict[str, int] = {}  # by SHA-256: files that this process hashed
+        self._locks = FileLocks()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def pin(self, blob: Blob) -> Path | None:
-        """The verified file of a blob, kept until `release`; None where there is none. A file
-        that is not what its name says is removed."""
-        path = self.folder / blob.sha256
+        """The verified file of a blob, which stays until `release`; None where there is none.
+
+        A cached file whose content does not match its name is removed.
+        """
+        path = self._path(blob)
         with self._mutex:
             if blob.sha256 in self._pins:
-                if _is_at(self._pins[blob.sha256][0], path):
+                if is_open_at(self._pins[blob.sha256].descriptor, path):
                     return path
-                self._unpin(blob.sha256)  # somebody emptied the folder
-        descriptor = self._lock_object(path)
+                self._unpin(blob.sha256)  # the folder was emptied by hand
+        descriptor = self._locks.shared(path)
         if descriptor is None:
             return None
         if not self._is_whole(descriptor, blob):
-            self._counts.damaged += 1
+            self._stats.damaged += 1
             _log.warning("cached file of %s is damaged: removed %s", blob.name, path)
             self._remove(descriptor, path)
             return None
@@ -132,7 +117,7 @@ class Cache:
         return path
 
     def release(self, blob: Blob) -> None:
-        """Allow a pinned blob to be removed; nothing happens where it is not pinned."""
+        """Allow a pinned blob to be removed; does nothing where it is not pinned."""
         with self._mutex:
             self._unpin(blob.sha256)
 
@@ -143,122 +128,108 @@ class Cache:
                 self._unpin(sha256)
 
     def forget(self) -> None:
-        """In a forked child: drop the parent's descriptors, and leave the parent its locks."""
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
+        """In a forked child: drop the parent's descriptors and leave the parent its locks."""
+        self._locks.forget()
         self._pins.clear()
 
     def fill(
         self,
         blob: Blob,
         download: Callable[[BinaryIO], None],
-        wished: Collection[str],
-        ahead: bool,
-        stop: threading.Event,
+        upcoming: Collection[str],
+        is_prefetch: bool,
     ) -> None:
-        """Have a blob fetched by `download`, which writes and checks it, unless another thread or
-        process does so meanwhile. Fetched for use it is pinned, fetched `ahead` of use it is not.
+        """Fetch a blob, unless another thread or process does so meanwhile.
 
-        The least recently used objects make room; of this process's `wished` ones (by SHA-256)
-        the last, and only for a fetch for use.
+        The least recently used blobs make room. Those of `upcoming` go last, and only when this
+        blob is needed at once.
 
-        Raises ValueError where the limit cannot hold the blob, or the blob and those in use;
-        NoRoom where a fetch ahead of use would have to wait for room; Stopped after `stop`;
-        OSError where the disk is full, and what `download` raises.
+        Args:
+            blob: pinned once it is fetched, unless `is_prefetch`.
+            download: writes the blob's bytes to an open file, and checks them.
+            upcoming: SHA-256 of the blobs that this process is about to use.
+            is_prefetch: whether the blob is fetched ahead of its use.
+        Raises:
+            ValueError: where the limit cannot hold the blob, or the blob and those in use.
+            CacheFullError: where a prefetch would have to wait for room.
+            StoreClosedError: after `stop` was set.
+            OSError: where the disk is full, and what `download` raises.
         """
         if self._touch(blob):
             return
-        self._check_limit(blob, ahead)
-        part = self.folder / (blob.sha256 + PART)
-        descriptor = self._claim(blob, part, stop)
+        self._check_limit(blob, is_prefetch)
+        part = self._path(blob).with_name(blob.sha256 + PART_SUFFIX)
+        descriptor = self._claim(blob, part)
         if descriptor is None:
             return
         try:
-            self._reserve(blob, descriptor, wished, ahead, stop)
+            self._reserve(blob, descriptor, upcoming, is_prefetch)
             with open(descriptor, "wb", closefd=False) as file:
                 download(file)
             os.fsync(descriptor)
         except BaseException as error:
             self._remove(descriptor, part)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise OSError(
-                    f"the disk of the cache {self.folder} is full below the cache's limit of "
-                    f"{self.limit_bytes:,} bytes: lower the limit, or make room"
-                ) from error
+                raise self._disk_full() from error
             raise
-        with self._locked_folder():
-            part.rename(self.folder / blob.sha256)
-            self._verified[blob.sha256] = os.fstat(descriptor).st_ino
-            if ahead:
-                self._close(descriptor)
-            else:
-                # Under the folder's lock, since this lets go of the lock for a moment.
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-                self._pin(blob, descriptor)
-        self._counts.fetched += 1
-        self._counts.fetched_bytes += blob.size
+        self._publish(blob, descriptor, part, is_prefetch)
+
+    # A fetch, step by step
 
     def _touch(self, blob: Blob) -> bool:
         """Mark a blob as used just now; False where it is not in the folder."""
         try:
-            os.utime(self.folder / blob.sha256)
+            os.utime(self._path(blob))
         except FileNotFoundError:
             return False
         return True
 
-    def _check_limit(self, blob: Blob, ahead: bool) -> None:
-        over = blob.size - self.limit_bytes
-        if over > 0:
+    def _check_limit(self, blob: Blob, is_prefetch: bool) -> None:
+        excess = blob.size - self.limit_bytes
+        if excess > 0:
             raise ValueError(
-                f"{blob.name} has {blob.size:,} bytes, {over:,} more than the limit of the cache "
+                f"{blob.name} has {blob.size:,} bytes, {excess:,} more than the limit of the cache "
                 f"{self.folder}: raise the limit"
             )
         with self._mutex:
-            over += sum(size for _, size in self._pins.values())
-        if over > 0 and ahead:
-            raise NoRoom
-        if over > 0:
+            excess += sum(pin.size for pin in self._pins.values())
+        if excess > 0 and is_prefetch:
+            raise CacheFullError
+        if excess > 0:
             raise ValueError(
-                f"the shards in use together with {blob.name} need {over:,} bytes more than the "
+                f"the shards in use together with {blob.name} need {excess:,} bytes more than the "
                 f"limit of the cache {self.folder} ({self.limit_bytes:,}): raise the limit"
             )
 
-    def _claim(self, blob: Blob, part: Path, stop: threading.Event) -> int | None:
-        """A descriptor with the exclusive lock on the blob's empty part; None once the blob is in
-        the folder."""
-        path = self.folder / blob.sha256
+    def _claim(self, blob: Blob, part: Path) -> int | None:
+        """The exclusive lock on the blob's empty part; None once the blob is in the folder."""
+        path = self._path(blob)
         while not path.exists():
-            descriptor = self._try_lock(part, os.O_RDWR | os.O_CREAT)
+            descriptor = self._locks.try_exclusive(part, os.O_RDWR | os.O_CREAT)
             if descriptor is None:
-                _pause(POLL_SECONDS, stop)
-            elif not _is_at(descriptor, part):  # its last owner has renamed or removed it
-                self._close(descriptor)
+                self._pause()
+            elif not is_open_at(descriptor, part):  # its last owner has renamed or removed it
+                self._locks.release(descriptor)
             elif path.exists():
                 self._remove(descriptor, part)
             else:
-                os.ftruncate(descriptor, 0)  # a dead process may have left something
+                os.ftruncate(descriptor, 0)  # a dead process may have left bytes
                 return descriptor
         return None
 
     def _reserve(
-        self,
-        blob: Blob,
-        descriptor: int,
-        wished: Collection[str],
-        ahead: bool,
-        stop: threading.Event,
+        self, blob: Blob, descriptor: int, upcoming: Collection[str], is_prefetch: bool
     ) -> None:
-        """Give the part its full length, once the folder has room for it."""
+        """Extend the part to its full length, once the folder has room for it."""
         waited = 0.0
         while True:
             with self._locked_folder():
-                missing, in_flight = self._make_room(blob.size, wished, ahead)
+                missing, is_fetching = self._make_room(blob.size, upcoming, is_prefetch)
                 if missing <= 0:
                     os.ftruncate(descriptor, blob.size)
                     return
-            if ahead:
-                raise NoRoom
+            if is_prefetch:
+                raise CacheFullError
             if waited > ROOM_SECONDS:
                 raise ValueError(
                     f"no room for {blob.name}: the shards that all processes use at once need "
@@ -266,142 +237,153 @@ class Cache:
                     f"({self.limit_bytes:,}): raise the limit"
                 )
             start = time.monotonic()
-            _pause(POLL_SECONDS, stop)
-            if not in_flight:  # what is being fetched can be removed once it is there
+            self._pause()
+            if not is_fetching:  # a blob that is being fetched may be removed afterwards
                 waited += time.monotonic() - start
 
-    def _make_room(self, size: int, wished: Collection[str], ahead: bool) -> tuple[int, bool]:
-        """With the folder locked: remove what was used least recently until `size` bytes fit, or
-        nothing where that is not enough. Returns the bytes that are missing, and whether others
-        are fetching."""
-        used, in_flight = 0, False
-        objects: list[tuple[bool, int, int, Path]] = []  # wished, last used, bytes, path
+    def _publish(self, blob: Blob, descriptor: int, part: Path, is_prefetch: bool) -> None:
+        """Give a downloaded part the blob's name."""
+        with self._locked_folder():
+            part.rename(self._path(blob))
+            self._verified_inodes[blob.sha256] = os.fstat(descriptor).st_ino
+            if is_prefetch:
+                self._locks.release(descriptor)
+            else:
+                self._locks.make_shared(descriptor)  # the folder's lock covers the free moment
+                self._pin(blob, descriptor)
+        self._stats.fetched += 1
+        self._stats.fetched_bytes += blob.size
+
+    def _disk_full(self) -> OSError:
+        return OSError(
+            f"the disk of the cache {self.folder} is full below the cache's limit of "
+            f"{self.limit_bytes:,} bytes: lower the limit, or make room"
+        )
+
+    # Room, with the folder locked
+
+    def _make_room(
+        self, size: int, upcoming: Collection[str], is_prefetch: bool
+    ) -> tuple[int, bool]:
+        """Remove the least recently used blobs until `size` bytes fit, or none where that is not
+        enough.
+
+        Returns:
+            the bytes that are still missing, and whether others are fetching.
+        """
+        contents = self._scan()
+        missing = contents.size + size - self.limit_bytes
+        victims: list[tuple[int, Path]] = []
+        for blob in sorted(contents.blobs, key=lambda b: (b.path.name in upcoming, b)):
+            if missing <= 0 or (is_prefetch and blob.path.name in upcoming):
+                break
+            descriptor = self._locks.try_exclusive(blob.path, os.O_RDONLY)
+            if descriptor is not None:
+                victims.append((descriptor, blob.path))
+                missing -= blob.size
+        for descriptor, path in victims:
+            if missing <= 0:
+                path.unlink()
+                self._stats.evicted += 1
+            self._locks.release(descriptor)
+        return missing, contents.is_fetching
+
+    def _scan(self) -> _Contents:
+        """List the folder, and remove the parts of dead processes."""
+        contents = _Contents()
         for entry in os.scandir(self.folder):
-            name, path = entry.name.removesuffix(PART), Path(entry.path)
-            if not _SHA256.fullmatch(name):
+            sha256, path = entry.name.removesuffix(PART_SUFFIX), Path(entry.path)
+            is_part = sha256 != entry.name
+            if not is_sha256(sha256):
                 continue
             try:
                 status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:  # somebody empties the folder by hand
+            except FileNotFoundError:  # the folder is being emptied by hand
                 continue
-            if name != entry.name and self._remove_dead(path):
+            if is_part and self._remove_dead(path):
                 continue
-            used += status.st_size
-            if name == entry.name:
-                objects.append((name in wished, status.st_mtime_ns, status.st_size, path))
+            contents.size += status.st_size
+            if is_part:
+                contents.is_fetching |= status.st_size > 0
             else:
-                in_flight |= status.st_size > 0
-        missing = used + size - self.limit_bytes
-        chosen: list[tuple[int, Path]] = []
-        for is_wished, _, freed, path in sorted(objects):
-            if missing <= 0 or (is_wished and ahead):
-                break
-            descriptor = self._try_lock(path, os.O_RDONLY)
-            if descriptor is not None:
-                chosen.append((descriptor, path))
-                missing -= freed
-        for descriptor, path in chosen:
-            if missing <= 0:
-                path.unlink()
-                self._counts.evicted += 1
-            self._close(descriptor)
-        return missing, in_flight
+                contents.blobs.append(_CachedBlob(status.st_mtime_ns, status.st_size, path))
+        return contents
 
     def _remove_dead(self, part: Path) -> bool:
         """Remove a part that no living process is fetching."""
-        descriptor = self._try_lock(part, os.O_RDWR)
+        descriptor = self._locks.try_exclusive(part, os.O_RDWR)
         if descriptor is None:
             return False
         part.unlink()
-        self._close(descriptor)
+        self._locks.release(descriptor)
         return True
 
-    def _remove(self, descriptor: int, path: Path) -> None:
-        """Remove a file that is open and locked, unless another has its name by now."""
-        with self._locked_folder():
-            if _is_at(descriptor, path):
-                path.unlink()
-        self._close(descriptor)
+    # Files
+
+    def _path(self, blob: Blob) -> Path:
+        return self.folder / blob.sha256
 
     def _is_whole(self, descriptor: int, blob: Blob) -> bool:
-        """Whether a cached file has the blob's size, and, asked once a process, its SHA-256."""
+        """Whether a cached file has the blob's size and SHA-256. A process hashes a file once."""
         status = os.fstat(descriptor)
         if status.st_size != blob.size:
             return False
-        if self._verified.get(blob.sha256) == status.st_ino:
+        if self._verified_inodes.get(blob.sha256) == status.st_ino:
             return True
         with open(descriptor, "rb", closefd=False) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != blob.sha256:
                 return False
-        self._verified[blob.sha256] = status.st_ino
+        self._verified_inodes[blob.sha256] = status.st_ino
         return True
+
+    def _remove(self, descriptor: int, path: Path) -> None:
+        """Remove a locked file, unless another file has taken its name."""
+        with self._locked_folder():
+            if is_open_at(descriptor, path):
+                path.unlink()
+        self._locks.release(descriptor)
+
+    def _locked_folder(self) -> AbstractContextManager[None]:
+        return self._locks.exclusive(self.folder / FOLDER_LOCK)
 
     def _pin(self, blob: Blob, descriptor: int) -> None:
         os.utime(descriptor)
         with self._mutex:
-            self._unpin(blob.sha256)  # another thread may have been as quick
-            self._pins[blob.sha256] = descriptor, blob.size
+            self._unpin(blob.sha256)  # another thread may have pinned it meanwhile
+            self._pins[blob.sha256] = _Pin(descriptor, blob.size)
 
     def _unpin(self, sha256: str) -> None:
         if sha256 in self._pins:
-            descriptor, _ = self._pins.pop(sha256)
+            descriptor = self._pins.pop(sha256).descriptor
             os.utime(descriptor)
-            self._close(descriptor)
+            self._locks.release(descriptor)
 
-    def _lock_object(self, path: Path) -> int | None:
-        """A descriptor with the shared lock on a cached file; None where there is no such file."""
-        while True:
-            try:
-                descriptor = self._open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                return None
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if _is_at(descriptor, path):
-                return descriptor
-            self._close(descriptor)  # removed between open and lock
-
-    def _try_lock(self, path: Path, flags: int) -> int | None:
-        """A descriptor with the exclusive lock; None where another holds a lock or no file is."""
-        try:
-            descriptor = self._open(path, flags)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._close(descriptor)
-            return None
-        return descriptor
-
-    @contextmanager
-    def _locked_folder(self) -> Iterator[None]:
-        descriptor = self._open(self.folder / FOLDER_LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            self._close(descriptor)
-
-    def _open(self, path: Path, flags: int) -> int:
-        descriptor = os.open(path, flags, 0o666)
-        self._descriptors.add(descriptor)
-        return descriptor
-
-    def _close(self, descriptor: int) -> None:
-        # Unlocked by name: a forked child may hold a copy, which would keep the lock.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        self._descriptors.discard(descriptor)
-        os.close(descriptor)
+    def _pause(self) -> None:
+        if self._stop.wait(POLL_SECONDS):
+            raise StoreClosedError
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one that has this path now."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+class _Pin(NamedTuple):
+    """A blob in use, under a shared lock."""
+
+    descriptor: int
+    size: int
 
 
-def _pause(seconds: float, stop: threading.Event) -> None:
-    if stop.wait(seconds):
-        raise Stopped
+class _CachedBlob(NamedTuple):
+    """A whole blob in the folder; the least recently used one sorts first."""
+
+    last_used_ns: int
+    size: int
+    path: Path
+
+
+@dataclass
+class _Contents:
+    """The folder at one moment."""
+
+    blobs: list[_CachedBlob] = field(default_factory=list)
+    size: int = 0
+    """Bytes of all blobs and parts."""
+    is_fetching: bool = False
+    """Whether a living process is fetching a blob into reserved room."""

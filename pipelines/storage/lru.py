@@ -1,4 +1,4 @@
-"""A cache bounded by bytes."""
+"""An in-memory cache that is bounded by bytes: of parsed indexes and of decoded payloads."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class ByteCache(Generic[K, V]):
-    """Keeps what was used last, up to a number of bytes; at least the newest."""
+class LruCache(Generic[K, V]):
+    """Keeps the most recently used values, up to a number of bytes but always the newest one."""
 
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._held = 0
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._size = 0
         self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
 
     def get(self, key: K) -> V | None:
-        """The value, now the newest; None where it is not kept."""
+        """The value, which becomes the newest; None where it is not kept."""
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)
         return self._entries[key][0]
 
     def put(self, key: K, value: V, size: int) -> None:
-        """Keep a value of so many bytes, in place of the oldest."""
+        """Add a value of `size` bytes; the least recently used ones make room for it."""
         self._entries[key] = value, size
-        self._held += size
-        while self._held > self._limit and len(self._entries) > 1:
+        self._size += size
+        while self._size > self._max_bytes and len(self._entries) > 1:
             _, (_, freed) = self._entries.popitem(last=False)
-            self._held -= freed
+            self._size -= freed

@@ -1,11 +1,11 @@
-"""Reading the headers of foreign tars, strictly: what lies where, and what is wrong.
+"""A strict reader of tar headers, for tars that other programs wrote and for `bytelm index`.
 
     for each member   a header of 512 bytes, then its bytes, padded to a multiple of 512
     at the end        two blocks of zeros, and zeros up to a multiple of 10,240 bytes
 
-(POSIX.1-2017, pax; and GNU's extensions for long names and sparse files.) Headers are read one by
-one and members are never read here. A member that is no regular file is skipped. A header that is
-broken ends the reading, since nothing after it can be trusted.
+(POSIX.1-2017, pax; and GNU's extensions for long names and sparse files.) The reader walks from
+header to header and never reads a member's bytes. It reports a member that is no regular file and
+goes on; it stops at a broken header, since nothing after that can be trusted.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from tarfile import BLOCKSIZE
 
-TAR_BLOCK = 512
 MAX_EXTENDED_BYTES = 1 << 20
-"""Of an extended header or a long name."""
+"""Largest extended header or long name."""
 MAX_PADDING_BYTES = 1 << 20
-"""Of zeros that may follow the end mark; the customary ones are fewer than 10,240."""
+"""Most zeros that may follow the end mark; the customary ones are fewer than 10,240."""
 
-COMPRESSED = {
+COMPRESSION_MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ\0": "xz",
@@ -36,119 +36,138 @@ _REGULAR, _FOLDER, _SPARSE = (b"0", b"\0"), b"5", b"S"
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 _LINKS = (b"1", b"2")
 _WITHOUT_DATA = (*_LINKS, b"3", b"4", _FOLDER, b"6")
-"""Kinds that have no data, whatever size their header says."""
+"""Member types without data, whatever size their header has."""
+_RECORD_LENGTH = re.compile(rb"([0-9]{1,7}) ")
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """A regular member."""
 
     name: str
     offset: int
-    """Of its first byte in the tar."""
+    """Position of its first byte in the tar."""
     size: int
+    """In bytes."""
 
 
 @dataclass(frozen=True)
-class Flaw:
-    """A member that is skipped, or what ends the reading."""
+class TarFlaw:
+    """A member that is skipped, or damage that ends the reading."""
 
     name: str
-    """The member's; empty where it is the tar itself that is damaged."""
+    """The member's name; empty where the tar itself is damaged."""
     reason: str
     detail: str
 
 
-class _Damage(Exception):
-    """Why the reading ends."""
+def read_members(path: str) -> Iterator[TarMember | TarFlaw]:
+    """Every member of a tar, in order. Raises OSError where the file cannot be read."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        tar_size = os.fstat(descriptor).st_size
+        start = os.pread(descriptor, BLOCKSIZE, 0)
+        for magic, name in COMPRESSION_MAGIC.items():
+            if start.startswith(magic):
+                detail = f"compressed with {name}; decompress it first"
+                yield TarFlaw("", "compressed tar", detail)
+                return
+        try:
+            yield from _members(descriptor, tar_size)
+        except _DamageError as damage:
+            yield TarFlaw("", "damaged tar", str(damage))
+    finally:
+        os.close(descriptor)
+
+
+class _DamageError(Exception):
+    """The reason why the reading ends."""
 
 
 @dataclass
 class _Extended:
-    """What extended headers say of the member that follows them."""
+    """Values of extended headers that apply to the next member."""
 
     name: str | None = None
     size: int | None = None
     is_sparse: bool = False
 
 
-def read_members(path: str) -> Iterator[Member | Flaw]:
-    """Every member of a tar, in order. Raises OSError where the file cannot be read."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(descriptor).st_size
-        start = os.pread(descriptor, TAR_BLOCK, 0)
-        for magic, name in COMPRESSED.items():
-            if start.startswith(magic):
-                detail = f"compressed with {name}; decompress it first"
-                yield Flaw("", "compressed tar", detail)
-                return
-        try:
-            yield from _members(descriptor, size)
-        except _Damage as damage:
-            yield Flaw("", "damaged tar", str(damage))
-    finally:
-        os.close(descriptor)
-
-
-def _members(descriptor: int, size: int) -> Iterator[Member | Flaw]:
-    at = 0
+def _members(descriptor: int, tar_size: int) -> Iterator[TarMember | TarFlaw]:
+    offset = 0
     extended = _Extended()
     names: set[str] = set()
-    while True:
-        header = os.pread(descriptor, TAR_BLOCK, at)
-        if len(header) < TAR_BLOCK:
-            raise _Damage(f"it ends at byte {size} without an end mark")
-        if not any(header):
-            _check_end(descriptor, at, size)
-            return
-        if not _checksum_fits(header):
-            raise _Damage(f"no tar header at byte {at}")
+    while header := _read_header(descriptor, offset, tar_size):
         kind = header[156:157]
-        data = at + TAR_BLOCK
-        if kind == _SPARSE:
-            data = _after_sparse_map(descriptor, header, data)
-        length = extended.size if extended.size is not None else _number(header[124:136], at)
-        if kind in _WITHOUT_DATA:
-            length = 0
-        at = data + -(-length // TAR_BLOCK) * TAR_BLOCK
-        if data + length > size:
+        data, size = _extent(descriptor, header, offset, extended)
+        if data + size > tar_size:
             name = extended.name or _name(header)
-            raise _Damage(f"{name} has {length} bytes at byte {data}, the tar {size} in all")
+            raise _DamageError(f"{name} has {size} bytes at byte {data}, the tar {tar_size} in all")
+        offset = data + -(-size // BLOCKSIZE) * BLOCKSIZE
         if kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
-            if length > MAX_EXTENDED_BYTES:
-                raise _Damage(f"an extended header of {length} bytes at byte {data}")
-            _extend(extended, kind, os.pread(descriptor, length, data), data)
+            if size > MAX_EXTENDED_BYTES:
+                raise _DamageError(f"an extended header of {size} bytes at byte {data}")
+            _extend(extended, kind, os.pread(descriptor, size, data), data)
             continue
-        name = _name(header) if extended.name is None else extended.name
-        is_sparse = kind == _SPARSE or extended.is_sparse
+        if kind != _FOLDER:
+            name = _name(header) if extended.name is None else extended.name
+            is_sparse = kind == _SPARSE or extended.is_sparse
+            flaw = _flaw(kind, name, is_sparse, name in names)
+            if flaw is None:
+                names.add(name)
+            yield flaw or TarMember(name, data, size)
         extended = _Extended()
-        if kind == _FOLDER:
-            continue
-        if is_sparse:
-            yield Flaw(name, "sparse", "a member with holes")
-        elif kind in _LINKS:
-            yield Flaw(name, "link", "a link to another member or file")
-        elif kind not in _REGULAR:
-            yield Flaw(name, "unknown kind", f"a member of type {kind!r}, no regular file")
-        elif name in names:
-            yield Flaw(name, "duplicate key", "the tar holds this name already")
-        else:
-            names.add(name)
-            yield Member(name, data, length)
 
 
-def _check_end(descriptor: int, at: int, size: int) -> None:
-    """After the end mark, nothing but some zeros may come."""
-    rest = size - at
-    if rest < 2 * TAR_BLOCK:
-        raise _Damage(f"it ends at byte {size} inside its end mark")
-    if rest > MAX_PADDING_BYTES or any(os.pread(descriptor, rest, at)):
-        raise _Damage(f"{rest} bytes after an end mark at byte {at}: zeroed, or tars joined")
+def _read_header(descriptor: int, offset: int, tar_size: int) -> bytes:
+    """The checked header at an offset; empty at the end of the tar."""
+    header = os.pread(descriptor, BLOCKSIZE, offset)
+    if len(header) < BLOCKSIZE:
+        raise _DamageError(f"it ends at byte {tar_size} without an end mark")
+    if not any(header):
+        _check_end(descriptor, offset, tar_size)
+        return b""
+    if not _checksum_fits(header):
+        raise _DamageError(f"no tar header at byte {offset}")
+    return header
+
+
+def _extent(descriptor: int, header: bytes, offset: int, extended: _Extended) -> tuple[int, int]:
+    """Offset and size of the data behind the header at `offset`."""
+    kind = header[156:157]
+    data = offset + BLOCKSIZE
+    if kind == _SPARSE:
+        data = _after_sparse_map(descriptor, header, data)
+    size = extended.size if extended.size is not None else _number(header[124:136], offset)
+    return data, 0 if kind in _WITHOUT_DATA else size
+
+
+def _flaw(kind: bytes, name: str, is_sparse: bool, is_duplicate: bool) -> TarFlaw | None:
+    """Why a member is skipped, or None."""
+    if is_sparse:
+        return TarFlaw(name, "sparse", "a member with holes")
+    if kind in _LINKS:
+        return TarFlaw(name, "link", "a link to another member or file")
+    if kind not in _REGULAR:
+        return TarFlaw(name, "unknown kind", f"a member of type {kind!r}, no regular file")
+    if is_duplicate:
+        return TarFlaw(name, "duplicate key", "the tar holds this name already")
+    return None
+
+
+def _check_end(descriptor: int, offset: int, tar_size: int) -> None:
+    """Check that the end mark at `offset` is whole, and that only some zeros follow it."""
+    rest = tar_size - offset
+    if rest < 2 * BLOCKSIZE:
+        raise _DamageError(f"it ends at byte {tar_size} inside its end mark")
+    if rest > MAX_PADDING_BYTES or any(os.pread(descriptor, rest, offset)):
+        raise _DamageError(
+            f"{rest} bytes after an end mark at byte {offset}: zeroed, or tars joined"
+        )
 
 
 def _checksum_fits(header: bytes) -> bool:
-    """The sum of the header's bytes, its own eight taken as spaces."""
+    """Whether the checksum is the sum of the header's bytes, with its own eight as spaces."""
     digits = header[148:156].strip(b" \0")
     if not re.fullmatch(rb"[0-7]{1,7}", digits):
         return False
@@ -156,13 +175,13 @@ def _checksum_fits(header: bytes) -> bool:
     return int(digits, 8) == sum(rest)
 
 
-def _number(field: bytes, at: int) -> int:
-    """A size: octal digits, or binary where the first bit is set (GNU)."""
+def _number(field: bytes, offset: int) -> int:
+    """The size in a header at `offset`: octal digits, or binary after a byte 0x80 (GNU)."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:])
     digits = field.strip(b" \0")
     if not re.fullmatch(rb"[0-7]+", digits):
-        raise _Damage(f"a size of {field!r} in the header at byte {at}")
+        raise _DamageError(f"a size of {field!r} in the header at byte {offset}")
     return int(digits, 8)
 
 
@@ -178,51 +197,54 @@ def _text(field: bytes) -> str:
 
 
 def _after_sparse_map(descriptor: int, header: bytes, data: int) -> int:
-    """Where the data of an old GNU sparse member begin: after the blocks of its map."""
-    goes_on = header[482]
-    while goes_on:
-        block = os.pread(descriptor, TAR_BLOCK, data)
-        if len(block) < TAR_BLOCK:
-            raise _Damage(f"it ends inside a sparse member's map at byte {data}")
-        goes_on = block[504]
-        data += TAR_BLOCK
+    """Offset of the data of an old GNU sparse member, which follow the blocks of its map."""
+    has_more = header[482]
+    while has_more:
+        block = os.pread(descriptor, BLOCKSIZE, data)
+        if len(block) < BLOCKSIZE:
+            raise _DamageError(f"it ends inside a sparse member's map at byte {data}")
+        has_more = block[504]
+        data += BLOCKSIZE
     return data
 
 
-def _extend(extended: _Extended, kind: bytes, content: bytes, at: int) -> None:
-    """Add what an extended header says."""
+def _extend(extended: _Extended, kind: bytes, content: bytes, offset: int) -> None:
+    """Add the values of an extended header, whose content begins at `offset`."""
     if kind == _LONG_NAME:
         extended.name = _text(content)
         return
     if kind == _LONG_LINK:
         return
-    for key, value in _records(content, at):
+    for key, value in _records(content, offset):
         if key not in ("path", "size") and not key.startswith("GNU.sparse."):
             continue
         if kind == _PAX_GLOBAL:
-            raise _Damage(f"a global header that sets {key} at byte {at}")
+            raise _DamageError(f"a global header that sets {key} at byte {offset}")
         if key == "path":
             extended.name = value
         elif key == "size":
             if not re.fullmatch(r"[0-9]{1,19}", value, re.ASCII):
-                raise _Damage(f"a size of {value[:40]!r} in the header at byte {at}")
+                raise _DamageError(f"a size of {value[:40]!r} in the header at byte {offset}")
             extended.size = int(value)
         else:
             extended.is_sparse = True
 
 
-def _records(content: bytes, at: int) -> Iterator[tuple[str, str]]:
-    """The records of a pax header: their length in decimal, a space, key=value, a line feed."""
-    place = 0
-    while place < len(content):
-        match = re.compile(rb"([0-9]{1,7}) ").match(content, place)
+def _records(content: bytes, offset: int) -> Iterator[tuple[str, str]]:
+    """Key and value of each record of a pax header at `offset`.
+
+    A record is its own length in decimal, a space, key=value, and a line feed.
+    """
+    position = 0
+    while position < len(content):
+        match = _RECORD_LENGTH.match(content, position)
         length = int(match[1]) if match else 0
-        record = content[place : place + length]
+        record = content[position : position + length]
         is_whole = match and len(match[0]) < length == len(record) and record[-1:] == b"\n"
         if not match or not is_whole:
-            raise _Damage(f"a broken extended header at byte {at}")
+            raise _DamageError(f"a broken extended header at byte {offset}")
         key, separator, value = record[len(match[0]) : -1].partition(b"=")
         if not separator:
-            raise _Damage(f"a broken extended header at byte {at}")
+            raise _DamageError(f"a broken extended header at byte {offset}")
         yield key.decode("utf-8", "replace"), value.decode("utf-8", "surrogateescape")
-        place += length
+        position += length

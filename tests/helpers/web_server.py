@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bytelm.pipelines.storage import cache, remote
-from bytelm.pipelines.storage.cache import Blob, CacheConfig
+from bytelm.pipelines.storage import cache, clients, prefetch, remote
+from bytelm.pipelines.storage.blob import Blob
+from bytelm.pipelines.storage.cache import CacheConfig
 
 SIZE = 200_000
 
@@ -114,8 +115,8 @@ def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for everything as long as a test may."""
     monkeypatch.setattr(remote, "ATTEMPTS", 4)
     monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.5)
-    monkeypatch.setattr(remote, "ROOM_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(prefetch, "ROOM_POLL_SECONDS", 0.05)
     monkeypatch.setattr(cache, "ROOM_SECONDS", 0.5)
 
 
@@ -131,5 +132,5 @@ def eventually(condition: Callable[[], object]) -> None:
 def cached(config: CacheConfig) -> set[str]:
     """The objects in the cache; no part is left beside them."""
     names = {path.name for path in config.folder.iterdir()} - {cache.FOLDER_LOCK}
-    assert not [name for name in names if name.endswith(cache.PART)]
+    assert not [name for name in names if name.endswith(cache.PART_SUFFIX)]
     return names

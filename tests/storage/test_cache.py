@@ -20,9 +20,17 @@ from typing import BinaryIO
 import pytest
 from helpers.web_server import SIZE, Web, be_impatient, blob, cached, content, eventually, serving
 
-from bytelm.pipelines.storage import remote
-from bytelm.pipelines.storage.cache import FOLDER_LOCK, PART, Blob, Cache, CacheConfig, Counts
-from bytelm.pipelines.storage.remote import RemoteStore, Store, open_store
+from bytelm.pipelines.storage import clients, prefetch
+from bytelm.pipelines.storage.blob import Blob
+from bytelm.pipelines.storage.cache import (
+    FOLDER_LOCK,
+    PART_SUFFIX,
+    Cache,
+    CacheConfig,
+    StoreStats,
+)
+from bytelm.pipelines.storage.remote import RemoteStore, open_store
+from bytelm.pipelines.storage.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +67,7 @@ def test_a_damaged_cached_file_is_fetched_again(
     path.write_bytes(data)
     later = open_store(web.url, config)  # a process hashes a file once; this is another's view
     assert later.path(one).read_bytes() == content(1)
-    assert later.counts.damaged == 1
+    assert later.stats.damaged == 1
     assert len(web.asked) == 2
     later.close()
 
@@ -79,7 +87,7 @@ def test_the_least_recently_used_goes_first(store: Store, web: Web, config: Cach
         store.release(blobs[number])
         time.sleep(0.01)
     assert cached(config) == {blobs[number].sha256 for number in (3, 0, 4)}
-    assert store.counts.evicted == 2
+    assert store.stats.evicted == 2
     assert len(web.asked) == 5
 
 
@@ -129,9 +137,9 @@ def test_a_full_disk_is_an_error_that_says_so(config: CacheConfig) -> None:
         file.write(content(1)[:100])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    cache = Cache(config, Counts())
+    cache = Cache(config, StoreStats(), threading.Event())
     with pytest.raises(OSError, match="full below the cache's limit of 600,000 bytes"):
-        cache.fill(blob(1), download, (), ahead=False, stop=threading.Event())
+        cache.fill(blob(1), download, (), is_prefetch=False)
     assert cached(config) == set()
 
 
@@ -150,13 +158,13 @@ def test_prefetch_goes_in_order_up_to_the_limit(
     store: Store, web: Web, config: CacheConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two threads begin in order, but on a busy machine the second may reserve room first.
-    monkeypatch.setattr("bytelm.pipelines.storage.remote.PREFETCH_THREADS", 1)
+    monkeypatch.setattr(prefetch, "PREFETCH_THREADS", 1)
     blobs = web.put(1, 2, 3, 4, 5)
     store.prefetch(blobs)
-    eventually(lambda: store.counts.fetched == 3)
+    eventually(lambda: store.stats.fetched == 3)
     time.sleep(0.2)
     assert all((config.folder / b.sha256).exists() for b in blobs[:3])
-    assert store.counts.fetched == 3
+    assert store.stats.fetched == 3
     for number, b in enumerate(blobs, 1):
         assert store.path(b).read_bytes() == content(number)
         store.release(b)
@@ -166,7 +174,7 @@ def test_prefetch_goes_in_order_up_to_the_limit(
 def test_use_comes_before_wishes(store: Store, web: Web) -> None:
     blobs = web.put(1, 2, 3, 4, 5)
     store.prefetch(blobs[:4])
-    eventually(lambda: store.counts.fetched == 3)
+    eventually(lambda: store.stats.fetched == 3)
     assert store.path(blobs[3]).read_bytes() == content(4)
     assert store.path(blobs[4]).read_bytes() == content(5)
     store.prefetch([])
@@ -181,7 +189,7 @@ def test_new_wishes_replace_old_ones(store: Store, web: Web) -> None:
     eventually(lambda: len(web.asked) == 2)
     store.prefetch(blobs[3:])
     web.go_on.set()
-    eventually(lambda: store.counts.fetched == 3)
+    eventually(lambda: store.stats.fetched == 3)
     assert blobs[2].name not in web.asked
 
 
@@ -199,8 +207,8 @@ def test_a_failure_ahead_of_use_shows_at_use(store: Store, web: Web) -> None:
 def test_close_does_not_wait_for_a_stalled_server(
     web: Web, config: CacheConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 20.0)
-    monkeypatch.setattr(remote, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 20.0)
+    monkeypatch.setattr(prefetch, "CLOSE_SECONDS", 0.1)
     (one,) = web.put(1)
     web.script[one.name].append("wait")
     store = open_store(web.url, config)
@@ -209,7 +217,7 @@ def test_close_does_not_wait_for_a_stalled_server(
     store.close()
     assert not (config.folder / one.sha256).exists()
     web.go_on.set()
-    part = config.folder / (one.sha256 + PART)
+    part = config.folder / (one.sha256 + PART_SUFFIX)
     eventually(lambda: not part.exists())  # the thread sees that it is over, and cleans up
     assert cached(config) == set()
 
@@ -217,7 +225,8 @@ def test_close_does_not_wait_for_a_stalled_server(
 EXIT = """
 import sys
 from pathlib import Path
-from bytelm.pipelines.storage.cache import Blob, CacheConfig
+from bytelm.pipelines.storage.blob import Blob
+from bytelm.pipelines.storage.cache import CacheConfig
 from bytelm.pipelines.storage.remote import open_store
 store = open_store(sys.argv[1], CacheConfig(Path(sys.argv[2]), 10**6))
 store.prefetch([Blob(sys.argv[3], int(sys.argv[4]), sys.argv[5])])
@@ -229,7 +238,7 @@ def start(web: Web, config: CacheConfig, wanted: Blob) -> subprocess.Popen[bytes
     """A process that fetches a blob in the background and ends with its input."""
     arguments = [web.url, str(config.folder), wanted.name, str(wanted.size), wanted.sha256]
     process = subprocess.Popen([sys.executable, "-c", EXIT, *arguments], stdin=subprocess.PIPE)
-    eventually(lambda: (config.folder / (wanted.sha256 + PART)).exists())
+    eventually(lambda: (config.folder / (wanted.sha256 + PART_SUFFIX)).exists())
     eventually(lambda: web.asked)
     return process
 
@@ -254,7 +263,7 @@ def test_what_a_killed_process_leaves_is_never_delivered(web: Web, config: Cache
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
     assert {path.name for path in config.folder.iterdir()} == {
-        one.sha256 + PART,
+        one.sha256 + PART_SUFFIX,
         FOLDER_LOCK,
     }
     store = open_store(web.url, CacheConfig(config.folder, 2 * SIZE))
@@ -270,7 +279,7 @@ def test_a_part_of_a_killed_process_is_begun_anew(
     store: Store, web: Web, config: CacheConfig
 ) -> None:
     (one,) = web.put(1)
-    (config.folder / (one.sha256 + PART)).write_bytes(bytes(2 * SIZE))
+    (config.folder / (one.sha256 + PART_SUFFIX)).write_bytes(bytes(2 * SIZE))
     assert store.path(one).read_bytes() == content(1)
     assert cached(config) == {one.sha256}
 
@@ -290,7 +299,7 @@ def read_all(store: Store, blobs: list[Blob], seed: int) -> None:
 
 def folder_bytes(config: CacheConfig) -> int:
     """Bytes in the cache at one moment, which its lock makes exact."""
-    cache = Cache(config, Counts())
+    cache = Cache(config, StoreStats(), threading.Event())
     with cache._locked_folder():
         return sum(path.stat().st_size for path in config.folder.iterdir())
 
@@ -356,5 +365,5 @@ def test_a_store_can_be_pickled(store: Store, web: Web) -> None:
     assert isinstance(copy, RemoteStore)
     assert copy.location == store.location
     assert copy.path(one).read_bytes() == content(1)
-    assert copy.counts == Counts()
+    assert copy.stats == StoreStats()
     copy.close()

@@ -14,9 +14,11 @@ from helpers.web_server import SIZE, Web, be_impatient, blob, cached, content, s
 from moto.server import ThreadedMotoServer
 
 from bytelm.pipelines.errors import DamageError
-from bytelm.pipelines.storage import remote
-from bytelm.pipelines.storage.cache import Blob, CacheConfig, Counts
-from bytelm.pipelines.storage.remote import LocalStore, Store, open_store
+from bytelm.pipelines.storage import clients
+from bytelm.pipelines.storage.blob import Blob
+from bytelm.pipelines.storage.cache import CacheConfig, StoreStats
+from bytelm.pipelines.storage.remote import open_store
+from bytelm.pipelines.storage.store import LocalStore, Store
 
 
 @pytest.fixture(autouse=True)
@@ -143,8 +145,8 @@ def test_s3(config: CacheConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 20.0)
-        monkeypatch.setattr(remote, "CHUNK_BYTES", SIZE // 3)
+        monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 20.0)
+        monkeypatch.setattr(clients, "CHUNK_BYTES", SIZE // 3)
         s3 = fsspec.filesystem("s3")
         s3.mkdir("store")
         s3.pipe({f"store/a/set/train-{n:06d}.tar": content(n) for n in (1, 2)})
@@ -173,10 +175,10 @@ def test_http_is_fetched_once_and_kept(store: Store, web: Web, config: CacheConf
     assert store.path(two).read_bytes() == content(2)
     assert web.asked == [one.name, two.name]
     assert cached(config) == {one.sha256, two.sha256}
-    assert store.counts == Counts(fetched=2, fetched_bytes=2 * SIZE)
+    assert store.stats == StoreStats(fetched=2, fetched_bytes=2 * SIZE)
     again = open_store(web.url, config)
     assert again.path(one).read_bytes() == content(1)
-    assert again.counts == Counts()
+    assert again.stats == StoreStats()
     again.close()
     assert len(web.asked) == 2
 
@@ -189,7 +191,7 @@ def test_equal_objects_of_two_sets_are_stored_once(
     other = open_store("memory://other", config)
     same = Blob("val-000007.tar", SIZE, one.sha256)
     assert store.path(one) == other.path(same)
-    assert other.counts.fetched == 0
+    assert other.stats.fetched == 0
     other.close()
 
 
@@ -198,7 +200,7 @@ def test_what_passes_is_tried_again(answer: str, store: Store, web: Web) -> None
     (one,) = web.put(1)
     web.script[one.name].extend([answer, answer])
     assert store.path(one).read_bytes() == content(1)
-    assert store.counts.retries == 2
+    assert store.stats.retries == 2
     assert len(web.asked) == 3
 
 
