@@ -1,204 +1,216 @@
-"""The hints of a row that is read id by id; `hints.py` says what they are.
+"""Codec features of a row that is read id by id, as a decoder needs them.
 
-In numbers of Python, which for one id are much faster than tensors.
+They equal those of `vectorized`, where they are described. Python's numbers are much faster than
+tensors for one id.
+
+Shapes:
+    J = FEATURES
 """
 
-from bisect import bisect_right
 from collections import deque
+from typing import Protocol
 
 import torch
 
+from bytelm.model.codec_features.formulas import (
+    ERROR_SPANS,
+    high_byte_predictions,
+    image_predictions,
+    low_byte_predictions,
+    magnitude,
+    sample_predictions,
+    signed,
+)
 from bytelm.model.codec_features.layout import (
     FEATURES,
-    HEADS,
-    PAD,
-    PREDICTIONS,
-    SPANS,
+    MATCHES,
+    NONE,
+    OPENING_LENGTHS,
+    OpenSegment,
     PayloadLayout,
-    preamble,
-    thresholds,
 )
 from bytelm.model.codec_features.linear_prediction import (
-    ONE_BITS,
     ORDER,
     PREDICTION_BLOCK,
     WINDOW,
     coefficients,
+    to_sample,
 )
-from bytelm.model.codec_features.match import NONE, Matcher
+from bytelm.model.codec_features.match import Matcher
 
-BOUNDS = {span: thresholds(span) for span in (1, *SPANS)}
+_LONGEST_OPENING = max(OPENING_LENGTHS.values())
 
 
 class IncrementalFeatures:
-    """Where a row stands: which payload its next id goes on with, and what is before it."""
+    """Codec features of a row's next id, from the ids pushed so far."""
 
     def __init__(self, patch: int) -> None:
         self.patch = patch
-        self._held = 0
-        self._opened = -1
-        """The place of the last segment's opening."""
-        self._head: list[int] = []
-        """The ids from there on."""
+        self._count = 0
+        self._segment = OpenSegment()
+        self._opening: list[int] = []
+        """The first ids of the segment."""
         self._payload: Payload | None = None
-        self._is_closing = self._is_padding = False  # of the patch that the next id belongs to
 
     def push(self, id_: int) -> None:
-        """Takes up the row's next id."""
-        if id_ > 255 and self._held % self.patch == 0:
-            is_empty = self._payload is not None and self._payload.count == 0
-            self._is_padding = id_ == PAD and is_empty
-            self._is_closing = not self._is_padding
-            if self._is_closing:
-                self._opened, self._head = self._held, []
-        if len(self._head) < max(HEADS.values()):
-            self._head.append(id_)
-        if self._payload is not None and not self._is_padding:
+        """Take the row's next id."""
+        index, position = divmod(self._count, self.patch)
+        if id_ > 255 and position == 0:
+            self._segment = self._segment.after(index, id_, self.patch)
+            if self._segment.opened == index:
+                self._opening = []
+        if len(self._opening) < _LONGEST_OPENING:
+            self._opening.append(id_)
+        if self._payload is not None and not self._segment.is_padding(index):
             self._payload.push(id_ if id_ < 256 else 0)
-        self._held += 1
-        if self._held % self.patch:
-            return
-        if self._is_closing:  # what a patch opens with counts behind it
+        self._count += 1
+        if position == self.patch - 1:
+            self._end_patch(index)
+
+    def _end_patch(self, index: int) -> None:
+        if self._segment.opened == index:
             self._payload = None
-        self._is_closing = self._is_padding = False
-        opener = self._head[0] if self._opened >= 0 else PAD
-        begin = self._opened + self.patch * preamble(opener, self.patch)
-        if opener in HEADS and self._held == begin:
-            self._payload = payload_of(PayloadLayout.of(self._head[: HEADS[opener]]))
+        if self._segment.padding == index + 1:
+            opening = self._opening[: OPENING_LENGTHS[self._opening[0]]]
+            layout = PayloadLayout.from_opening(opening)
+            self._payload = PAYLOADS[layout.kind](layout)
 
     def codec_features(self) -> list[int]:
-        """Of the next id, [J]."""
+        """Features of the next id, [J]."""
         return self._payload.codec_features() if self._payload else [NONE] * FEATURES
 
 
-class Payload:
+class Payload(Protocol):
     """The bytes of a payload so far."""
 
-    def __init__(self, strides: PayloadLayout) -> None:
-        self.strides = strides
-        self.count = 0
+    def push(self, byte: int) -> None:
+        """Take the next byte."""
+
+    def codec_features(self) -> list[int]:
+        """Features of the next byte, [J]."""
+
+
+class BytesPayload:
+    """A payload of which only matches are known."""
+
+    def __init__(self, layout: PayloadLayout) -> None:
+        self.layout = layout
         self._matcher = Matcher()
 
     def push(self, byte: int) -> None:
-        """Takes up the next byte."""
+        """Take the next byte."""
         self._matcher.push(byte)
-        self.count += 1
 
     def codec_features(self) -> list[int]:
-        """Of the next byte, [J]."""
-        right = [bisect_right(BOUNDS[1], count) for count in self._matcher.right]
-        return [*self.guesses(), *self._matcher.found, *right]
+        """Features of the next byte, [J]."""
+        runs = [magnitude(run, 1) for run in self._matcher.runs]
+        return [*self._predictions(), *self._matcher.candidates, *runs]
 
-    def guesses(self) -> list[int]:
-        """Those that are no matches."""
-        return [NONE] * PREDICTIONS
+    def _predictions(self) -> list[int]:
+        """The features before the matches."""
+        return [NONE] * MATCHES
 
 
-class ImagePayload(Payload):
-    """The bytes of an image so far."""
+class ImagePayload(BytesPayload):
+    """The pixels of an image."""
 
-    def __init__(self, strides: PayloadLayout) -> None:
-        super().__init__(strides)
+    def __init__(self, layout: PayloadLayout) -> None:
+        super().__init__(layout)
         self._bytes: list[int] = []
 
     def push(self, byte: int) -> None:
+        """Take the next byte."""
         super().push(byte)
         self._bytes.append(byte)
 
-    def guesses(self) -> list[int]:
-        near, line, bytes_, at = self.strides.near, self.strides.line, self._bytes, self.count
+    def _predictions(self) -> list[int]:
+        layout = self.layout
+        phase = layout.phase_at(len(self._bytes))
+        return [*image_predictions(self._back, layout.unit, layout.line), phase]
 
-        def back(distance: int) -> int:
-            return bytes_[at - distance] if at >= distance else 0
-
-        left, above, corner = back(near), back(line), back(line + near)
-        plane = left + above - corner
-        median = sorted((plane, left, above))[1]
-        by_above = back(1) + above - back(line + 1)
-        by_left = back(1) + left - back(near + 1)
-        guesses = (median, plane, by_above, by_left, left, above, corner, back(line - near))
-        return [*(_clamped(guess, 0, 255) for guess in guesses), (at + self.strides.phase) % near]
+    def _back(self, distance: int) -> int:
+        return self._bytes[-distance] if distance <= len(self._bytes) else 0
 
 
-class SoundPayload(Payload):
-    """The samples of a sound so far, and guesses of the next one."""
+class AudioPayload:
+    """The samples of a sound."""
 
-    def __init__(self, strides: PayloadLayout) -> None:
-        super().__init__(strides)
-        self._channels = [_Channel() for _ in range(strides.near // 2)]
-        self._lost = strides.phase % 2
+    def __init__(self, layout: PayloadLayout) -> None:
+        self.layout = layout
+        self._channels = [Channel() for _ in range(layout.unit // 2)]
+        self._count = 0
         self._samples = 0
-        self._last = 0
-        """The byte before."""
-        self._next = [0] * (3 + len(SPANS)) if self._lost else self._channels[0].next()
+        self._previous = 0
+        """The last byte."""
+        self._predicted, self._errors = [0] * 3, [0] * len(ERROR_SPANS)
+        if not layout.leading:
+            self._predict()
 
     def push(self, byte: int) -> None:
-        if (self.count + self._lost) % 2:
-            if self.count:
-                channel = self._channels[self._samples % len(self._channels)]
-                channel.push(256 * _signed(self._last) + byte)
+        """Take the next byte."""
+        if self._is_low():
+            if self._count:
+                self._channel().push(256 * signed(self._previous) + byte)
                 self._samples += 1
-            self._next = self._channels[self._samples % len(self._channels)].next()
-        self._last = byte
-        self.count += 1
+            self._predict()
+        self._previous = byte
+        self._count += 1
 
     def codec_features(self) -> list[int]:
-        return [*self.guesses(), *[NONE] * (FEATURES - PREDICTIONS)]
-
-    def guesses(self) -> list[int]:
-        is_low, own = (self.count + self._lost) % 2, _signed(self._last)
+        """Features of the next byte, [J]."""
         numbers: list[int] = []
-        for guess in self._next[:3]:
-            if is_low:
-                numbers += guess - 256 * own, (guess >> 8) - own + 128
-            else:
-                numbers += guess >> 8 & 255, guess & 255
-        phase = (self.count + self.strides.phase) % self.strides.near
-        return [*(_clamped(number, 0, 255) for number in numbers), *self._next[3:], phase]
+        if self._is_low():
+            high = signed(self._previous)
+            for sample in self._predicted:
+                numbers += low_byte_predictions(sample, high)
+        else:
+            for sample in self._predicted:
+                numbers += high_byte_predictions(sample)
+        phase = self.layout.phase_at(self._count)
+        return [*numbers, *self._errors, phase, *[NONE] * (FEATURES - MATCHES)]
+
+    def _is_low(self) -> bool:
+        """Whether the next byte is the low one of its sample."""
+        return (self._count + self.layout.leading) % 2 == 1
+
+    def _channel(self) -> "Channel":
+        """The channel of the next sample."""
+        return self._channels[self._samples % len(self._channels)]
+
+    def _predict(self) -> None:
+        self._predicted, self._errors = self._channel().predict()
 
 
-class _Channel:
+class Channel:
     """One channel of a sound."""
 
     def __init__(self) -> None:
         self._samples: deque[int] = deque([0] * WINDOW, maxlen=WINDOW)
         self._count = 0
         self._coefficients = [0] * ORDER
-        self._predicted = 0
-        self._off: deque[int] = deque([0] * max(SPANS), maxlen=max(SPANS))
+        self._linear = 0
+        self._errors: deque[int] = deque([0] * max(ERROR_SPANS), maxlen=max(ERROR_SPANS))
 
     def push(self, sample: int) -> None:
-        self._off.append(abs(sample - self._predicted))
+        """Take the next sample, which `predict` has predicted."""
+        self._errors.append(abs(sample - self._linear))
         self._samples.append(sample)
         self._count += 1
 
-    def next(self) -> list[int]:
-        """Three guesses of the next sample, and how far predictions were off."""
+    def predict(self) -> tuple[list[int], list[int]]:
+        """Three predictions of the next sample, and the magnitudes of the errors before it."""
         if self._count and self._count % PREDICTION_BLOCK == 0:
             self._coefficients = coefficients(torch.tensor(self._samples)).tolist()
         last = list(self._samples)[-ORDER:]
         weighted = sum(a * b for a, b in zip(last, self._coefficients, strict=True))
-        self._predicted = _sample(weighted + 2 ** (ONE_BITS - 1) >> ONE_BITS)
-        guesses = [self._predicted, _sample(2 * last[-1] - last[-2]), last[-1]]
-        off = list(self._off)
-        return guesses + [bisect_right(BOUNDS[span], sum(off[-span:])) for span in SPANS]
+        self._linear = to_sample(weighted)
+        errors = list(self._errors)
+        recent = [magnitude(sum(errors[-span:]), span) for span in ERROR_SPANS]
+        return list(sample_predictions(self._linear, last[-1], last[-2])), recent
 
 
-KINDS = {"bytes": Payload, "image": ImagePayload, "sound": SoundPayload}
-
-
-def payload_of(strides: PayloadLayout) -> Payload:
-    """An empty one."""
-    return KINDS[strides.kind](strides)
-
-
-def _signed(byte: int) -> int:
-    return byte - 256 if byte > 127 else byte
-
-
-def _sample(value: int) -> int:
-    return _clamped(value, -32768, 32767)
-
-
-def _clamped(value: int, least: int, most: int) -> int:
-    return min(max(value, least), most)
+PAYLOADS: dict[str, type[BytesPayload] | type[AudioPayload]] = {
+    "bytes": BytesPayload,
+    "image": ImagePayload,
+    "audio": AudioPayload,
+}

@@ -1,4 +1,4 @@
-"""Hints: what they say, from whichever ids, and that the stream's headers are read as written."""
+"""Codec features: by definition, whole rows against id by id, and as the stream frames them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import Header
 from bytelm.model.codec_features import layout
 from bytelm.model.codec_features.incremental import IncrementalFeatures
-from bytelm.model.codec_features.layout import FEATURES, PREDICTIONS, PayloadLayout
-from bytelm.model.codec_features.linear_prediction import predicted
-from bytelm.model.codec_features.match import NONE
+from bytelm.model.codec_features.layout import FEATURES, MATCHES, NONE, PayloadLayout
+from bytelm.model.codec_features.linear_prediction import predict_samples
 from bytelm.model.codec_features.vectorized import compute_codec_features
 
 SEGMENTS = {
@@ -36,8 +35,11 @@ SEGMENTS = {
 
 
 def framed(names: list[str], patch: int, skipped: int = 0) -> tuple[Tensor, Tensor]:
-    """Ids [1, T] and documents [1, T / P] of one document for each name, the first of them without
-    its first `skipped` payload bytes."""
+    """Frame one document for each name.
+
+    Returns ids [1, T] and documents [1, T / P]. The first document lacks its first `skipped`
+    payload bytes.
+    """
     generator = np.random.default_rng(len(names) + patch)
     rows, documents = [], []
     for number, name in enumerate(names):
@@ -55,96 +57,101 @@ def framed(names: list[str], patch: int, skipped: int = 0) -> tuple[Tensor, Tens
     return torch.from_numpy(np.concatenate(rows))[None], torch.tensor([documents]).int()
 
 
-def expected(ids: np.ndarray, patch: int) -> np.ndarray:
-    """The hints of one document [T], one id after the other."""
+def expected_features(ids: np.ndarray, patch: int) -> np.ndarray:
+    """The features of one document [T], straight from their definition."""
     segment = next(framing.parse(ids, patch))
     name, header, offset = segment.modality.name, segment.header, segment.offset
-    made = np.full((len(ids), FEATURES), NONE)
+    features = np.full((len(ids), FEATURES), NONE)
     begin = segment.payload.start
     stop = next((k for k in range(begin, len(ids), patch) if ids[k] > 255), len(ids))
     payload = [int(id_) if id_ < 256 else 0 for id_ in ids[begin : stop + patch]]
-    near = header.channels if segment.view == "raster" else 1
-    of = {("image", "raster"): _of_image, ("image", "planar"): _of_image}
-    of |= {("audio", "s16be"): _of_sound}
-    guesses = of.get((name, segment.view)) if header.width != 1 else None
+    unit = header.channels if segment.view == "raster" else 1
+    kinds = {("image", "raster"): image_features, ("image", "planar"): image_features}
+    kinds |= {("audio", "s16be"): audio_features}
+    predict = kinds.get((name, segment.view)) if header.width != 1 else None
     if name == "audio":
-        near = 2 * header.channels
-    for at in range(len(payload)):
-        before = payload[:at]
-        if guesses:
-            made[begin + at, :PREDICTIONS] = [
-                *guesses(before, near, header.width, offset),
-                (offset + at) % near,
+        unit = 2 * header.channels
+    for index in range(len(payload)):
+        preceding = payload[:index]
+        if predict:
+            features[begin + index, :MATCHES] = [
+                *predict(preceding, unit, header.width, offset),
+                (offset + index) % unit,
             ]
-        if guesses != _of_sound:
-            found = [_match(before, k) for k in (4, 6, 8)]
-            runs = [_run(before, k) for k in (4, 6, 8)]
-            made[begin + at, PREDICTIONS:] = [*found, *(int(16 * math.log2(1 + n)) for n in runs)]
-    return made
+        if predict != audio_features:
+            candidates = [candidate(preceding, k) for k in (4, 6, 8)]
+            runs = [int(16 * math.log2(1 + run_length(preceding, k))) for k in (4, 6, 8)]
+            features[begin + index, MATCHES:] = [*candidates, *runs]
+    return features
 
 
-def _match(before: list[int], k: int) -> int:
-    for at in range(len(before) - 1, k - 1, -1):
-        if before[at - k : at] == before[-k:]:
-            return before[at]
+def candidate(preceding: list[int], k: int) -> int:
+    """The byte after the latest earlier occurrence of the last k bytes."""
+    for index in range(len(preceding) - 1, k - 1, -1):
+        if preceding[index - k : index] == preceding[-k:]:
+            return preceding[index]
     return NONE
 
 
-def _run(before: list[int], k: int) -> int:
+def run_length(preceding: list[int], k: int) -> int:
+    """How many of the last bytes in a row were their candidates."""
     run = 0
-    while run < len(before) and _match(before[: len(before) - run - 1], k) == before[-run - 1]:
+    while run < len(preceding):
+        *earlier, byte = preceding[: len(preceding) - run]
+        if candidate(earlier, k) != byte:
+            break
         run += 1
     return run
 
 
-def _of_image(before: list[int], near: int, width: int, offset: int) -> list[int]:
-    padded = [0] * (1 << 11) + before
-    line = near * width
-    left, up, corner, right = (
-        padded[-distance] for distance in (near, line, line + near, line - near)
+def image_features(preceding: list[int], unit: int, width: int, offset: int) -> list[int]:
+    padded = [0] * (1 << 11) + preceding
+    line = unit * width
+    left, above, corner, right = (
+        padded[-distance] for distance in (unit, line, line + unit, line - unit)
     )
-    plane = left + up - corner
-    guesses = [sorted((left, up, plane))[1], plane]
-    guesses += [padded[-1] + up - padded[-line - 1], padded[-1] + left - padded[-near - 1]]
-    return [min(max(guess, 0), 255) for guess in guesses] + [left, up, corner, right]
+    plane = left + above - corner
+    predictions = [sorted((left, above, plane))[1], plane]
+    predictions += [padded[-1] + above - padded[-line - 1], padded[-1] + left - padded[-unit - 1]]
+    return [min(max(value, 0), 255) for value in predictions] + [left, above, corner, right]
 
 
-def _of_sound(before: list[int], near: int, width: int, offset: int) -> list[int]:
-    lost = offset % 2
-    is_low = (len(before) + offset) % 2
-    if is_low and len(before) < 2 and lost:
+def audio_features(preceding: list[int], unit: int, width: int, offset: int) -> list[int]:
+    leading = offset % 2
+    is_low = (len(preceding) + offset) % 2
+    if is_low and len(preceding) < 2 and leading:
         return [0, 128] * 3 + [0, 0]
-    whole = bytes(before[lost : len(before) - is_low])
+    whole = bytes(preceding[leading : len(preceding) - is_low])
     samples = np.frombuffer(whole, ">i2").astype(np.int64)
-    own = before[-1:] if is_low else []
-    channel = len(samples) % (near // 2)
-    of_channel = torch.from_numpy(samples[channel :: near // 2].copy())[None]
-    linear = predicted(of_channel)[0].tolist()
-    last = [0, 0, *of_channel[0].tolist()]
+    channel = samples[len(samples) % (unit // 2) :: unit // 2]
+    linear = predict_samples(torch.from_numpy(channel.copy())[None])[0].tolist()
+    last = [0, 0, *channel.tolist()]
     numbers: list[int] = []
-    for guess in (linear[-1], 2 * last[-1] - last[-2], last[-1]):
-        guess = min(max(guess, -32768), 32767)
+    for sample in (linear[-1], 2 * last[-1] - last[-2], last[-1]):
+        sample = min(max(sample, -32768), 32767)
         if is_low:
-            high = int(np.int8(np.uint8(own[0])))
-            numbers += [guess - 256 * high, guess // 256 - high + 128]
+            high = int(np.int8(np.uint8(preceding[-1])))
+            numbers += [sample - 256 * high, sample // 256 - high + 128]
         else:
-            numbers += [guess // 256 % 256, guess % 256]
-    off = [0] * 128 + [abs(a - b) for a, b in zip(last[2:], linear, strict=False)]
-    measured = [int(16 * math.log2(1 + sum(off[-span:]) / span) + 1e-9) for span in (16, 128)]
-    return [min(max(number, 0), 255) for number in numbers] + measured
+            numbers += [sample // 256 % 256, sample % 256]
+    errors = [0] * 128 + [abs(a - b) for a, b in zip(last[2:], linear, strict=False)]
+    means = [sum(errors[-span:]) / span for span in (16, 128)]
+    magnitudes = [int(16 * math.log2(1 + mean) + 1e-9) for mean in means]
+    return [min(max(number, 0), 255) for number in numbers] + magnitudes
 
 
 @pytest.mark.parametrize("name", sorted(SEGMENTS))
 @pytest.mark.parametrize("patch", [1, 3, 4, 8, 16])
-def test_hints_are_what_the_headers_say(name: str, patch: int) -> None:
+def test_features_follow_their_definition(name: str, patch: int) -> None:
     size = SEGMENTS[name][3]
     for skipped in (0, min(3, size // patch) * patch):
         ids, document = framed([name, name], patch, skipped)
-        found = compute_codec_features(ids, document, patch)[0].numpy()
-        assert (found != NONE).any()
+        features = compute_codec_features(ids, document, patch)[0].numpy()
+        assert (features != NONE).any()
         for number in (0, 1):
-            own = (document[0] == number).repeat_interleave(patch).numpy()
-            assert np.array_equal(found[own], expected(ids[0].numpy()[own], patch))
+            is_inside = (document[0] == number).repeat_interleave(patch).numpy()
+            expected = expected_features(ids[0].numpy()[is_inside], patch)
+            assert np.array_equal(features[is_inside], expected)
 
 
 def test_the_openings_and_views_are_the_streams() -> None:
@@ -156,23 +163,23 @@ def test_the_openings_and_views_are_the_streams() -> None:
     assert image.view_code("planar") == layout.PLANAR
     assert audio.view_code("s16be") == layout.S16BE
     for modality in (text, image, audio):
-        assert modality.header_size == layout.HEADS[modality.som] - 1
+        assert modality.header_size == layout.OPENING_LENGTHS[modality.som] - 1
         for patch in range(1, 40):
             length = framing.preamble_length(modality, patch)
-            assert layout.preamble(modality.som, patch) * patch == length
+            assert layout.preamble_patches(modality.som, patch) * patch == length
 
 
 def any_row(patch: int) -> st.SearchStrategy[Tensor]:
     """Rows that begin as documents do, with ids of any kind put anywhere."""
     return st.builds(
-        _edited,
+        edited,
         st.lists(st.sampled_from(sorted(SEGMENTS)), min_size=1, max_size=3),
         st.lists(st.tuples(st.floats(0, 0.999), st.sampled_from([0, 7, 255, *range(256, 264)]))),
         st.just(patch),
     )
 
 
-def _edited(names: list[str], edits: list[tuple[float, int]], patch: int) -> Tensor:
+def edited(names: list[str], edits: list[tuple[float, int]], patch: int) -> Tensor:
     ids = framed([n if patch > 1 or n != "tiles" else "text" for n in names], patch)[0]
     for share, id_ in edits:
         ids[0, int(share * ids.shape[1])] = id_
@@ -181,26 +188,41 @@ def _edited(names: list[str], edits: list[tuple[float, int]], patch: int) -> Ten
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from([1, 4, 8]).flatmap(lambda p: st.tuples(st.just(p), any_row(p))), st.data())
-def test_hints_follow_from_the_ids_before(row: tuple[int, Tensor], data: st.DataObject) -> None:
-    """Whatever comes after, and read id by id too."""
-    patch, ids = row
+def test_features_follow_from_the_preceding_ids(
+    case: tuple[int, Tensor], data: st.DataObject
+) -> None:
+    """Later ids change nothing, and a row read id by id has the same features."""
+    patch, ids = case
     document = torch.zeros(1, 1, dtype=torch.int32)
-    found = compute_codec_features(ids, document, patch)
-    at = data.draw(st.integers(0, ids.shape[1] - 1))
+    features = compute_codec_features(ids, document, patch)
+    position = data.draw(st.integers(0, ids.shape[1] - 1))
     other = ids.clone()
-    other[:, at:] = data.draw(st.sampled_from([3, 256, 257, 259, 260, 261]))
-    assert torch.equal(
-        compute_codec_features(other, document, patch)[:, : at + 1], found[:, : at + 1]
-    )
-
-    cursor = IncrementalFeatures(patch)
-    for held, id_ in enumerate(ids[0].tolist()):
-        assert cursor.codec_features() == found[0, held].tolist()
-        cursor.push(id_)
+    other[:, position:] = data.draw(st.sampled_from([3, 256, 257, 259, 260, 261]))
+    other_features = compute_codec_features(other, document, patch)
+    assert torch.equal(other_features[:, : position + 1], features[:, : position + 1])
+    assert torch.equal(read_id_by_id(ids, patch), features)
 
 
-def test_rows_framed_for_a_larger_patch_have_their_hints() -> None:
-    """A flat model reads what models with patches read."""
+def read_id_by_id(ids: Tensor, patch: int) -> Tensor:
+    incremental, features = IncrementalFeatures(patch), []
+    for id_ in ids[0].tolist():
+        features.append(incremental.codec_features())
+        incremental.push(id_)
+    return torch.tensor([features], dtype=torch.int16)
+
+
+def test_a_document_that_ends_in_padding_has_no_payload() -> None:
+    """As where the text before it ends one id before its patch does, with no room for EOD."""
+    ids = torch.tensor([[259, 0, 0, 0, 0, 40, *[256] * 2, *[256] * 8]])
+    features = compute_codec_features(ids, torch.zeros(1, 1).int(), 8)
+    assert torch.equal(features, read_id_by_id(ids, 8))
+    one_more = torch.cat([ids, ids[:, :8]], dim=1)
+    longer = compute_codec_features(one_more, torch.zeros(1, 1).int(), 8)
+    assert torch.equal(longer[:, :16], features)
+
+
+def test_rows_framed_for_a_larger_patch_have_their_features() -> None:
+    """A flat model reads the rows of models with patches."""
     ids, document = framed(["raster", "mono"], 8)
     flat = compute_codec_features(ids, document, 1)
     patched = compute_codec_features(ids, document, 8)
@@ -209,9 +231,12 @@ def test_rows_framed_for_a_larger_patch_have_their_hints() -> None:
     assert torch.equal(flat[is_payload], patched[is_payload])
 
 
-def test_heads_that_say_nothing_known_have_matches_alone() -> None:
-    head = [260, 0, 5, 0, 4, 3, 0, 0, 0, 0, 4]
-    assert PayloadLayout.of(head) == PayloadLayout("image", near=3, line=15, phase=1)
-    assert PayloadLayout.of([*head[:4], 258, *head[5:]]) == PayloadLayout("bytes")
-    assert PayloadLayout.of([260, 0, 5, 0, 4, 0, *head[6:]]) == PayloadLayout("bytes")
-    assert PayloadLayout.of([259, 0, 0, 0, 0, 0]) == PayloadLayout("bytes")
+def test_openings_without_a_known_layout_have_matches_alone() -> None:
+    opening = [260, 0, 5, 0, 4, 3, 0, 0, 0, 0, 4]
+    assert PayloadLayout.from_opening(opening) == PayloadLayout("image", unit=3, line=15, phase=1)
+    for other in (
+        [*opening[:4], 258, *opening[5:]],
+        [260, 0, 5, 0, 4, 0, *opening[6:]],
+        [259, 0, 0, 0, 0, 0],
+    ):
+        assert PayloadLayout.from_opening(other) == PayloadLayout("bytes")

@@ -1,4 +1,4 @@
-"""Linear prediction of samples: against equations solved outright, and what it is for."""
+"""Linear prediction of samples: against the normal equations, and on tones."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import pytest
 import torch
 
 from bytelm.model.codec_features.linear_prediction import (
-    FLOOR,
+    NOISE_FLOOR,
     ORDER,
     PREDICTION_BLOCK,
     TAPER,
     WINDOW,
-    predicted,
+    predict_samples,
 )
 
 
 def solved(samples: np.ndarray) -> np.ndarray:
-    """Predictions by the normal equations of each block, solved as they stand."""
+    """Predictions with the coefficients of each block from a general solver."""
     padded = np.concatenate([np.zeros(WINDOW), samples.astype(np.float64)])
-    made = []
-    for at in range(len(samples) + 1):
-        block = at // PREDICTION_BLOCK * PREDICTION_BLOCK
+    predictions = []
+    for index in range(len(samples) + 1):
+        block = index // PREDICTION_BLOCK * PREDICTION_BLOCK
         window = padded[block : block + WINDOW] * TAPER.numpy()
         r = np.array([window[lag:] @ window[: WINDOW - lag] for lag in range(ORDER + 1)])
-        r[0] = r[0] * (1 + FLOOR) + 1
+        r[0] = r[0] * (1 + NOISE_FLOOR) + 1
         lags = np.abs(np.subtract.outer(np.arange(ORDER), np.arange(ORDER)))
         factors = np.linalg.solve(r[lags], r[1:])
-        made.append(factors @ padded[WINDOW + at - ORDER : WINDOW + at][::-1])
-    return np.array(made)
+        predictions.append(factors @ padded[WINDOW + index - ORDER : WINDOW + index][::-1])
+    return np.array(predictions)
 
 
 def sound(kind: str, count: int) -> np.ndarray:
@@ -46,16 +46,16 @@ def sound(kind: str, count: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["noise", "silence", "loudest", "tones"])
 def test_equals_the_normal_equations(kind: str) -> None:
     samples = sound(kind, 1500)
-    found = predicted(torch.from_numpy(samples)[None])[0].numpy()
+    predicted = predict_samples(torch.from_numpy(samples)[None])[0].numpy()
     expected = solved(samples).clip(-32768, 32767)
-    # Coefficients are of 14 bits, and ORDER of them are summed.
-    assert np.abs(found - expected).max() <= 0.5 + ORDER * 32768 / 2**15
+    # Coefficients have 14 bits behind the point, and ORDER products are summed.
+    assert np.abs(predicted - expected).max() <= 0.5 + ORDER * 32768 / 2**15
 
 
 def test_tones_are_predicted_to_their_noise() -> None:
     samples = sound("tones", 4000)
-    found = predicted(torch.from_numpy(samples)[None])[0, :-1].numpy()
-    assert np.abs(samples - found)[1000:].mean() < 40
+    predicted = predict_samples(torch.from_numpy(samples)[None])[0, :-1].numpy()
+    assert np.abs(samples - predicted)[1000:].mean() < 40
     assert np.abs(np.diff(samples))[1000:].mean() > 500
 
 
@@ -64,6 +64,6 @@ def test_tones_are_predicted_to_their_noise() -> None:
 )
 def test_a_prediction_does_not_depend_on_what_follows(count: int) -> None:
     samples = torch.from_numpy(sound("tones", 900))[None]
-    alone = predicted(samples[:, :count])
-    both = predicted(torch.cat([samples, -samples]))
+    alone = predict_samples(samples[:, :count])
+    both = predict_samples(torch.cat([samples, -samples]))
     assert torch.equal(both[:1, : count + 1], alone)
