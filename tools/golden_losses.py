@@ -1,41 +1,44 @@
-"""Golden losses: fifty steps of presets, by which a change of the numbers is seen.
+"""Golden losses: recorded losses of fifty steps of presets, which show a change of the numbers.
 
     python -m bytelm.tools.golden_losses [FILE]
 
-trains each of PRESETS in fp32 on short rows of the demo's unseen files, by the commands that a
-user would type, and records the losses in FILE (`tests/golden_losses.json`). A test trains again
-and compares. The rates are a tenth of the usual ones: at those, the other order of sums of another
-processor moves a loss by 5e-3 within fifty steps. Record anew only after a change that is meant to
-change the numbers.
+Trains each of PRESETS in fp32 on short rows of the demo's unseen files, by the commands that a user
+would type, and records the losses in FILE (`tests/golden_losses.json`); takes about two minutes.
+`tests/training/test_golden_losses.py` trains again and compares. The rates are a tenth of the usual
+ones: at those, another processor's order of sums moves a loss by 5e-3 within fifty steps. Record
+again only after a change that is meant to change the numbers.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import yaml
 
 from bytelm.pipelines.training.metrics_logger import METRICS
+from bytelm.tools.repository import DEMO_FILES, ROOT, run_bytelm
 
-ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "tests" / "golden_losses.json"
 PRESETS = ("tiny", "modern-hour")
 STEPS = 50
-ROW = 512
-"""Ids of a row, which is a step."""
+ROW_LENGTH = 512
+"""Ids of a row; a step has one row."""
 
 
 def golden_losses(folder: Path) -> dict[str, list[float]]:
-    """Nats for each scored id of every step, by preset; `folder` takes what the runs write."""
-    sets = []
-    for modality in ("text", "image", "audio"):
-        sets.append(folder / modality)
-        _bytelm("prepare", ROOT / "examples" / "demo" / modality / "val", "--out", sets[-1])
+    """Mean nats per scored id of every step, by preset.
+
+    Runs have one thread, so that sums have one order.
+
+    Args:
+        folder: takes the sets and the runs.
+    """
+    sets = [folder / modality for modality in ("text", "image", "audio")]
+    for path in sets:
+        run_bytelm("prepare", DEMO_FILES / path.name / "val", "--out", path, OMP_NUM_THREADS="1")
     values = {
         "data": {"sets": [{"path": str(path), "weight": 1} for path in sets], "workers": 0},
         "train": {"steps": STEPS, "precision": "fp32"},
@@ -44,23 +47,20 @@ def golden_losses(folder: Path) -> dict[str, list[float]]:
     losses = {}
     for preset in PRESETS:
         config, run = folder / f"{preset}.yaml", folder / preset
-        config.write_text(yaml.safe_dump({"model": {"preset": preset, "context": ROW}, **values}))
-        _bytelm("train", config, "--out", run)
+        config.write_text(
+            yaml.safe_dump({"model": {"preset": preset, "context": ROW_LENGTH}, **values})
+        )
+        run_bytelm("train", config, "--out", run, OMP_NUM_THREADS="1")
         lines = [json.loads(line) for line in (run / METRICS).read_text("utf-8").splitlines()]
         losses[preset] = [line["loss"] for line in lines if line["kind"] == "train"]
     return losses
 
 
-def _bytelm(*arguments: object) -> None:
-    """Run a command with one thread, so that sums have one order."""
-    command = [sys.executable, "-m", "bytelm", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
-
-
 def main() -> None:
     """Record."""
-    file = Path(sys.argv[1]) if len(sys.argv) > 1 else FILE
+    parser = argparse.ArgumentParser(description="Record the losses of fifty steps of presets.")
+    parser.add_argument("file", type=Path, nargs="?", default=FILE, metavar="FILE")
+    file = parser.parse_args().file
     with tempfile.TemporaryDirectory() as folder:
         losses = golden_losses(Path(folder))
     file.write_text(json.dumps(losses, indent=1) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""Fifty steps of presets give the losses that are recorded."""
+"""Fifty steps of presets have the recorded losses."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ import pytest
 from bytelm.tools.golden_losses import FILE, STEPS, golden_losses
 
 TOLERANCE = 5e-4
-"""Relative. On a processor of another kind sums have another order: AVX2 in place of AVX-512
-moves a loss of `tiny` by 1.2e-4 and of `modern-hour` by 3.5e-6 within the fifty steps."""
+"""Relative. A processor of another kind adds in another order: AVX2 in place of AVX-512 moves a
+loss of `tiny` by 1.2e-4 and of `modern-hour` by 3.5e-6 within the fifty steps."""
 
 
-def test_the_losses_are_those_recorded(tmp_path: Path) -> None:
+def test_losses_are_the_recorded_ones(tmp_path: Path) -> None:
     expected = json.loads(FILE.read_text("utf-8"))
-    found = golden_losses(tmp_path)
-    assert found.keys() == expected.keys()
-    for preset, losses in found.items():
+    measured = golden_losses(tmp_path)
+    assert measured.keys() == expected.keys()
+    for preset, losses in measured.items():
         assert len(losses) == STEPS
         assert losses == pytest.approx(expected[preset], rel=TOLERANCE), preset

@@ -1,1 +1,1 @@
-"""Measurements of speed and memory; each prints one JSON line a figure."""
+"""Benchmarks of speed and memory; each script prints one JSON line a figure."""

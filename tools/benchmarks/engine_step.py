@@ -1,15 +1,16 @@
-"""The share of a training step spent outside forward, backward and optimizer: JSON lines.
+"""Fraction of a training step spent outside forward, backward and optimizer.
 
-    python tools/bench_step.py [--model small] [--steps N]
+    python -m bytelm.tools.benchmarks.engine_step [--model small] [--steps N]
 
-One line a figure: `name`, `value`, `unit`, `reference` and `ratio` (value / reference). The real
-`bytelm train` runs on the demo's files, with every call of the model, of the backward pass and of
-the optimizer timed; the rest of the time from step to step is waiting for data, DeepSpeed, counting
-and logging. What DeepSpeed exchanges during the backward pass counts as the backward pass.
+Prints a JSON line a figure: `name`, `value`, `unit`, `reference` and `ratio` (value / reference).
+`bytelm train` runs on the demo's files, and every call of the model, of the backward pass and of
+the optimizer is timed. The rest of the time from step to step is waiting for data, DeepSpeed,
+counting and logging. What DeepSpeed exchanges during the backward pass counts as the backward pass.
+Takes about ten minutes on two cores.
 
-    step/overhead          one process, ZeRO 1; the reference is the aim, 5 %
-    step/muon              one process: the optimizer's share; the reference is its aim, 8 %
-    step/overhead/zeroN    two ranks, a row each, at ZeRO N; the reference is step/overhead
+    step/overhead          one process, ZeRO 1: the rest; reference: the aim, 5 %
+    step/muon              one process, ZeRO 1: the optimizer; reference: the aim, 8 %
+    step/overhead/zeroN    two ranks, a row each, at ZeRO N: the rest; reference: step/overhead
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -34,127 +35,127 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.cli.main import main as run_command
 from bytelm.pipelines.training.engine import Engine
 from bytelm.pipelines.training.muon import Muon
+from bytelm.tools.benchmarks.measure import Figure, print_figures
+from bytelm.tools.repository import DEMO_FILES, run_bytelm
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo"
 OVERHEAD_AIM, MUON_AIM = 0.05, 0.08
-WARM_STEPS = 3
-"""Steps before the clock runs."""
+WARM_UP_STEPS = 3
+"""Steps that are not measured."""
 PARTS = {
     "forward": (Megabyte, "forward"),
     "backward": (torch.Tensor, "backward"),
     "optimizer": (Muon, "step"),
 }
-SHARES = "shares.json"
+"""Name of each timed part, and the method that it is."""
+REST = "rest"
+FRACTIONS_FILE = "step_fractions.json"
+"""File in a run's folder in which rank 0 writes the fractions that it measured."""
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="What a step costs beside its arithmetic.")
-    parser.add_argument("--model", default="small")
-    parser.add_argument("--steps", type=int, default=20)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sets = [_prepared(folder, modality) for modality in ("text", "image")]
-        values = {
-            "model": options.model,
-            "data": {"sets": [{"path": str(path), "weight": 1} for path in sets]},
-            "train": {"steps": WARM_STEPS + options.steps, "eval_rows": 1},
-        }
-        config = folder / "run.yaml"
-        config.write_text(yaml.safe_dump(values))
-        alone = _shares(config, folder / "alone", 1, "zero1")
-        _print("step/overhead", alone["rest"], OVERHEAD_AIM)
-        _print("step/muon", alone["optimizer"], MUON_AIM)
-        for case in ("zero1", "zero2", "zero3"):
-            shares = _shares(config, folder / case, 2, case)
-            _print(f"step/overhead/{case}", shares["rest"], alone["rest"])
+def step_figures(model: str, steps: int, folder: Path) -> Iterator[Figure]:
+    """Figures of `steps` steps of a preset; `folder` takes the sets and the runs."""
+    config = _write_config(model, steps, folder)
+    alone = _measure(config, folder / "alone", 1, "zero1")
+    yield Figure("step/overhead", alone[REST], "of a step", OVERHEAD_AIM)
+    yield Figure("step/muon", alone["optimizer"], "of a step", MUON_AIM)
+    for deepspeed in ("zero1", "zero2", "zero3"):
+        rest = _measure(config, folder / deepspeed, 2, deepspeed)[REST]
+        yield Figure(f"step/overhead/{deepspeed}", rest, "of a step", alone[REST])
 
 
-def _prepared(folder: Path, modality: str) -> Path:
-    out = folder / modality
-    command = [sys.executable, "-m", "bytelm", "prepare"]
-    subprocess.run([*command, DEMO / modality, "--out", out], check=True, stdout=subprocess.PIPE)
-    return out
+def _write_config(model: str, steps: int, folder: Path) -> Path:
+    """Prepare the demo's texts and images, and write the config of a run on them."""
+    sets = [folder / modality for modality in ("text", "image")]
+    for shard_set in sets:
+        run_bytelm("prepare", DEMO_FILES / shard_set.name, "--out", shard_set)
+    values = {
+        "model": model,
+        "data": {"sets": [{"path": str(path), "weight": 1} for path in sets]},
+        "train": {"steps": WARM_UP_STEPS + steps, "eval_rows": 1},
+    }
+    config = folder / "run.yaml"
+    config.write_text(yaml.safe_dump(values))
+    return config
 
 
-def _shares(config: Path, run: Path, ranks: int, case: str) -> dict[str, float]:
-    """Train in so many processes, and read what rank 0 measured."""
+def _measure(config: Path, run: Path, ranks: int, deepspeed: str) -> dict[str, float]:
+    """Train in `ranks` processes; returns the fractions that rank 0 measured."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", __file__]
-    arguments = ["train", config, "--out", run, "--set", f"train.deepspeed={case}"]
-    arguments += ["--set", f"train.global_batch={ranks}"]
-    threads = {"OMP_NUM_THREADS": str((os.cpu_count() or 1) // ranks)}
-    subprocess.run(
-        [*command, *map(str, arguments)],
-        check=True,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **threads},
-    )
-    shares: dict[str, float] = json.loads((run / SHARES).read_text())
-    return shares
+    command += [f"--nproc-per-node={ranks}", "--module", "bytelm.tools.benchmarks.engine_step"]
+    command += ["train", str(config), "--out", str(run)]
+    command += ["--set", f"train.deepspeed={deepspeed}", "--set", f"train.global_batch={ranks}"]
+    threads = str((os.cpu_count() or 1) // ranks)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    fractions: dict[str, float] = json.loads((run / FRACTIONS_FILE).read_text())
+    return fractions
 
 
-def _print(name: str, value: float, reference: float) -> None:
-    figure = {"name": name, "value": value, "unit": "of a step", "reference": reference}
-    print(json.dumps({**figure, "ratio": value / reference}), flush=True)
-
-
-class Clock:
-    """Seconds of each step, and of its parts."""
+class StepClock:
+    """Seconds of each step of this process, and of each of PARTS in it."""
 
     def __init__(self) -> None:
-        self.now = dict.fromkeys(PARTS, 0.0)
-        self.parts: list[dict[str, float]] = []
-        self.ends: list[float] = []
+        self._current = dict.fromkeys(PARTS, 0.0)
+        self._parts: list[dict[str, float]] = []
+        self._ends: list[float] = []
 
-    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose time counts for the part."""
+    def timed_part(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with its time added to the part."""
 
         def call(*arguments: Any, **named: Any) -> Any:
             began = time.perf_counter()
             result = function(*arguments, **named)
-            self.now[part] += time.perf_counter() - began
+            self._current[part] += time.perf_counter() - began
             return result
 
         return call
 
-    def ended(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose end is that of a step."""
+    def timed_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose return is the end of a step."""
 
         def call(*arguments: Any, **named: Any) -> Any:
             result = function(*arguments, **named)
-            self.ends.append(time.perf_counter())
-            self.parts.append(self.now)
-            self.now = dict.fromkeys(PARTS, 0.0)
+            self._ends.append(time.perf_counter())
+            self._parts.append(self._current)
+            self._current = dict.fromkeys(PARTS, 0.0)
             return result
 
         return call
 
-    def shares(self) -> dict[str, float]:
-        """Medians of each part's share, and of the rest, over the steps after the first."""
-        parts = self.parts[WARM_STEPS:]
-        steps = [b - a for a, b in pairwise(self.ends[WARM_STEPS - 1 :])]
-        timed = list(zip(parts, steps, strict=True))
-        shares = {name: median(part[name] / step for part, step in timed) for name in PARTS}
-        rest = median(1 - sum(part.values()) / step for part, step in timed)
-        return {**shares, "rest": rest}
+    def fractions(self) -> dict[str, float]:
+        """Median fraction of a step of each part and of the rest, after WARM_UP_STEPS."""
+        parts = self._parts[WARM_UP_STEPS:]
+        seconds = [end - start for start, end in pairwise(self._ends[WARM_UP_STEPS - 1 :])]
+        steps = list(zip(parts, seconds, strict=True))
+        fractions = {name: median(part[name] / step for part, step in steps) for name in PARTS}
+        rest = median(1 - sum(part.values()) / step for part, step in steps)
+        return {**fractions, REST: rest}
 
 
-def rank(arguments: list[str]) -> int:
-    """One process of a run: `bytelm ARGUMENTS` under the clock."""
-    clock = Clock()
+def run_rank(arguments: list[str]) -> int:
+    """Run `bytelm ARGUMENTS` as one process of a run, under the clock; returns its exit status."""
+    clock = StepClock()
     for part, (owner, name) in PARTS.items():
-        setattr(owner, name, clock.timed(part, getattr(owner, name)))
-    Engine.train_step = clock.ended(Engine.train_step)  # type: ignore[method-assign]
+        setattr(owner, name, clock.timed_part(part, getattr(owner, name)))
+    Engine.train_step = clock.timed_step(Engine.train_step)  # type: ignore[method-assign]
     status = run_command(arguments)
     if os.environ["RANK"] == "0":
         run = Path(arguments[arguments.index("--out") + 1])
-        (run / SHARES).write_text(json.dumps(clock.shares()))
+        (run / FRACTIONS_FILE).write_text(json.dumps(clock.fractions()))
     return status
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measure and print; in a process of torchrun, run that rank."""
     if "RANK" in os.environ:
-        sys.exit(rank(sys.argv[1:]))
+        sys.exit(run_rank(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description="Parts of a training step's time.")
+    parser.add_argument("--model", default="small", help="preset to train")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps of each run")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print_figures(step_figures(options.model, options.steps, Path(folder)))
+
+
+if __name__ == "__main__":
     main()

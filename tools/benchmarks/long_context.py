@@ -1,23 +1,23 @@
-"""Training steps at up to a million bytes: JSON lines.
+"""Training steps at up to a million bytes.
 
-    python tools/bench_long.py [--lengths 65536 262144 1048576] [--only step]
+    python -m bytelm.tools.benchmarks.long_context [--lengths 65536 262144 1048576] [--only step]
 
-One line a figure: `name`, `value`, `unit`, `reference` and `ratio` (value / reference). Two
-threads, bf16 autocast, one row that is one document; global 512 wide and 4 layers deep, local 128
-wide and 2 deep, P = 32, 64 and 128. A step is forward, backward, clipping and AdamW; every
-contestant runs in a process of its own.
+Prints a JSON line a figure: `name`, `value`, `unit`, `reference` and `ratio` (value / reference).
+Two threads, bf16 autocast, one row that is one document; global stage 512 x 4, local stage 128 x 2,
+P = 32, 64 and 128. A step is forward, backward, clipping and AdamW; every model runs in a process
+of its own. Needs `pip install 'bytelm[bench]'`; takes about five minutes on two cores.
 
-    long/N/peak-memory           GB: the most resident memory of the whole process at N bytes;
-                                 reference: the 3 GB that it may be
-    long/N/matrix-peak           FLOP/s of the step (of what the model needs, not of what
-                                 checkpointing computes again) beside those of a 1024 x 1024 x 1024
-                                 product in bf16, timed in the same process
+    long/N/peak-memory           GB: peak resident memory of the whole process at N bytes;
+                                 reference: the aim, 3 GB
+    long/N/matrix-peak           FLOP/s of the step (of what the model needs, without what
+                                 checkpointing computes again); reference: those of a
+                                 1024 x 1024 x 1024 product in bf16, timed in the same process
     long/N/matrix-peak-causal    the same without the pairs that attention masks
     long/attention-exponent      e of seconds ~ T^e, fitted on the time of all layers' attention,
                                  forward and backward, with P = T^(1/3); reference: 4/3
-    long/N/megabyte-pytorch/speed, .../memory    bytes/s and GB of ours beside MEGABYTE-pytorch's,
-                                 at the largest of the lengths that it survives in this machine's
-                                 free memory
+    long/N/megabyte-pytorch/speed, .../memory    bytes/s and GB of ours; reference: those of
+                                 MEGABYTE-pytorch, at the largest of the lengths that it survives in
+                                 this machine's free memory
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ import argparse
 import math
 import resource
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 
 import torch
 
@@ -40,121 +39,127 @@ from bytelm.model.flops import causal_training_flops_per_byte, training_flops_pe
 from bytelm.tools.benchmarks.measure import (
     Figure,
     in_fresh_process,
-    matrix_peak,
     peak_resident,
     print_figures,
+    seconds_of,
 )
-from bytelm.tools.benchmarks.peers import CHUNK_BYTES, HEAD, Shape, build, keep_memory, our_config
+from bytelm.tools.benchmarks.measure_torch import matrix_peak
+from bytelm.tools.benchmarks.peers import CHUNK_BYTES, HEAD, Shape, build, our_config, set_allocator
 
 SHAPES = {
     length: Shape(length, patch, 512, 4, 128, 2)
     for length, patch in ((65_536, 32), (262_144, 64), (1_048_576, 128))
 }
-CUBES = (32, 48, 64, 80, 96)
-"""P of the rows of P^3 bytes at which attention is timed."""
+ATTENTION_PATCHES = (32, 48, 64, 80, 96)
+"""P of the rows, of P^3 bytes each, on which attention is timed."""
 REPEATS = 5
 PEER = "megabyte-pytorch"
+MEMORY_AIM = 3.0
+"""GB."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one contestant's training step took."""
+    """Measurements of one model's training step."""
 
     seconds: float
-    peak: int
-    """Bytes of the process at the most."""
+    peak_bytes: int
+    """Peak resident memory of the process."""
     matrix_peak: float
+    """FLOP/s."""
 
 
-def measure_step(name: str, length: int, limit: int | None = None) -> Step:
-    """Two steps of a contestant, the second timed; to run in a fresh process.
+def measure_step(name: str, length: int, memory_limit: int | None = None) -> Step:
+    """Two steps of a model, the second timed; to run in a fresh process.
 
-    limit: bytes of data that the process may have.
+    Args:
+        memory_limit: bytes of data that the process may allocate; None for no limit.
     """
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    keep_memory(name)
+    if memory_limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
+    set_allocator(name)
     ids = torch.randint(256, (1, length))
-    contestant = build(name, SHAPES[length], checkpointing=True)
-    contestant.step(ids)
-    began = time.perf_counter()
-    contestant.step(ids)
-    seconds = time.perf_counter() - began
+    model = build(name, SHAPES[length], checkpointing=True)
+    model.step(ids)
+    seconds = seconds_of(lambda: model.step(ids))
     return Step(seconds, peak_resident(), matrix_peak())
 
 
 def step_figures(lengths: list[int]) -> Iterator[Figure]:
-    """Ours at each length, and the peer's at the largest that it survives."""
+    """Figures of ours at each length, and of the peer at the largest that it survives."""
     steps = {}
     for length in lengths:
         steps[length] = step = in_fresh_process(measure_step, "bytelm", length)
         config = our_config(SHAPES[length])
-        yield f"long/{length}/peak-memory", step.peak / 1e9, "GB", 3.0
+        yield Figure(f"long/{length}/peak-memory", step.peak_bytes / 1e9, "GB", MEMORY_AIM)
         for name, flops in (
             ("matrix-peak", training_flops_per_byte(config)),
             ("matrix-peak-causal", causal_training_flops_per_byte(config)),
         ):
             speed = flops * length / step.seconds
-            yield f"long/{length}/{name}", speed, "FLOP/s", step.matrix_peak
+            yield Figure(f"long/{length}/{name}", speed, "FLOP/s", step.matrix_peak)
     for length in sorted(lengths, reverse=True):
         try:
-            theirs = in_fresh_process(measure_step, PEER, length, limit=_available_memory())
-        except (RuntimeError, BrokenProcessPool) as error:  # no memory, or killed
+            peer = in_fresh_process(measure_step, PEER, length, memory_limit=_available_memory())
+        except (RuntimeError, BrokenProcessPool) as error:  # out of memory, or killed
             print(f"{PEER} at {length} bytes: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
-        ours = steps[length]
-        name = f"long/{length}/{PEER}"
-        yield f"{name}/speed", length / ours.seconds, "bytes/s", length / theirs.seconds
-        yield f"{name}/memory", ours.peak / 1e9, "GB", theirs.peak / 1e9
+        ours, name = steps[length], f"long/{length}/{PEER}"
+        yield Figure(f"{name}/speed", length / ours.seconds, "bytes/s", length / peer.seconds)
+        yield Figure(f"{name}/memory", ours.peak_bytes / 1e9, "GB", peer.peak_bytes / 1e9)
         return
 
 
 def _available_memory() -> int:
+    """Bytes that Linux could give to a new process."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def attention_figure() -> Figure:
-    """The exponent of attention's time in the length of the row."""
-    times = {patch**3: in_fresh_process(attention_seconds, patch) for patch in CUBES}
+    """Exponent of attention's time in the length of the row, by least squares of the logarithms."""
+    times = {patch**3: in_fresh_process(attention_seconds, patch) for patch in ATTENTION_PATCHES}
     x = [math.log(length) for length in times]
     y = [math.log(seconds) for seconds in times.values()]
-    middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
-    covariance = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True))
-    exponent = covariance / sum((a - middle_x) ** 2 for a in x)
-    return "long/attention-exponent", exponent, "", 4 / 3
+    exponent, _ = linear_regression(x, y)
+    return Figure("long/attention-exponent", exponent, "", 4 / 3)
 
 
 def attention_seconds(patch: int) -> float:
-    """Of all layers' attention in a row of patch^3 bytes, forward and backward, median."""
-    keep_memory("bytelm")
+    """Seconds of all layers' attention in a row of patch^3 bytes, forward and backward."""
+    set_allocator("bytelm")
     shape = Shape(patch**3, patch, 512, 4, 128, 2)
     chunk = max(1, CHUNK_BYTES // patch)  # patches that run at once
-    stages = (
-        (1, shape.patches, shape.global_width, shape.global_layers),
-        (chunk, patch, shape.local_width, shape.local_layers * shape.patches / chunk),
-    )
-    return sum(times * _attention_seconds(m, n, width) for m, n, width, times in stages)
+    local_calls = shape.local_layers * shape.patches / chunk
+    return shape.global_layers * _layer_seconds(
+        1, shape.patches, shape.global_width
+    ) + local_calls * _layer_seconds(chunk, patch, shape.local_width)
 
 
-def _attention_seconds(sequences: int, places: int, width: int) -> float:
-    """Of one layer over `sequences` of `places`."""
-    size = (sequences, width // HEAD, places, HEAD)
+def _layer_seconds(sequences: int, positions: int, width: int) -> float:
+    """Median seconds of one layer's attention over sequences of `positions` each."""
+    size = (sequences, width // HEAD, positions, HEAD)
     q, k, v = torch.randn(3, *size).bfloat16().requires_grad_().unbind()
     gradient = torch.randn(size).bfloat16()
-    seconds = []
-    for _ in range(1 + REPEATS):
-        began = time.perf_counter()
+
+    def attend() -> None:
         torch.autograd.grad(causal_attention(q * HEAD**-0.5, k, v), (q, k, v), gradient)
-        seconds.append(time.perf_counter() - began)
-    return median(seconds[1:])
+
+    return median([seconds_of(attend) for _ in range(1 + REPEATS)][1:])
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Training steps at up to a million bytes.")
     parser.add_argument("--only", choices=("step", "attention"), help="one of the two parts")
-    parser.add_argument("--lengths", type=int, nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs="+",
+        choices=SHAPES,
+        default=list(SHAPES),
+        help="bytes of the row; the default is all",
+    )
     options = parser.parse_args()
     if options.only != "attention":
         print_figures(step_figures(options.lengths))

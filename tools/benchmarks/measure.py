@@ -1,87 +1,98 @@
-"""What the benchmarks of training share: figures, processes, memory, and the matrix peak.
+"""Figures as JSON lines, time, processes and resident memory, for all benchmarks.
 
-Resident memory comes from Linux' proc files.
+Resident memory is read from Linux' proc files. PyTorch is imported only where it is used, so that
+it does not count in the memory of benchmarks without it; `measure_torch.py` measures PyTorch.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ParamSpec, TypeVar
-
-import torch
-from torch.profiler import ProfilerActivity, profile
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Figure = tuple[str, float, str, float]
-"""name, value, unit, reference."""
+THREADS = 2
+"""Threads of every benchmark that trains or decodes."""
 
-_PRODUCT = 1024
-_PRODUCTS = 50
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value, and the value to compare it with."""
+
+    name: str
+    value: float
+    unit: str
+    reference: float | None = None
+    """Measured in the same run, or an aim; None if there is nothing to compare with."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the JSON line."""
+
+    @property
+    def ratio(self) -> float | None:
+        """value / reference."""
+        return self.value / self.reference if self.reference else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys and values of the JSON line."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "reference": self.reference,
+            "ratio": self.ratio,
+            **self.details,
+        }
 
 
 def print_figures(figures: Iterable[Figure]) -> None:
-    """A JSON line each, as soon as it is there, with ratio = value / reference."""
-    for name, value, unit, reference in figures:
-        figure = {"name": name, "value": value, "unit": unit, "reference": reference}
-        print(json.dumps({**figure, "ratio": value / reference}), flush=True)
+    """Print a JSON line for each figure as soon as it is measured."""
+    for figure in figures:
+        print(json.dumps(figure.as_dict()), flush=True)
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
 
 
 def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """The function's result, from a process of its own that is set up by `start_process`.
+    """Result of the function in a new process with THREADS threads and glibc's default allocator.
 
-    Raises what it raises, and `BrokenProcessPool` where the process dies.
+    Raises what the function raises, and `BrokenProcessPool` if the process dies.
     """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_process) as process:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=set_threads) as process:
         return process.submit(function, *args, **kwargs).result()
 
 
-def start_process() -> None:
-    """Two threads, and glibc's own way with memory."""
-    torch.set_num_threads(2)
+def set_threads() -> None:
+    """Let PyTorch use THREADS threads in this process."""
+    import torch
 
-
-def matrix_peak() -> float:
-    """FLOP/s of 1024 x 1024 x 1024 products in bf16 into a preallocated output."""
-    a, b = torch.randn(2, _PRODUCT, _PRODUCT).bfloat16()
-    out = torch.empty(_PRODUCT, _PRODUCT, dtype=torch.bfloat16)
-    torch.mm(a, b, out=out)
-    began = time.perf_counter()
-    for _ in range(_PRODUCTS):
-        torch.mm(a, b, out=out)
-    return _PRODUCTS * 2 * _PRODUCT**3 / (time.perf_counter() - began)
-
-
-def peak_allocated(function: Callable[[], object]) -> int:
-    """The most bytes that PyTorch's allocator has given to `function` at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    assert profiler.profiler is not None
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(itertools.accumulate(change for _, change in changes))
+    torch.set_num_threads(THREADS)
 
 
 def resident() -> int:
-    """Bytes of this process that are resident now."""
+    """Resident bytes of this process now."""
     return _status("VmRSS")
 
 
 def peak_resident() -> int:
-    """The most bytes that were resident since the start or the last `reset_peak`."""
+    """Largest number of resident bytes since the start of the process or the last `reset_peak`."""
     return _status("VmHWM")
 
 
 def reset_peak() -> None:
-    """Lets `peak_resident` count from now on."""
+    """Make `peak_resident` count from now on."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -1,13 +1,13 @@
-"""Models of one size from three code bases, each behind the same training step.
+"""Models of one shape from three code bases, each behind the same training step.
 
-`bytelm` is ours, with the paper's feed-forward and an output of its own; `megabyte-pytorch` is
-MEGABYTE-pytorch 0.3.6 and `mblm` is mblm 0.4.2, both from PyPI (`pip install 'bytelm[bench]'`).
-All have the same stages, context, vocabulary and optimizer; what remains different is theirs:
-both peers prepend a start token to every sequence (9 positions for 8 bytes), shift tokens, use
-GELU, biases and a norm around the patch embedding; MEGABYTE-pytorch has one number of heads for
-all stages (8 of 64 channels), so that its local attention is wider than its stage.
+`bytelm` is ours, with the paper's feed-forward and an output matrix of its own; `megabyte-pytorch`
+is MEGABYTE-pytorch 0.3.6 and `mblm` is mblm 0.4.2, both from PyPI (`pip install 'bytelm[bench]'`).
+All have the same stages, context, vocabulary and optimizer. The peers keep these differences: both
+prepend a start token to every sequence (9 positions for 8 bytes), shift tokens, and use GELU,
+biases and a norm around the patch embedding; MEGABYTE-pytorch has one number of heads for all
+stages (8 of 64 channels), so that its local attention is wider than its stage.
 
-    P   bytes of a patch
+    P bytes of a patch    T ids in a row
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from io import StringIO
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.megabyte import Megabyte
@@ -30,11 +29,13 @@ VOCAB_SIZE = 264
 PAD_ID = 256
 HEAD = 64
 """Channels of a head."""
+CHUNK_BYTES = 4096
+"""With checkpointing, bytes whose local stage runs at once, in ours and in mblm."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What all contestants share: two stages, global and local."""
+    """Size of a model of two stages, global and local."""
 
     context: int
     patch: int
@@ -45,11 +46,16 @@ class Shape:
 
     @property
     def patches(self) -> int:
+        """Patches of a row."""
         return self.context // self.patch
 
 
+SHORT = Shape(8_192, 8, 512, 6, 256, 4)
+LONG = Shape(32_768, 8, 512, 6, 256, 4)
+
+
 def our_config(shape: Shape) -> ModelConfig:
-    """The shape as ours: no checkpointing, all patches at once."""
+    """Our model of a shape: no checkpointing, all patches at once."""
     return ModelConfig(
         stages=(
             StageConfig(shape.global_width, shape.global_layers, shape.global_width // HEAD),
@@ -66,15 +72,19 @@ def our_config(shape: Shape) -> ModelConfig:
 
 
 def checkpointed(config: ModelConfig) -> ModelConfig:
-    """The same with checkpointing, its local stage and loss in chunks of CHUNK_BYTES."""
+    """The config with checkpointing, its local stage and loss in chunks of CHUNK_BYTES."""
     chunk = max(1, CHUNK_BYTES // config.patch)
     return replace(config, activation_checkpointing=True, local_chunk=chunk)
 
 
-class Contestant:
+class BenchmarkModel:
     """A model and its optimizer; `step` is one whole training step of one row."""
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor], Tensor]) -> None:
+        """
+        Args:
+            loss: mean nats per byte of ids [1, T].
+        """
         self.model = model.train()
         self.loss = loss
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -88,70 +98,44 @@ class Contestant:
         return loss.item()
 
     def backward(self, ids: Tensor) -> Tensor:
-        """Forward and backward; returns the loss."""
+        """Forward in bf16 and backward; returns the loss."""
         with torch.autocast(ids.device.type, torch.bfloat16):
             loss = self.loss(ids)
         loss.backward()
         return loss
 
-    def make_state(self) -> None:
-        """Lets the optimizer make its state, which it does in its first step.
+    def make_optimizer_state(self) -> None:
+        """Make the optimizer's state, which AdamW makes in its first step.
 
-        One parameter after the other, so that no memory stays behind that a step would use.
+        One parameter after the other, so that the allocator keeps no memory that a step would use.
         """
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
             self.optimizer.step()
             parameter.grad = None
 
-    def counted_flops(self, ids: Tensor) -> int:
-        """Of forward and backward, as PyTorch counts them: 2 for each multiply-add of a product.
 
-        Attention by PyTorch's kernel for CPUs, for which its counter has no entry, counts all
-        pairs of places, and twice as much in the backward pass as in the forward. For ours take
-        `training_flops_per_byte`, which counts the same of the model's equations.
-        """
-        ops = torch.ops.aten
-        flops_of = {
-            ops._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-            ops._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-        }
-        with FlopCounterMode(display=False, custom_mapping=flops_of) as counter:
-            self.backward(ids)
-        self.optimizer.zero_grad()
-        return counter.get_total_flops()
+def build(name: str, shape: Shape, *, checkpointing: bool = False) -> BenchmarkModel:
+    """The model `name` of NAMES.
 
-
-def _attention_flops(q: list[int], k: list[int], v: list[int], *_: object, **__: object) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-def _attention_backward_flops(
-    _: object, q: list[int], k: list[int], v: list[int], *__: object, **___: object
-) -> int:
-    return 2 * sdpa_flop_count(q, k, v)
-
-
-def build(name: str, shape: Shape, *, checkpointing: bool = False) -> Contestant:
-    """The contestant `name` of NAMES.
-
-    checkpointing: as far as the code base has it: ours by chunk and layer, mblm's by chunk of the
-        local stage, none in MEGABYTE-pytorch.
+    Args:
+        checkpointing: as far as the code base has it: ours by chunk and layer, mblm's by chunk of
+            the local stage, none in MEGABYTE-pytorch.
     """
     torch.manual_seed(0)
     return _BUILDERS[name](shape, checkpointing)
 
 
-def keep_memory(name: str) -> None:
-    """Ours keeps freed memory, as `bytelm train` does; to be called first in a process of its own.
+def set_allocator(name: str) -> None:
+    """Keep freed memory in a process of our model, as `bytelm train` does. Call before allocating.
 
-    The peers do not: it slows PyTorch's own attention down.
+    The peers keep glibc's default, since keeping memory slows PyTorch's own attention down.
     """
     if name == "bytelm":
         keep_freed_memory()
 
 
-def _bytelm(shape: Shape, checkpointing: bool) -> Contestant:
+def _build_bytelm(shape: Shape, checkpointing: bool) -> BenchmarkModel:
     config = our_config(shape)
     model = Megabyte(checkpointed(config) if checkpointing else config)
     document = torch.zeros(1, 1, dtype=torch.int32)
@@ -159,13 +143,14 @@ def _bytelm(shape: Shape, checkpointing: bool) -> Contestant:
     def loss(ids: Tensor) -> Tensor:
         return model(ids, document, torch.zeros_like(ids, dtype=torch.uint8)).mean()
 
-    return Contestant(model, loss)
+    return BenchmarkModel(model, loss)
 
 
 def megabyte_pytorch(shape: Shape, *, rotary: bool = False) -> nn.Module:
     """MEGABYTE-pytorch of a shape; its one number of heads is that of the global width.
 
-    rotary: turns queries and keys by their place (`rel_pos`), which is off by default.
+    Args:
+        rotary: rotary position embeddings (`rel_pos`), which are off by default.
     """
     from MEGABYTE_pytorch import MEGABYTE
 
@@ -182,13 +167,14 @@ def megabyte_pytorch(shape: Shape, *, rotary: bool = False) -> nn.Module:
 
 
 def mblm(shape: Shape, *, rotary: bool = False, chunks: int | None = None) -> nn.Module:
-    """mblm of a shape.
+    """The model of mblm of a shape.
 
-    rotary: as in `megabyte_pytorch`.
-    chunks: pieces in which the local stage runs under checkpointing; None is without.
+    Args:
+        rotary: rotary position embeddings, which are off by default.
+        chunks: pieces in which the local stage runs with checkpointing; None for none.
     """
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
-        warnings.simplefilter("ignore")  # that there is no mamba_ssm
+        warnings.simplefilter("ignore")  # about mamba_ssm, which is not installed
         from mblm import MBLM, MBLMModelConfig, TransformerBlock
 
     blocks = [
@@ -214,23 +200,20 @@ def mblm(shape: Shape, *, rotary: bool = False, chunks: int | None = None) -> nn
     )
 
 
-def _megabyte_pytorch(shape: Shape, checkpointing: bool) -> Contestant:
+def _build_megabyte_pytorch(shape: Shape, checkpointing: bool) -> BenchmarkModel:
     model = megabyte_pytorch(shape)
-    return Contestant(model, lambda ids: model(ids, return_loss=True))
+    return BenchmarkModel(model, lambda ids: model(ids, return_loss=True))
 
 
-def _mblm(shape: Shape, checkpointing: bool) -> Contestant:
+def _build_mblm(shape: Shape, checkpointing: bool) -> BenchmarkModel:
     model = mblm(shape, chunks=max(1, shape.context // CHUNK_BYTES) if checkpointing else None)
-    return Contestant(model, model)
+    return BenchmarkModel(model, model)
 
 
-CHUNK_BYTES = 4096
-"""With checkpointing, the bytes whose local stage runs at once, ours and mblm's."""
-
-_BUILDERS: dict[str, Callable[[Shape, bool], Contestant]] = {
-    "bytelm": _bytelm,
-    "megabyte-pytorch": _megabyte_pytorch,
-    "mblm": _mblm,
+_BUILDERS: dict[str, Callable[[Shape, bool], BenchmarkModel]] = {
+    "bytelm": _build_bytelm,
+    "megabyte-pytorch": _build_megabyte_pytorch,
+    "mblm": _build_mblm,
 }
 NAMES = tuple(_BUILDERS)
 PEERS = NAMES[1:]

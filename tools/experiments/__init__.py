@@ -1,1 +1,1 @@
-"""Trainings that compare models, options, data and sizes."""
+"""Experiments: trainings that compare models, options, data and sizes in bits per byte."""

@@ -1,43 +1,41 @@
-"""Bits per byte of `modern` with one thing changed, trained for the same time: JSON lines.
+"""Bits per byte of `modern` with one thing changed, trained for the same time.
 
-    python tools/bench_ablations.py --work DIR [--only NAME,...] [--minutes M] FOLDER ...
+    python -m bytelm.tools.experiments.ablations --work DIR [--only NAME,...] [--minutes M]
+        [--flops F] [--seeds N,...] FOLDER ...
 
-FOLDERs are as for `bench_quality.py`; `ablations.py` lists the changes. Each run has one thread and
-lasts by the time of the processor, so that as many may run beside each other as there are cores.
-With `--flops F` a run takes as many steps as come to F instead; that is the measure for a GPU,
-where such small models wait for the processor.
-What is finished lies in DIR, and the same command goes on after a stop.
+FOLDERs are as for `quality_table.py`; `recipes.py` lists the changes. Each run has one thread and
+lasts by the processor's time, 5 minutes by default, so that as many commands may run beside each
+other as there are cores: all changes with two seeds take about eight hours on one. With `--flops F`
+a run takes as many steps as come to F; use that on a GPU, where such small models wait for the
+processor. Finished runs are kept in DIR, and the same command continues after a stop.
 
-    ablation/MODALITY/NAME    bits/byte on `val`: the mean over seeds; `spread` is its standard
-                              error, `reference` the base's mean
+Prints a JSON line a figure:
+
+    ablation/MODALITY/NAME    bits/byte on `val`, the mean over seeds; `spread` is its standard
+                              error, `reference` the base's mean, `ratio` = value / reference
 """
 
 from __future__ import annotations
 
-import json
-import time
-
 import torch
 from rich.console import Console
 
-from bytelm.tools.experiments.entrants import Entrant, OwnEntrant
-from bytelm.tools.experiments.harness import (
-    Corpora,
-    Ledger,
-    Result,
-    Run,
-    budget,
-    experiment_parser,
-    figures,
-    prepare_sets,
-)
-from bytelm.tools.experiments.recipes import ABLATIONS, Recipe
+from bytelm.tools.benchmarks.measure import print_figures
+from bytelm.tools.experiments.command_line import budget_of, experiment_parser
+from bytelm.tools.experiments.corpora import Corpora, prepare_sets
+from bytelm.tools.experiments.harness import Result, Run, summarize
+from bytelm.tools.experiments.recipes import ABLATIONS, recipe_runs
 
 
 def main() -> None:
     """Run what is missing, and print."""
-    parser = experiment_parser("One change at a time.", minutes=5.0)
-    parser.add_argument("--only", default=",".join(ABLATIONS), help="changes, with commas")
+    parser = experiment_parser("Bits per byte with one thing changed at a time.", minutes=5.0)
+    parser.add_argument(
+        "--only",
+        default=",".join(ABLATIONS),
+        metavar="NAME,...",
+        help="changes to run beside the base",
+    )
     options = parser.parse_args()
     names = list(dict.fromkeys(["base", *options.only.split(",")]))
     for name in names:
@@ -54,17 +52,9 @@ def main() -> None:
     results: dict[str, list[Result]] = {name: [] for name in names}
     for seed in options.seeds:
         for name in names:
-            ledger = Ledger(options.work / "runs", corpora[name], build, console, time.process_time)
-            results[name].append(
-                ledger.result(Run(name, ABLATIONS[name].recipe(), budget(options), seed))
-            )
-    for figure in figures("ablation", results, corpora["base"], ["base"]):
-        print(json.dumps(figure), flush=True)
-
-
-def build(name: str, recipe: Recipe, context: int) -> Entrant:
-    """The model and the optimizer of a change."""
-    return OwnEntrant(recipe.model, recipe.optimizer)
+            run = Run(name, ABLATIONS[name].recipe(), budget_of(options), seed)
+            results[name].append(recipe_runs(options.work, corpora[name], console).result(run))
+    print_figures(summarize("ablation", results, corpora["base"], ["base"]))
 
 
 if __name__ == "__main__":

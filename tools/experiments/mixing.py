@@ -1,36 +1,32 @@
-"""Bits per byte of one model for all modalities beside a model for each: JSON lines.
+"""Bits per byte of one model for all modalities beside a model for each.
 
-    python tools/bench_mixed.py --work DIR [--minutes M | --flops F] [--seeds N,...] FOLDER ...
+    python -m bytelm.tools.experiments.mixing --work DIR [--minutes M | --flops F] [--seeds N,...]
+        FOLDER ...
 
-FOLDERs are as for `bench_quality.py`. One `modern` model is trained on all of them for M minutes,
-or F FLOPs, and one on each modality's alone for an equal part of that. Each run has one thread and
-lasts by the time of the processor, as in `bench_ablations.py`; what is finished lies in DIR.
+FOLDERs are as for `quality_table.py`. One `modern` model is trained on all of them for M minutes
+(15 by default) or F FLOPs, and one on each modality alone for an equal part of that. Each run has
+one thread and lasts by the processor's time, as in `ablations.py`: an hour in all for two seeds.
+Finished runs are kept in DIR, and the same command continues after a stop.
 
-    mixed/MODALITY/alone       bits/byte on `val` of a model for it alone: the mean over seeds;
-    mixed/MODALITY/together    the one model for all; `spread` is the standard error, `reference`
-                               the mean of the model alone
+Prints a JSON line a figure:
+
+    mixed/MODALITY/alone       bits/byte on `val` of a model of one modality, the mean over seeds
+    mixed/MODALITY/together    the same of the model of all modalities; `reference` is the mean of
+                               `alone`
+
+`spread` is the standard error, `ratio` = value / reference.
 """
 
 from __future__ import annotations
 
-import json
-import time
-
 import torch
 from rich.console import Console
 
-from bytelm.tools.experiments.ablations import build
-from bytelm.tools.experiments.harness import (
-    Corpora,
-    Ledger,
-    Result,
-    Run,
-    budget,
-    experiment_parser,
-    figures,
-    prepare_sets,
-)
-from bytelm.tools.experiments.recipes import ABLATIONS
+from bytelm.tools.benchmarks.measure import print_figures
+from bytelm.tools.experiments.command_line import budget_of, experiment_parser
+from bytelm.tools.experiments.corpora import Corpora, prepare_sets
+from bytelm.tools.experiments.harness import Result, Run, summarize
+from bytelm.tools.experiments.recipes import ABLATIONS, recipe_runs
 
 
 def main() -> None:
@@ -50,18 +46,16 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
 
-    def results(name: str, corpora: Corpora, share: float) -> list[Result]:
-        ledger = Ledger(options.work / "runs", corpora, build, console, time.process_time)
-        each = budget(options).times(share)
-        runs = [Run(name, base.recipe(), each, seed) for seed in options.seeds]
-        return [ledger.result(run) for run in runs]
+    def results(name: str, corpora: Corpora, fraction: float) -> list[Result]:
+        runs = recipe_runs(options.work, corpora, console)
+        budget = budget_of(options).times(fraction)
+        return [runs.result(Run(name, base.recipe(), budget, seed)) for seed in options.seeds]
 
     of_all = results("together", together, 1)
     for modality, corpora in alone.items():
         of_one = results(f"{modality}-alone", corpora, 1 / len(alone))
-        found = {"alone": of_one, "together": of_all}
-        for figure in figures("mixed", found, corpora, ["alone"]):
-            print(json.dumps(figure), flush=True)
+        both = {"alone": of_one, "together": of_all}
+        print_figures(summarize("mixed", both, corpora, ["alone"]))
 
 
 if __name__ == "__main__":

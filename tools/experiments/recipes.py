@@ -1,38 +1,46 @@
-"""What is changed, one thing at a time, in the runs of `bench_ablations.py`.
+"""Variants of one model, each with one thing changed, and how they are built.
 
-Each is what differs from `BASE`: `modern` with stages of 256x4 and 128x3, Muon, one row of 8,192
-ids a step. Runs last equally long, whatever a step of theirs costs.
+Each variant is its difference from BASE: `modern` with stages of 256x4 and 128x3, Muon, one row of
+8,192 ids a step. All runs last equally long, whatever their steps cost.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.presets import MODERN_PATCH, init_std, preset
 from bytelm.pipelines.config import OptimizerConfig, ViewsConfig
 from bytelm.pipelines.data.packing import PlanConfig
+from bytelm.tools.experiments.corpora import Corpora
+from bytelm.tools.experiments.harness import RunCache
+from bytelm.tools.experiments.models import BytelmModel
 
 BASE = replace(preset("modern-hour"), context=8_192)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is built: all that decides a run beside its rows."""
+    """The model and the optimizer of a run."""
 
     model: ModelConfig
     optimizer: OptimizerConfig
 
     def __str__(self) -> str:
+        """Empty: the name of a variant says what it is."""
         return ""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What differs from the base, by the names of the fields of each config."""
+    """Difference from the base: values of the fields of each config."""
 
     model: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, Any] = field(default_factory=dict)
@@ -40,18 +48,18 @@ class Change:
     views: Mapping[str, Any] = field(default_factory=dict)
 
     def with_optimizer(self, **values: Any) -> Change:
-        """The same with another optimizer too."""
+        """The change with these values of the optimizer too."""
         return replace(self, optimizer=values)
 
     def recipe(self) -> Recipe:
-        """The base's with the change, for rows of whole patches."""
+        """The base's recipe with the change, its context rounded down to whole patches."""
         sizes = self.model.get("patch_sizes", BASE.patch_sizes)
         patch, length = math.prod(sizes), self.rows.get("row_length", BASE.context)
         model = replace(BASE, **{"context": length // patch * patch, **self.model})
         return Recipe(model, replace(OptimizerConfig(), **self.optimizer))
 
     def plan_config(self) -> PlanConfig:
-        """Rows of the model's length and patch."""
+        """Rows of the model's context and patch."""
         model = self.recipe().model
         views = replace(ViewsConfig(), **self.views)
         rest = {key: value for key, value in self.rows.items() if key != "row_length"}
@@ -59,7 +67,7 @@ class Change:
 
 
 def _stages(*shapes: tuple[int, int], patches: tuple[int, ...] = (MODERN_PATCH,)) -> Change:
-    """Width and layers of each stage, heads of 64 channels (32 where the width is below 128)."""
+    """Stages of these widths and layers, with heads of 64 channels (32 if a width is below 128)."""
     stages = tuple(StageConfig(w, n, max(w // 64, 2)) for w, n in shapes)
     return Change(
         model={
@@ -83,7 +91,7 @@ ABLATIONS: dict[str, Change] = {
     "without-ngrams": Change(model={"ngram_table_size": 0}),
     "without-cross-patch": Change(model={"cross_patch_attention": 0}),
     "cross-patch-4": Change(model={"cross_patch_attention": 4}),
-    "tied-output": Change(model={"tie_embeddings": True, "embedding_std": 0.08}),
+    "tie-embeddings": Change(model={"tie_embeddings": True, "embedding_std": 0.08}),
     "embedding-std-0.1": Change(model={"embedding_std": 0.1}),
     "conv-encoder": Change(model={"conv_patch_encoder": True}),
     "ngrams-262144": Change(model={"ngram_table_size": 262_144}),
@@ -119,7 +127,17 @@ ABLATIONS: dict[str, Change] = {
     ),
     "s16le": Change(views={"audio": "s16le"}),
     "mulaw": Change(views={"audio": "mulaw"}),
-    "cut": Change(rows={"packing": "concat_then_split"}),
+    "concat-then-split": Change(rows={"packing": "concat_then_split"}),
     "rows-4096": Change(rows={"row_length": 4_096}),
     "rows-16384": Change(rows={"row_length": 16_384}),
 }
+
+
+def recipe_runs(work: Path, corpora: Corpora, console: Console) -> RunCache[Recipe]:
+    """Runs of recipes below a folder, which last by the processor's time of this process."""
+    return RunCache(work / "runs", corpora, _build_recipe, console, time.process_time)
+
+
+def _build_recipe(name: str, recipe: Recipe, context: int) -> BytelmModel:
+    assert recipe.model.context == context, name
+    return BytelmModel(recipe.model, recipe.optimizer)
