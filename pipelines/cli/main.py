@@ -220,7 +220,7 @@ def _inspect(options: argparse.Namespace, given: list[str]) -> int:
     return inspect(
         options.set,
         verify=options.verify,
-        sample=options.extract,
+        extract=options.extract,
         out=options.out,
         console=Console(),
     )

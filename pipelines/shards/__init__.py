@@ -1,1 +1,1 @@
-"""Shard sets: their format, reading, writing, indexing and inspection."""
+"""Shard sets: their format, reading and writing, making an index again, and inspection."""

@@ -1,8 +1,18 @@
-"""The format of a shard set: index, manifest, root hash, checksums."""
+"""The format of a shard set, as reader and writer share it; `docs/shard-format.md` specifies it.
+
+    SET/train-000000.tar    for each document KEY.json and one member for each segment
+    SET/train-000000.npy    the index: a row of INDEX_DTYPE for each segment, in the tar's order;
+                            then, as a second array, the CRC-32 of every chunk of every member
+    SET/manifest.json       every shard's size, hashes, documents and bytes; the set's root hash
+
+The manifest is written last, so a set without one is unfinished. Members have checksums by chunk,
+so that a piece of a long document is read and checked without the rest of it.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,35 +23,39 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
+from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.storage.blob import Blob
 
 SET_FORMAT = 2
 SET_MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 30
 SPLITS = ("train", "val", "test")
-INDEX = np.dtype(
+
+CRC_CHUNK = 1 << 14
+"""Bytes of a member that share a checksum; a member's last chunk is shorter."""
+INDEX_DTYPE = np.dtype(
     [
         ("document", "<u4"),  # ordinal of the document in its shard
-        ("modality", "u1"),  # code
-        ("is_file", "u1"),  # 1 where the member is the file's own bytes
+        ("modality", "u1"),  # code of the modality
+        ("is_file", "u1"),  # 1 where the member holds the file's own bytes
         ("channels", "u1"),
         ("width", "<u2"),
         ("height", "<u2"),
         ("rate", "<u4"),
-        ("first_crc", "<u4"),  # place of the member's first chunk among the checksums
-        ("offset", "<u8"),  # of the member's first byte in the tar
-        ("size", "<u8"),  # of the member in bytes
+        ("first_crc", "<u4"),  # position of the member's first checksum in the second array
+        ("offset", "<u8"),  # position of the member's first byte in the tar
+        ("size", "<u8"),  # bytes of the member
     ]
 )
 Index = npt.NDArray[np.void]
+"""[segments] rows of INDEX_DTYPE."""
 Checksums = npt.NDArray[np.uint32]
-CRC_CHUNK = 1 << 14
-"""Bytes of a member that have a checksum of their own; the last chunk is shorter."""
-MAX_MANIFEST_BYTES = 1 << 30
+"""[chunks] CRC-32 of every chunk of every member of a shard."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard's line of the manifest."""
+    """A shard's entry in the manifest."""
 
     name: str
     """File name of the tar; the index has the same name with `.npy`."""
@@ -53,7 +67,7 @@ class Shard:
     index_sha256: str
     documents: int
     bytes: dict[str, int]
-    """Stored bytes of each modality."""
+    """Stored bytes of each modality, by its name."""
 
     @property
     def index_name(self) -> str:
@@ -61,14 +75,25 @@ class Shard:
         return Path(self.name).with_suffix(".npy").name
 
     @property
-    def blob(self) -> Blob:
-        """The tar as an object of the store."""
+    def tar_blob(self) -> Blob:
+        """The tar as a store delivers it."""
         return Blob(self.name, self.size, self.sha256)
 
     @property
     def index_blob(self) -> Blob:
-        """The index as an object of the store."""
+        """The index as a store delivers it."""
         return Blob(self.index_name, self.index_size, self.index_sha256)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of a manifest."""
+
+    shards: list[Shard]
+    root: str
+    """The set's root hash."""
+    report: dict[str, Any]
+    """What was counted when the set was made."""
 
 
 def root_hash(shards: Sequence[Shard]) -> str:
@@ -78,19 +103,59 @@ def root_hash(shards: Sequence[Shard]) -> str:
 
 
 def manifest_bytes(shards: Sequence[Shard], report: dict[str, Any]) -> bytes:
-    """The manifest as its file holds it; it ends with the SHA-256 of all that comes before."""
-    says = {
+    """The content of a manifest's file, which ends with the SHA-256 of everything before it."""
+    values = {
         "format": SET_FORMAT,
         "root": root_hash(shards),
         "shards": [asdict(s) for s in shards],
         "report": report,
     }
-    text = json.dumps(says, indent=1, ensure_ascii=False).removesuffix("\n}")
-    return sealed(text.encode("utf-8", "surrogateescape"))
+    text = json.dumps(values, indent=1, ensure_ascii=False).removesuffix("\n}")
+    return _with_checksum(text.encode("utf-8", "surrogateescape"))
 
 
-def sealed(text: bytes) -> bytes:
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in a file's content; `where` names the file in errors.
+
+    Raises ValueError where it is no manifest of this format version, DamageError where it does not
+    match its own checksum.
+    """
+    try:
+        values = json.loads(data.decode("utf-8", "surrogateescape"))
+        version = values["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where} is no manifest of a shard set ({error})") from error
+    if version != SET_FORMAT:
+        raise ValueError(
+            f"{where} has format version {version}, this bytelm reads {SET_FORMAT}: "
+            "prepare the set again, or use the bytelm that wrote it"
+        )
+    if _with_checksum(data[: -len(_with_checksum(b""))]) != data:
+        raise DamageError(
+            f"{where} does not match its checksum: it was edited or damaged; make it again "
+            "with `bytelm index`, or prepare the set again"
+        )
+    shards = [Shard(**entry) for entry in values["shards"]]
+    return Manifest(shards, values["root"], values["report"])
+
+
+def _with_checksum(text: bytes) -> bytes:
+    """A manifest's file, of its text up to the checksum."""
     return b'%b,\n "sha256": "%b"\n}\n' % (text, hashlib.sha256(text).hexdigest().encode())
+
+
+def index_bytes(rows: Sequence[tuple[int, ...]], checksums: Sequence[int]) -> bytes:
+    """The content of an index's file: two arrays in NumPy's format, one after the other."""
+    file = io.BytesIO()
+    np.save(file, np.array(rows, dtype=INDEX_DTYPE))
+    np.save(file, np.array(checksums, dtype="<u4"))
+    return file.getvalue()
+
+
+def parse_index(data: bytes) -> tuple[Index, Checksums]:
+    """The two arrays of an index's file, whose hash has been checked."""
+    file = io.BytesIO(data)
+    return np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
 
 
 def chunk_checksums(data: bytes | memoryview) -> list[int]:

@@ -1,7 +1,7 @@
-"""`bytelm index`: the indexes and the manifest of a set, made again from its tars alone.
+"""`bytelm index`: make the indexes and the manifest of a set again, from its tars alone.
 
-For a set whose index or manifest was lost or damaged. Only tars that `bytelm prepare` wrote have
-what is needed; whether a tar is the one that was written shows in the root hash.
+This is for a set whose index or manifest was lost or damaged. It needs tars that `bytelm prepare`
+wrote; the root hash shows whether a tar is the one that was written.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header, Sample
+from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.shards.format import SPLITS, Shard
-from bytelm.pipelines.shards.reader import DamageError
 from bytelm.pipelines.shards.writer import IndexBuilder, write_set_manifest
 from bytelm.pipelines.storage.tar_reader import TarFlaw, TarMember, read_members
 
@@ -26,10 +26,10 @@ _TAR_NAME = re.compile(r"(train|val|test)-(\d{6})\.tar")
 
 
 def reindex(folder: Path) -> str:
-    """Write every index and the manifest of a set anew; returns the root hash.
+    """Write every index and the manifest of a set anew, and return the root hash.
 
-    Raises ValueError where the folder holds no shards, DamageError where a tar is cut off or
-    holds something else than documents of bytelm.
+    Raises ValueError where the folder holds no shards, DamageError where a tar is cut off or holds
+    anything but documents of bytelm.
     """
     names = [p.name for p in folder.glob("*.tar") if _TAR_NAME.fullmatch(p.name)]
     if not names:
@@ -40,25 +40,31 @@ def reindex(folder: Path) -> str:
 
 
 def _reindex_shard(path: Path) -> Shard:
-    builder = IndexBuilder()
     with open(path, "rb") as file:
         try:
-            members = _members(path)
-            for description in members:
-                for segment in _segments(file, description):
-                    member = next(members, None)
-                    if member is None or member.name != segment["member"]:
-                        raise DamageError(f"{segment['member']} does not follow its json")
-                    builder.add_segment(_sample(file, member, segment), member.offset)
-                builder.end_document()
+            builder = _build_index(path, file)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             return builder.finish(path, sha256, path.stat().st_size)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise DamageError(f"{path} is damaged or no shard of bytelm: {error}") from error
 
 
+def _build_index(path: Path, file: BinaryIO) -> IndexBuilder:
+    """The index of an open tar: each document is a description, and then its segments."""
+    builder = IndexBuilder()
+    members = _members(path)
+    for description in members:
+        for segment in _segments(file, description):
+            member = next(members, None)
+            if member is None or member.name != segment["member"]:
+                raise DamageError(f"{segment['member']} does not follow its json")
+            builder.add_segment(_sample(file, member, segment), member.offset)
+        builder.end_document()
+    return builder
+
+
 def _members(path: Path) -> Iterator[TarMember]:
-    """The members of a tar that has nothing else, and is as long as one that we wrote."""
+    """The members of a tar; DamageError where it holds anything else or is cut off."""
     size = path.stat().st_size
     if size % RECORDSIZE:
         raise DamageError(f"{size} bytes are no multiple of {RECORDSIZE}: it is cut off")
@@ -69,6 +75,7 @@ def _members(path: Path) -> Iterator[TarMember]:
 
 
 def _segments(file: BinaryIO, description: TarMember) -> list[dict[str, Any]]:
+    """The segments that a document's JSON describes, in the order of their members."""
     if not description.name.endswith(".json"):
         raise DamageError(f"{description.name} where a document's json should be")
     return json.loads(_data(file, description))["segments"]

@@ -1,28 +1,76 @@
-"""Writing shards: a tar, its index, and at last the set's manifest, each whole or not at all."""
+"""Writing a shard set: tars, their indexes, and last the manifest, each atomically.
+
+`prepare` writes sets, and `reindex` indexes and manifests.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Sample
 from bytelm.pipelines.shards.format import (
-    INDEX,
     SET_MANIFEST,
     Shard,
     chunk_checksums,
+    index_bytes,
     manifest_bytes,
     root_hash,
 )
 from bytelm.pipelines.storage.files import rename_durably, write_atomic
 from bytelm.pipelines.storage.tar_writer import TarWriter
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name, and makes it final in `close`.
+
+    Equal documents in equal order give equal bytes: members carry no time, owner or machine.
+    """
+
+    def __init__(self, folder: Path, split: str, number: int):
+        self.name = f"{split}-{number:06d}.tar"
+        self.split = split
+        self._path = folder / self.name
+        self._temporary = self._path.with_name(self.name + ".tmp")
+        self._tar = TarWriter(self._temporary)
+        self._index = IndexBuilder()
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._tar.size
+
+    def add(self, key: str, sources: Sequence[str], samples: Sequence[Sample]) -> None:
+        """Append a document.
+
+        Args:
+            key: name of the document, unique in the set.
+            sources: for each segment, the name of its source file.
+            samples: the segments.
+        """
+        suffixes = [MODALITIES[s.modality].member_suffix(s) for s in samples]
+        if len(set(suffixes)) < len(suffixes):
+            suffixes = [f"{i}.{suffix}" for i, suffix in enumerate(suffixes)]
+        segments = [
+            _description(sample, f"{key}.{suffix}", source)
+            for source, suffix, sample in zip(sources, suffixes, samples, strict=True)
+        ]
+        self._tar.add(f"{key}.json", json.dumps({"key": key, "segments": segments}).encode())
+        for suffix, sample in zip(suffixes, samples, strict=True):
+            offset = self._tar.add(f"{key}.{suffix}", sample.data)
+            self._index.add_segment(sample, offset)
+        self._index.end_document()
+
+    def close(self) -> Shard:
+        """Make tar and index durable, and return the shard's entry in the manifest."""
+        sha256 = self._tar.close()
+        shard = self._index.finish(self._path, sha256, self._tar.size)
+        rename_durably(self._temporary, self._path)
+        return shard
 
 
 class IndexBuilder:
@@ -35,7 +83,7 @@ class IndexBuilder:
         self._bytes = dict.fromkeys(MODALITIES, 0)
 
     def add_segment(self, sample: Sample, offset: int) -> None:
-        """A segment of the document that is being added, and where its member begins in the tar."""
+        """Add a segment of the current document, whose member begins at `offset` in the tar."""
         header = sample.header
         self._rows.append(
             (
@@ -55,15 +103,18 @@ class IndexBuilder:
         self._bytes[sample.modality] += len(sample.data)
 
     def end_document(self) -> None:
-        """The document is complete."""
+        """End the current document."""
         self._documents += 1
 
     def finish(self, tar: Path, sha256: str, size: int) -> Shard:
-        """Write the index beside the tar of that hash and size; gives the manifest's line."""
-        file = io.BytesIO()
-        np.save(file, np.array(self._rows, dtype=INDEX))
-        np.save(file, np.array(self._checksums, dtype="<u4"))
-        data = file.getvalue()
+        """Write the index beside its tar, and return the shard's entry in the manifest.
+
+        Args:
+            tar: final path of the tar, which need not exist yet.
+            sha256: hash of the tar.
+            size: bytes of the tar.
+        """
+        data = index_bytes(self._rows, self._checksums)
         shard = Shard(
             name=tar.name,
             split=tar.name.split("-")[0],
@@ -78,53 +129,18 @@ class IndexBuilder:
         return shard
 
 
-class ShardWriter:
-    """Writes one shard: temporary name, fsync, hash, rename. The same documents in the same
-    order give the same bytes: members carry no time, owner or machine."""
-
-    def __init__(self, folder: Path, split: str, number: int):
-        self.name = f"{split}-{number:06d}.tar"
-        self.split = split
-        self._path = folder / self.name
-        self._temporary = self._path.with_name(self.name + ".tmp")
-        self._tar = TarWriter(self._temporary)
-        self._index = IndexBuilder()
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._tar.size
-
-    def add(self, key: str, sources: Sequence[str], samples: Sequence[Sample]) -> None:
-        """Append a document: its key, the source file's name of each segment, the samples."""
-        suffixes = [MODALITIES[s.modality].member_suffix(s) for s in samples]
-        if len(set(suffixes)) < len(suffixes):
-            suffixes = [f"{i}.{suffix}" for i, suffix in enumerate(suffixes)]
-        segments = [
-            {
-                "modality": sample.modality,
-                "member": f"{key}.{suffix}",
-                "source": source,
-                **{name: value for name, value in sample.header._asdict().items() if value},
-                **({"is_file": True} if sample.is_file else {}),
-            }
-            for source, suffix, sample in zip(sources, suffixes, samples, strict=True)
-        ]
-        self._tar.add(f"{key}.json", json.dumps({"key": key, "segments": segments}).encode())
-        for suffix, sample in zip(suffixes, samples, strict=True):
-            offset = self._tar.add(f"{key}.{suffix}", sample.data)
-            self._index.add_segment(sample, offset)
-        self._index.end_document()
-
-    def close(self) -> Shard:
-        """Finish tar and index, make both durable, and give the shard's manifest line."""
-        sha256 = self._tar.close()
-        shard = self._index.finish(self._path, sha256, self._tar.size)
-        rename_durably(self._temporary, self._path)
-        return shard
-
-
 def write_set_manifest(folder: Path, shards: Sequence[Shard], report: dict[str, Any]) -> str:
-    """Write the manifest, which declares the set complete; returns the root hash."""
+    """Write the manifest, which makes the set complete, and return the root hash."""
     write_atomic(folder / SET_MANIFEST, manifest_bytes(shards, report))
     return root_hash(shards)
+
+
+def _description(sample: Sample, member: str, source: str) -> dict[str, Any]:
+    """A segment's entry in its document's JSON; values of zero are left out."""
+    return {
+        "modality": sample.modality,
+        "member": member,
+        "source": source,
+        **{name: value for name, value in sample.header._asdict().items() if value},
+        **({"is_file": True} if sample.is_file else {}),
+    }

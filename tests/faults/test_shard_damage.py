@@ -23,9 +23,10 @@ from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows
+from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.shards.inspection import set_damage
-from bytelm.pipelines.shards.reader import DamageError, ShardSet
+from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.shards.reindex import reindex
 from bytelm.pipelines.storage.cache import CacheConfig
 
@@ -245,8 +246,8 @@ def test_no_damage_delivers_a_wrong_byte(make_set: SetMaker, tmp_path: Path, see
 
 
 def spoil_flip(data: bytes, other: bytes, rng: Generator) -> bytes:
-    place = int(rng.integers(len(data)))
-    return data[:place] + bytes([data[place] ^ (1 << rng.integers(8))]) + data[place + 1 :]
+    position = int(rng.integers(len(data)))
+    return data[:position] + bytes([data[position] ^ (1 << rng.integers(8))]) + data[position + 1 :]
 
 
 def spoil_cut(data: bytes, other: bytes, rng: Generator) -> bytes:
@@ -306,9 +307,9 @@ def test_a_change_of_any_byte_of_the_manifest_is_named(make_set: SetMaker) -> No
     folder = Path(make_set(documents(np.random.default_rng(4))).location)
     data = (folder / SET_MANIFEST).read_bytes()
     bits = np.random.default_rng(4).integers(8, size=len(data))
-    for place, bit in enumerate(bits.tolist()):
-        flipped = data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :]
-        for changed in (flipped, data[:place]):
+    for position, bit in enumerate(bits.tolist()):
+        flipped = data[:position] + bytes([data[position] ^ (1 << bit)]) + data[position + 1 :]
+        for changed in (flipped, data[:position]):
             (folder / SET_MANIFEST).write_bytes(changed)
             with pytest.raises(ValueError, match=SET_MANIFEST):
                 ShardSet(folder)
@@ -358,9 +359,9 @@ def test_no_index_is_made_from_a_tar_that_is_not_whole(
         (folder / name).write_bytes(changed)
         with pytest.raises(DamageError, match=name):
             reindex(folder)
-    place = member.offset + int(rng.integers(512))
+    position = member.offset + int(rng.integers(512))
     (folder / name).write_bytes(
-        tar[:place] + bytes([tar[place] ^ (1 << rng.integers(8))]) + tar[place + 1 :]
+        tar[:position] + bytes([tar[position] ^ (1 << rng.integers(8))]) + tar[position + 1 :]
     )
     try:
         root, refusal = reindex(folder), ""

@@ -15,19 +15,20 @@ from rich.console import Console
 
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
-from bytelm.pipelines.evaluation.evaluate import codecs
-from bytelm.pipelines.shards.inspection import inspect, set_damage, write_samples
-from bytelm.pipelines.shards.reader import DamageError, ShardSet
+from bytelm.pipelines.errors import DamageError
+from bytelm.pipelines.evaluation.evaluate import codec_figures
+from bytelm.pipelines.shards.inspection import extract_documents, inspect, set_damage
+from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.shards.writer import write_set_manifest
 from bytelm.pipelines.storage.cache import CacheConfig
 
 
 def run(
-    folder: Path, verify: bool = False, sample: int | None = None, out: Path | None = None
+    folder: Path, verify: bool = False, extract: int | None = None, out: Path | None = None
 ) -> tuple[int, str]:
     shown = io.StringIO()
     console = Console(file=shown, width=100)
-    status = inspect(folder, verify=verify, sample=sample, out=out, console=console)
+    status = inspect(folder, verify=verify, extract=extract, out=out, console=console)
     return status, shown.getvalue()
 
 
@@ -75,7 +76,7 @@ def test_samples_are_files_that_open(tmp_path: Path, make_set: SetMaker) -> None
         [text(b"caption"), text(b"file"), image(2, 2, 1)],
     ]
     shard_set = make_set(documents)
-    status, shown = run(shard_set.location, sample=3, out=tmp_path / "files")
+    status, shown = run(shard_set.location, extract=3, out=tmp_path / "files")
     assert status == 0
     paths = sorted((tmp_path / "files").iterdir())
     assert all(str(p) in shown for p in paths)
@@ -95,9 +96,9 @@ def test_samples_are_files_that_open(tmp_path: Path, make_set: SetMaker) -> None
 
 def test_samples_are_spread_over_the_set(tmp_path: Path, make_set: SetMaker) -> None:
     shard_set = make_set([[text(b"%d" % i)] for i in range(20)])
-    numbers = sorted(int(p.read_text()) for p in write_samples(shard_set, 3, tmp_path / "few"))
+    numbers = sorted(int(p.read_text()) for p in extract_documents(shard_set, 3, tmp_path / "few"))
     assert numbers == [0, 9, 19]
-    assert len(write_samples(shard_set, 99, tmp_path / "all")) == 20
+    assert len(extract_documents(shard_set, 99, tmp_path / "all")) == 20
 
 
 def test_a_cache_of_one_shard_is_enough(tmp_path: Path, make_set: SetMaker) -> None:
@@ -109,17 +110,19 @@ def test_a_cache_of_one_shard_is_enough(tmp_path: Path, make_set: SetMaker) -> N
         web.objects |= {path.name: path.read_bytes() for path in Path(local.location).iterdir()}
         remote = ShardSet(web.url, CacheConfig(tmp_path / "cache", limit))
         assert set_damage(remote) == []
-        names = [[p.name for p in write_samples(s, 9, tmp_path / "files")] for s in (local, remote)]
+        names = [
+            [p.name for p in extract_documents(s, 9, tmp_path / "files")] for s in (local, remote)
+        ]
         assert names[0] == names[1]
-        figures = [codecs(Plan([Source(s)], plan_config)) for s in (local, remote)]
+        figures = [codec_figures(Plan([Source(s)], plan_config)) for s in (local, remote)]
         assert figures[0] == figures[1]
         remote.store.close()
 
 
 def test_wrong_arguments_are_errors(tmp_path: Path, mixed_set: ShardSet) -> None:
     with pytest.raises(ValueError, match="needs --out"):
-        run(mixed_set.location, sample=1)
+        run(mixed_set.location, extract=1)
     with pytest.raises(ValueError, match="at least 1"):
-        run(mixed_set.location, sample=0, out=tmp_path)
+        run(mixed_set.location, extract=0, out=tmp_path)
     with pytest.raises(ValueError, match="no shard set"):
         run(tmp_path / "nowhere")

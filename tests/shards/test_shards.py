@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.modalities.base import Header, Sample
-from bytelm.pipelines.shards.format import INDEX, SET_MANIFEST
-from bytelm.pipelines.shards.reader import DamageError, ShardSet, header_of
+from bytelm.pipelines.errors import DamageError
+from bytelm.pipelines.shards.format import INDEX_DTYPE, SET_MANIFEST
+from bytelm.pipelines.shards.reader import ShardSet, header_of
 from bytelm.pipelines.shards.writer import ShardWriter, write_set_manifest
 
 DOCUMENTS = [
@@ -58,7 +59,7 @@ def test_what_is_written_is_read(make_set: SetMaker) -> None:
 def test_the_index_says_what_the_samples_are(make_set: SetMaker) -> None:
     shard_set = make_set(DOCUMENTS, per_shard=9)
     index = shard_set.index(shard_set.shards[0])
-    assert index.dtype == INDEX
+    assert index.dtype == INDEX_DTYPE
     assert index["document"].tolist() == [0, 1, 1, 2, 3, 3, 3, 3, 4]
     samples = [s for d in DOCUMENTS for s in d]
     assert index["size"].tolist() == [len(s.data) for s in samples]
@@ -120,21 +121,21 @@ def test_nothing_has_its_final_name_before_it_is_whole(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    place=st.floats(0, 1, exclude_max=True),
+    position=st.floats(0, 1, exclude_max=True),
     bit=st.integers(0, 7),
-    of=st.sampled_from(["tar", "npy"]),
+    suffix=st.sampled_from(["tar", "npy"]),
 )
 def test_a_flipped_bit_is_seen(
-    tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, of: str
+    tmp_path_factory: pytest.TempPathFactory, position: float, bit: int, suffix: str
 ) -> None:
     folder = tmp_path_factory.mktemp("set")
     writer = ShardWriter(folder, "train", 0)
     for i, samples in enumerate(DOCUMENTS):
         writer.add(f"k{i}", ["x"] * len(samples), samples)
     write_set_manifest(folder, [writer.close()], {})
-    path = folder / f"train-000000.{of}"
+    path = folder / f"train-000000.{suffix}"
     data = bytearray(path.read_bytes())
-    data[int(place * len(data))] ^= 1 << bit
+    data[int(position * len(data))] ^= 1 << bit
     path.write_bytes(data)
     shard_set = ShardSet(folder)
     with pytest.raises(DamageError, match="train-000000"):
