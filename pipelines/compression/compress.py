@@ -55,7 +55,7 @@ class _Document:
     def pieces(self, length: int, patch: int) -> list[_Piece]:
         """Its pieces, in rows of `length` ids."""
         parts = [(self.segment.modality, self.segment.size)]
-        spans = framing.cut(parts, patch, lambda: length)
+        spans = framing.split_document(parts, patch, lambda: length)
         return [_Piece(self, span.start, span.start + span.length) for (span,) in spans]
 
 

@@ -1,4 +1,7 @@
-"""A batch of rows as tensors."""
+"""A batch of framed rows as tensors.
+
+B rows of a batch    L ids in a row    P ids in a patch    J codec features of an id
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FILLER_DOCUMENT = -1
-FRAME, PAYLOAD = 1, 2
+from bytelm.modalities.framing import PAYLOAD, UNSCORED
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row came from: its set and shard, and the ordinals in it of its documents."""
+    """The set and shard that a row came from, and the ordinals of its documents in the shard."""
 
     set: str
     shard: str
@@ -22,7 +24,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Damage:
-    """A piece whose stored bytes were not what the index says; it is PAD in its own place."""
+    """A span whose stored bytes do not match the index; PAD fills its positions."""
 
     cause: str
     size: int
@@ -36,20 +38,20 @@ class Batch:
     ids: Tensor
     """[B, L] uint16."""
     patch_modality: Tensor
-    """[B, L/P] uint8, the modality's code of each patch; 0 on filler."""
+    """[B, L/P] uint8, code of each patch's modality; 0 on padding."""
     document: Tensor
-    """[B, L/P] int32, which document of its row each patch belongs to; -1 on filler."""
+    """[B, L/P] int32, ordinal of each patch's document in its row; PADDING_DOCUMENT on padding."""
     role: Tensor
-    """[B, L] uint8: 0 not scored (PAD, preambles of further pieces), FRAME scored framing,
-    PAYLOAD a payload byte."""
+    """[B, L] uint8: UNSCORED, FRAME or PAYLOAD of `modalities.framing`."""
     origins: list[Origin | None]
-    """Of each row; None of filler."""
+    """[B] origin of each row; None for a row of padding."""
     damage: list[Damage]
+    """Damaged spans of all rows."""
     codec_features: Tensor | None = None
-    """[B, L, J] int16 of `model/hints.py`, where the loader was asked for them."""
+    """[B, L, J] int16 of `model.codec_features`, if the loader was asked for them."""
 
     def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What `Megabyte.forward` reads, on a device: ids, document, modality and hints."""
+        """Inputs of `Megabyte.forward` on a device: ids, document, modality, codec features."""
         codec_features = (
             None
             if self.codec_features is None
@@ -64,22 +66,22 @@ class Batch:
 
     @property
     def modality(self) -> Tensor:
-        """[B, L] uint8, the modality's code; 0 on filler."""
+        """[B, L] uint8, code of each id's modality; 0 on padding."""
         patch = self.ids.shape[1] // self.patch_modality.shape[1]
         return self.patch_modality.repeat_interleave(patch, dim=1)
 
     @property
     def scored(self) -> Tensor:
-        """[B, L] bool, ids that the loss counts."""
-        return self.role > 0
+        """[B, L] bool, whether the loss counts an id."""
+        return self.role != UNSCORED
 
     @property
     def payload(self) -> Tensor:
-        """[B, L] bool, payload bytes."""
+        """[B, L] bool, whether an id is a payload byte."""
         return self.role == PAYLOAD
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, for copies to a GPU."""
+        """Copy the tensors to page-locked memory, from which a GPU copies asynchronously."""
         return Batch(
             self.ids.pin_memory(),
             self.patch_modality.pin_memory(),

@@ -1,7 +1,4 @@
-"""Batches: the rows that the plan names, read from shards, framed, and stacked.
-
-B rows of a micro batch    L ids in a row    P ids in a patch    W ranks
-"""
+"""DataLoaders over the rows of a plan, with a bound on the memory of prefetched batches."""
 
 from __future__ import annotations
 
@@ -18,9 +15,11 @@ from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
 from bytelm.pipelines.runtime import signals
 
 PREFETCH_BYTES = 1 << 26
-"""Bytes of batches that all workers of a loader together hold ready; one batch each at least."""
+"""Limit on the bytes of the batches that all workers of a loader together hold ready; each worker
+holds at least one batch."""
 MAX_PREFETCHED_BATCHES = 16
-BYTES_PER_ID = 4  # at most: ids of 2 bytes, role, and 5 bytes a patch
+BYTES_PER_ID = 4
+"""Upper bound: an id of 2 bytes, its role, and 5 bytes for each patch."""
 FEATURE_BYTES_PER_ID = 2 * FEATURES
 
 
@@ -29,31 +28,35 @@ def make_loader(
     rows: TrainingRows | EvaluationRows,
     workers: int,
     mask_damage: bool = False,
-    codec_features: bool = False,
+    codec_patch: int = 0,
 ) -> DataLoader[Batch]:
     """A DataLoader over the rows; the batches are the same for any number of workers.
 
-    What workers hold ready is bounded by PREFETCH_BYTES, however slowly it is taken.
-    `mask_damage`, `codec_features`: as of `RowDataset`.
+    Args:
+        plan: the rows.
+        rows: the sampler that names the rows of each batch.
+        workers: processes that read; 0 reads in this process.
+        mask_damage, codec_patch: as in `RowDataset`.
     """
     batch_rows = rows.micro_batch if isinstance(rows, TrainingRows) else rows.batch
-    id_bytes = BYTES_PER_ID + (FEATURE_BYTES_PER_ID if codec_features else 0)
+    id_bytes = BYTES_PER_ID + (FEATURE_BYTES_PER_ID if codec_patch else 0)
     batch_bytes = batch_rows * plan.config.row_length * id_bytes
     ahead = max(1, PREFETCH_BYTES // (batch_bytes * max(1, workers)))
     return DataLoader(
-        RowDataset(plan, mask_damage, codec_features),
+        RowDataset(plan, mask_damage, codec_patch),
         batch_sampler=rows,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=workers,
         prefetch_factor=min(ahead, MAX_PREFETCHED_BATCHES) if workers else None,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _leave_signals(worker: int) -> None:
-    signals.leave_to_parent()
+def _ignore_signals(worker: int) -> None:
+    signals.ignore_in_worker()
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
+    """Collate nothing: the dataset returns whole batches."""
     return batch

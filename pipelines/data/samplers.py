@@ -1,22 +1,20 @@
-"""Which rows of the plan make which batch."""
+"""Samplers: which rows of the plan make which batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from torch.utils.data import Sampler
 
-from bytelm.pipelines.data.plan import Plan
-
-Position = tuple[int, int]
-"""Epoch, and row in it."""
+from bytelm.pipelines.data.plan import Plan, Position
 
 
 class TrainingRows(Sampler[list[Position]]):
     """The micro batches of one rank, without end, from a position of the plan on.
 
-    A global batch is rows [n·G, (n+1)·G); rank k of W takes the k-th G/W of it, in `accumulation`
-    micro batches. So the global batches do not depend on the number of ranks.
+    A global batch is rows [n·G, (n+1)·G). Rank k of W takes the k-th G/W of it, in `accumulation`
+    micro batches, so the global batches do not depend on the number of ranks.
     """
 
     def __init__(
@@ -39,15 +37,17 @@ class TrainingRows(Sampler[list[Position]]):
         positions = self.plan.positions(*self.start)
         share = self.micro_batch * self.accumulation
         while True:
-            batch = [next(positions) for _ in range(share * self.ranks)]
-            own = batch[self.rank * share : (self.rank + 1) * share]
+            global_batch = list(islice(positions, share * self.ranks))
+            rank_batch = global_batch[self.rank * share : (self.rank + 1) * share]
             for first in range(0, share, self.micro_batch):
-                yield own[first : first + self.micro_batch]
+                yield rank_batch[first : first + self.micro_batch]
 
 
 class EvaluationRows(Sampler[list[Position | None]]):
-    """The batches of one rank over the first `rows` rows of epoch 0; every rank has as many
-    batches, and rows that are missing from the last ones are filler."""
+    """The batches of one rank over the first `rows` rows of epoch 0.
+
+    Every rank has the same number of batches; None pads the last ones.
+    """
 
     def __init__(self, rows: int, batch: int, rank: int, ranks: int):
         self.rows = rows

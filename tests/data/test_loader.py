@@ -1,4 +1,4 @@
-"""Batches: the same for any ranks and workers, and true to the documents."""
+"""Batches: independent of ranks and workers, and exact copies of the documents."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan_of(shard_set: ShardSet, **changes: Any) -> Plan:
 def global_batches(
     plan: Plan, ranks: int, workers: int, start: tuple[int, int], count: int
 ) -> list[torch.Tensor]:
-    """[count] tensors [G, L] of ids, put together from what each rank reads."""
+    """[count] tensors [G, L] of ids, assembled from the batches of all ranks."""
     rows, accumulation = 8, 2
     micro = rows // ranks // accumulation
     parts = []
@@ -43,8 +43,8 @@ def global_batches(
         sampler = TrainingRows(plan, start, micro, accumulation, rank, ranks)
         batches = islice(make_loader(plan, sampler, workers), count * accumulation)
         parts.append(torch.cat([b.ids.long() for b in batches]))
-    each = [part.reshape(count, rows // ranks, -1) for part in parts]
-    return list(torch.cat(each, dim=1))
+    by_rank = [part.reshape(count, rows // ranks, -1) for part in parts]
+    return list(torch.cat(by_rank, dim=1))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -52,8 +52,8 @@ def global_batches(
 def test_global_batches_do_not_depend_on_ranks_and_workers(
     mixed_set: ShardSet, ranks: int, workers: int
 ) -> None:
-    """Ten batches of eight rows go into the third epoch; the last seven are made again from
-    where they begin."""
+    """Ten batches of eight rows reach into the third epoch; a second loader that starts at the
+    fourth batch repeats the last seven."""
     plan = plan_of(mixed_set)
     assert 2 * plan.rows(0) < 10 * 8
     reference = global_batches(plan, 1, 0, (0, 0), 10)
@@ -64,13 +64,13 @@ def test_global_batches_do_not_depend_on_ranks_and_workers(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_bring_the_hints_that_the_model_would_make(
+def test_batches_bring_the_codec_features_that_the_model_would_compute(
     mixed_set: ShardSet, workers: int
 ) -> None:
     plan = plan_of(mixed_set)
     torch.manual_seed(0)
     stages = [{"width": 32, "layers": 1, "heads": 2}, {"width": 16, "layers": 1, "heads": 2}]
-    # Its patch is half of that of the rows.
+    # The model's patch is half of the plan's.
     values = {
         "stages": stages,
         "patch_sizes": [4],
@@ -80,15 +80,15 @@ def test_batches_bring_the_hints_that_the_model_would_make(
     }
     model = Megabyte(ModelConfig.from_dict(values)).eval()
     rows = EvaluationRows(plan.rows(0), 2, 0, 1)
-    for batch in make_loader(plan, rows, workers, codec_features=model.config.codec_features):
-        ids, document, modality, made = batch.inputs(torch.device("cpu"))
-        assert made is not None
-        assert torch.equal(made, compute_codec_features(ids, document, 4))
+    for batch in make_loader(plan, rows, workers, codec_patch=model.config.patch):
+        ids, document, modality, features = batch.inputs(torch.device("cpu"))
+        assert features is not None
+        assert torch.equal(features, compute_codec_features(ids, document, 4))
         with torch.no_grad():
-            nats = model(ids, document, modality, codec_features=made)
+            nats = model(ids, document, modality, codec_features=features)
             assert torch.equal(nats, model(ids, document, modality))
             assert not torch.equal(
-                nats, model(ids, document, modality, codec_features=made.roll(1, 1))
+                nats, model(ids, document, modality, codec_features=features.roll(1, 1))
             )
 
 
@@ -116,7 +116,7 @@ def test_rows_give_the_documents_back(
         (origin,) = batch.origins
         assert origin
         row = plan.row(0, number)
-        piece_documents = row.index["document"][np.unique(row.piece, return_index=True)[1]]
+        piece_documents = row.index["document"][np.unique(row.spans.document, return_index=True)[1]]
         assert set(origin.documents) == set(piece_documents.tolist())
         for end in ends:
             ends[end] += int((ids == end).sum())
@@ -138,15 +138,15 @@ def test_rows_give_the_documents_back(
         count += shard.documents
         for member in mixed_set.index(shard):
             sample = mixed_set.sample(shard, member)
-            whole = MODALITIES[sample.modality].to_view(sample, views[sample.modality], 8)
-            expected[shard.name, int(member["document"]), sample.modality] = whole.tobytes()
-    found = {key: b"".join(parts[o] for o in sorted(parts)) for key, parts in payloads.items()}
-    assert found == expected
+            view = MODALITIES[sample.modality].to_view(sample, views[sample.modality], 8)
+            expected[shard.name, int(member["document"]), sample.modality] = view.tobytes()
+    joined = {key: b"".join(parts[o] for o in sorted(parts)) for key, parts in payloads.items()}
+    assert joined == expected
     assert ends == {framing.EOM: len(expected), framing.EOD: count}
 
 
 def test_a_long_document_is_read_in_pieces(make_set: SetMaker) -> None:
-    """One text of many checksum chunks: each row reads its own chunks and no more."""
+    """One text of many checksum chunks: each row reads only its own chunks."""
     data = np.random.default_rng(0).bytes(10 * CRC_CHUNK + 77)
     plan = plan_of(make_set([[text(data)]]), row_length=4096)
     dataset = RowDataset(plan)
@@ -166,7 +166,7 @@ def test_evaluation_covers_every_row_once_with_equal_batches_per_rank() -> None:
         assert sorted(flat) == [(0, r) for r in range(rows)]
 
 
-def test_filler_rows_score_nothing(mixed_set: ShardSet) -> None:
+def test_padding_rows_score_nothing(mixed_set: ShardSet) -> None:
     batch = RowDataset(plan_of(mixed_set)).__getitems__([None, None])
     assert (batch.ids.long() == framing.PAD).all()
     assert (batch.document == -1).all()
@@ -176,10 +176,10 @@ def test_filler_rows_score_nothing(mixed_set: ShardSet) -> None:
 def test_a_changed_byte_is_named_or_masked(make_set: SetMaker, tmp_path: Path) -> None:
     shard_set = make_set([[image(4, 4)], [audio(20)], [text(b"moby dick")]])
     shard = shard_set.shards[0]
-    sound = ShardSet(shutil.copytree(shard_set.location, tmp_path / "sound"))
-    place = int(shard_set.index(shard)[2]["offset"]) + 2
+    intact = ShardSet(shutil.copytree(shard_set.location, tmp_path / "intact"))
+    byte = int(shard_set.index(shard)[2]["offset"]) + 2
     with open(Path(shard_set.location) / shard.name, "r+b") as file:
-        file.seek(place)
+        file.seek(byte)
         file.write(b"X")
     plan = plan_of(ShardSet(shard_set.location))
     assert plan.rows(0) == 1
@@ -187,10 +187,10 @@ def test_a_changed_byte_is_named_or_masked(make_set: SetMaker, tmp_path: Path) -
     assert [d.size for d in masked.damage] == [9]
     assert "train-2" in masked.damage[0].cause
     assert masked.payload.sum() == 4 * 4 * 3 + 40
-    whole = RowDataset(plan_of(sound)).__getitems__([(0, 0)])
+    complete = RowDataset(plan_of(intact)).__getitems__([(0, 0)])
     kept = masked.payload.numpy()
-    assert (masked.ids.numpy()[kept] == whole.ids.numpy()[kept]).all()
-    lost = whole.scored.numpy() & ~masked.scored.numpy()
+    assert (masked.ids.numpy()[kept] == complete.ids.numpy()[kept]).all()
+    lost = complete.scored.numpy() & ~masked.scored.numpy()
     assert (masked.ids.numpy()[lost] == framing.PAD).all()
     assert lost.sum() == 1 + 5 + 9 + 2, "SOM, header, payload, EOM, EOD"
     with pytest.raises(DamageError, match=r"train-000000\.tar: document train-2 .*checksum"):

@@ -1,4 +1,4 @@
-"""A consumer that stalls: what the loader holds stays below its stated limit."""
+"""The loader's memory stays below its stated limit while the consumer stalls."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ VIEWS = {"text": "utf8", "image": "raster", "audio": "s16le"}
 
 
 def held_bytes(pids: set[int]) -> int:
-    """Memory of processes: what is their own, and the shared memory that they have open, once."""
-    own, shared = 0, {}
+    """Memory of processes: anonymous pages, and each shared mapping that they have open, once."""
+    anonymous, shared = 0, {}
     for pid in pids:
         _, _, rest = Path(f"/proc/{pid}/status").read_text().partition("RssAnon:")
-        own += int(rest.split()[0]) << 10
+        anonymous += int(rest.split()[0]) << 10
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed just now
                 if os.readlink(link).startswith("/dev/shm/"):
                     status = link.stat()
                     shared[status.st_ino] = 512 * status.st_blocks
-    return own + sum(shared.values())
+    return anonymous + sum(shared.values())
 
 
 def stalled_bytes(plan: Plan) -> tuple[int, int]:
-    """Memory of the workers once they are done with all that they were asked for, one batch after
-    the start; and the number of batches that wait."""
+    """Memory of the workers once they have finished every batch requested of them, after the first
+    batch is taken; and the number of batches that wait."""
     batches: Any = iter(make_loader(plan, TrainingRows(plan, (0, 0), 1, 1, 0, 1), WORKERS))
     next(batches)
     waiting = batches._tasks_outstanding
@@ -51,8 +51,8 @@ def stalled_bytes(plan: Plan) -> tuple[int, int]:
 def test_a_stalled_consumer_bounds_the_memory_of_the_loader(
     make_set: SetMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of 2 MiB, so that as many batches as small rows may have would exceed the limit. The
-    base is a loader that holds one batch a worker; a worker may have two more buffers in use."""
+    """Rows are 2 MiB long, so MAX_PREFETCHED_BATCHES of them would exceed the limit. The base is a
+    loader that holds one batch a worker; a worker may have two more buffers in use."""
     rng = np.random.default_rng(0)
     shard_set = make_set([[text(rng.bytes(ROW - 100))] for _ in range(10)])
     plan = Plan([Source(shard_set)], PlanConfig(ROW, 8, VIEWS))
@@ -61,7 +61,7 @@ def test_a_stalled_consumer_bounds_the_memory_of_the_loader(
     limit = base + PREFETCH_BYTES + 2 * WORKERS * ROW * BYTES_PER_ID
     monkeypatch.setattr(loader, "PREFETCH_BYTES", 1 << 40)
     unbounded, most = stalled_bytes(plan)
-    assert unbounded > limit, "the test can tell"
+    assert unbounded > limit, "the limit makes a difference"
     monkeypatch.setattr(loader, "PREFETCH_BYTES", PREFETCH_BYTES)
     held, waiting = stalled_bytes(plan)
     assert held < limit

@@ -1,4 +1,4 @@
-"""The plan: every byte once, shares by bytes, random access, and what changes it."""
+"""The plan: every byte once, shares by bytes, random access, and everything that decides rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from helpers.sets import SetMaker, audio, image, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytelm.pipelines.data.mixture import MERGED_ROWS
 from bytelm.pipelines.data.packing import PlanConfig, best_fit, shuffled
-from bytelm.pipelines.data.plan import MERGED_ROWS, Plan, PlannedRow, Source
+from bytelm.pipelines.data.plan import Plan, Source
+from bytelm.pipelines.data.source_order import PlannedRow
 from bytelm.pipelines.shards.reader import ShardSet
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
@@ -26,26 +28,21 @@ def config(**changes: Any) -> PlanConfig:
     return PlanConfig(**{**values, **changes})
 
 
-def taken(row: PlannedRow) -> Iterator[tuple[int, int, int]]:
-    """(member's offset in the tar, first and last payload byte) of each span of a row."""
-    for i in range(len(row.at)):
-        size = int(row.sizes[i])
-        start = int(row.start[i])
-        stop = min(start + int(row.length[i]), size)
-        yield int(row.index["offset"][i]), min(start, size), stop
+def payload_ranges(row: PlannedRow) -> Iterator[tuple[int, int, int]]:
+    """(member's offset in the tar, first payload byte, their end) of each span of a row."""
+    columns = (row.index["offset"], row.spans.payload_start, row.spans.payload_stop)
+    yield from zip(*(column.tolist() for column in columns), strict=True)
 
 
 def delivered(plan: Plan, epoch: int) -> Counter[tuple[int, str, int, int]]:
-    """How often each payload byte comes: (source, shard, member's offset, place)."""
+    """How often each payload byte comes: (source, shard, member's offset, byte of the payload)."""
     count: Counter[tuple[int, str, int, int]] = Counter()
     for number in range(plan.rows(epoch)):
         row = plan.row(epoch, number)
-        assert row.at[0] == 0
         opening = np.array([8 if m == 0 else 16 for m in row.index["modality"]])  # P = 8
-        ends = row.at + opening + row.length
-        assert ends[:-1].tolist() == row.at[1:].tolist(), "spans lie one after the other"
-        assert ends[-1] <= plan.config.row_length
-        for member, start, stop in taken(row):
+        assert (opening + row.spans.length).sum() <= plan.config.row_length
+        assert set(np.diff(row.spans.document, prepend=-1).tolist()) <= {0, 1}
+        for member, start, stop in payload_ranges(row):
             count.update((row.source, row.shard.name, member, i) for i in range(start, stop))
     return count
 
@@ -68,7 +65,7 @@ def test_an_epoch_delivers_every_byte_once(
 
 
 def rows_of(plan: Plan, epoch: int) -> list[list[tuple[int, int, int]]]:
-    return [list(taken(plan.row(epoch, r))) for r in range(plan.rows(epoch))]
+    return [list(payload_ranges(plan.row(epoch, r))) for r in range(plan.rows(epoch))]
 
 
 def test_rows_are_found_in_any_order_and_in_another_process(make_set: SetMaker) -> None:
@@ -84,10 +81,10 @@ def test_rows_are_found_in_any_order_and_in_another_process(make_set: SetMaker) 
     forward = [rows_of(plan, epoch) for epoch in range(3)]
     assert sum(map(len, forward)) > 3 * MERGED_ROWS
     other = pickle.loads(pickle.dumps(plan))
-    places = [(e, r) for e in range(3) for r in range(len(forward[e]))]
-    for place in np.random.default_rng(1).permutation(len(places))[:300]:
-        epoch, row = places[place]
-        assert list(taken(other.row(epoch, row))) == forward[epoch][row]
+    positions = [(e, r) for e in range(3) for r in range(len(forward[e]))]
+    for i in np.random.default_rng(1).permutation(len(positions))[:300]:
+        epoch, row = positions[i]
+        assert list(payload_ranges(other.row(epoch, row))) == forward[epoch][row]
 
 
 def test_seed_and_epoch_change_the_order_and_nothing_else_does(mixed_set: ShardSet) -> None:
@@ -127,7 +124,7 @@ def test_the_hash_names_all_that_decides_rows(make_set: SetMaker) -> None:
 def test_shares_stay_within_a_row_of_the_target(
     make_set: SetMaker, weights: tuple[float, ...], packing: str
 ) -> None:
-    """Documents differ 1000x in size; the sources end at different times and begin again."""
+    """Documents differ 1000x in size; sources end at different times and begin again."""
     rng = np.random.default_rng(3)
     sets = [
         make_set([[text(bytes(int(n)))] for n in rng.integers(3, 60, 80)], "text", 9),
@@ -142,14 +139,14 @@ def test_shares_stay_within_a_row_of_the_target(
     for number in range(plan.rows(0)):
         row = plan.row(0, number)
         rows[row.source] += 1
-        amount[row.source] += sum(stop - start for _, start, stop in taken(row))
+        amount[row.source] += sum(stop - start for _, start, stop in payload_ranges(row))
         assert np.abs(amount - amount.sum() * target).max() <= plan.config.row_length
     assert plan.source_rows(0) == rows
-    seen = delivered(plan, 0)
-    per_source = [{k for k in seen if k[0] == i} for i in range(3)]
-    totals = [sum(sum(s.bytes.values()) for s in chosen.split("train")) for chosen in sets]
-    assert [len(s) for s in per_source] == totals, "each source passes through whole at least once"
-    assert any({seen[k] for k in s} == {1} for s in per_source), "one source passes just once"
+    count = delivered(plan, 0)
+    per_source = [{k for k in count if k[0] == i} for i in range(3)]
+    totals = [sum(sum(s.bytes.values()) for s in shards.split("train")) for shards in sets]
+    assert [len(s) for s in per_source] == totals, "every source is delivered whole"
+    assert any({count[k] for k in s} == {1} for s in per_source), "one source is delivered once"
 
 
 def test_sources_without_weights_pass_once(make_set: SetMaker) -> None:
@@ -171,15 +168,15 @@ def test_positions_go_on_into_the_next_epoch(mixed_set: ShardSet) -> None:
 
 def test_pairs_come_in_both_orders_when_drawn(make_set: SetMaker) -> None:
     pairs = [[text(b"name"), image(3, 3, seed=i)] for i in range(20)]
-    chosen = make_set(pairs)
+    shard_set = make_set(pairs)
     for order, expected in (("stored", {"text"}), ("drawn", {"text", "image"})):
-        plan = Plan([Source(chosen)], config(pair_order=order))
+        plan = Plan([Source(shard_set)], config(pair_order=order))
         first = set()
         for r in range(plan.rows(0)):
             row = plan.row(0, r)
-            begins = np.flatnonzero(np.diff(row.piece, prepend=-1))
+            begins = np.flatnonzero(np.diff(row.spans.document, prepend=-1))
             first |= {("text", "image")[m] for m in row.index["modality"][begins]}
-            assert row.is_last.sum() == len(begins)
+            assert row.spans.is_last.sum() == len(begins)
         assert first == expected
 
 
@@ -187,8 +184,8 @@ def test_pairs_come_in_both_orders_when_drawn(make_set: SetMaker) -> None:
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=60))
 def test_best_fit_overfills_no_row_and_wastes_little(patches: list[int]) -> None:
     lengths = sorted((8 * p for p in patches), reverse=True)
-    row_of, rows = best_fit(np.array(lengths), 96, 8)
-    fill = np.bincount(row_of, weights=lengths, minlength=rows)
+    row_of_piece, rows = best_fit(np.array(lengths), 96, 8)
+    fill = np.bincount(row_of_piece, weights=lengths, minlength=rows)
     assert fill.max() <= 96
     assert fill.min() > 0
     least = -(-sum(lengths) // 96)
@@ -196,13 +193,13 @@ def test_best_fit_overfills_no_row_and_wastes_little(patches: list[int]) -> None
 
 
 def test_shuffled_is_the_same_in_every_version() -> None:
-    """Recorded once: a run that goes on under another numpy has to find the same rows."""
+    """Recorded once: a run that resumes under another numpy has to find the same rows."""
     assert shuffled(8, 0, 1, "rows").tolist() == [3, 5, 4, 6, 7, 1, 0, 2]
     assert sorted(shuffled(1000, 5).tolist()) == list(range(1000))
 
 
 def test_impossible_plans_name_cause_and_way_out(make_set: SetMaker, tmp_path: Path) -> None:
-    chosen = make_set([[text(b"abc")], [audio(5)]])
+    shard_set = make_set([[text(b"abc")], [audio(5)]])
     with pytest.raises(ValueError, match="no multiple of the patch"):
         config(row_length=100)
     with pytest.raises(ValueError, match="use 24 or more"):
@@ -212,10 +209,10 @@ def test_impossible_plans_name_cause_and_way_out(make_set: SetMaker, tmp_path: P
     with pytest.raises(ValueError, match="text has no view 'utf16'"):
         config(views={**VIEWS, "text": "utf16"})
     with pytest.raises(ValueError, match="no documents in split 'test'"):
-        Plan([Source(chosen, "test")], config())
+        Plan([Source(shard_set, "test")], config())
     with pytest.raises(ValueError, match="to every set of the mixture, or to none"):
-        Plan([Source(chosen, weight=1.0), Source(chosen)], config())
+        Plan([Source(shard_set, weight=1.0), Source(shard_set)], config())
     with pytest.raises(ValueError, match="above 0"):
-        Plan([Source(chosen, weight=0.0)], config())
+        Plan([Source(shard_set, weight=0.0)], config())
     with pytest.raises(ValueError, match="--keep-files"):
-        Plan([Source(chosen)], config(views={**VIEWS, "audio": "file"}))
+        Plan([Source(shard_set)], config(views={**VIEWS, "audio": "file"}))

@@ -1,4 +1,4 @@
-"""The stream: what is framed is read back, whole and once, however a document is cut."""
+"""The stream: framed documents are read back whole and once, however they are split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIEWS = {
 
 @dataclass
 class Drawn:
-    """A document and how its samples are seen."""
+    """A document's segments and their payloads."""
 
     segments: list[framing.Segment]
     payloads: list[np.ndarray]
@@ -38,15 +38,15 @@ class Drawn:
     def pieces(
         self, patch: int, rooms: list[int]
     ) -> list[tuple[list[framing.Span], framing.Framed]]:
-        """The pieces that fit so many patches each, the last room again and again."""
-        left = list(rooms)
-        spans = framing.cut(
-            self.sizes, patch, lambda: (left.pop(0) if left[1:] else left[0]) * patch
+        """Pieces of at most `rooms` patches each; the last room holds for all further pieces."""
+        ahead = list(rooms)
+        spans = framing.split_document(
+            self.sizes, patch, lambda: (ahead.pop(0) if ahead[1:] else ahead[0]) * patch
         )
         return [(s, framing.frame(s, self.segments, self.payload, patch)) for s in spans]
 
 
-def seen(sample: Sample, view: str) -> tuple[framing.Segment, np.ndarray]:
+def segment_of(sample: Sample, view: str) -> tuple[framing.Segment, np.ndarray]:
     modality = MODALITIES[sample.modality]
     payload = modality.to_view(sample, view, 192)
     return framing.Segment(modality, sample.header, view, payload.size), payload
@@ -67,26 +67,26 @@ def samples(draw: st.DrawFn, largest: int) -> Sample:
 @st.composite
 def documents(draw: st.DrawFn, largest: int = 3000) -> Drawn:
     drawn = [
-        seen(s, draw(st.sampled_from(VIEWS[s.modality])))
+        segment_of(s, draw(st.sampled_from(VIEWS[s.modality])))
         for s in draw(st.lists(samples(largest), min_size=1, max_size=3))
     ]
     return Drawn([segment for segment, _ in drawn], [payload for _, payload in drawn])
 
 
-def glue(
+def check_pieces(
     document: Drawn, pieces: list[tuple[list[framing.Span], framing.Framed]], patch: int
 ) -> None:
     """Check that the pieces hold each payload once and in order, and its ends once."""
-    glued: list[list[np.ndarray]] = [[] for _ in document.segments]
+    parts_of: list[list[np.ndarray]] = [[] for _ in document.segments]
     for spans, framed in pieces:
-        found = framing.unframe(framed.ids, patch)
-        assert len(found) == len(spans)
-        for span, (modality, header, view, offset, payload) in zip(spans, found, strict=True):
+        parsed = framing.unframe(framed.ids, patch)
+        assert len(parsed) == len(spans)
+        for span, (modality, header, view, offset, payload) in zip(spans, parsed, strict=True):
             segment = document.segments[span.segment]
             assert (modality, header, view) == (segment.modality, segment.header, segment.view)
-            assert offset == sum(map(len, glued[span.segment]))
-            glued[span.segment].append(payload)
-    for parts, payload in zip(glued, document.payloads, strict=True):
+            assert offset == sum(map(len, parts_of[span.segment]))
+            parts_of[span.segment].append(payload)
+    for parts, payload in zip(parts_of, document.payloads, strict=True):
         assert np.array_equal(np.concatenate(parts), payload)
     ids = np.concatenate([framed.ids for _, framed in pieces])
     assert (ids == framing.EOM).sum() == len(document.segments)
@@ -98,7 +98,7 @@ def glue(
 def test_a_whole_document_is_read_back(document: Drawn, patch: int) -> None:
     pieces = document.pieces(patch, [1 << 40])
     assert len(pieces) == 1
-    glue(document, pieces, patch)
+    check_pieces(document, pieces, patch)
     ids, scored = pieces[0][1].ids, pieces[0][1].scored
     assert len(ids) % patch == 0
     assert np.array_equal(scored, ids != framing.PAD)
@@ -111,53 +111,53 @@ def test_a_whole_document_is_read_back(document: Drawn, patch: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(documents(), st.sampled_from(PATCHES), st.data())
-def test_a_cut_document_is_read_back(document: Drawn, patch: int, data: st.DataObject) -> None:
+def test_a_split_document_is_read_back(document: Drawn, patch: int, data: st.DataObject) -> None:
     least = framing.min_row_length(patch) // patch
     rooms = [*data.draw(st.lists(st.integers(0, 40), max_size=30)), least + 10]
     pieces = document.pieces(patch, rooms)
     for (spans, framed), room in zip(pieces, rooms, strict=False):
         assert len(framed.ids) <= room * patch
         assert spans or room < least
-    glue(document, pieces, patch)
+    check_pieces(document, pieces, patch)
 
     for spans, framed in pieces:
-        at = 0
+        begin = 0
         for span in spans:
             modality = document.segments[span.segment].modality
-            body = at + framing.preamble_length(modality, patch)
-            header = slice(at, at + 1 + modality.header_size)
+            body = begin + framing.preamble_length(modality, patch)
+            header = slice(begin, begin + 1 + modality.header_size)
             assert framed.scored[header].all() == framed.scored[header].any() == (span.start == 0)
             end = body + span.length
             assert np.array_equal(framed.scored[body:end], framed.ids[body:end] != framing.PAD)
             assert np.array_equal(framed.payload[body:end], framed.ids[body:end] < framing.PAD)
-            assert (framed.modality[at:end] == modality.code).all()
-            assert not framed.payload[at:body].any()
-            at = end
+            assert (framed.modality[begin:end] == modality.code).all()
+            assert not framed.payload[begin:body].any()
+            begin = end
         assert not framed.scored[framed.ids == framing.PAD].any()
 
 
 @settings(max_examples=12, deadline=None)
 @given(documents(largest=1_300_000), st.sampled_from([8, 192]), st.integers(20, 6000))
 def test_large_documents_are_read_back(document: Drawn, patch: int, room: int) -> None:
-    glue(document, document.pieces(patch, [room]), patch)
+    check_pieces(document, document.pieces(patch, [room]), patch)
 
 
 @pytest.mark.parametrize("size", [0, 1, 6, 7, 8, 9, 1_300_000])
 def test_ends_around_a_patch_boundary(size: int) -> None:
-    segment, payload = seen(text(bytes(size)), "utf8")
+    segment, payload = segment_of(text(bytes(size)), "utf8")
     document = Drawn([segment, segment], [payload, payload])
     for room in (2, 3, 4, 1 << 20):
         if size < 100 or room > 100:
-            glue(document, document.pieces(8, [room]), 8)
+            check_pieces(document, document.pieces(8, [room]), 8)
 
 
-def test_filler_between_documents_is_passed_over() -> None:
-    segment, payload = seen(text(b"call me"), "utf8")
+def test_padding_between_documents_is_skipped() -> None:
+    segment, payload = segment_of(text(b"call me"), "utf8")
     document = Drawn([segment], [payload])
     ids = document.pieces(8, [100])[0][1].ids
-    filler = framing.Framed.filler(24).ids
-    found = framing.unframe(np.concatenate([filler, ids, filler, ids, filler]), 8)
-    assert [f[4].tobytes() for f in found] == [b"call me"] * 2
+    padding = framing.Framed.padding(24, 8).ids
+    parsed = framing.unframe(np.concatenate([padding, ids, padding, ids, padding]), 8)
+    assert [payload.tobytes() for *_, payload in parsed] == [b"call me"] * 2
 
 
 @pytest.mark.parametrize(
