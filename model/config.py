@@ -1,4 +1,4 @@
-"""Shapes of the model: frozen dataclasses, the presets, and their way to and from JSON."""
+"""Configuration of a model: frozen dataclasses that check themselves, to and from JSON."""
 
 import dataclasses
 import difflib
@@ -7,15 +7,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_LEAST = {
+    "context": 1,
+    "vocab_size": 257,
+    "pad_id": 256,
+    "local_chunk": 0,
+    "ngram_table_size": 0,
+    "ngram_width": 1,
+    "attention_window": 0,
+    "modality_heads": 0,
+    "cross_patch_attention": 0,
+}
+"""Least value of each whole number of a `ModelConfig`."""
+
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One causal decoder of the hierarchy."""
+    """Shape of one causal decoder of the hierarchy."""
 
     width: int
-    """Model width of the stage (for the paper's global model this is P * D_G)."""
+    """Model width. For the global model of the paper it is P * D_G."""
     layers: int
     heads: int
+    """Attention heads; they divide the width."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads"):
@@ -29,62 +43,81 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the parameters and the function of a `Megabyte`.
+    """Everything that determines the parameters and the function of a `Megabyte`.
 
-    Raises ValueError, with the cause and the way out, for shapes that do not fit together.
+    Options beside those of the paper are off by default. The presets `modern-*` use most of them;
+    an option that no preset uses says whose it is.
+
+    Raises:
+        ValueError: shapes do not fit together; the message gives the cause and the way out.
     """
 
     stages: tuple[StageConfig, ...]
     """One to four stages, from global to local."""
     patch_sizes: tuple[int, ...]
-    """patch_sizes[i] positions of stage i + 1 lie in one position of stage i."""
+    """patch_sizes[i] positions of stage i + 1 make one position of stage i."""
     context: int
     """L, the largest number of ids in a row."""
     vocab_size: int = 264
+    """Ids: 256 bytes and the special ids after them."""
     pad_id: int = 256
+    """The id that fills rows."""
     dropout: float = 0.0
-    """On the output of every attention and feed-forward layer, none on embeddings."""
+    """Dropout rate of the output of every attention and feed-forward layer, not of embeddings."""
     tie_embeddings: bool = True
-    """Logits are E_local . h, as in the paper; otherwise the output has its own matrix."""
+    """Use the byte embeddings of the last stage as the output matrix, as the paper does."""
     embedding_std: float = 0.006
-    """Standard deviation of the embeddings of bytes and n-grams at the start."""
+    """Initial standard deviation of the embeddings of bytes and n-grams."""
     init_std: float = 0.006
-    """Standard deviation of everything else: matrices, position table, start vectors."""
+    """Initial standard deviation of all other parameters: matrices, position table, starts."""
     smooth_bytes: bool = False
-    """Near bytes start alike: half of the variance of their embeddings and of the output matrix is
-    that of waves over the byte's value."""
+    """Start near bytes alike: half of the variance of their rows in the embeddings and the output
+    matrix comes from waves over the byte's value (`embeddings.mix_waves`)."""
     rope: bool = False
-    """Queries and keys of every stage are rotated by their place in the document."""
+    """Rotate the queries and keys of every stage by their position in the document (RoPE)."""
     rms_norm: bool = False
-    """RMSNorm in place of LayerNorm."""
+    """Use RMSNorm (arXiv 1910.07467) in place of LayerNorm, as MEGABYTE-pytorch does."""
     qk_norm: bool = False
-    """Queries and keys of each head have a mean square of 1, and queries a trained gain."""
+    """Scale each head's queries and keys to a mean square of 1, with a trained gain."""
     swiglu: bool = False
-    """SwiGLU, 8/3 as wide as the stage, in place of ReLU, four times as wide."""
+    """Use SwiGLU in place of ReLU in the feed-forward layers (`feed_forward_width`)."""
     cross_patch_attention: int = 0
-    """r: below stage 0 a position also sees the last r positions (all, where they are fewer) of
-    the sequence before its own, and the first position its input too; 0 = its own only."""
+    """r: below stage 0, a position also attends to the last r positions of the preceding sequence
+    (all of them where it has fewer), and the first position to its input too. 0: to its own
+    sequence only. The paper's cross-patch attention."""
     attention_window: int = 0
-    """Positions that one of stage 0 sees, its own among them; 0 = all of its document."""
+    """Positions that one of stage 0 attends to, itself included; 0: all of its document. The
+    sliding window of Longformer (arXiv 2004.05150), for flat decoders to compare with."""
     conv_patch_encoder: bool = False
-    """Causal convolutions of 3, 5 and 7 bytes over stage 0's embeddings before they are patches."""
+    """Encode stage 0's byte embeddings by causal convolutions of 3, 5 and 7 bytes before they are
+    joined to patches: the paper's convolutional patch encoder."""
     ngram_table_size: int = 0
-    """Rows of each of three tables of hashed 2-, 3- and 4-grams in the last stage's input; with
-    `codec_features` not of pixels and samples."""
+    """Rows of each of three tables of hashed 2-, 3- and 4-grams, an input of the last stage; 0: no
+    tables. With `codec_features`, pixels and samples have no n-grams."""
     ngram_width: int = 32
+    """Width of the embedding of an n-gram."""
     codec_features: bool = False
-    """The last stage's input has what a codec looks at: an image's line above and guesses of the
-    next byte, by the headers in the stream (`hints.py`)."""
+    """Give the last stage the predictions that xz, PNG and FLAC would make of the next byte
+    (`model/codec_features`)."""
     modality_heads: int = 0
-    """Output matrices, one for each modality's code from 0; 0 = one for all."""
+    """Output matrices, one for each modality by its code; 0: one for all. The output side of the
+    modality nets of MultiModel (arXiv 1706.05137)."""
     local_chunk: int = 0
-    """Positions of stage 0 (patches) whose lower stages and loss run at once; 0 = all."""
+    """Patches whose lower stages and loss are computed at once, which bounds memory; 0: all."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: stage 0 by layer, the rest by chunk."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "patch_sizes", tuple(self.patch_sizes))
+        self._check_stages()
+        for name, least in _LEAST.items():
+            _require_integer(name, getattr(self, name), least)
+        self._check_ids()
+        self._check_options()
+        self._check_rates()
+
+    def _check_stages(self) -> None:
         if not 1 <= len(self.stages) <= 4:
             raise ValueError(f"a model has 1 to 4 stages, not {len(self.stages)}")
         if len(self.patch_sizes) != len(self.stages) - 1:
@@ -94,10 +127,8 @@ class ModelConfig:
             )
         for size in self.patch_sizes:
             _require_integer("a patch size", size, least=2)
-        _require_integer("context", self.context, least=1)
-        _require_integer("vocab_size", self.vocab_size, least=257)
-        _require_integer("pad_id", self.pad_id, least=256)
-        _require_integer("local_chunk", self.local_chunk, least=0)
+
+    def _check_ids(self) -> None:
         if self.pad_id >= self.vocab_size:
             raise ValueError(
                 f"pad_id {self.pad_id} is outside the vocabulary of {self.vocab_size} ids: "
@@ -110,31 +141,32 @@ class ModelConfig:
                 f"context {self.context} is not a multiple of the patch of {self.patch} bytes: "
                 f"use {near}"
             )
-        _require_integer("ngram_table_size", self.ngram_table_size, least=0)
-        _require_integer("ngram_width", self.ngram_width, least=1)
+
+    def _check_options(self) -> None:
         if self.conv_patch_encoder and len(self.stages) == 1:
             raise ValueError(
                 "conv_patch_encoder needs patches: give two stages or more, or leave it out"
             )
-        _require_integer("attention_window", self.attention_window, least=0)
-        _require_integer("modality_heads", self.modality_heads, least=0)
         if self.modality_heads and self.tie_embeddings:
             raise ValueError(
-                "modality_heads are matrices of their own: tie_embeddings must be false with them"
+                "modality_heads are output matrices of their own: tie_embeddings must be false "
+                "with them"
             )
-        _require_integer("cross_patch_attention", self.cross_patch_attention, least=0)
-        if self.cross_patch_attention > max(self.patch_sizes, default=0):
+        longest = max(self.patch_sizes, default=0)
+        if self.cross_patch_attention > longest:
             raise ValueError(
                 f"cross_patch_attention {self.cross_patch_attention} is more than a sequence below "
-                f"stage 0 holds: use 0 to {max(self.patch_sizes, default=0)}"
+                f"stage 0 holds: use 0 to {longest}"
             )
         for stage in self.stages:
             channels = stage.width // stage.heads
             if self.rope and channels % 2:
                 raise ValueError(
-                    f"rope turns pairs of channels, and a head of {channels} channels (width "
+                    f"rope rotates pairs of channels, and a head of {channels} channels (width "
                     f"{stage.width}, {stage.heads} heads) has an odd number: use other heads"
                 )
+
+    def _check_rates(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
         if not (self.embedding_std > 0.0 and self.init_std > 0.0):
@@ -142,40 +174,43 @@ class ModelConfig:
 
     @property
     def patch(self) -> int:
-        """P, the bytes in one position of stage 0 (1 for a single stage)."""
+        """P, the bytes in one position of stage 0; 1 for a single stage."""
         return self.position_bytes(0)
 
     def position_bytes(self, stage: int) -> int:
-        """The bytes in one position of `stage`; 1 for the last stage."""
+        """Bytes in one position of a stage; 1 for the last stage."""
         return math.prod(self.patch_sizes[stage:])
 
     def byte_width(self, stage: int) -> int:
-        """d, the width of the embedding of one byte in `stage`.
+        """d, the width of the embedding of one byte in a stage.
 
-        Rounded up where the stage's width is not divisible by its bytes for each position; the
-        concatenated embeddings then go through a linear projection.
+        The embeddings of a position's bytes are concatenated to the stage's width. Where the bytes
+        do not divide it, d is rounded up and a projection follows.
         """
         return -(-self.stages[stage].width // self.position_bytes(stage))
 
     @property
     def reach(self) -> int:
-        """How many patches before its own a patch's stages below stage 0 depend on, at most: with
-        cross-patch attention, one for each of their layers."""
+        """Patches before its own that a patch depends on below stage 0, at most: with cross-patch
+        attention, one for each layer there."""
         layers = sum(stage.layers for stage in self.stages[1:])
         return layers if self.cross_patch_attention else 0
 
     def is_projected(self, stage: int) -> bool:
-        """Whether the stage's concatenated embeddings are wider than the stage."""
+        """Whether the concatenated embeddings of a stage are wider than the stage."""
         return self.byte_width(stage) * self.position_bytes(stage) != self.stages[stage].width
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON; the inverse of `from_dict`."""
+        """The config in lists and numbers, for JSON; the inverse of `from_dict`."""
         values = dataclasses.asdict(self)
         return values | {"stages": list(values["stages"]), "patch_sizes": list(self.patch_sizes)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """Builds a config from `to_dict`'s form; unknown, missing or wrong keys are ValueErrors."""
+        """Build a config from the form of `to_dict`.
+
+        Raises ValueError for unknown, missing or wrong keys.
+        """
         _check_keys(cls, values, "model config")
         stages = []
         for stage in _require_list("stages", values["stages"]):

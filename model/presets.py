@@ -1,4 +1,4 @@
-"""The presets: shapes of models by name."""
+"""Presets: model configs by name."""
 
 import dataclasses
 import math
@@ -8,7 +8,10 @@ from bytelm.model.config import ModelConfig, StageConfig, nearest
 
 
 def preset(name: str) -> ModelConfig:
-    """The preset called `name`; an unknown name is a ValueError that gives the nearest."""
+    """The preset called `name`.
+
+    Raises ValueError for an unknown name, with the nearest known one.
+    """
     if name not in PRESETS:
         raise ValueError(
             f"unknown preset {name!r}: did you mean {nearest(name, PRESETS)!r}? "
@@ -20,7 +23,10 @@ def preset(name: str) -> ModelConfig:
 def _paper(
     context: int, patch: int, stage_0: tuple[int, int], stage_1: tuple[int, int]
 ) -> ModelConfig:
-    """A published two-stage shape; heads of 64 channels, which the paper leaves open."""
+    """A published two-stage shape, from (width, layers) of each stage.
+
+    Heads have 64 channels; the paper does not give their number.
+    """
     return ModelConfig(
         stages=tuple(
             StageConfig(width, layers, width // 64) for width, layers in (stage_0, stage_1)
@@ -33,11 +39,11 @@ def _paper(
     )
 
 
-# The published "D" of a global model is read as its model width P * D_G: 12 * layers * D^2 then
-# comes near the published sizes. D_G = D / P is whole for all but image64, where 2560 / 12 is
-# rounded up to 214 channels and a linear projection joins 12 * 214 to 2560 on both sides.
+# `paper-*` read the published "D" of a global model as its width P * D_G, since 12 * layers * D^2
+# then comes near the published sizes. P divides D for all but image64, where D_G = 2560 / 12 is
+# rounded up to 214 and projections map 12 * 214 channels to 2560 and back.
 # `tiny` and `small` start their matrices near 1 / sqrt(width): 240 steps of `tiny` (one run each,
-# the three modalities in turn) ended 0.24 to 0.27 bits per byte lower with 0.08 than with 0.02.
+# on the three modalities in turn) ended 0.24 to 0.27 bits per byte lower with 0.08 than with 0.02.
 _TINY = ModelConfig(
     stages=(StageConfig(256, 4, 4), StageConfig(128, 3, 2)),
     patch_sizes=(8,),
@@ -58,11 +64,15 @@ _SMALL = ModelConfig(
 
 MODERN_PATCH = 16
 MODERN_NGRAM_ROWS = 65_536
-"""Of each table: four times as many gained nothing in short runs, a quarter lost (docs/log.md)."""
+"""Four times as many rows gained nothing in short runs, a quarter of them lost (docs/log.md)."""
 
 
 def _modern(config: ModelConfig) -> ModelConfig:
-    """The options of the model that was ahead of all others in short runs."""
+    """A config with the options of `modern-*`, which were ahead of all others in short runs.
+
+    `modern-*` models also receive the predictions that xz, PNG and FLAC would make of the next
+    byte, and learn when to trust them.
+    """
     return dataclasses.replace(
         config,
         patch_sizes=(MODERN_PATCH,),
@@ -77,10 +87,10 @@ def _modern(config: ModelConfig) -> ModelConfig:
 
 
 def two_stages(width: int, layers: int) -> tuple[StageConfig, StageConfig]:
-    """Stage 0 of a size, and a local stage half as wide and two thirds as deep.
+    """Stage 0 of a width and a depth, and a local stage half as wide and two thirds as deep.
 
-    At P = 8 both then cost about the same for each byte; at P = 16 stage 0 costs half as much.
-    Heads have 64 channels, so `width` is a multiple of 128.
+    At P = 8 both cost about the same for each byte; at P = 16 stage 0 costs half as much. Heads
+    have 64 channels, so `width` is a multiple of 128.
     """
     local = width // 2
     return (
@@ -95,9 +105,9 @@ def init_std(stages: Sequence[StageConfig]) -> float:
 
 
 def modern(width: int, layers: int) -> ModelConfig:
-    """The `modern` model of a size, by the width and the layers of stage 0.
+    """The `modern` model whose stage 0 has this width and these layers.
 
-    The n-grams' tables grow with the rest: they have as many parameters as one layer of stage 0.
+    The tables of n-grams grow with it: they have as many parameters as one layer of stage 0.
     """
     stages = two_stages(width, layers)
     model = ModelConfig(
@@ -119,10 +129,10 @@ MODERN_SIZES: dict[str, tuple[int, int]] = {
     "250m": (1024, 16),
     "1b": (1536, 28),
 }
-"""Width and layers of stage 0 of each `modern-SIZE`, named by its parameters."""
+"""Width and layers of stage 0 of each `modern-SIZE`; the size is its number of parameters."""
 
 # `modern-demo` won the quality table's 3 minutes and is the model of `make demo`; `modern-hour` is
-# that of examples/hour.yaml. At equal time in an hour the two were not compared.
+# the model of examples/hour.yaml. The two were not compared over an hour.
 PRESETS: dict[str, ModelConfig] = {
     "tiny": _TINY,
     "small": _SMALL,

@@ -1,4 +1,4 @@
-"""The model's configuration: what fits together, JSON and back, the presets."""
+"""The configuration of a model: checks, JSON and back, presets."""
 
 import json
 import subprocess
