@@ -67,7 +67,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     root = Path(config.config_file_path).parent
     pages = {
         "index.md": home_page((root / "README.md").read_text("utf-8")),
-        "reference/commands.md": commands_page(cli._parser()[0]),
+        "reference/commands.md": commands_page(cli.build_parser()),
         "reference/config.md": config_page(),
     }
     for path, content in pages.items():
