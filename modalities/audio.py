@@ -29,10 +29,10 @@ from bytelm.modalities.base import (
     ScoredSegment,
     Size,
 )
-from bytelm.modalities.raw_files import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
+from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF")
-"""What libsndfile may open, by its own names."""
+"""Formats that may be opened, by libsndfile's names."""
 
 SIGNATURES = {
     "wav": rb"RIFF....WAVE",
@@ -41,15 +41,15 @@ SIGNATURES = {
     "mp3": rb"ID3[\x02-\x04]\0|\xff[\xe2\xe3\xf2\xf3\xfa\xfb][^\xf0-\xff]",
     "aiff": rb"FORM....AIF[FC]",
 }
-"""By suffix, how a file of that kind begins."""
+"""Regular expressions for the first bytes of a file, by suffix."""
 
 WIDE_VIEWS = ("s16le", "s16be")
-"""Views of two bytes a sample; the others have one."""
+"""Views with two bytes for a sample; the others have one."""
 
-UNKNOWN_FRAMES = 1 << 62  # what libsndfile says of a FLAC whose header gives no length
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's number of frames for a FLAC header without a length
 MAX_RESAMPLING_TAPS = 1 << 24
 BLOCK_FRAMES = 1 << 18
-"""Frames that are converted at once, so that a long sound needs little memory for it."""
+"""Frames that are converted at once, which bounds memory."""
 VORBIS_FULL_SCALE = 32767  # libsndfile scales Ogg by this, and integers by 32768
 FULL_SCALE = 32768
 FLAC_MAX_CHANNELS = 8
@@ -98,7 +98,7 @@ class Audio(Modality):
     def recognises(self, start: bytes) -> bool:
         return _SIGNATURE.match(start) is not None
 
-    def decode(self, file: BinaryIO, options: DecodeOptions) -> Sample:
+    def decode_file(self, file: BinaryIO, options: DecodeOptions) -> Sample:
         try:
             pcm, rate = _decode_pcm(file, options)
         except soundfile.LibsndfileError as error:
@@ -107,19 +107,19 @@ class Audio(Modality):
         header = Header(channels=pcm.shape[1], rate=rate)
         if options.keep_files:
             file.seek(0)
-            return kept_sample(self.name, header, file.read())
+            return raw_sample(self.name, header, file.read())
         return Sample(self.name, header, pcm.astype("<i2", copy=False).tobytes())
 
     def member_suffix(self, sample: Sample) -> str:
-        return KEPT_SUFFIX if sample.is_file else "pcm"
+        return RAW_SUFFIX if sample.is_file else "pcm"
 
-    def write(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
-        """Write a sample as a 16-bit WAV or FLAC, a kept file as it is.
+    def write_file(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
+        """Write a sample as a 16-bit WAV or FLAC, a raw file as it is.
 
-        Raises ValueError for what FLAC cannot hold.
+        Raises ValueError for a sound that FLAC cannot hold.
         """
         if sample.is_file:
-            return write_kept(sample, stem, SIGNATURES, default=KEPT_SUFFIX)
+            return write_raw(sample, stem, SIGNATURES, default=RAW_SUFFIX)
         kind = suffix or self.suffixes[0]
         if kind == "flac" and not fits_flac(sample.header):
             raise ValueError(
@@ -145,9 +145,9 @@ class Audio(Modality):
 
     def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
         self.view_code(view)
-        kept = kept_payload(sample, view)
-        if kept is not None:
-            return kept
+        raw = raw_payload(sample, view)
+        if raw is not None:
+            return raw
         pcm = np.frombuffer(sample.data, "<i2")
         if view == "s16be":
             return pcm.astype(">i2").view(np.uint8)
@@ -161,7 +161,7 @@ class Audio(Modality):
         """The sample of a whole payload; ValueError where it ends inside a frame."""
         self.view_code(view)
         if view == FILE_VIEW:
-            return kept_sample(self.name, header, payload.tobytes())
+            return raw_sample(self.name, header, payload.tobytes())
         frame = header.channels * (2 if view in WIDE_VIEWS else 1)
         if payload.size % frame:
             raise ValueError(
@@ -180,13 +180,13 @@ class Audio(Modality):
 
 
 def fits_flac(header: Header) -> bool:
-    """Whether FLAC can hold a sound of so many channels and samples a second."""
+    """Whether FLAC can hold a sound of this many channels and samples a second."""
     return header.channels <= FLAC_MAX_CHANNELS and header.rate <= FLAC_MAX_RATE
 
 
 @functools.cache
 def _mulaw_codes() -> Bytes:
-    """[65536] the mu-law code of each sample, by its bits as u16."""
+    """[65536] mu-law codes of all samples, by their bits as u16."""
     import torch
     from torchaudio.functional import mu_law_encoding
 
@@ -197,7 +197,7 @@ def _mulaw_codes() -> Bytes:
 
 @functools.cache
 def _mulaw_values() -> Pcm:
-    """[256] the sample of each mu-law code."""
+    """[256] samples of the mu-law codes."""
     import torch
     from torchaudio.functional import mu_law_decoding
 
@@ -206,7 +206,7 @@ def _mulaw_values() -> Pcm:
 
 
 def _to_pcm(samples: npt.NDArray[np.floating], scale: int) -> Pcm:
-    """16-bit samples of floating-point ones; what lies outside [-1, 1] is clipped, not wrapped."""
+    """Convert floating-point samples to 16 bits, clipped to full scale."""
     pcm = np.empty(samples.shape, np.int16)
     for first in range(0, len(samples), BLOCK_FRAMES):
         block = slice(first, first + BLOCK_FRAMES)
@@ -216,7 +216,7 @@ def _to_pcm(samples: npt.NDArray[np.floating], scale: int) -> Pcm:
 
 
 def _decode_pcm(file: BinaryIO, options: DecodeOptions) -> tuple[Pcm, int]:
-    """Samples [n c] and rate, after every check that the header allows."""
+    """Samples [n c] and rate, read only if the header passes all checks."""
     if options.audio_channels not in (None, 1):
         raise ValueError(
             f"audio_channels is {options.audio_channels}; choose 1 (mixed down to mono) or None "
@@ -269,10 +269,10 @@ def _check_header(sound: soundfile.SoundFile, limits: Limits) -> None:
 
 
 def _read_frames(sound: soundfile.SoundFile) -> Pcm:
-    """All samples [n c], in one read: soundfile seeks after each, and an MP3 suffers by it."""
+    """All samples [n c], in one read: soundfile seeks after each, which alters those of an MP3."""
     wide = sound.format == "OGG" or sound.subtype in ("FLOAT", "DOUBLE")
     if sound.format in ("MP3", "OGG"):
-        sound.seek(0)  # as soundfile.read does; without it an MP3 differs in a few last bits
+        sound.seek(0)  # as soundfile.read does; without it a few last bits of an MP3 differ
     samples = sound.read(dtype="float32" if wide else "int16", always_2d=True)
     if not len(samples):
         raise MediaError("truncated", "the file ends before its samples")
@@ -285,12 +285,12 @@ def _read_frames(sound: soundfile.SoundFile) -> Pcm:
 
 
 def _states_length(sound: soundfile.SoundFile, file: BinaryIO) -> bool:
-    """Whether `sound.frames` is what the header says, and no guess."""
+    """Whether `sound.frames` comes from the header and is no guess."""
     return sound.format != "MP3" or mp3_states_length(file)
 
 
 def _check_resampling(sound: soundfile.SoundFile, rate: int, options: DecodeOptions) -> None:
-    """MediaError where the resampled sound, or the filter for it, would be too large."""
+    """Raise MediaError where the resampled sound, or the filter for it, would be too large."""
     channels = options.audio_channels or sound.channels
     size = sound.frames * rate // sound.samplerate * channels * 2
     if size > options.limits.max_bytes:
@@ -306,9 +306,9 @@ def _check_resampling(sound: soundfile.SoundFile, rate: int, options: DecodeOpti
 
 
 def _resample(samples: npt.NDArray[np.float32], old: int, new: int) -> npt.NDArray[np.float32]:
-    """[n c] at another rate, by one thread, so that the result is the same on any machine.
+    """Resample [n c] from an old to a new rate, with one thread: the same on any machine.
 
-    Raises MemoryError where torch gets none.
+    Raises MemoryError where torch cannot allocate.
     """
     import torch
     from torchaudio.functional import resample

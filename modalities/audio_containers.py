@@ -1,7 +1,7 @@
-"""What the container of a sound file claims, against the bytes that are there.
+"""Checks of a sound file's container against the bytes present in the file.
 
-libsndfile quietly takes a WAV, AIFF or Ogg file that was cut, and plays what is left; so the
-claims are checked here, before it opens the file.
+libsndfile opens a truncated WAV, AIFF or Ogg file without an error and reads the rest, so these
+checks come before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ID3_HEADER = 10
 
 
 def check_container(file: BinaryIO, limit: int) -> None:
-    """Raise MediaError for a file that claims more sample bytes than `limit`, or than it has."""
+    """Raise MediaError where a file claims more sample bytes than `limit`, or than it has."""
     file.seek(0)
     start = file.read(12)
     size = file.seek(0, os.SEEK_END)
@@ -32,26 +32,26 @@ def check_container(file: BinaryIO, limit: int) -> None:
 def _check_chunks(
     file: BinaryIO, size: int, limit: int, order: Literal["little", "big"], wanted: bytes
 ) -> None:
-    """Walk the chunks (name, size u32, data padded to even) to the one that holds samples."""
-    at = 12
-    while at + 8 <= size:
-        file.seek(at)
+    """Check the chunk of samples; a chunk is a name, a size u32 and data padded to even."""
+    position = 12
+    while position + 8 <= size:
+        file.seek(position)
         name, length = file.read(4), int.from_bytes(file.read(4), order)
         if name == wanted:
             if length > limit:
                 raise MediaError("over the limit", f"the header claims {length} bytes of samples")
-            if at + 8 + length > size:
+            if position + 8 + length > size:
                 raise MediaError(
                     "truncated",
-                    f"{size - at - 8} bytes of samples where the header says {length}",
+                    f"{size - position - 8} bytes of samples where the header says {length}",
                 )
             return
-        at += 8 + length + length % 2
+        position += 8 + length + length % 2
     raise MediaError("truncated", "the file ends before its samples")
 
 
 def _check_last_page(file: BinaryIO, size: int) -> None:
-    """The last page of an Ogg file has to be whole and marked as the last."""
+    """Check that the last page of an Ogg file is whole and marked as the last."""
     file.seek(max(0, size - OGG_PAGE_MAX))
     tail = file.read()
     page = tail[max(0, tail.rfind(b"OggS")) :]
@@ -63,8 +63,10 @@ def _check_last_page(file: BinaryIO, size: int) -> None:
 
 
 def mp3_states_length(file: BinaryIO) -> bool:
-    """Whether an MP3's first frame says how many frames follow (a Xing or Info header);
-    otherwise its length is a guess from the file's size."""
+    """Whether the first frame of an MP3 says how many follow (a Xing or Info header).
+
+    Without it libsndfile guesses the length from the file's size.
+    """
     file.seek(0)
     start = file.read(ID3_HEADER)
     if start[:3] == b"ID3":

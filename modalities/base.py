@@ -1,8 +1,14 @@
-"""What a modality is: a codec between files, canonical samples and payload bytes, and a score.
+"""The interface of a modality: a codec between files, samples and payloads, and a score.
+
+    file  -- decode_file -->  sample  -- to_view -->    payload
+    file  <-- write_file --   sample  <-- from_view --  payload
 
 A *sample* is the canonical form that shards hold: UTF-8 (or any) bytes of a text, 8-bit pixels
-in raster order, little-endian 16-bit PCM. A *view* turns a sample into the payload bytes that a
-model reads, and back. The *header* is what a decoder has to know before the payload.
+in raster order, little-endian 16-bit PCM; or a file's own bytes (a raw file). A *view* is a way to
+read a sample as the payload bytes that a model sees. The *header* holds what a decoder must know
+before the payload.
+
+    n payload bytes
 """
 
 from __future__ import annotations
@@ -22,11 +28,12 @@ Bytes = npt.NDArray[np.uint8]
 Size = TypeVar("Size", int, npt.NDArray[np.int64])
 
 FILE_VIEW = "file"
+"""The view of raw files."""
 FILE_VIEW_CODE = 255
 
 
 class MediaError(ValueError):
-    """A file that cannot become a sample; `reason` is the short name it is counted under."""
+    """A file that cannot become a sample; reports count such files by `reason`."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -35,59 +42,59 @@ class MediaError(ValueError):
 
 
 class Header(NamedTuple):
-    """What a decoder has to know before the payload; zero where a modality has no such thing."""
+    """What a decoder must know before the payload; fields that a modality lacks are 0."""
 
     width: int = 0
     """Pixels in a line of an image."""
     height: int = 0
     """Lines of an image."""
     channels: int = 0
-    """1 or 3 of an image, 1 to 255 of a sound."""
+    """Channels: 1 or 3 of an image, 1 to 255 of a sound."""
     rate: int = 0
-    """Samples a second of a sound, for each channel."""
+    """Samples a second in each channel of a sound."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded file: its header and its canonical bytes, or the file's own bytes."""
+    """A file as shards hold it: its header, and its canonical bytes or the file's own bytes."""
 
     modality: str
     header: Header
     data: bytes
     is_file: bool = False
-    """True where `data` are the file's own bytes, which only the view `file` shows."""
+    """Whether `data` are the file's own bytes, which only the view `file` reads."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What `prepare` refuses from a file's header, before a pixel or a sample is read."""
+    """Sizes above which a file is refused by its header, before a pixel or a sample is read."""
 
     max_bytes: int = 1 << 28
     """Canonical bytes of one sample, and bytes of one source file."""
     max_side: int = 65535
-    """Pixels of an image's side; the stream's header holds no more."""
+    """Pixels of an image's side, as many as the stream's header can hold."""
 
 
 @dataclass(frozen=True)
 class ScoredSegment:
-    """What a model said of one segment (or the part of it that one row holds)."""
+    """A model's scores of one segment, or of the part of it that one row holds."""
 
     header: Header
     view: str
     offset: int
-    """Where this part of the payload begins, in payload bytes."""
+    """Index in the payload of the first byte of this part."""
     payload: Bytes
-    """[n] the payload bytes."""
+    """[n] payload bytes."""
     payload_nats: npt.NDArray[np.float64]
     """[n] -log p of each payload byte."""
     frame_nats: npt.NDArray[np.float64]
-    """[m] -log p of each other scored id: preamble of a first piece, EOM, EOD."""
+    """-log p of each other scored id: the preamble of a first piece, EOM, EOD."""
 
 
 class EvaluationHead:
-    """Sums over segments, from which a modality's figures follow.
+    """Sums over segments from which the metrics of a modality follow.
 
-    `nats` are summed in float64 and `counts` in int, and both add up over rows and ranks:
+    `nats` (float64) and `counts` (int) add up over rows and ranks:
     bits per byte = Σ nats / (ln 2 · Σ payload bytes), never a mean of means.
     """
 
@@ -96,15 +103,18 @@ class EvaluationHead:
         self.counts = {"payload_bytes": 0, "segments": 0}
 
     def update(self, segment: ScoredSegment) -> None:
-        """Add one segment, or the part of it that a row holds."""
+        """Add a segment, or the part of it that a row holds."""
         self.nats["payload"] += float(segment.payload_nats.sum())
         self.nats["frame"] += float(segment.frame_nats.sum())
         self.counts["payload_bytes"] += segment.payload.size
         self.counts["segments"] += segment.offset == 0
 
     def metrics(self) -> dict[str, float]:
-        """`bits_per_byte` (payload ids over payload bytes) and `coded_bits_per_byte` (every id
-        that a decoder needs over payload bytes); NaN where nothing was scored."""
+        """Metrics by name; NaN where nothing was scored.
+
+        `bits_per_byte` counts the bits of payload ids, `coded_bits_per_byte` those of every id that
+        a decoder needs; both are per payload byte.
+        """
         payload_bits = self.nats["payload"] / math.log(2)
         coded_bits = payload_bits + self.nats["frame"] / math.log(2)
         return {
@@ -118,15 +128,15 @@ class EvaluationHead:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How `prepare` turns files into samples."""
+    """How files become samples."""
 
     limits: Limits = field(default_factory=Limits)
     audio_rate: int | None = None
-    """Resample sounds to this many samples a second; None keeps each file's own."""
+    """Resample sounds to this many samples a second; None keeps the rate of each file."""
     audio_channels: int | None = None
-    """1 mixes sounds down to mono; None keeps each file's own channels, interleaved."""
+    """1 mixes sounds down to mono; None keeps the channels of each file, interleaved."""
     keep_files: bool = False
-    """Store the files' own bytes, to be read with the view `file`, and no decoded samples."""
+    """Make samples of the files' own bytes, to be read with the view `file`."""
 
 
 class Modality(ABC):
@@ -134,20 +144,21 @@ class Modality(ABC):
 
     name: ClassVar[str]
     code: ClassVar[int]
-    """Its number in a batch's `modality` array."""
+    """Its number in shards' indices and in a batch's `modality`."""
     som: ClassVar[int]
-    """The id that opens a segment of it."""
+    """The id that opens a segment (start of modality)."""
     views: ClassVar[tuple[str, ...]]
-    """Names of its views beside `file`; the place is the code in the stream's header."""
+    """Names of its views beside `file`, in the order of their codes in the stream's header."""
     plain_views: ClassVar[frozenset[str]]
     """Views whose payload is the stored bytes themselves."""
     header_format: ClassVar[str]
-    """`struct` format of the header's fields that stand before view and offset."""
+    """`struct` format of the header's fields; view and offset follow them in the stream."""
     header_fields: ClassVar[tuple[str, ...]]
-    """The fields of `Header` in that order."""
+    """The names in `Header` of those fields."""
     head: ClassVar[type[EvaluationHead]]
+    """The score of the modality."""
     suffixes: ClassVar[tuple[str, ...]]
-    """Of the files that `write` can write, the usual one first."""
+    """Suffixes of the files that `write_file` writes, the usual one first."""
 
     # --- files and samples ---
 
@@ -156,46 +167,65 @@ class Modality(ABC):
         """Whether a file that begins with `start` (its first 4,096 bytes) is of this modality."""
 
     @abstractmethod
-    def decode(self, file: BinaryIO, options: DecodeOptions) -> Sample:
-        """The canonical sample in an open, seekable file (or its own bytes, if `keep_files`).
+    def decode_file(self, file: BinaryIO, options: DecodeOptions) -> Sample:
+        """Decode an open, seekable file to its canonical sample.
 
-        Raises MediaError for what is broken, too large, or not allowed.
+        With `keep_files` the file is checked in the same way, and the sample has its own bytes.
+
+        Raises:
+            MediaError: the file is broken, too large or of a kind that is not allowed.
         """
 
     @abstractmethod
     def member_suffix(self, sample: Sample) -> str:
-        """The suffix of the sample's member in a shard, without a dot; `bin` for kept files."""
+        """The suffix of the sample's member in a shard, without a dot; `bin` for raw files."""
 
     @abstractmethod
-    def write(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
-        """Write a sample as a file that people open, of one of `suffixes`, or of the first.
+    def write_file(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
+        """Write a sample as a file that common programs open.
 
-        A kept file is written as it is, with the suffix of its kind. Returns the path.
+        Args:
+            sample: the sample; a raw file is written as it is, with the suffix of its kind.
+            stem: path without a suffix.
+            suffix: one of `suffixes`, the first of them by default.
+        Returns:
+            The path of the file.
         """
 
     # --- samples and payloads ---
 
     @abstractmethod
     def payload_size(self, size: Size, view: str) -> Size:
-        """Payload bytes of a canonical sample of `size` bytes, or of each of an array of them."""
+        """Payload bytes under a view of a sample of `size` bytes, or of an array of such sizes."""
 
     @abstractmethod
     def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
-        """The payload [n] of a sample under a view; `patch` is what a tile of `patch` fills."""
+        """The payload [n] of a sample under a view.
+
+        patch: P, the bytes of a tile in the view `patch` of images; other views ignore it.
+        Raises ValueError for a view that the sample does not have.
+        """
 
     @abstractmethod
     def from_view(self, header: Header, payload: Bytes, view: str, patch: int) -> Sample:
-        """The sample of a whole payload; the inverse of `to_view`, but for `u8` and `mulaw`."""
+        """The sample of a whole payload: the inverse of `to_view`.
+
+        The views `u8` and `mulaw` of audio lose precision, so their samples differ.
+        Raises ValueError for a payload that the header does not fit.
+        """
 
     def stored_range(self, view: str, start: int, stop: int) -> tuple[int, int, int] | None:
-        """The stored bytes [a, b) whose view holds payload bytes [start, stop), and the number
-        of payload bytes before `start` in it; None where a part needs the whole sample."""
+        """The part of a sample's bytes that payload bytes [start, stop) come from.
+
+        Returns the bounds of the part and the number of bytes in its payload before `start`; None
+        where a part of the payload needs the whole sample.
+        """
         return (start, stop, 0) if view in self.plain_views or view == FILE_VIEW else None
 
     # --- headers in the stream ---
 
     def view_code(self, view: str) -> int:
-        """The view's number in the stream's header; ValueError for a view it does not have."""
+        """The code of a view in the stream's header; ValueError for an unknown view."""
         if view == FILE_VIEW:
             return FILE_VIEW_CODE
         if view not in self.views:
@@ -204,32 +234,34 @@ class Modality(ABC):
         return self.views.index(view)
 
     def check_view(self, view: str, channels: int, patch: int) -> None:  # noqa: B027
-        """ValueError where a sample of so many channels has no such view at this patch."""
+        """Raise ValueError where samples of `channels` channels lack the view at this patch."""
 
     @property
     def header_size(self) -> int:
-        """Bytes of the stream's header: the modality's fields, view u8, payload offset u32."""
+        """Bytes of a header in the stream: the modality's fields, view u8, payload offset u32."""
         return struct.calcsize(self.header_format + "BI")
 
     def pack_header(self, header: Header, view: str, offset: int) -> bytes:
-        """The stream's header, big-endian, of a piece whose payload begins at byte `offset`."""
+        """The header in the stream, big-endian, of a piece that begins at payload byte `offset`."""
         fields = [getattr(header, name) for name in self.header_fields]
         return struct.pack(self.header_format + "BI", *fields, self.view_code(view), offset)
 
     def pack_headers(
         self, fields: Mapping[str, npt.NDArray[np.integer]], codes: Bytes, offsets: npt.ArrayLike
     ) -> Bytes:
-        """[n, header_size] the stream's headers of n segments.
+        """`pack_header` of many segments at once.
 
         Args:
-            fields: of each name in `header_fields`, [n] values.
-            codes: [n] view codes.
-            offsets: [n] payload offsets.
+            fields: [segments] values by name, for each of `header_fields`.
+            codes: [segments] view codes.
+            offsets: [segments] payload offsets.
+        Returns:
+            [segments, header_size].
         """
-        kinds = {"B": "u1", "H": ">u2", "I": ">u4"}
+        types = {"B": "u1", "H": ">u2", "I": ">u4"}
         names = (*self.header_fields, "view", "offset")
         letters = self.header_format.lstrip(">") + "BI"
-        dtype = np.dtype([(n, kinds[k]) for n, k in zip(names, letters, strict=True)])
+        dtype = np.dtype([(n, types[k]) for n, k in zip(names, letters, strict=True)])
         packed = np.empty(len(codes), dtype)
         for name in self.header_fields:
             packed[name] = fields[name]
@@ -237,7 +269,7 @@ class Modality(ABC):
         return packed.view(np.uint8).reshape(len(codes), self.header_size)
 
     def unpack_header(self, packed: bytes) -> tuple[Header, str, int]:
-        """Header, view and payload offset; ValueError for a view code that means nothing."""
+        """Header, view and payload offset; ValueError for an unknown view code."""
         *fields, code, offset = struct.unpack(self.header_format + "BI", packed)
         header = Header(**dict(zip(self.header_fields, fields, strict=True)))
         if code == FILE_VIEW_CODE:

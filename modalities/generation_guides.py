@@ -1,9 +1,9 @@
-"""What may come next in a payload that is being generated, so that it ends as a valid file.
+"""Guides: the ids that may come next in a generated payload, so that it ends as a valid file.
 
-A guide is an automaton over bytes, as tables, so that many payloads are followed at once. From
-every state that it reaches with r bytes still allowed, it comes to an end within r bytes.
+A guide is an automaton over bytes in tables, so that many payloads can be followed at once. From
+every state that it reaches with room for r more bytes, a payload can end within r bytes.
 
-    S states    r bytes that may still come, of which 0 to ROOM are told apart    V ids
+    S states    r bytes of room, 0 to ROOM (for ROOM or more)    V ids
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bytelm.modalities.framing import EOM, VOCAB_SIZE
 
 ROOM = 4
-"""Bytes of the longest UTF-8 character: more room than that allows nothing more."""
+"""Bytes of the longest UTF-8 character; more room allows nothing more."""
 
 _BYTES = 256
 _CONTINUATION = range(0x80, 0xC0)
@@ -31,8 +31,8 @@ _FORMS: tuple[tuple[range, tuple[range, ...]], ...] = (
     (range(0xF1, 0xF4), (_CONTINUATION, _CONTINUATION, _CONTINUATION)),
     (range(0xF4, 0xF5), (range(0x80, 0x90), _CONTINUATION, _CONTINUATION)),
 )
-"""Of every form of a character, its first byte and the bytes that follow (RFC 3629: no overlong
-forms, no surrogates, at most U+10FFFF)."""
+"""The forms of a character: its first byte and the bytes that follow (RFC 3629: no overlong forms,
+no surrogates, at most U+10FFFF)."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Guide:
     """The tables of an automaton that starts in state 0."""
 
     allowed: npt.NDArray[np.bool_]
-    """[S, ROOM + 1, V] the ids that may come next; only EOM where no byte may."""
+    """[S, ROOM + 1, V] the ids that may come next; EOM alone where no byte may."""
     next: npt.NDArray[np.int64]
     """[S, 256] the state after a byte."""
 
     def follow(self, payload: bytes) -> int:
-        """The state after the first bytes of a payload; ValueError where one is not allowed."""
+        """The state after the first bytes of a payload; ValueError for a byte not allowed there."""
         state = 0
         for byte in payload:
             if not self.allowed[state, ROOM, byte]:
@@ -55,7 +55,7 @@ class Guide:
 
 
 def fixed() -> Guide:
-    """Any bytes, as many as there may be: an image, or a sound of a given length."""
+    """Any bytes until there is no more room: an image, or a sound of a given length."""
     return Guide(_masks(1), np.zeros((1, _BYTES), np.int64))
 
 
@@ -68,11 +68,11 @@ def any_text() -> Guide:
 
 def utf8() -> Guide:
     """Valid UTF-8 of at least one character; EOM between characters."""
-    inside = sorted(
-        {f[i:] for _, f in _FORMS for i in range(len(f))},
-        key=lambda f: (len(f), f[0].start, f[0].stop),
+    unfinished = sorted(  # the bytes that may still be due inside a character
+        {following[i:] for _, following in _FORMS for i in range(len(following))},
+        key=lambda due: (len(due), due[0].start, due[0].stop),
     )
-    state_of = {following: 2 + i for i, following in enumerate(inside)} | {(): 1}
+    state_of = {due: 2 + i for i, due in enumerate(unfinished)} | {(): 1}
     allowed = _masks(len(state_of) + 1)
     allowed[:, 1:, :_BYTES] = False
     after = np.zeros((len(state_of) + 1, _BYTES), np.int64)
@@ -81,15 +81,15 @@ def utf8() -> Guide:
             allowed[state, 1 + len(following) :, first.start : first.stop] = True
             after[state, first.start : first.stop] = state_of[following]
     allowed[1, :, EOM] = True
-    for following in inside:
-        state, bounds = state_of[following], slice(following[0].start, following[0].stop)
-        allowed[state, len(following) :, bounds] = True
-        after[state, bounds] = state_of[following[1:]]
+    for due in unfinished:
+        state, bounds = state_of[due], slice(due[0].start, due[0].stop)
+        allowed[state, len(due) :, bounds] = True
+        after[state, bounds] = state_of[due[1:]]
     return Guide(allowed, after)
 
 
 def _masks(states: int) -> npt.NDArray[np.bool_]:
-    """[S, ROOM + 1, V] any byte where there is room, else EOM."""
+    """[S, ROOM + 1, V]: any byte where there is room, else EOM."""
     allowed = np.zeros((states, ROOM + 1, VOCAB_SIZE), np.bool_)
     allowed[:, 1:, :_BYTES] = True
     allowed[:, 0, EOM] = True

@@ -1,6 +1,6 @@
 """Images: 8-bit pixels in raster order, grey or RGB.
 
-h lines    w pixels in a line    c channels    a x b lines and pixels of a tile
+h lines    w pixels of a line    c channels    a, b lines and pixels of a tile
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from bytelm.modalities.base import (
     ScoredSegment,
     Size,
 )
-from bytelm.modalities.raw_files import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
+from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")
-"""What Pillow may open; formats that run programs (EPS) or have too many forms are left out."""
+"""Formats that Pillow may open; those that run programs (EPS) or vary too much are left out."""
 
 SIGNATURES = {
     "png": rb"\x89PNG\r\n\x1a\n",
@@ -44,21 +44,21 @@ SIGNATURES = {
     "bmp": rb"BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     "ppm": rb"P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s",
 }
-"""By suffix, how a file of that kind begins."""
+"""Regular expressions for the first bytes of a file, by suffix."""
 
 BAND_PIXELS = 1 << 20
-"""Pixels that are converted at once."""
+"""Pixels that are converted at once, which bounds memory."""
 
 _SIGNATURE = re.compile(b"|".join(b"(?:%b)" % s for s in SIGNATURES.values()), re.DOTALL)
 _GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I")
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I")
 _ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
-"""What Pillow looks for an orientation in."""
+"""Metadata in which Pillow looks for an orientation."""
 _REFUSED_MODES = ("F",)  # floating point has no range to map to 8 bits
 
 
 class ImageHead(EvaluationHead):
-    """Bits per byte (that is per sub-pixel), and per pixel of decoded images."""
+    """Bits per byte (a channel of a pixel), and per pixel of decoded images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Image(Modality):
     def recognises(self, start: bytes) -> bool:
         return _SIGNATURE.match(start) is not None
 
-    def decode(self, file: BinaryIO, options: DecodeOptions) -> Sample:
+    def decode_file(self, file: BinaryIO, options: DecodeOptions) -> Sample:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -113,18 +113,18 @@ class Image(Modality):
             raise MediaError(reason, detail) from error
         if options.keep_files:
             file.seek(0)
-            return kept_sample(self.name, header, file.read())
+            return raw_sample(self.name, header, file.read())
         return Sample(self.name, header, pixels)
 
     def member_suffix(self, sample: Sample) -> str:
         if sample.is_file:
-            return KEPT_SUFFIX
+            return RAW_SUFFIX
         return "gray" if sample.header.channels == 1 else "rgb"
 
-    def write(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
-        """Write a sample as PNG, a kept file as it is."""
+    def write_file(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
+        """Write a sample as PNG, a raw file as it is."""
         if sample.is_file:
-            return write_kept(sample, stem, SIGNATURES, default=KEPT_SUFFIX)
+            return write_raw(sample, stem, SIGNATURES, default=RAW_SUFFIX)
         path = stem.with_name(f"{stem.name}.png")
         pixels = np.frombuffer(sample.data, np.uint8).reshape(_shape(sample.header))  # [h w c]
         if sample.header.channels == 1:
@@ -137,7 +137,7 @@ class Image(Modality):
         return size
 
     def check_view(self, view: str, channels: int, patch: int) -> None:
-        """ValueError for the view `patch` where `channels` do not divide the patch."""
+        """Raise ValueError for the view `patch` where the channels do not divide the patch."""
         self.view_code(view)
         if view == "patch" and patch % channels:
             raise ValueError(
@@ -148,32 +148,22 @@ class Image(Modality):
 
     def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
         self.view_code(view)
-        kept = kept_payload(sample, view)
-        if kept is not None:
-            return kept
+        raw = raw_payload(sample, view)
+        if raw is not None:
+            return raw
         flat = np.frombuffer(sample.data, np.uint8)
         if view == "raster":
             return flat
         pixels = flat.reshape(_shape(sample.header))  # [h w c]
         if view == "planar":
             return pixels.transpose(2, 0, 1).reshape(-1)  # [c h w]
-        a, b = self._tile(sample.header.channels, patch)
-        height, width, channels = pixels.shape
-        rows, columns = height // a, width // b
-        tiles = pixels[: rows * a, : columns * b].reshape(rows, a, columns, b, channels)
-        return np.concatenate(
-            [
-                tiles.transpose(0, 2, 1, 3, 4).reshape(-1),  # [rows columns a b c]
-                pixels[: rows * a, columns * b :].reshape(-1),  # the right-hand strip
-                pixels[rows * a :].reshape(-1),  # the bottom strip
-            ]
-        )
+        return self._to_tiles(pixels, patch)
 
     def from_view(self, header: Header, payload: Bytes, view: str, patch: int) -> Sample:
-        """The sample of a whole payload; ValueError where its length is not the header's."""
+        """The sample of a whole payload; ValueError where the header gives another length."""
         self.view_code(view)
         if view == FILE_VIEW:
-            return kept_sample(self.name, header, payload.tobytes())
+            return raw_sample(self.name, header, payload.tobytes())
         height, width, channels = _shape(header)
         if payload.size != height * width * channels:
             raise ValueError(
@@ -181,27 +171,45 @@ class Image(Modality):
                 f"{width} x {height} x {channels}"
             )
         if view == "planar":
-            planes = payload.reshape(channels, height, width)
-            return Sample(self.name, header, planes.transpose(1, 2, 0).tobytes())  # [h w c]
-        if view == "patch":
-            a, b = self._tile(channels, patch)
-            rows, columns = height // a, width // b
-            right = rows * a * columns * b * channels  # where the right-hand strip begins
-            bottom = rows * a * width * channels
-            pixels = np.empty((height, width, channels), np.uint8)
-            tiles = payload[:right].reshape(rows, columns, a, b, channels)
-            pixels[: rows * a, : columns * b] = tiles.transpose(0, 2, 1, 3, 4).reshape(
-                rows * a, columns * b, channels
-            )
-            pixels[: rows * a, columns * b :] = payload[right:bottom].reshape(
-                rows * a, width - columns * b, channels
-            )
-            pixels[rows * a :] = payload[bottom:].reshape(height - rows * a, width, channels)
-            return Sample(self.name, header, pixels.tobytes())
+            payload = payload.reshape(channels, height, width).transpose(1, 2, 0)  # [h w c]
+        elif view == "patch":
+            payload = self._from_tiles(payload, _shape(header), patch)
         return Sample(self.name, header, payload.tobytes())
 
+    def _to_tiles(self, pixels: Bytes, patch: int) -> Bytes:
+        """[h w c] to [h w c] bytes: whole tiles, the strip right of them, the strip below."""
+        height, width, channels = pixels.shape
+        a, b = self._tile(channels, patch)
+        rows, columns = height // a, width // b
+        tiles = pixels[: rows * a, : columns * b].reshape(rows, a, columns, b, channels)
+        return np.concatenate(
+            [
+                tiles.transpose(0, 2, 1, 3, 4).reshape(-1),  # [rows columns a b c]
+                pixels[: rows * a, columns * b :].reshape(-1),
+                pixels[rows * a :].reshape(-1),
+            ]
+        )
+
+    def _from_tiles(self, payload: Bytes, shape: tuple[int, int, int], patch: int) -> Bytes:
+        """The inverse of `_to_tiles`, to [h w c]."""
+        height, width, channels = shape
+        a, b = self._tile(channels, patch)
+        rows, columns = height // a, width // b
+        right = rows * a * columns * b * channels  # begin of the strip right of the tiles
+        bottom = rows * a * width * channels
+        pixels = np.empty(shape, np.uint8)
+        tiles = payload[:right].reshape(rows, columns, a, b, channels)
+        pixels[: rows * a, : columns * b] = tiles.transpose(0, 2, 1, 3, 4).reshape(
+            rows * a, columns * b, channels
+        )
+        pixels[: rows * a, columns * b :] = payload[right:bottom].reshape(
+            rows * a, width - columns * b, channels
+        )
+        pixels[rows * a :] = payload[bottom:].reshape(height - rows * a, width, channels)
+        return pixels
+
     def _tile(self, channels: int, patch: int) -> tuple[int, int]:
-        """Lines and pixels (a, b) of the most square tile with a·b·c = patch and a <= b."""
+        """Lines and pixels (a, b) of the squarest tile with a * b * c = patch and a <= b."""
         self.check_view("patch", channels, patch)
         area = patch // channels
         lines = next(a for a in range(math.isqrt(area), 0, -1) if area % a == 0)
@@ -213,7 +221,7 @@ def _shape(header: Header) -> tuple[int, int, int]:
 
 
 def _decode_pixels(file: BinaryIO, limits: Limits) -> tuple[Header, bytes]:
-    """Header and pixels of the first frame, after every check that the header allows."""
+    """Header and pixels of the first frame, decoded only if the file's header passes all checks."""
     _check_start(file, limits)
     with PIL.Image.open(file, formats=FORMATS) as image:
         channels = 1 if image.mode in _GREY_MODES else 3
@@ -230,7 +238,7 @@ def _decode_pixels(file: BinaryIO, limits: Limits) -> tuple[Header, bytes]:
 
 
 def _bands(image: PIL.Image.Image) -> Iterator[PIL.Image.Image]:
-    """The image in bands of whole lines, so that converting a large one needs little memory."""
+    """Cut an image into bands of whole lines, whose conversion needs little memory."""
     lines = max(1, BAND_PIXELS // image.width)
     if image.height <= lines:
         yield image
@@ -240,7 +248,7 @@ def _bands(image: PIL.Image.Image) -> Iterator[PIL.Image.Image]:
 
 
 def _check_start(file: BinaryIO, limits: Limits) -> None:
-    """The checks that Pillow makes too late (of WebP) or without saying what is wrong (of PNG)."""
+    """Make the checks that Pillow makes too late (WebP) or without saying what is wrong (PNG)."""
     start = file.read(24)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -261,7 +269,7 @@ def _check_size(width: int, height: int, channels: int, limits: Limits) -> None:
 
 
 def _grey(image: PIL.Image.Image) -> bytes:
-    """[h w 1] of a grey image; of 16 bits the upper 8, as Pillow does for colours."""
+    """[h w 1] of a grey image; of 16 bits the upper 8, as Pillow takes them of colours."""
     transparent = image.info.get("transparency")
     if image.mode in _DEEP_MODES:
         deep = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
@@ -282,7 +290,7 @@ def _rgb(image: PIL.Image.Image) -> bytes:
 
 
 def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """An image with transparency, laid on white."""
+    """A transparent image on a white ground."""
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode != "RGBA":

@@ -1,4 +1,4 @@
-"""Text: bytes as they are, in any encoding that holds no NUL byte; mostly UTF-8."""
+"""Text: the bytes of a file in any encoding without NUL bytes, mostly UTF-8."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bytelm.modalities.base import (
     ScoredSegment,
     Size,
 )
-from bytelm.modalities.raw_files import KEPT_SUFFIX, kept_payload, kept_sample, write_kept
+from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 
 
 class TextHead(EvaluationHead):
-    """Bits per byte, and per character: bytes that begin a UTF-8 character are counted."""
+    """Bits per byte, and per character, which are counted by the first bytes of UTF-8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class TextHead(EvaluationHead):
 
 
 class Text(Modality):
-    """Text files, byte for byte; invalid sequences are kept."""
+    """Text files, byte for byte, invalid sequences included."""
 
     name = "text"
     code = 0
@@ -54,10 +54,10 @@ class Text(Modality):
     suffixes = ("txt",)
 
     def recognises(self, start: bytes) -> bool:
-        """Whether `start` holds no NUL byte; so text has to be asked last."""
+        """Whether `start` has no NUL byte. So many files do that text must be asked last."""
         return b"\0" not in start
 
-    def decode(self, file: BinaryIO, options: DecodeOptions) -> Sample:
+    def decode_file(self, file: BinaryIO, options: DecodeOptions) -> Sample:
         limit = options.limits.max_bytes
         data = file.read(limit + 1)
         if len(data) > limit:
@@ -65,14 +65,14 @@ class Text(Modality):
         if not data:
             raise MediaError("empty", "a text of 0 bytes")
         if options.keep_files:
-            return kept_sample(self.name, Header(), data)
+            return raw_sample(self.name, Header(), data)
         return Sample(self.name, Header(), data)
 
     def member_suffix(self, sample: Sample) -> str:
-        return KEPT_SUFFIX if sample.is_file else "txt"
+        return RAW_SUFFIX if sample.is_file else "txt"
 
-    def write(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
-        return write_kept(sample, stem, signatures={}, default="txt")
+    def write_file(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
+        return write_raw(sample, stem, signatures={}, default="txt")
 
     def payload_size(self, size: Size, view: str) -> Size:
         self.view_code(view)
@@ -80,8 +80,8 @@ class Text(Modality):
 
     def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
         self.view_code(view)
-        kept = kept_payload(sample, view)
-        return np.frombuffer(sample.data, np.uint8) if kept is None else kept
+        raw = raw_payload(sample, view)
+        return np.frombuffer(sample.data, np.uint8) if raw is None else raw
 
     def from_view(self, header: Header, payload: Bytes, view: str, patch: int) -> Sample:
         self.view_code(view)

@@ -158,4 +158,4 @@ def _write_document(shard_set: ShardSet, shard: Shard, document: int, out: Path)
     for i, row in enumerate(rows):
         key = shard_set.key(shard, row)
         stem = out / (f"{key}.{i}" if has_equal_modalities else key)
-        yield BY_CODE[row["modality"]].write(shard_set.sample(shard, row), stem)
+        yield BY_CODE[row["modality"]].write_file(shard_set.sample(shard, row), stem)

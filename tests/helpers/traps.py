@@ -22,14 +22,14 @@ class Trapped(DecodeOptions):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        decode = Text.decode
+        decode = Text.decode_file
 
         def trap(self: Text, file: BinaryIO, options: DecodeOptions) -> Sample:
             _spring(file.read())
             file.seek(0)
             return decode(self, file, options)
 
-        Text.decode = trap  # type: ignore[method-assign]
+        Text.decode_file = trap  # type: ignore[method-assign]
         decode_worker.CPU_SECONDS = CPU_SECONDS
         decode_worker.WALL_FACTOR = 3
 

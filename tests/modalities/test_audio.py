@@ -46,7 +46,7 @@ def encoded(
 
 
 def decode(data: bytes, options: DecodeOptions = DEFAULTS) -> Sample:
-    return AUDIO.decode(io.BytesIO(data), options)
+    return AUDIO.decode_file(io.BytesIO(data), options)
 
 
 def pcm(sample: Sample) -> np.ndarray:
@@ -261,21 +261,21 @@ def test_a_payload_that_ends_inside_a_frame_is_an_error(view: str, size: int) ->
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_sample_is_written_as_wav(tmp_path: Path, channels: int) -> None:
     sample = audio(1000, channels, rate=22_050)
-    path = AUDIO.write(sample, tmp_path / "sound")
+    path = AUDIO.write_file(sample, tmp_path / "sound")
     assert path.name == "sound.wav"
     assert soundfile.info(path).subtype == "PCM_16"
     assert decode(path.read_bytes()) == sample
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kept_files_are_their_own_bytes(tmp_path: Path, kind: str) -> None:
+def test_raw_files_keep_their_bytes(tmp_path: Path, kind: str) -> None:
     data = encoded(tone(), *KINDS[kind])
     sample = decode(data, DecodeOptions(keep_files=True))
     assert sample == Sample("audio", Header(rate=16_000, channels=2), data, is_file=True)
     payload = AUDIO.to_view(sample, "file", 8)
     assert payload.tobytes() == data
     assert AUDIO.from_view(sample.header, payload, "file", 8) == sample
-    path = AUDIO.write(sample, tmp_path / "x")
+    path = AUDIO.write_file(sample, tmp_path / "x")
     assert path.name == f"x.{kind}"
     assert path.read_bytes() == data
     with pytest.raises(ValueError, match="choose the view 'file'"):

@@ -50,7 +50,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def decode(data: bytes, options: DecodeOptions = DEFAULTS) -> Sample:
-    return IMAGE.decode(io.BytesIO(data), options)
+    return IMAGE.decode_file(io.BytesIO(data), options)
 
 
 def pixels(sample: Sample) -> np.ndarray:
@@ -279,13 +279,13 @@ def test_a_payload_of_another_length_is_an_error() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sample_is_written_as_png(tmp_path: Path, channels: int) -> None:
     sample = image(7, 5, channels)
-    path = IMAGE.write(sample, tmp_path / "picture")
+    path = IMAGE.write_file(sample, tmp_path / "picture")
     assert path.name == "picture.png"
     assert decode(path.read_bytes()) == sample
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_kept_files_are_their_own_bytes(tmp_path: Path, kind: str) -> None:
+def test_raw_files_keep_their_bytes(tmp_path: Path, kind: str) -> None:
     data = encoded(noise(), kind)
     sample = decode(data, DecodeOptions(keep_files=True))
     assert sample == Sample("image", Header(width=40, height=30, channels=3), data, is_file=True)
@@ -294,7 +294,7 @@ def test_kept_files_are_their_own_bytes(tmp_path: Path, kind: str) -> None:
     assert payload.tobytes() == data
     assert IMAGE.payload_size(len(data), "file") == len(data)
     assert IMAGE.from_view(sample.header, payload, "file", 8) == sample
-    path = IMAGE.write(sample, tmp_path / "x")
+    path = IMAGE.write_file(sample, tmp_path / "x")
     assert path.name == f"x.{FORMATS[kind]}"
     assert path.read_bytes() == data
     with pytest.raises(ValueError, match="choose the view 'file'"):

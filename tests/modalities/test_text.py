@@ -19,7 +19,7 @@ TEXT = MODALITIES["text"]
 
 @given(st.binary(min_size=1, max_size=2000))
 def test_any_bytes_are_kept(data: bytes) -> None:
-    sample = TEXT.decode(io.BytesIO(data), DecodeOptions())
+    sample = TEXT.decode_file(io.BytesIO(data), DecodeOptions())
     assert sample == Sample("text", Header(), data)
     payload = TEXT.to_view(sample, "utf8", 8)
     assert payload.size == TEXT.payload_size(len(data), "utf8")
@@ -37,17 +37,17 @@ def test_only_what_holds_no_nul_is_text() -> None:
 )
 def test_bad_texts_are_refused(data: bytes, limit: int, reason: str) -> None:
     with pytest.raises(MediaError) as error:
-        TEXT.decode(io.BytesIO(data), DecodeOptions(limits=Limits(max_bytes=limit)))
+        TEXT.decode_file(io.BytesIO(data), DecodeOptions(limits=Limits(max_bytes=limit)))
     assert error.value.reason == reason
 
 
 @pytest.mark.parametrize("keep_files", [False, True])
 def test_a_text_is_written_as_txt(tmp_path: Path, keep_files: bool) -> None:
     data = b"call me \xff Ishmael"
-    sample = TEXT.decode(io.BytesIO(data), DecodeOptions(keep_files=keep_files))
+    sample = TEXT.decode_file(io.BytesIO(data), DecodeOptions(keep_files=keep_files))
     assert sample.is_file == keep_files
     assert TEXT.member_suffix(sample) == ("bin" if keep_files else "txt")
-    path = TEXT.write(sample, tmp_path / "a.b")
+    path = TEXT.write_file(sample, tmp_path / "a.b")
     assert path.name == "a.b.txt"
     assert path.read_bytes() == data
 
