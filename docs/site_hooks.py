@@ -20,7 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from bytelm.model.config import ModelConfig, StageConfig
-from bytelm.pipelines.cli import main as cli
+from bytelm.pipelines.cli.main import build_parser
 from bytelm.pipelines.config import (
     DataConfig,
     OptimizerConfig,
@@ -67,7 +67,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     root = Path(config.config_file_path).parent
     pages = {
         "index.md": home_page((root / "README.md").read_text("utf-8")),
-        "reference/commands.md": commands_page(cli.build_parser()),
+        "reference/commands.md": commands_page(build_parser()),
         "reference/config.md": config_page(),
     }
     for path, content in pages.items():
@@ -147,7 +147,8 @@ def _config_section(title: str, kind: type) -> str:
     ]
     heading = title if title.startswith("The") else f"`{title}`"
     table = _table(("key", "type", "default", "meaning"), rows)
-    return f"## {heading}\n\n{inspect.getdoc(kind)}\n\n{table}"
+    description = (inspect.getdoc(kind) or "").split("\nRaises:")[0]
+    return f"## {heading}\n\n{description}\n\n{table}"
 
 
 def described_fields(kind: type) -> dict[str, tuple[str, str]]:
