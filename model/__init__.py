@@ -1,4 +1,4 @@
-"""The byte decoder: configuration, layers, model, decoding, sampling and files of weights.
+"""The byte decoder: its configuration, layers and stages, decoding, and the names in its files.
 
 Nothing is imported here, so that `bytelm.model.config` can be read without loading torch.
 """

@@ -1,4 +1,12 @@
-"""What each position of a stage may attend to."""
+"""Attention contexts: what each position of a stage may attend to.
+
+Shapes:
+    S   positions of a stage laid flat, sequence after sequence
+    M   sequences of equal length
+    n   positions of a sequence
+    r   last positions of the sequence before that a position also attends to
+    H   heads, each of c channels
+"""
 
 from __future__ import annotations
 
@@ -12,20 +20,22 @@ from torch import Tensor
 from bytelm.model.attention import causal_attention, causal_bias, masked_attention
 
 Groups = Sequence[tuple[int, int]]
-"""(M, n) of each run of equally long segments, in the order in which they lie in S."""
+"""(M, n) of each run of sequences of equal length, in the order in which they lie in S."""
 
 
 class AttentionContext(Protocol):
-    """What a layer sees of other positions: in training, or from a decoder's cache."""
+    """Keys and values that the positions of a layer attend to, in training or from a cache."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Causal attention of queries that are scaled already, [S, H, c] to [S, H, c]."""
+        """Causal attention of scaled queries, [S, H, c] to [S, H, c]."""
 
 
 class PackedContext:
-    """Attention inside each segment; its cost is that of the segments run alone.
+    """Attention within each of the sequences that are packed into S; none pays for the others.
 
-    window: how many positions one sees, its own among them; 0 = all of its segment.
+    Args:
+        groups: lengths of the sequences.
+        window: positions that one attends to, its own among them; 0 = all of its sequence.
     """
 
     def __init__(self, groups: Groups, window: int = 0) -> None:
@@ -33,45 +43,47 @@ class PackedContext:
         self.window = window
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Causal attention of scaled queries, [S, H, c] to [S, H, c]."""
         sizes = [count * length for count, length in self.groups]
-        parts = zip(*(each.split(sizes) for each in (queries, keys, values)), strict=True)
+        parts = zip(*(x.split(sizes) for x in (queries, keys, values)), strict=True)
         outputs = []
         for (count, _), part in zip(self.groups, parts, strict=True):
-            q, k, v = (rearrange(each, "(M n) H c -> M H n c", M=count) for each in part)
+            q, k, v = (rearrange(x, "(M n) H c -> M H n c", M=count) for x in part)
             output = causal_attention(q, k, v, self.window)
             outputs.append(rearrange(output, "M H n c -> (M n) H c"))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-class CrossPatchContext(PackedContext):
-    """Attention inside each of M sequences and to the last r positions of the one before.
+class CrossPatchContext:
+    """Attention within each of M sequences and to the last r positions of the one before it.
 
-    opens [M] bool: the sequences that open a document, which have none before.
-    carry [2, H, r, c]: the last keys and values before the first sequence, None where there are
-        none; those of the last sequence once the layer has run.
-    room [2, H, r, c]: for the latter, made before the layer runs: what stays must not lie between
-        what goes, which keeps the allocator from using that again.
+    Args:
+        opens_document: [M] bool, sequences that open a document and have none before them.
+        carried: [2, H, r, c], keys and values of the last r positions before the first sequence;
+            None where it opens a document.
+        buffer: [2, H, r, c], receives those of the last sequence. The caller allocates it before
+            the layer runs: a tensor that outlives the layer must not lie among those that it
+            frees, or the allocator cannot reuse their space.
     """
 
-    def __init__(self, opens: Tensor, length: int, carry: Tensor | None, room: Tensor) -> None:
-        super().__init__([(len(opens), length)])
-        self.back = room.shape[2]
-        self.opens = opens
-        self.carry = carry
-        self.room = room
+    def __init__(self, opens_document: Tensor, carried: Tensor | None, buffer: Tensor) -> None:
+        self.opens_document = opens_document
+        self.carried = carried
+        self.buffer = buffer
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Causal attention of scaled queries, [S, H, c] to [S, H, c]; fills `buffer`."""
+        sequences, r = len(self.opens_document), self.buffer.shape[2]
         q, k, v = (
-            rearrange(each, "(M n) H c -> M H n c", M=len(self.opens))
-            for each in (queries, keys, values)
+            rearrange(x, "(M n) H c -> M H n c", M=sequences) for x in (queries, keys, values)
         )
         n = q.shape[2]
-        last = torch.stack([k[:, :, n - self.back :], v[:, :, n - self.back :]])  # [2, M, H, r, c]
-        carry = torch.zeros_like(last[:, 0]) if self.carry is None else self.carry
-        self.carry = self.room.copy_(last[:, -1])
-        k_back, v_back = torch.cat([carry[:, None], last[:, :-1]], dim=1)  # [M, H, r, c]
-        k, v = torch.cat([k_back, k], dim=2), torch.cat([v_back, v], dim=2)
-        bias = causal_bias(q, n, self.back).repeat(len(self.opens), 1, 1)  # [M, n, r + n]
-        bias[:, :, : self.back].masked_fill_(self.opens[:, None, None], -torch.inf)
+        last = torch.stack([k[:, :, n - r :], v[:, :, n - r :]])  # [2, M, H, r, c]
+        first = torch.zeros_like(last[:, 0]) if self.carried is None else self.carried
+        self.buffer.copy_(last[:, -1])
+        earlier_k, earlier_v = torch.cat([first[:, None], last[:, :-1]], dim=1)  # [M, H, r, c]
+        k, v = torch.cat([earlier_k, k], dim=2), torch.cat([earlier_v, v], dim=2)
+        bias = causal_bias(q, n, r).repeat(sequences, 1, 1)  # [M, n, r + n]
+        bias[:, :, :r].masked_fill_(self.opens_document[:, None, None], -torch.inf)
         output = masked_attention(q, k, v, rearrange(bias, "M n k -> M 1 n k"))
         return rearrange(output, "M H n c -> (M n) H c")

@@ -16,7 +16,7 @@ shorter documents costs less.
 
 from dataclasses import dataclass
 
-from bytelm.model.attention import SHORT
+from bytelm.model.attention import MAX_DENSE_QUERIES
 from bytelm.model.codec_features.layout import FEATURES
 from bytelm.model.config import ModelConfig, feed_forward_width
 from bytelm.model.embeddings import FEATURE_WIDTH, NgramEmbed, PatchEncoder
@@ -106,7 +106,7 @@ def _layer_bytes(config: ModelConfig, index: int, number: int) -> int:
     wide += 2 * 4 * config.rms_norm + 2 * number * (config.dropout > 0)
     inner = number * hidden * (4 if config.swiglu else 1)
     seen = 0
-    if places <= SHORT:  # keys and values of the sequence before, and shares
+    if places <= MAX_DENSE_QUERIES:  # keys and values of the sequence before, and shares
         seen = number * (2 * stage.width * back // places + stage.heads * (places + back))
     return stage.width * wide + inner + seen
 

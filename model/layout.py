@@ -1,4 +1,12 @@
-"""How the patches of a batch are laid flat, document after document."""
+"""Layout of a packed batch: its patches laid flat, document after document.
+
+Shapes:
+    B   rows                     T   ids in a row
+    P   ids in a patch           K   patches in a row, T / P
+    N   blocks of a row for which its document is given
+    S   patches of all rows laid flat
+    J   codec features of an id
+"""
 
 from __future__ import annotations
 
@@ -14,46 +22,81 @@ from bytelm.model.attention_context import Groups
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the patches of a packed batch lie: documents sorted by length, one after another."""
+    """Order of the patches of a packed batch: documents sorted by length, one after another."""
 
     groups: Groups
+    """(documents, patches of each) for every length."""
     order: Tensor
-    """[S] the row-major index (b k) of each patch."""
-    place: Tensor
-    """[S] the patch's place in its document, from 0."""
+    """[S], index of each patch in the row-major order (b k)."""
+    position: Tensor
+    """[S], position of each patch in its document, from 0."""
 
     @classmethod
     def of(cls, document: Tensor, patches: int) -> Layout:
-        """From `document` [B, N] for rows of K `patches`; a document is a run of equal numbers."""
-        runs = document.cpu()
-        opens = torch.ones_like(runs, dtype=torch.bool)  # [B, N]
-        opens[:, 1:] = runs[:, 1:] != runs[:, :-1]
-        starts = opens.flatten().nonzero().squeeze(1) * (patches // runs.shape[1])
-        total = runs.shape[0] * patches
+        """Layout of rows of K `patches`.
+
+        Args:
+            document: [B, N]; a document is a run of equal numbers in a row.
+            patches: K, a multiple of N.
+        """
+        numbers = document.cpu()
+        opens = torch.ones_like(numbers, dtype=torch.bool)  # [B, N]
+        opens[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+        starts = opens.flatten().nonzero().squeeze(1) * (patches // numbers.shape[1])
+        total = numbers.shape[0] * patches
         lengths = torch.diff(starts, append=torch.tensor([total]))
         lengths, by_length = lengths.sort(stable=True)
         values, counts = lengths.unique_consecutive(return_counts=True)
 
         ends = lengths.cumsum(0)
-        place = torch.arange(total) - (ends - lengths).repeat_interleave(lengths)
-        order = starts[by_length].repeat_interleave(lengths) + place
+        position = torch.arange(total) - (ends - lengths).repeat_interleave(lengths)
+        order = starts[by_length].repeat_interleave(lengths) + position
         return cls(
             groups=list(zip(counts.tolist(), values.tolist(), strict=True)),
             order=order.to(document.device),
-            place=place.to(document.device),
+            position=position.to(document.device),
         )
 
-    def gather(self, ids: Tensor, patch: int, back: int) -> Tensor:
-        """Ids [B, T] to patches in document order, each with `back` ids before it, [S, back + P].
+    def gather(self, ids: Tensor, patch: int, lookback: int) -> Tensor:
+        """Ids [B, T] as patches, each after the `lookback` ids before it, [S, lookback + P].
 
-        -1 stands before the start of a document.
+        -1 stands for ids before the start of a document.
         """
         patches = rearrange(ids, "B (K P) -> (B K) P", P=patch)[self.order]
-        stream = F.pad(rearrange(patches, "S P -> (S P)"), (back, 0), value=-1)
-        at = self.place[:, None] * patch + torch.arange(-back, patch, device=ids.device)
-        return stream.unfold(0, back + patch, patch).masked_fill(at < 0, -1)
+        stream = F.pad(rearrange(patches, "S P -> (S P)"), (lookback, 0), value=-1)
+        offset = torch.arange(-lookback, patch, device=ids.device)
+        in_document = self.position[:, None] * patch + offset
+        windows = stream.unfold(0, lookback + patch, patch)
+        return windows.masked_fill(in_document < 0, -1)
 
     def scatter(self, values: Tensor, rows: int) -> Tensor:
-        """Values of the patches [S, P, ...] back to rows, [B, T, ...]."""
+        """Values of the patches, [S, P, ...], as `rows` rows, [B, T, ...]."""
         by_row = torch.empty_like(values).index_copy(0, self.order, values)
         return rearrange(by_row, "(B K) P ... -> B (K P) ...", B=rows)
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """S patches in the order of a layout, with what the model reads at each of them."""
+
+    ids: Tensor
+    """[S, lookback + P] int64, the patch's ids after those before it; -1 before a document."""
+    position: Tensor
+    """[S] int64, position in the document."""
+    heads: Tensor
+    """[S, P] int64, output head of each id; [S, 0] where the model has one head."""
+    codec_features: Tensor
+    """[S, P, J], of each id; [S, 0, 0] where the model reads none."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Tensor | slice) -> PatchBatch:
+        """The patches at `index`."""
+        return PatchBatch(
+            self.ids[index], self.position[index], self.heads[index], self.codec_features[index]
+        )
+
+    def split(self, size: int) -> list[PatchBatch]:
+        """Views of `size` consecutive patches each; the last one may be shorter."""
+        return [self[start : start + size] for start in range(0, len(self), size)]

@@ -1,7 +1,8 @@
-"""Names of config keys and parameters in files, which are those of the first version.
+"""Names of config keys and parameters on disk, which are those of the first version.
 
-Models, checkpoints and compressed files hold them (the latter by a hash over all of them), so a
-name that changes in the code stays what it was on disk. This table is the one place that knows.
+Models, checkpoints and compressed files hold these names (compressed files as a hash over all of
+them). A name that changes in the code therefore keeps its old form on disk. Only this table maps
+one to the other.
 """
 
 from collections.abc import Mapping
@@ -17,20 +18,23 @@ CONFIG_KEYS = {
 }
 """Field of `ModelConfig` to key on disk, where they differ."""
 REMOVED_KEYS = {"token_shift": False}
-"""Options that are gone, and the only value under which the model is still the same."""
+"""Options that were removed, and the value under which a model does not depend on them."""
 MODULES = {"feature_embed": "hint_embed", "feature_in": "hint_in"}
 """Name of a module to its name on disk, where they differ."""
 
 
 def stored_config(config: ModelConfig) -> dict[str, Any]:
-    """The config as files hold it."""
+    """The config under the keys that files hold."""
     values = {CONFIG_KEYS.get(key, key): value for key, value in config.to_dict().items()}
     return values | REMOVED_KEYS
 
 
 def config_from_stored(values: Mapping[str, Any]) -> ModelConfig:
-    """The config of a file; raises ValueError as `ModelConfig.from_dict` does, and for an option
-    that this version no longer has."""
+    """The config of a file; the inverse of `stored_config`.
+
+    Raises:
+        ValueError: as `ModelConfig.from_dict`, and for an option that was removed.
+    """
     for key, neutral in REMOVED_KEYS.items():
         if values.get(key, neutral) != neutral:
             raise ValueError(
@@ -43,11 +47,11 @@ def config_from_stored(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def stored_parameter(name: str) -> str:
-    """The name on disk of a parameter."""
+    """Name on disk of a parameter."""
     return ".".join(MODULES.get(part, part) for part in name.split("."))
 
 
 def parameter_from_stored(name: str) -> str:
-    """The parameter of a name on disk, or of a name as it is now."""
+    """Name of a parameter, from its name on disk or from the name itself."""
     modules = {stored: module for module, stored in MODULES.items()}
     return ".".join(modules.get(part, part) for part in name.split("."))

@@ -20,7 +20,7 @@ from bytelm.modalities import MODALITIES, framing, generation_guides
 from bytelm.modalities.base import Header
 from bytelm.model.decoding.decoder import Decoder
 from bytelm.model.decoding.sampling import Noise, Sampling, sample
-from bytelm.model.decoding.step import ALIKE_ROWS
+from bytelm.model.decoding.packed_linear import BIT_IDENTICAL_ROWS
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.generation.request import Request
 from bytelm.pipelines.runtime.device import autocast
@@ -143,7 +143,7 @@ def generate_payloads(
 
 def _most_together(device: torch.device, precision: str) -> int:
     """How many files are drawn at once: so many that each is what it would be alone, on a CPU."""
-    return ALIKE_ROWS if device.type == "cpu" and precision == "fp32" else sys.maxsize
+    return BIT_IDENTICAL_ROWS if device.type == "cpu" and precision == "fp32" else sys.maxsize
 
 
 def _pieces(request: Request, length: int, patch: int) -> list[_Piece]:

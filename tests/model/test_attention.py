@@ -1,12 +1,12 @@
-"""Attention in blocks against one softmax over all places, in float64."""
+"""Blockwise attention against one softmax over all keys, in float64."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from bytelm.model.attention import (
+    MAX_DENSE_QUERIES,
     QUERY_BLOCK,
-    SHORT,
     causal_attention,
     causal_bias,
     masked_attention,
@@ -14,18 +14,21 @@ from bytelm.model.attention import (
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    at = torch.arange(q.shape[2])
-    seen = at <= at[:, None]
+    """Causal attention by its definition, [M, H, n, c]."""
+    position = torch.arange(q.shape[2])
+    is_attended = position <= position[:, None]
     if window:
-        seen &= at > at[:, None] - window
-    return (q @ k.mT).masked_fill(~seen, -torch.inf).softmax(dim=-1) @ v
+        is_attended &= position > position[:, None] - window
+    return (q @ k.mT).masked_fill(~is_attended, -torch.inf).softmax(dim=-1) @ v
 
 
 @pytest.mark.parametrize("window", [0, 1, 40, QUERY_BLOCK, 2 * QUERY_BLOCK + 50])
-@pytest.mark.parametrize("n", [1, SHORT, SHORT + 1, QUERY_BLOCK, 2 * QUERY_BLOCK + 90])
+@pytest.mark.parametrize(
+    "n", [1, MAX_DENSE_QUERIES, MAX_DENSE_QUERIES + 1, QUERY_BLOCK, 2 * QUERY_BLOCK + 90]
+)
 def test_blocks_equal_one_softmax(n: int, window: int) -> None:
     q, k, v, gradient = torch.randn(4, 2, 3, n, 8, dtype=torch.float64)
-    inputs = [each.requires_grad_() for each in (q, k, v)]
+    inputs = [x.requires_grad_() for x in (q, k, v)]
     output = causal_attention(q, k, v, window)
     expected = _plain(q, k, v, window)
     torch.testing.assert_close(output, expected, atol=1e-12, rtol=0.0)
@@ -40,7 +43,7 @@ def test_bf16_is_as_near_as_its_rounding() -> None:
     assert (rough - _plain(q, k, v, 0)).abs().max() < 0.1
 
 
-def test_a_bias_shows_the_places_before() -> None:
+def test_a_bias_unmasks_earlier_keys() -> None:
     q, k, v = torch.randn(3, 2, 1, 6, 4, dtype=torch.float64)
-    output = masked_attention(q[:, :, 4:], k, v, causal_bias(q, 2, back=4))
+    output = masked_attention(q[:, :, 4:], k, v, causal_bias(q, 2, earlier_keys=4))
     torch.testing.assert_close(output, _plain(q, k, v, 0)[:, :, 4:], atol=1e-12, rtol=0.0)

@@ -31,7 +31,7 @@ class MetaMegabyte(Megabyte):
 
     def _layout(self, ids: Tensor, document: Tensor) -> Layout:
         found = super()._layout(ids.new_empty(ids.shape), torch.zeros(document.shape))
-        return Layout(found.groups, found.order.to(ids.device), found.place.to(ids.device))
+        return Layout(found.groups, found.order.to(ids.device), found.position.to(ids.device))
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def test_a_row_is_generated_for_what_the_counter_says(
     option: str, shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The counter does not see products with packed matrices.
-    monkeypatch.setattr("bytelm.model.decoding.step._can_pack", lambda dtype: False)
+    monkeypatch.setattr("bytelm.model.decoding.packed_linear._can_pack", lambda dtype: False)
     config = tiny_config(shape, context=240, **options_of(option, shape))
     decoder = Decoder(Megabyte(config), batch=1)
     decoder.prefill([torch.zeros(0, dtype=torch.int64)], torch.zeros(1, dtype=torch.int64))

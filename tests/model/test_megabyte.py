@@ -15,7 +15,7 @@ from bytelm.model.embeddings import StartEmbedding
 from bytelm.model.megabyte import Megabyte
 
 MODALITY = (torch.arange(144) // 8 % 3).reshape(3, 48).to(torch.uint8)
-"""Modalities of rows whose segments are of 8 ids."""
+"""Modalities of rows with segments of 8 ids."""
 
 
 def _modality(ids: Tensor) -> Tensor:
@@ -29,22 +29,22 @@ def _one_document(ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("document", [[0, 0, 0, 0, 0, 0], [0, 0, 1, 2, 2, 2], [4, 4, 4, 1, -1, -1]])
-def test_nats_see_only_earlier_bytes_of_their_document(
+def test_nats_depend_only_on_earlier_bytes_of_their_document(
     shape: str, option: str, document: list[int]
 ) -> None:
     model = tiny_model(shape, **options_of(option, shape))
-    # Different ids tell, in whatever order the model lays them out, which byte was embedded.
+    # All ids differ, so that each embedding names its byte, whatever the order of the layout.
     ids = torch.randperm(255)[:48][None] + 1
     embedded: list[tuple[Tensor, Tensor]] = []
 
     def record_ngrams(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         grams = []
         for n, part in zip((2, 3, 4), output.chunk(3, dim=1), strict=True):
-            gram, before = part[:, None].repeat(1, n, 1), inputs[0][:, -n:]
+            gram, preceding_ids = part[:, None].repeat(1, n, 1), inputs[0][:, -n:]
             grams.append(gram)
-            reaches = before[:, 0] < 0
-            assert gram[reaches].eq(0.0).all()
-            embedded.append((before.masked_fill(reaches[:, None], 0), gram))
+            crosses_start = preceding_ids[:, 0] < 0
+            assert gram[crosses_start].eq(0.0).all()
+            embedded.append((preceding_ids.masked_fill(crosses_start[:, None], 0), gram))
         return torch.cat([gram.mean(1) for gram in grams], dim=1)
 
     for stage in model.stages:
@@ -55,22 +55,22 @@ def test_nats_see_only_earlier_bytes_of_their_document(
         )
     nats = model(ids, torch.tensor([document], dtype=torch.int32), MODALITY[:1])[0]
     byte_at = {value: at for at, value in enumerate(ids[0].tolist())} | {0: 48}  # 0: no byte
-    places = [
-        torch.tensor([byte_at[value] for value in seen.flatten().tolist()]) for seen, _ in embedded
+    positions = [
+        torch.tensor([byte_at[value] for value in read.flatten().tolist()]) for read, _ in embedded
     ]
     owner = torch.tensor(document).repeat_interleave(8)
     for t in range(48):
-        may_see = (torch.arange(48) < t) & (owner == owner[t])
+        may_read = (torch.arange(48) < t) & (owner == owner[t])
         gradients = torch.autograd.grad(nats[t], [out for _, out in embedded], retain_graph=True)
-        sees = torch.zeros(49, dtype=torch.bool)
-        for place, gradient in zip(places, gradients, strict=True):
-            sees[place[gradient.flatten(0, -2).ne(0.0).any(dim=1)]] = True
-        may_see &= torch.arange(48) >= t - _reach(model.config, t)
-        assert torch.equal(sees[:48], may_see), f"byte {t}"
+        reads = torch.zeros(49, dtype=torch.bool)
+        for position, gradient in zip(positions, gradients, strict=True):
+            reads[position[gradient.flatten(0, -2).ne(0.0).any(dim=1)]] = True
+        may_read &= torch.arange(48) >= t - _reach(model.config, t)
+        assert torch.equal(reads[:48], may_read), f"byte {t}"
 
 
 def _reach(config: ModelConfig, t: int) -> int:
-    """How many bytes before byte t it can depend on: windows reach once further in each layer."""
+    """Bytes before byte t that it can depend on: each layer adds one attention window."""
     if not config.attention_window:
         return t
     shape, patch = config.stages[0], config.patch
@@ -110,8 +110,8 @@ def test_a_packed_document_has_the_nats_it_has_alone(shape: str, option: str) ->
             (0, 0, 1), (0, 1, 4), (0, 4, 6), (1, 0, 2), (1, 2, 3), (1, 3, 6), (2, 0, 6)
         ]:  # fmt: skip
             piece = slice(first * 8, last * 8)
-            own = ids[row : row + 1, piece]
-            alone = model(own, _one_document(own), MODALITY[row : row + 1, piece])
+            segment = ids[row : row + 1, piece]
+            alone = model(segment, _one_document(segment), MODALITY[row : row + 1, piece])
             torch.testing.assert_close(nats[row, piece], alone[0], atol=1e-9, rtol=0.0)
 
 
@@ -206,8 +206,8 @@ def test_runs_in_bf16_autocast_and_scores_in_float32(option: str) -> None:
     assert nats.dtype == torch.float32
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     with torch.no_grad():
-        exact = model(ids, _one_document(ids), _modality(ids))
-    torch.testing.assert_close(nats, exact, atol=0.15, rtol=0.0)
+        expected = model(ids, _one_document(ids), _modality(ids))
+    torch.testing.assert_close(nats, expected, atol=0.15, rtol=0.0)
 
 
 @pytest.mark.parametrize("option", ["paper", "all"])
@@ -220,7 +220,7 @@ def test_runs_in_bf16_weights(option: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameters_are_read_only_in_their_own_module(shape: str, option: str) -> None:
-    """ZeRO-3 holds a parameter only while the module that owns it runs its forward."""
+    """ZeRO-3 holds a parameter only while its module runs `forward`."""
     model = tiny_model(shape, **options_of(option, shape))
     ids = torch.randint(0, 256, (1, 48))
     with torch.no_grad():
@@ -278,11 +278,11 @@ def test_near_bytes_start_alike_where_wanted(heads: int) -> None:
     tables = [(stage.byte_embed.weight.detach(), 1.0) for stage in model.stages]
     tables += [(part, 0.1) for part in head.chunk(max(1, heads))]
     for weight, std in tables:
-        of_bytes = weight[:256]
-        assert of_bytes.std().item() == pytest.approx(std, rel=0.05)
-        unit = F.normalize(of_bytes, dim=1)
-        likeness = [(unit[:-n] * unit[n:]).sum(1).mean().item() for n in (1, 8, 128)]
-        assert likeness[0] > 0.4 > likeness[1] > 0.15 > likeness[2]
+        byte_rows = weight[:256]
+        assert byte_rows.std().item() == pytest.approx(std, rel=0.05)
+        unit = F.normalize(byte_rows, dim=1)
+        similarity = [(unit[:-n] * unit[n:]).sum(1).mean().item() for n in (1, 8, 128)]
+        assert similarity[0] > 0.4 > similarity[1] > 0.15 > similarity[2]
         specials = F.normalize(weight[256:], dim=1)
         assert (specials @ specials.T - torch.eye(len(specials))).abs().max() < 0.3
     unit = F.normalize(Megabyte(plain).lm_head.weight.detach(), dim=1)

@@ -12,128 +12,150 @@ from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 
+Weights = dict[str, Tensor]
+
 
 class Reference:
     """One document through the equations, one position at a time."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor]) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self.weights = weights
 
     def nats(self, document: list[int], modality: list[int]) -> list[float]:
-        outputs = self._stage(0, document, [])
-        for stage in range(1, len(self.config.stages)):
+        """Nats of every id of a document, whose ids have these modalities."""
+        outputs: list[Tensor] = []
+        for stage in range(len(self.config.stages)):
             outputs = self._stage(stage, document, outputs)
-        heads = self.weights["lm_head.weight"].reshape(-1, self.config.vocab_size, len(outputs[0]))
-        which = [0, *modality[:-1]] if self.config.modality_heads else [0] * len(outputs)
-        logits = [heads[m] @ h for m, h in zip(which, outputs, strict=True)]
+        matrices = self.weights["lm_head.weight"].reshape(
+            -1, self.config.vocab_size, len(outputs[0])
+        )
+        heads = [0, *modality[:-1]] if self.config.modality_heads else [0] * len(outputs)
+        logits = [matrices[head] @ h for head, h in zip(heads, outputs, strict=True)]
         exps = [[math.exp(z) for z in row.tolist()] for row in logits]
         return [-math.log(row[x] / sum(row)) for row, x in zip(exps, document, strict=True)]
 
-    def _stage(self, stage: int, data: list[int], slices: list[Tensor]) -> list[Tensor]:
-        """The slices of the stage's outputs, or its outputs where it is the last."""
+    def _stage(self, stage: int, document: list[int], slices: list[Tensor]) -> list[Tensor]:
+        """The slices of the stage's outputs, or its outputs if it is the last."""
         w = {
             name.removeprefix(f"stages.{stage}."): value
             for name, value in self.weights.items()
             if name.startswith(f"stages.{stage}.")
         }
+        xs = self._inputs(w, stage, document)
+        if slices:
+            xs = [x + w["parent.weight"] @ part for x, part in zip(xs, slices, strict=True)]
+        for layer in range(self.config.stages[stage].layers):
+            xs = self._attention(w, f"blocks.{layer}.", xs, stage)
+            xs = self._feed_forward(w, f"blocks.{layer}.", xs)
+        outputs = [_norm(x, w, "norm") for x in xs]
+        if stage == len(self.config.stages) - 1:
+            return outputs
+        if "patch_out.weight" in w:
+            outputs = [w["patch_out.weight"] @ h for h in outputs]
+        return [part for h in outputs for part in h.chunk(self.config.patch_sizes[stage])]
+
+    def _inputs(self, w: Weights, stage: int, document: list[int]) -> list[Tensor]:
+        """The input of each position, without the slice of the parent's output."""
         size = math.prod(self.config.patch_sizes[stage:])
-        positions = [data[at : at + size] for at in range(0, len(data), size)]
-        places = self.config.patch_sizes[stage - 1] if stage else len(positions)
-        table = [w["byte_embed.weight"][byte] for byte in data]
-        if stage == 0 and self.config.conv_patch_encoder:
-            for layer in range(3):
-                table = _convolved(table, w[f"patch_encoder.layers.{layer}.weight"])
-        ids, one = torch.tensor([data]), torch.zeros(1, 1)
-        codec_features = compute_codec_features(ids, one, self.config.patch)[
-            0
-        ].tolist()  # held in test_hints.py
-        no_hint = table[0].new_zeros(16)
+        positions = len(document) // size
+        length = self.config.patch_sizes[stage - 1] if stage else positions
+        embedded = self._embedded_bytes(w, stage, document)
+        features = self._codec_features(document)
         inputs = []
-        for j in range(len(positions)):
-            if j == 0 or (j % places == 0 and not self.config.cross_patch_attention):
+        for j in range(positions):
+            if j == 0 or (j % length == 0 and not self.config.cross_patch_attention):
                 x = w["start_embed.weight"]
             else:
-                embedded = table[(j - 1) * size : j * size]
-                if stage == 0:
-                    position = w["position_embed.weight"].reshape(self.config.context, -1)
-                    embedded = [e + position[(j - 1) * size + at] for at, e in enumerate(embedded)]
-                x = torch.cat(embedded)
+                x = torch.cat(embedded[(j - 1) * size : j * size])
                 if "patch_in.weight" in w:
                     x = w["patch_in.weight"] @ x
             if "ngram_in.weight" in w:
-                grams = [self._ngram(w["ngram_embed.weight"], data[:j], n) for n in (2, 3, 4)]
-                if self.config.codec_features and codec_features[j][8] >= 0:  # a pixel or a sample
+                grams = [self._ngram(w["ngram_embed.weight"], document[:j], n) for n in (2, 3, 4)]
+                if self.config.codec_features and features[j][8] >= 0:  # a pixel or a sample
                     grams = [torch.zeros_like(gram) for gram in grams]
                 x = x + w["ngram_in.weight"] @ torch.cat(grams)
             if "feature_in.weight" in w:
-                found = [
-                    w["feature_embed.weight"][h] if h >= 0 else no_hint for h in codec_features[j]
-                ]
-                x = x + w["feature_in.weight"] @ torch.cat(found)
-            if slices:
-                x = x + w["parent.weight"] @ slices[j]
+                table = w["feature_embed.weight"]
+                rows = [table[f] if f >= 0 else torch.zeros_like(table[0]) for f in features[j]]
+                x = x + w["feature_in.weight"] @ torch.cat(rows)
             inputs.append(x)
+        return inputs
 
-        for layer in range(self.config.stages[stage].layers):
-            inputs = self._block(w, f"blocks.{layer}.", inputs, stage, places)
-        outputs = [_norm(x, w, "norm") for x in inputs]
-        if stage == len(self.config.stages) - 1:
-            return outputs
-        cut = []
-        for h in outputs:
-            if "patch_out.weight" in w:
-                h = w["patch_out.weight"] @ h
-            cut += h.chunk(self.config.patch_sizes[stage])
-        return cut
+    def _embedded_bytes(self, w: Weights, stage: int, document: list[int]) -> list[Tensor]:
+        """The embedding of each id, with convolutions and the position table in stage 0."""
+        embedded = [w["byte_embed.weight"][id_] for id_ in document]
+        if stage > 0:
+            return embedded
+        if self.config.conv_patch_encoder:
+            for layer in range(3):
+                embedded = _convolved(embedded, w[f"patch_encoder.layers.{layer}.weight"])
+        by_byte = w["position_embed.weight"].reshape(self.config.context, -1)
+        return [e + by_byte[at] for at, e in enumerate(embedded)]
 
-    def _ngram(self, tables: Tensor, before: list[int], n: int) -> Tensor:
-        if len(before) < n:
+    def _codec_features(self, document: list[int]) -> list[list[int]]:
+        """Those of the model: test_codec_features.py has their own reference."""
+        ids, one = torch.tensor([document]), torch.zeros(1, 1)
+        features: list[list[int]] = compute_codec_features(ids, one, self.config.patch)[0].tolist()
+        return features
+
+    def _ngram(self, tables: Tensor, preceding_ids: list[int], n: int) -> Tensor:
+        """The embedding of the n ids before a position."""
+        if len(preceding_ids) < n:
             return torch.zeros(tables.shape[1], dtype=tables.dtype)
         power = [pow(1_540_483_477, n - 1 - at, 2**31 - 1) for at in range(n)]
-        hashed = sum(p * (id_ + 1) for p, id_ in zip(power, before[-n:], strict=True))
+        hashed = sum(p * (id_ + 1) for p, id_ in zip(power, preceding_ids[-n:], strict=True))
         rows = self.config.ngram_table_size
         return tables[(n - 2) * rows + hashed % (2**31 - 1) % rows]
 
-    def _block(
-        self, w: dict[str, Tensor], name: str, xs: list[Tensor], stage: int, places: int
-    ) -> list[Tensor]:
+    def _attention(self, w: Weights, name: str, xs: list[Tensor], stage: int) -> list[Tensor]:
+        """x + attention(norm(x)) at each position."""
         heads = self.config.stages[stage].heads
-        c = len(xs[0]) // heads
+        q, k, v = self._queries_keys_values(w, name, xs, heads)
+        outputs = []
+        for t, x in enumerate(xs):
+            attended = self._attended_positions(stage, t, len(xs))
+            head_outputs = []
+            for head in range(heads):
+                c = len(q[t][head])
+                scores = [math.exp(q[t][head] @ k[s][head] / math.sqrt(c)) for s in attended]
+                weights = [score / sum(scores) for score in scores]
+                weighted = [p * v[s][head] for s, p in zip(attended, weights, strict=True)]
+                head_outputs.append(torch.stack(weighted).sum(0))
+            outputs.append(x + w[f"{name}attention.output.weight"] @ torch.cat(head_outputs))
+        return outputs
+
+    def _queries_keys_values(
+        self, w: Weights, name: str, xs: list[Tensor], heads: int
+    ) -> list[list[list[Tensor]]]:
+        """Queries, keys and values: for each position, those of each head."""
         normed = [_norm(x, w, f"{name}attention_norm") for x in xs]
         rows = [w[f"{name}attention.qkv.weight"] @ x for x in normed]
-        q, k, v = (
-            [
-                [row[part * len(xs[0]) :][head * c : (head + 1) * c] for head in range(heads)]
-                for row in rows
-            ]
-            for part in range(3)
-        )
+        q, k, v = ([list(row.chunk(3)[part].chunk(heads)) for row in rows] for part in range(3))
         if self.config.qk_norm:
             gain = w[f"{name}attention.norm_gain.weight"]
             q = [[g * _unit(a) for g, a in zip(gain, row, strict=True)] for row in q]
             k = [[_unit(a) for a in row] for row in k]
         if self.config.rope:
-            q = [[_turned(a, t) for a in row] for t, row in enumerate(q)]
-            k = [[_turned(a, t) for a in row] for t, row in enumerate(k)]
-        after_attention = []
-        for t, x in enumerate(xs):
-            begin = t // places * places
-            back = min(self.config.cross_patch_attention, places) if begin else 0
-            seen = range(begin - back, t + 1)
-            if stage == 0 and self.config.attention_window:
-                seen = seen[-self.config.attention_window :]
-            mixed = []
-            for head in range(heads):
-                scores = [math.exp(q[t][head] @ k[s][head] / math.sqrt(c)) for s in seen]
-                shares = [score / sum(scores) for score in scores]
-                weighed = [p * v[s][head] for s, p in zip(seen, shares, strict=True)]
-                mixed.append(torch.stack(weighed).sum(0))
-            after_attention.append(x + w[f"{name}attention.output.weight"] @ torch.cat(mixed))
+            q = [[_rotated(a, t) for a in row] for t, row in enumerate(q)]
+            k = [[_rotated(a, t) for a in row] for t, row in enumerate(k)]
+        return [q, k, v]
+
+    def _attended_positions(self, stage: int, t: int, positions: int) -> range:
+        """The positions of a document that position t attends to."""
+        if stage == 0:
+            window = self.config.attention_window or positions
+            return range(max(0, t + 1 - window), t + 1)
+        length = self.config.patch_sizes[stage - 1]
+        begin = t // length * length
+        earlier = min(self.config.cross_patch_attention, length) if begin else 0
+        return range(begin - earlier, t + 1)
+
+    def _feed_forward(self, w: Weights, name: str, xs: list[Tensor]) -> list[Tensor]:
+        """x + feed_forward(norm(x)) at each position."""
         outputs = []
-        normed = [_norm(x, w, f"{name}feed_forward_norm") for x in after_attention]
-        for x, read_by_x in zip(after_attention, normed, strict=True):
-            hidden = w[f"{name}feed_forward.0.weight"] @ read_by_x
+        for x in xs:
+            hidden = w[f"{name}feed_forward.0.weight"] @ _norm(x, w, f"{name}feed_forward_norm")
             if self.config.swiglu:
                 gate, value = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
                 hidden = gate / (1.0 + torch.exp(-gate)) * value
@@ -143,21 +165,21 @@ class Reference:
         return outputs
 
 
-def _norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
-    """LayerNorm, or RMSNorm where there is no bias."""
+def _norm(x: Tensor, w: Weights, name: str) -> Tensor:
+    """LayerNorm; RMSNorm where there is no bias."""
     bias = w.get(f"{name}.bias", torch.zeros(1))
-    centred = x - x.sum() / len(x) if f"{name}.bias" in w else x
-    scale = torch.sqrt((centred**2).sum() / len(x) + 1e-5)
-    return centred / scale * w[f"{name}.weight"] + bias
+    centered = x - x.sum() / len(x) if f"{name}.bias" in w else x
+    scale = torch.sqrt((centered**2).sum() / len(x) + 1e-5)
+    return centered / scale * w[f"{name}.weight"] + bias
 
 
 def _unit(x: Tensor) -> Tensor:
-    """With a mean square of 1."""
+    """x scaled to a mean square of 1."""
     return x / torch.sqrt((x**2).sum() / len(x) + 1e-5)
 
 
 def _convolved(xs: list[Tensor], filters: Tensor) -> list[Tensor]:
-    """x_t + ReLU of the sum of W_k x_{t - f + 1 + k} over the f places that are there."""
+    """x_t + ReLU(sum of W_k x_{t - f + 1 + k}) over f inputs; zeros before the first."""
     size = filters.shape[2]
     outputs = []
     for t, x in enumerate(xs):
@@ -169,18 +191,18 @@ def _convolved(xs: list[Tensor], filters: Tensor) -> list[Tensor]:
     return outputs
 
 
-def _turned(x: Tensor, place: int) -> Tensor:
-    """Each pair of channels as a complex number, turned by the place in the document."""
+def _rotated(x: Tensor, position: int) -> Tensor:
+    """RoPE: each pair of channels as a complex number, rotated by the position."""
     half = len(x) // 2
-    turned = [
+    rotated = [
         complex(x[i], x[i + half]) * complex(math.cos(angle), math.sin(angle))
-        for i, angle in enumerate(place * 10_000 ** (-i / half) for i in range(half))
+        for i, angle in enumerate(position * 10_000 ** (-i / half) for i in range(half))
     ]
-    return torch.tensor([z.real for z in turned] + [z.imag for z in turned], dtype=x.dtype)
+    return torch.tensor([z.real for z in rotated] + [z.imag for z in rotated], dtype=x.dtype)
 
 
 def _perturbed(shape: str, **options: Any) -> Megabyte:
-    """A double model whose norms are not the identity."""
+    """A float64 model whose norms are not the identity."""
     model = tiny_model(shape, **options).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Rows that several ranks share: nats and gradients are those of one rank that has them alone."""
+"""Sequence parallelism: ranks that share rows have the nats and gradients of a single rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bytelm.pipelines.data.samplers import TrainingRows
 from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.training import engine as engine_module
-from bytelm.pipelines.training.engine import Engine, start_ranks
+from bytelm.pipelines.training.engine import Engine, join_process_group
 from bytelm.pipelines.training.preflight import training_plan
 
 OVERRIDES = ["optimizer.max_grad_norm=0.05", "optimizer.lr=1.0", "optimizer.warmup_steps=0"]
@@ -44,24 +44,24 @@ def _join(rank: int, function: Callable[..., None], ranks: int, port: int, *argu
     torch.set_num_threads(1)
     function(rank, ranks, *arguments)
     dist.barrier()
-    dist.destroy_process_group()  # threads of a group that is left abort the process now and then
+    dist.destroy_process_group()  # or its threads sometimes abort the process
 
 
 def cases(ranks: int) -> list[tuple[str, dict[str, Any]]]:
-    """Every option on every shape whose heads the ranks can share; recomputed in part."""
-    made = []
+    """Every option on every shape whose heads divide by the ranks; every other one checkpointed."""
+    shapes = []
     for shape in SHAPES:
         for number, option in enumerate(OPTIONS):
             options = options_of(option, shape)
             options |= {"activation_checkpointing": number % 2 == 1, "local_chunk": number % 3}
             model = tiny_model(shape, **options)
             if not model.config.stages[0].heads % ranks:
-                made.append((shape, options))
-    return made
+                shapes.append((shape, options))
+    return shapes
 
 
 def packed() -> tuple[Tensor, Tensor, Tensor]:
-    """Two rows of several documents; the longest one lies over the border of two ranks."""
+    """Two rows of several documents; the longest one crosses the border of two ranks."""
     generator = torch.Generator().manual_seed(5)
     ids = opened(torch.randint(0, 256, (2, 96), generator=generator), at=16)
     document = torch.tensor([[0] * 2 + [1] * 7 + [-1] * 3, [0] * 1 + [1] * 10 + [2] * 1])
@@ -96,12 +96,12 @@ def compare_with_one_rank(rank: int, ranks: int) -> None:
 
 
 def test_two_ranks_have_the_nats_and_gradients_of_one() -> None:
-    """In float64: every option on every number of stages, with documents over several ranks."""
+    """In float64, for every option and number of stages, with documents over several ranks."""
     assert len(cases(2)) == len(SHAPES) * len(OPTIONS)
     run_ranks(compare_with_one_rank, 2)
 
 
-# --- under DeepSpeed, by plain gradient descent, whose step is the gradient that was clipped ---
+# --- under DeepSpeed, with plain gradient descent, whose step is the clipped gradient ---
 
 
 def sgd(model: Megabyte) -> torch.optim.SGD:
@@ -111,10 +111,10 @@ def sgd(model: Megabyte) -> torch.optim.SGD:
 def batches_of(config: RunConfig, folder: Path, group: int, groups: int) -> list[list[Batch]]:
     """The micro batches of every step of a group of ranks."""
     plan = training_plan(config, folder / f"plan-{group}-{groups}-{os.getpid()}.npz")
-    each = config.train.global_batch // config.train.micro_batch // groups
-    rows = TrainingRows(plan, (0, 0), config.train.micro_batch, each, group, groups)
+    accumulation = config.train.global_batch // config.train.micro_batch // groups
+    rows = TrainingRows(plan, (0, 0), config.train.micro_batch, accumulation, group, groups)
     batches = iter(make_loader(plan, rows, 0))
-    return [list(islice(batches, each)) for _ in range(config.train.steps)]
+    return [list(islice(batches, accumulation)) for _ in range(config.train.steps)]
 
 
 def descend_alone(config: RunConfig, folder: Path) -> tuple[list[float], list[float], list[Tensor]]:
@@ -141,22 +141,22 @@ def descend_alone(config: RunConfig, folder: Path) -> tuple[list[float], list[fl
 
 def descend_together(rank: int, ranks: int, config_path: Path, folder: Path, stages: str) -> None:
     engine_module.make_optimizer = lambda model, *_: sgd(model)  # type: ignore[assignment]
-    start_ranks(60.0)
+    join_process_group(60.0)
     for stage in map(int, stages):
         config = load_config(config_path, [*OVERRIDES, f"train.deepspeed=zero{stage}"])
         torch.manual_seed(config.train.seed)
         engine = Engine(Megabyte(config.model), config)
-        assert engine.groups == ranks // 2
+        assert engine.data_parallel_size == ranks // 2
         statistics = [
             engine.train_step(step, config.train.steps, micro_batches)
             for step, micro_batches in enumerate(
-                batches_of(config, folder, engine.group, engine.groups)
+                batches_of(config, folder, engine.data_parallel_rank, engine.data_parallel_size)
             )
         ]
         weights = engine.state_dict()
         if rank == 0:
-            kept = [vars(s) for s in statistics], weights
-            torch.save(kept, folder / f"zero{stage}.pt")
+            result = [vars(s) for s in statistics], weights
+            torch.save(result, folder / f"zero{stage}.pt")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def descend_together(rank: int, ranks: int, config_path: Path, folder: Path, sta
 def test_ranks_that_share_rows_descend_as_one_process(
     mixed_set: ShardSet, tmp_path: Path, ranks: int, stages: str
 ) -> None:
-    """Every ZeRO stage, two micro batches a step, with gradients that are clipped in each."""
+    """Every ZeRO stage, two micro batches a step, with gradients clipped in every step."""
     sizes = {"steps": 3, "global_batch": ranks, "micro_batch": 1, "sequence_parallel_size": 2}
     config_path = write_config(tmp_path / "run.yaml", mixed_set, MODEL, **sizes)
     config = load_config(config_path, OVERRIDES)
@@ -184,8 +184,8 @@ def test_ranks_that_share_rows_descend_as_one_process(
 # --- the command ---
 
 
-def test_a_run_shares_rows_and_goes_on_without(mixed_set: ShardSet, tmp_path: Path) -> None:
-    """Two ranks that share and one that does not, each going on as the other began."""
+def test_a_run_with_shared_rows_resumes_without(mixed_set: ShardSet, tmp_path: Path) -> None:
+    """A run with sequence parallelism resumes without it, and the other way round."""
     sizes = {"steps": 8, "global_batch": 2, "eval_every": 4}
     config = write_config(tmp_path / "run.yaml", mixed_set, MODEL, **sizes)
     alone: list[object] = ["--set", "train.deepspeed=zero2"]
@@ -219,11 +219,11 @@ def test_a_run_shares_rows_and_goes_on_without(mixed_set: ShardSet, tmp_path: Pa
         ),
     ],
 )
-def test_what_cannot_be_shared_is_said(
+def test_rows_that_cannot_be_shared_are_refused(
     mixed_set: ShardSet, tmp_path: Path, processes: int, overrides: list[str], message: str
 ) -> None:
     config = write_config(tmp_path / "run.yaml", mixed_set, MODEL, steps=1)
     run, options = tmp_path / "run", [part for o in overrides for part in ("--set", o)]
-    said = bytelm("train", config, "--out", run, "--processes", processes, *options, status=2)
-    assert message in said.stderr
-    assert said.stderr.count("\n") == 1
+    finished = bytelm("train", config, "--out", run, "--processes", processes, *options, status=2)
+    assert message in finished.stderr
+    assert finished.stderr.count("\n") == 1

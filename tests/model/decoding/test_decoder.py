@@ -10,8 +10,8 @@ from helpers.tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_config
 from torch import Tensor
 
 from bytelm.model.config import StageConfig
+from bytelm.model.decoding.cached_stage import CachedStage
 from bytelm.model.decoding.decoder import Decoder
-from bytelm.model.decoding.step import CachedStage
 from bytelm.model.megabyte import Megabyte
 
 
@@ -51,24 +51,24 @@ def test_a_new_prefill_forgets_the_old_rows() -> None:
 
 def test_a_step_runs_only_the_stages_that_reach_a_position(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("three")  # positions of 8, 4 and 1 bytes
-    advanced: list[tuple[int, int]] = []
+    advanced: list[tuple[int, int]] = []  # (bytes of a position, rows) of each stage that ran
     advance = CachedStage.advance
 
-    def recorded(stage: CachedStage, own: Tensor, *inputs: Any) -> Tensor:
-        advanced.append((stage.bytes, len(own)))
-        return advance(stage, own, *inputs)
+    def recorded(stage: CachedStage, token_input: Tensor, *inputs: Any) -> Tensor:
+        advanced.append((stage.position_bytes, len(token_input)))
+        return advance(stage, token_input, *inputs)
 
     monkeypatch.setattr(CachedStage, "advance", recorded)
 
     def steps(lengths: list[int]) -> list[list[tuple[int, int]]]:
         decoder = Decoder(model, 2)
         decoder.prefill([torch.arange(length) for length in lengths])
-        taken = []
+        by_step = []
         for _ in range(6):
             decoder.step(torch.zeros(2, dtype=torch.int64))
-            taken.append(list(advanced))
+            by_step.append(list(advanced))
             advanced.clear()
-        return taken
+        return by_step
 
     assert steps([2, 7]) == [  # the rows hold 3 and 8 ids, then 4 and 9, ... up to 8 and 13
         [(8, 1), (4, 1), (1, 2)],
@@ -103,8 +103,8 @@ def test_decodes_under_autocast(option: str, lengths: list[int]) -> None:
         expected = model.logits(ids, modality=modality)
     assert logits[0].dtype == torch.float32
     for row, n in enumerate(lengths):
-        found = torch.stack([of_step[row] for of_step in logits])
-        torch.testing.assert_close(found, expected[row, n + 1 : n + 12], atol=0.1, rtol=0.0)
+        decoded = torch.stack([of_step[row] for of_step in logits])
+        torch.testing.assert_close(decoded, expected[row, n + 1 : n + 12], atol=0.1, rtol=0.0)
 
 
 def test_fills_a_row_to_the_last_id_and_no_further() -> None:
@@ -147,14 +147,14 @@ WIDE: dict[str, Any] = {
     "patch_sizes": (8,),
     "ngram_table_size": 50,
 }
-"""More inputs than `stepping.INPUTS`, and n-grams; a multiple of 32 in each width and in none."""
+"""A model with n-grams and a stage of more than `MAX_EXACT_INPUTS` inputs."""
 
 
 @pytest.mark.parametrize("lengths", [[17] * 8, [0, 3, 24, 31, 8, 8, 1, 30]])
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("shape", [*SHAPES, "wide"])
 def test_a_row_is_the_same_alone(shape: str, option: str, lengths: list[int]) -> None:
-    """To the last bit, alone, among three and among eight."""
+    """Logits are bit-identical alone, among three and among eight."""
     if shape == "wide":
         config = replace(tiny_config("two", **OPTIONS[option], init_std=0.05), **WIDE)
         model = Megabyte(config)
