@@ -1,7 +1,7 @@
-"""A run's config: what `bytelm train CONFIG` reads, checked before anything starts.
+"""The config of a run: the sections of the file that `bytelm train` reads, and their checks.
 
-CONFIG is YAML (or JSON) with the sections of `RunConfig`. `model` names a preset, or a preset
-and what differs from it, or all of a `ModelConfig`:
+The file is YAML or JSON with the sections of `RunConfig`. `model` is the name of a preset, a
+preset with changed fields, or all fields of a `ModelConfig`:
 
     model: {preset: modern-demo, context: 8192}
     data: {sets: [{path: sets/text}, {path: sets/image}]}
@@ -32,15 +32,15 @@ class SetConfig:
     path: str
     """Folder or URL of the set."""
     weight: float | None = None
-    """Share of the payload bytes, relative to the other sets; give it to all sets or to none.
-    None takes each set at its own size."""
+    """Share of the payload bytes that come from this set, relative to the other weights. Give it
+    for all sets or for none; without it, each set counts by its size."""
     max_repeats: float = 1.0
-    """Passes over the set after which it counts as exhausted."""
+    """Number of passes over the set after which it counts as exhausted."""
 
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """The view that turns each modality's samples into payload bytes."""
+    """The view of each modality: how its samples become payload bytes."""
 
     text: Literal["utf8", "file"] = "utf8"
     image: Literal["raster", "planar", "patch", "file"] = "raster"
@@ -49,109 +49,123 @@ class ViewsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the rows are made of."""
+    """The data, and how rows are made of it."""
 
     sets: tuple[SetConfig, ...]
+    """The shard sets of the mixture."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     packing: Literal["best_fit", "concat_then_split"] = "best_fit"
-    """`best_fit` cuts only documents longer than a row; `concat_then_split` fills every row and
-    cuts at its end."""
+    """`best_fit` splits only documents longer than a row; `concat_then_split` fills every row and
+    splits documents at its end."""
     pair_order: Literal["stored", "drawn"] = "stored"
-    """Order of a pair's segments: as stored, or drawn anew in each epoch."""
+    """Order of a pair's segments: as stored, or drawn again in each epoch."""
     shuffle_window: int = 16
-    """Shards whose rows are permuted together."""
+    """Number of shards whose rows are shuffled together."""
     on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
-    """What happens when a set has been passed through `max_repeats` times: `repeat` goes on with
-    another pass, `stop` ends the run there, `error` refuses a run that would come to it."""
+    """Action once a set is exhausted: `repeat` takes another pass over it, `stop` ends the run,
+    `error` refuses to start a run that would exhaust it."""
     damage: Literal["raise", "mask"] = "raise"
-    """What a damaged document does: `raise` stops the run; `mask` leaves PAD in its place, counts
-    and names it, and stops the run at `max_bad_share`."""
+    """Action on a damaged document: `raise` ends the run; `mask` replaces it by PAD, counts and
+    logs it, and ends the run above `max_bad_share`."""
     max_bad_share: float = 0.001
-    """Masked bytes, as a share of an epoch's payload bytes, above which a run stops."""
+    """Largest share of an epoch's payload bytes that may be masked."""
     cache_folder: str = CACHE_FOLDER
-    """Where shards of remote sets are kept."""
+    """Folder of the cache for shards of remote sets."""
     cache_gb: float = CACHE_GB
-    """What the cache may hold, in 10^9 bytes."""
+    """Limit of the cache, in 10^9 bytes."""
     workers: int = 1
-    """Processes that read rows, for each rank; 0 reads in the trainer itself."""
+    """Processes per rank that read rows; 0 reads them in the rank itself."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Warm-up, then linear decay to 0. The paper's own is AdamW with `lr` 2e-4."""
+    """The optimizer. Learning rates rise linearly, then fall linearly to 0. The paper uses AdamW
+    with `lr` 2e-4."""
 
     name: Literal["muon", "adamw"] = "muon"
-    """`muon` trains the hidden matrices by Muon and the rest by AdamW."""
+    """`muon` trains the hidden matrices with Muon and all other parameters with AdamW."""
     lr: float | None = None
-    """AdamW's, at the end of the warm-up; None is 2e-2 beside Muon and 2e-3 for AdamW alone."""
+    """AdamW's learning rate after the warm-up; by default 2e-2 beside Muon and 2e-3 alone."""
     muon_lr: float = 0.02
-    """Muon's, at the end of the warm-up."""
+    """Muon's learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's coefficients of the running means of the gradient and of its square."""
     weight_decay: float = 0.1
+    """Decoupled weight decay of both optimizers."""
     max_grad_norm: float = 1.0
-    """Largest norm of the gradient; .inf clips nothing."""
+    """Norm to which larger gradients are clipped; .inf never clips."""
     warmup_steps: int = 500
+    """Steps over which the learning rates rise."""
 
     @property
     def adamw_lr(self) -> float:
-        """`lr`, or what stands for None: tables, heads and vectors want more than matrices do."""
+        """`lr`, or its default: embeddings, heads and vectors need more than hidden matrices."""
         if self.lr is not None:
             return self.lr
         return 2e-2 if self.name == "muon" else 2e-3
 
-    def wrong(self) -> list[str]:
-        """Why nothing could be trained so, by key."""
-        wrong = []
-        for name, value, hint in (
+    def problems(self) -> list[str]:
+        """List the values with which training is impossible, by key."""
+        problems = []
+        for name, value, remark in (
             ("lr", self.adamw_lr, ""),
             ("muon_lr", self.muon_lr, ""),
-            ("max_grad_norm", self.max_grad_norm, " (.inf clips nothing)"),
+            ("max_grad_norm", self.max_grad_norm, " (.inf never clips)"),
         ):
             if not value > 0:
-                wrong.append(f"optimizer.{name} is {value}, and must be above 0{hint}")
+                problems.append(f"optimizer.{name} is {value}, and must be above 0{remark}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            wrong.append(f"optimizer.betas are {self.betas}, and must be at least 0 and below 1")
+            problems.append(f"optimizer.betas are {self.betas}, and must be at least 0 and below 1")
         if not self.weight_decay >= 0:
-            wrong.append(f"optimizer.weight_decay is {self.weight_decay}, and must be at least 0")
-        return wrong
+            problems.append(
+                f"optimizer.weight_decay is {self.weight_decay}, and must be at least 0"
+            )
+        if self.warmup_steps < 0:
+            problems.append(
+                f"optimizer.warmup_steps is {self.warmup_steps}, and must be at least 0"
+            )
+        return problems
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how much at once, and how."""
+    """Length of the run, batch sizes, precision, parallelism, evaluation and checkpoints."""
 
     steps: int
+    """Optimizer steps of the run."""
     global_batch: int = 1
-    """Rows of one optimizer step, over all ranks."""
+    """Rows of an optimizer step, over all ranks."""
     micro_batch: int = 1
-    """Rows of one forward and backward on one rank, or on those that share them."""
+    """Rows of one forward and backward pass on a rank, or on a group of ranks that share rows."""
     sequence_parallel_size: int = 1
-    """Ranks that share each row, for rows that are too long for one."""
+    """Number of ranks that share each row, for rows too long for one rank."""
     seed: int = 0
+    """Seed of the initial weights, the order of rows, and dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes under autocast; weights, gradients and optimizer stay fp32. `auto` is bf16
-    where the device multiplies it by instructions of its own, and else fp32."""
+    """`bf16` computes under autocast, with weights, gradients and optimizer state in fp32. `auto`
+    is `bf16` on a device that has instructions for it, otherwise `fp32`."""
     deepspeed: str = "zero1"
-    """A case of `ds_configs` (zero0 to zero3, zero2_offload, zero3_offload), or a JSON file."""
+    """ZeRO stage and offload: a case of `ds_configs` (zero0, zero1, zero2, zero3, zero2_offload,
+    zero3_offload), or a JSON file."""
     log_every: int = 1
-    """Steps between lines of metrics."""
+    """Number of steps between two lines of metrics."""
     eval_every: int = 0
-    """Steps between evaluations on `val`; 0 evaluates only at the end."""
+    """Number of steps between two evaluations on `val`; 0 evaluates only after the last step."""
     eval_rows: int = 64
-    """Rows of each set's `val` that an evaluation during training scores."""
+    """Rows of each set's `val` that an evaluation during training scores, at most."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints; the last step always writes one."""
+    """Number of steps between two checkpoints; the last step always writes one."""
     keep_last: int = 3
-    """Newest checkpoints that are kept; older ones are removed once a newer one is whole."""
+    """Number of newest checkpoints to keep; older ones are removed after a new one is written."""
     keep_every: int = 0
-    """Checkpoints of every so many steps are kept for good; 0 keeps none beside the newest."""
+    """Checkpoints of steps divisible by this are never removed; 0 keeps only the newest."""
     rank_timeout: float = 600.0
-    """Seconds that a rank waits for the others before the run ends."""
+    """Seconds that a rank waits for another one before the run ends."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run depends on; the resolved one is saved in the run's folder."""
+    """Everything that decides a run. The resolved config is saved in the run's folder."""
 
     model: ModelConfig
     data: DataConfig
@@ -159,7 +173,62 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        wrong = []
+        problems = [
+            *self._out_of_range(),
+            *self.optimizer.problems(),
+            *self._sequence_parallel_problems(),
+        ]
+        if not 0 <= self.data.max_bad_share <= 1:
+            problems.append(f"data.max_bad_share is {self.data.max_bad_share}, and must be 0 to 1")
+        if not self.data.sets:
+            problems.append("data.sets is empty: name at least one set made by `bytelm prepare`")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def accumulation(self, ranks: int) -> int:
+        """Return the number of micro batches per step on each of `ranks` ranks.
+
+        Raises:
+            ValueError: if the global batch cannot be divided so, with sizes that can.
+        """
+        rows, micro = self.train.global_batch, self.train.micro_batch
+        group_size = self.train.sequence_parallel_size
+        if ranks % group_size:
+            raise ValueError(
+                f"train.sequence_parallel_size {group_size} does not divide "
+                f"{plural(ranks, 'process', 'processes')}: use a multiple"
+            )
+        groups = ranks // group_size
+        unit = micro * groups
+        if rows % unit == 0:
+            return rows // unit
+        group, readers = "process", plural(groups, "process", "processes")
+        if group_size > 1:
+            group, readers = "group", f"{plural(groups, 'group')} of {group_size} processes"
+        not_dividing = [
+            text
+            for number, text in ((groups, readers), (micro, f"{micro} rows of a micro batch"))
+            if rows % number
+        ]
+        problem = f"{' and '.join(not_dividing)} do not divide it"
+        if not not_dividing:
+            problem = f"{rows // groups} rows a {group} are not cut into micro batches of {micro}"
+        multiples = [n for n in (rows // unit * unit, rows // unit * unit + unit) if n]
+        raise ValueError(
+            f"train.global_batch is {rows}: {problem}; use {readers} x micro batches of {micro} x "
+            f"accumulation, {' or '.join(map(str, multiples))} rows"
+        )
+
+    def open_set(self, number: int) -> ShardSet:
+        """Open the shard set of an entry of `data.sets`."""
+        return open_set(self.data.sets[number].path, self.data.cache_folder, self.data.cache_gb)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, from which `config_from_dict` makes the same config."""
+        return {**dataclasses.asdict(self), "model": self.model.to_dict()}
+
+    def _out_of_range(self) -> list[str]:
+        problems = []
         for name, value, least in (
             ("train.steps", self.train.steps, 1),
             ("train.global_batch", self.train.global_batch, 1),
@@ -174,88 +243,50 @@ class RunConfig:
             ("train.rank_timeout", self.train.rank_timeout, 1),
             ("data.shuffle_window", self.data.shuffle_window, 1),
             ("data.workers", self.data.workers, 0),
-            ("optimizer.warmup_steps", self.optimizer.warmup_steps, 0),
         ):
             if value < least:
-                wrong.append(f"{name} is {value}, and must be at least {least}")
-        wrong += self.optimizer.wrong()
-        wrong += self._wrong_with_sharing()
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        if not 0 <= self.data.max_bad_share <= 1:
-            raise ValueError(f"data.max_bad_share is {self.data.max_bad_share}, and must be 0 to 1")
-        if not self.data.sets:
-            raise ValueError("data.sets is empty: name at least one set made by `bytelm prepare`")
+                problems.append(f"{name} is {value}, and must be at least {least}")
+        return problems
 
-    def _wrong_with_sharing(self) -> list[str]:
-        """Why rows of the model cannot be shared by `train.sequence_parallel_size`."""
+    def _sequence_parallel_problems(self) -> list[str]:
+        """Why the model's rows cannot be shared by `train.sequence_parallel_size` ranks."""
         ranks, heads = self.train.sequence_parallel_size, self.model.stages[0].heads
         if ranks <= 1:
             return []
-        wrong = []
+        problems = []
         patches = self.train.micro_batch * self.model.context // self.model.patch
         if heads % ranks:
-            wrong.append(
-                f"train.sequence_parallel_size {ranks} does not divide stage 0's {heads} heads"
+            problems.append(
+                f"train.sequence_parallel_size {ranks} does not divide stage 0's "
+                f"{plural(heads, 'head')}"
             )
         if patches % ranks:
-            wrong.append(
+            problems.append(
                 f"train.sequence_parallel_size {ranks} does not divide a micro batch's "
-                f"{patches} patches"
+                f"{plural(patches, 'patch', 'patches')}"
             )
         if patches // ranks < self.model.reach:
-            wrong.append(
-                f"train.sequence_parallel_size {ranks} leaves {patches // ranks} patches of a "
-                f"micro batch to a rank, and cross_patch_attention needs {self.model.reach}"
+            problems.append(
+                f"train.sequence_parallel_size {ranks} leaves "
+                f"{plural(patches // ranks, 'patch', 'patches')} of a micro batch to a rank, and "
+                f"cross_patch_attention needs {self.model.reach}"
             )
-        return wrong
+        return problems
 
-    def accumulation(self, ranks: int) -> int:
-        """Micro batches of a step on each of so many ranks.
 
-        Raises ValueError, with numbers that would do, where they do not share a global batch.
-        """
-        rows, micro = self.train.global_batch, self.train.micro_batch
-        shared = self.train.sequence_parallel_size
-        if ranks % shared:
-            raise ValueError(
-                f"train.sequence_parallel_size {shared} does not divide {ranks} processes: "
-                "use a multiple"
-            )
-        groups = ranks // shared
-        once = micro * groups
-        of_each = "process" if shared == 1 else "group"
-        who = "processes" if shared == 1 else f"groups of {shared} processes"
-        parts = ((groups, who), (micro, "rows of a micro batch"))
-        uneven = [f"{number} {what}" for number, what in parts if rows % number]
-        wrong = f"{' and '.join(uneven)} do not divide it" if uneven else ""
-        if not wrong and rows % once:
-            wrong = f"{rows // groups} rows a {of_each} are not cut into micro batches of {micro}"
-        if wrong:
-            near = [n for n in (rows // once * once, rows // once * once + once) if n]
-            raise ValueError(
-                f"train.global_batch is {rows}: {wrong}; use {groups} {who} x "
-                f"micro batches of {micro} x accumulation, {' or '.join(map(str, near))} rows"
-            )
-        return rows // once
-
-    def open_set(self, number: int) -> ShardSet:
-        """The shard set of an entry of `data.sets`."""
-        return open_set(self.data.sets[number].path, self.data.cache_folder, self.data.cache_gb)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `RunConfig` reads them back."""
-        return {**dataclasses.asdict(self), "model": self.model.to_dict()}
+def plural(count: int, singular: str, plural_form: str = "") -> str:
+    """Return a count with its noun: `1 process`, `2 processes`; the plural's default adds an s."""
+    return f"{count} {singular if count == 1 else plural_form or singular + 's'}"
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:
     """Read and check a config file.
 
     Args:
-        overrides: `section.key=value`, each replacing a value of the file.
+        overrides: `section.key=value` texts; each replaces a value of the file.
     Raises:
-        ValueError: for a file that is missing or no mapping, an unknown key (naming the nearest
-            known one), a missing key, or a value of the wrong kind.
+        ValueError: if the file is missing or no mapping, a key is missing or unknown (with the
+            nearest known one), or a value has the wrong type or range.
     """
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
@@ -271,7 +302,7 @@ def load_config(path: Path, overrides: list[str]) -> RunConfig:
 
 
 def config_from_dict(values: dict[str, Any]) -> RunConfig:
-    """The checked config of plain values; raises ValueError as `load_config` does."""
+    """Check plain values and make them a config; raises ValueError as `load_config` does."""
     values = {**values, "model": _resolve_model(values.get("model"))}
     _check_keys(RunConfig, values, "")
     return _parse(values)
@@ -290,12 +321,12 @@ def _parse(values: dict[str, Any]) -> RunConfig:
 
 
 def _resolve_model(model: Any) -> Any:
-    """The model section with its preset filled in."""
+    """The model section with the fields of its preset filled in."""
     if isinstance(model, str):
         return preset(model).to_dict()
     if isinstance(model, dict) and "preset" in model:
-        given = {key: value for key, value in model.items() if key != "preset"}
-        return {**preset(model["preset"]).to_dict(), **given}
+        changes = {key: value for key, value in model.items() if key != "preset"}
+        return {**preset(model["preset"]).to_dict(), **changes}
     return model
 
 
@@ -315,7 +346,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _check_keys(kind: Any, values: Any, path: str) -> None:
-    """ValueError for a key that a dataclass does not have or lacks, at any depth."""
+    """Raise ValueError for a key that is unknown or missing in a dataclass, at any depth."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and isinstance(values, list | tuple):
         for i, value in enumerate(values):

@@ -13,9 +13,9 @@ import yaml
 
 from bytelm.model.presets import preset
 from bytelm.pipelines.config import config_from_dict, load_config
-from bytelm.pipelines.runtime.device import chosen_precision
+from bytelm.pipelines.runtime.device import resolve_precision
 from bytelm.pipelines.training.deepspeed_config import deepspeed_config
-from bytelm.pipelines.training.optimizer import schedule
+from bytelm.pipelines.training.optimizer import learning_rate_factor
 
 MINIMAL: dict[str, Any] = {
     "model": "tiny",
@@ -114,12 +114,12 @@ def test_deepspeed_files_hold_only_their_own_keys(tmp_path: Path) -> None:
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
     config = config_from_dict({**MINIMAL, "optimizer": {"warmup_steps": 4}}).optimizer
-    rates = [schedule(step, 20, config) for step in range(20)]
+    rates = [learning_rate_factor(step, 20, config) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert all(a > b for a, b in pairwise(rates[4:]))
     assert rates[-1] == pytest.approx(1 / 16)
-    assert schedule(20, 20, config) == 0.0
+    assert learning_rate_factor(20, 20, config) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,6 @@ def test_bf16_is_taken_where_the_processor_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: held)
     processor = torch.device("cpu")
-    assert chosen_precision(processor, "auto") == chosen
-    assert chosen_precision(processor, "fp32") == "fp32"
-    assert chosen_precision(processor, "bf16") == "bf16"
+    assert resolve_precision(processor, "auto") == chosen
+    assert resolve_precision(processor, "fp32") == "fp32"
+    assert resolve_precision(processor, "bf16") == "bf16"

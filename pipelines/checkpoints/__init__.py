@@ -1,1 +1,1 @@
-"""What a run and an exported model are on disk, and how they are read."""
+"""Checkpoints and exported models on disk: their layout, and how they are checked and read."""

@@ -96,7 +96,7 @@ def damage_outside_tensors(folder: Path) -> str | None:
 
 
 def model_damage(folder: Path) -> str | None:
-    """Find damage that concerns the exported model: everything but the bytes of DeepSpeed's files."""
+    """Find damage that concerns the exported model: DeepSpeed's files are not read."""
     return checkpoint_damage(folder, lambda path: not path.startswith(f"{DEEPSPEED_FOLDER}/"))
 
 

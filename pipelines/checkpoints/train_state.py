@@ -1,7 +1,7 @@
-"""What the losses of a run say: updates that were skipped, and losses that stand out.
+"""The state of a run beside weights and optimizer: its progress, and the statistics of its loss.
 
-Every rank keeps the same figures, from sums over all ranks, and a checkpoint holds them: a resumed
-run marks and counts what the unbroken one would.
+Every rank computes the same state from sums over all ranks, and a checkpoint stores it, so a
+resumed run marks the spikes and counts the skipped updates that an unbroken run would.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Any
 
 from bytelm.pipelines.storage.files import write_atomic
 
-STATE = "state.json"
+STATE_FILE = "state.json"
 MONITOR_KEY = "watch"
-"""Key of the loss monitor in the file, as the first version named it."""
+"""Key of the loss monitor in the file; the first version chose the name."""
 MAX_SKIPPED_IN_A_ROW = 3
-MEMORY_STEPS = 50
-"""Steps over which mean and variance of the loss look back, with weights that fall off."""
+AVERAGED_STEPS = 50
+"""Time constant, in steps, of the exponential moving mean and variance of the loss."""
 SPIKE_DEVIATIONS = 6.0
+"""Standard deviations above the mean from which a loss is a spike."""
 
 
 @dataclass(frozen=True)
 class LossMonitor:
-    """Figures of the steps so far."""
+    """Moving mean and variance of the loss, and the number of skipped updates."""
 
     counted: int = 0
     """Steps whose loss is in mean and variance."""
@@ -37,41 +38,40 @@ class LossMonitor:
     skipped_in_a_row: int = 0
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a loss stands more than SPIKE_DEVIATIONS above those before it."""
-        above = loss - self.mean
+        """Return whether a loss lies more than SPIKE_DEVIATIONS above the preceding ones."""
         return (
-            self.counted >= MEMORY_STEPS
+            self.counted >= AVERAGED_STEPS
             and math.isfinite(loss)
-            and above > SPIKE_DEVIATIONS * math.sqrt(self.variance)
+            and loss - self.mean > SPIKE_DEVIATIONS * math.sqrt(self.variance)
         )
 
     def after(self, loss: float, is_applied: bool) -> LossMonitor:
-        """The figures with one step more."""
+        """Return the monitor after one more step; `is_applied` is False for a skipped update."""
         if not is_applied:
             return replace(
                 self, skipped=self.skipped + 1, skipped_in_a_row=self.skipped_in_a_row + 1
             )
         counted = self.counted + 1
-        weight = 1 / min(counted, MEMORY_STEPS)
-        above = loss - self.mean
+        weight = 1 / min(counted, AVERAGED_STEPS)
+        deviation = loss - self.mean
         return LossMonitor(
-            counted,
-            self.mean + weight * above,
-            (1 - weight) * (self.variance + weight * above * above),
-            self.skipped,
-            0,
+            counted=counted,
+            mean=self.mean + weight * deviation,
+            variance=(1 - weight) * (self.variance + weight * deviation * deviation),
+            skipped=self.skipped,
+            skipped_in_a_row=0,
         )
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands: the steps done, the next row of the data, and what was counted."""
+    """Progress of a run: the steps done, the next row of the data, and the running counts."""
 
     step: int
     epoch: int
     row: int
     plan: dict[str, Any]
-    """Identity of the plan that `epoch` and `row` belong to."""
+    """Identity of the plan that `epoch` and `row` refer to."""
     ranks: int
     zero_stage: int
     masked_bytes: int = 0
@@ -80,15 +80,15 @@ class TrainState:
 
 
 def read_state(folder: Path) -> TrainState:
-    """The state in a checkpoint's folder."""
-    values = json.loads((folder / STATE).read_text())
-    monitor = LossMonitor(**values.pop(MONITOR_KEY))
-    return TrainState(**values, loss_monitor=monitor)
+    """Read the state in a checkpoint's folder."""
+    values = json.loads((folder / STATE_FILE).read_text())
+    loss_monitor = LossMonitor(**values.pop(MONITOR_KEY))
+    return TrainState(**values, loss_monitor=loss_monitor)
 
 
 def write_state(folder: Path, state: TrainState) -> Path:
     """Write the state to a checkpoint's folder; returns the file."""
     values = dataclasses.asdict(state)
     values[MONITOR_KEY] = values.pop("loss_monitor")
-    write_atomic(folder / STATE, json.dumps(values, indent=1).encode())
-    return folder / STATE
+    write_atomic(folder / STATE_FILE, json.dumps(values, indent=1).encode())
+    return folder / STATE_FILE

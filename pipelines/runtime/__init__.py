@@ -1,1 +1,1 @@
-"""The process and the machine: devices, memory, signals, launching ranks."""
+"""The process and the machine: device, allocator, signals, and the launcher of ranks."""

@@ -1,4 +1,4 @@
-"""How the process keeps memory between steps."""
+"""Make glibc's allocator keep freed memory in the process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _M_ARENA_MAX = -8
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next tensor, in one arena for all threads.
 
-    By default it gives every block above some megabytes back to the kernel, and each step takes
-    all its activations from there again, page by page: on two cores a training step then takes a
-    fifth longer. To be called before torch starts its threads. Does nothing without glibc.
+    By default glibc returns every block above some megabytes to the kernel, so each training step
+    faults all its activations in again, page by page: on two cores a step takes a fifth longer.
+    Call this before torch starts its threads. Without glibc it does nothing.
     """
     if sys.platform != "linux":
         return

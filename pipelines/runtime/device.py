@@ -8,43 +8,49 @@ from typing import Literal
 
 import torch
 
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a model computes at `fp32` or `bf16`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+BF16_CPU_FEATURES = ("amx_bf16", "avx512_bf16", "sve_bf16")
+"""Instruction sets that multiply bfloat16, by PyTorch's names."""
+MEASURED_PRODUCTS = 5
 
 
 def this_device() -> torch.device:
-    """The GPU of this rank where the machine has one, else the CPU."""
+    """Return this rank's GPU if the machine has one, otherwise the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
-def chosen_precision(device: torch.device, precision: str) -> Literal["fp32", "bf16"]:
-    """`fp32` or `bf16`: as asked, or what the device is made for where `auto` is asked.
+def resolve_precision(device: torch.device, precision: str) -> Literal["fp32", "bf16"]:
+    """Resolve `auto` to `bf16` if the device has instructions for it, otherwise to `fp32`.
 
-    A processor without instructions for bf16 takes twice to three times as long with it.
+    A CPU without such instructions computes in bf16 two to three times slower than in fp32.
     """
     if precision != "auto":
         return "bf16" if precision == "bf16" else "fp32"
     if device.type == "cuda":
-        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        held = torch.cpu.get_capabilities()
-        has = any(held.get(name) for name in ("amx_bf16", "avx512_bf16", "sve_bf16"))
-    return "bf16" if has else "fp32"
+        capabilities = torch.cpu.get_capabilities()
+        has_bf16 = any(capabilities.get(name) for name in BF16_CPU_FEATURES)
+    return "bf16" if has_bf16 else "fp32"
 
 
-def product_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s that a large matrix product reaches on a device now: the peak that a run is held
-    against. On the CPU with the threads of this process, beside whatever else runs there."""
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the autocast context of a precision: bfloat16 for `bf16`, disabled for `fp32`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def measured_matmul_flops(device: torch.device, precision: str) -> float:
+    """Measure the FLOP/s of a large matrix product on a device: the peak that MFU refers to.
+
+    The CPU is measured with the threads of this process, under the load that it has now.
+    """
     size = 1024 if device.type == "cpu" else 8192
     matrix = torch.ones(size, size, device=device)
     seconds = math.inf
     with torch.no_grad(), autocast(device, precision):
-        for _ in range(5):
-            began = time.perf_counter()
+        for _ in range(MEASURED_PRODUCTS):
+            start = time.perf_counter()
             (matrix @ matrix)[0, 0].item()
-            seconds = min(seconds, time.perf_counter() - began)
+            seconds = min(seconds, time.perf_counter() - start)
     return 2 * size**3 / seconds

@@ -1,7 +1,8 @@
-"""The ranks of one machine as processes: started, told of signals, and ended together.
+"""Start the ranks of one machine as processes, forward signals to them, and end them together.
 
-torchrun answers SIGTERM with 30 seconds and status 1, and makes one status of all; here a rank has
-the time that its checkpoint takes, and the command ends with the status of the rank that failed.
+torchrun would kill the ranks 30 seconds after a SIGTERM and merge their exit statuses into one.
+Here a rank has as long as its checkpoint takes, and the command ends with the status of the rank
+that failed.
 """
 
 from __future__ import annotations
@@ -20,40 +21,65 @@ from contextlib import suppress
 
 from bytelm.pipelines.runtime import signals
 
-LAUNCHER = "BYTELM_LAUNCHER"
-"""Names the file that `launch` has locked for as long as it runs."""
+Processes = Sequence[subprocess.Popen[bytes]]
+
+LAUNCHER_LOCK = "BYTELM_LAUNCHER"
+"""Environment variable with the path of a file that `launch` keeps locked while it runs."""
 GRACE_SECONDS = 10.0
-"""What the other ranks have to say what they know, once one has failed."""
+"""Time in which the other ranks can report their errors after one has failed."""
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run `bytelm ARGUMENTS` in so many ranks on this machine; gives the exit status.
+def launch(arguments: Sequence[str], ranks: int) -> int:
+    """Run `bytelm ARGUMENTS` in `ranks` processes on this machine.
 
-    Signals of `signals.STOP` are passed on to every rank, `signals.SAVE` to the first: what one
-    rank is asked for all do, and two that hear of it in different steps would save twice. Where one
-    fails, the others are ended, and its exit status is given: 1 where a signal ended it.
+    `signals.STOP` is forwarded to every rank. `signals.SAVE` is forwarded to the first rank only:
+    all ranks do what one is asked, and two that heard of it in different steps would save twice.
+    When a rank fails, the others are ended.
+
+    Returns:
+        The exit status of the rank that failed, 1 if a signal ended it; 0 if none failed.
     """
-    signals.block()
-    watched = {*signals.ALL, signal.SIGCHLD}
+    signals.block_until_listening()
+    watched = {*signals.HANDLED, signal.SIGCHLD}
     with tempfile.NamedTemporaryFile(prefix="bytelm-") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         port = free_port()
-        ranks = [_start(arguments, rank, processes, lock.name, port) for rank in range(processes)]
+        processes = [_start(arguments, rank, ranks, lock.name, port) for rank in range(ranks)]
         status = 0
         try:
-            while not status and _alive(ranks):
+            while not status and _any_alive(processes):
                 received = signal.sigwaitinfo(watched).si_signo
-                if received in signals.ALL:
-                    _send(ranks[:1] if received == signals.SAVE else ranks, received)
-                status = _failure(ranks)
+                if received in signals.HANDLED:
+                    _send(processes[:1] if received == signals.SAVE else processes, received)
+                status = _failure(processes)
             deadline = time.monotonic() + GRACE_SECONDS
-            while _alive(ranks) and (left := deadline - time.monotonic()) > 0:
-                signal.sigtimedwait(watched, left)
+            while _any_alive(processes) and (seconds := deadline - time.monotonic()) > 0:
+                signal.sigtimedwait(watched, seconds)
         finally:
-            _send(ranks, signal.SIGKILL)
-            for process in ranks:
+            _send(processes, signal.SIGKILL)
+            for process in processes:
                 process.wait()
     return status
+
+
+def exit_with_launcher() -> None:
+    """End this rank when its launcher ends: a launcher killed by SIGKILL cannot end its ranks."""
+
+    def exit_when_unlocked() -> None:
+        with suppress(FileNotFoundError), open(os.environ[LAUNCHER_LOCK]) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        print("bytelm train: the command that launched this rank has ended", file=sys.stderr)
+        os._exit(1)
+
+    if LAUNCHER_LOCK in os.environ:
+        threading.Thread(target=exit_when_unlocked, daemon=True).start()
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that nothing uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _start(
@@ -69,49 +95,31 @@ def _start(
         "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        LAUNCHER: lock,
+        LAUNCHER_LOCK: lock,
     }
     command = [sys.executable, "-m", "bytelm", *arguments]
-    # A session of its own: Ctrl-C in a terminal reaches the command alone, which passes it on.
+    # In its own session, a rank does not receive a terminal's Ctrl-C: the launcher forwards it.
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nobody uses now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def _any_alive(processes: Processes) -> bool:
+    return any(process.poll() is None for process in processes)
 
 
-def _alive(ranks: Sequence[subprocess.Popen[bytes]]) -> bool:
-    return any(rank.poll() is None for rank in ranks)
+def _send(processes: Processes, number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
 
 
-def _send(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    for rank in ranks:
-        if rank.poll() is None:
-            rank.send_signal(number)
-
-
-def _failure(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    """The exit status of a rank that has failed, 0 where none has; says which were killed."""
-    statuses = [rank.poll() for rank in ranks]
-    for number, status in enumerate(statuses):
+def _failure(processes: Processes) -> int:
+    """The exit status of a rank that failed, or 0; prints which ranks a signal ended."""
+    statuses = [process.poll() for process in processes]
+    for rank, status in enumerate(statuses):
         if status is not None and status < 0:
             name = signal.Signals(-status).name
-            print(f"bytelm train: rank {number} was ended by {name}", file=sys.stderr)
+            print(f"bytelm train: rank {rank} was ended by {name}", file=sys.stderr)
     failed = [status for status in statuses if status]
-    return (1 if min(failed) < 0 else failed[0]) if failed else 0
-
-
-def end_with_launcher() -> None:
-    """Have this rank end once `launch` has. If that is killed, nobody else ends it."""
-
-    def wait() -> None:
-        with suppress(FileNotFoundError), open(os.environ[LAUNCHER]) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        print("bytelm train: the command that launched this rank has ended", file=sys.stderr)
-        os._exit(1)
-
-    if LAUNCHER in os.environ:
-        threading.Thread(target=wait, daemon=True).start()
+    if not failed:
+        return 0
+    return 1 if min(failed) < 0 else failed[0]

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop or to save: noted when they come, answered between steps."""
+"""Signals that ask a run to stop or to save: recorded on arrival, answered between steps."""
 
 from __future__ import annotations
 
@@ -9,55 +9,59 @@ from types import FrameType
 
 STOP = (signal.SIGTERM, signal.SIGINT)
 SAVE = signal.SIGUSR1
-ALL = (*STOP, SAVE)
+HANDLED = (*STOP, SAVE)
 
 
 class SignalListener:
-    """What signals have asked of this process since it began to listen."""
+    """Records the signals that this process received since the listener was made."""
 
     def __init__(self) -> None:
-        """Begin to listen, also where whoever started this process has blocked the signals."""
-        self.stop = False
-        self._saves = 0
-        self._taken = 0
-        for number in ALL:
-            signal.signal(number, self._note)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*ALL, signal.SIGCHLD})
+        """Install the handlers, and unblock what the parent process may have blocked."""
+        self.stop_requested = False
+        self._saves_requested = 0
+        self._saves_taken = 0
+        for number in HANDLED:
+            signal.signal(number, self._record)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*HANDLED, signal.SIGCHLD})
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == SAVE:
-            self._saves += 1
-        else:
-            self.stop = True
+    def take_save_request(self) -> bool:
+        """Return whether a save was requested since the last call.
 
-    def take_save(self) -> bool:
-        """Whether a save was asked for since this was last called. One that is asked for meanwhile
-        is left for the next call."""
-        asked = self._saves
-        is_new = asked > self._taken
-        self._taken = asked
+        A request that arrives during the call is left for the next one.
+        """
+        requested = self._saves_requested
+        is_new = requested > self._saves_taken
+        self._saves_taken = requested
         return is_new
 
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        if number == SAVE:
+            self._saves_requested += 1
+        else:
+            self.stop_requested = True
 
-def block() -> None:
-    """Leave signals pending, also in processes started from now on, until each of them listens:
-    none is lost, and none ends a process early."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*ALL, signal.SIGCHLD})
+
+def block_until_listening() -> None:
+    """Keep signals pending, in this process and those it starts, until each makes its listener.
+
+    No signal is lost, and none ends a process before it can save.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*HANDLED, signal.SIGCHLD})
 
 
-def leave_to_parent() -> None:
-    """Let these signals go by, but for the SIGTERM by which the parent ends this process.
+def ignore_in_worker() -> None:
+    """Ignore the signals in a data worker, except a SIGTERM that its parent sends to end it.
 
-    A terminal and a cluster's scheduler send them to every process, and a data worker that ended
-    by one would break the step that has to end well.
+    A terminal and a cluster's scheduler signal every process. A data worker that died of that
+    would break the step that has to be completed before the save.
     """
     for number in (signal.SIGINT, SAVE):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
-    def wait() -> None:
+    def exit_on_parents_signal() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
             pass
         os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=exit_on_parents_signal, daemon=True).start()

@@ -1,1 +1,1 @@
-"""The trainer under DeepSpeed, and all that only training needs."""
+"""Training under DeepSpeed: trainer, engine, optimizer, checkpoints, metrics, preview."""

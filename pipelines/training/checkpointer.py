@@ -131,9 +131,7 @@ class Checkpointer:
         save_pretrained(weights, self.engine.config.model, model, self.extra)
         return [*sorted(model.iterdir()), write_state(temporary, state)]
 
-    def _publish(
-        self, temporary: Path, folder: Path, files: FileEntries, step: int
-    ) -> list[Path]:
+    def _publish(self, temporary: Path, folder: Path, files: FileEntries, step: int) -> list[Path]:
         """On rank 0: write the manifest, give the folder its name, and remove old checkpoints."""
         if self.engine.rank == 0:
             write_checkpoint_manifest(temporary, folder.name, files)

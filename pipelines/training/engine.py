@@ -1,10 +1,10 @@
-"""DeepSpeed behind one class: the only file that imports it.
+"""DeepSpeed behind one class: this is the only file that imports it.
 
-The run's config owns batch size, optimizer, schedule, clipping and precision; a JSON of
-`ds_configs` owns ZeRO and offload. DeepSpeed's import takes seconds, so it happens where it is
-needed: `Engine` and `start_ranks`.
+The run's config owns batch size, optimizer, learning rates, clipping and precision; a JSON of
+`ds_configs` owns ZeRO and offload. Importing DeepSpeed takes seconds, so it is imported inside the
+functions that need it.
 
-    B rows of a micro batch    L ids in a row    W ranks
+    B   rows of a micro batch        L   ids in a row
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,244 +24,191 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bytelm.modalities import MODALITIES, framing
+from bytelm.modalities import MODALITIES
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.sequence_parallel import SequenceParallel
+from bytelm.pipelines.checkpoints.manifest import DEEPSPEED_FOLDER
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.data.batch import Batch, Damage, Origin
-from bytelm.pipelines.runtime.device import chosen_precision, this_device
+from bytelm.pipelines.runtime.device import resolve_precision, this_device
 from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.training import reshard
-from bytelm.pipelines.training.deepspeed_config import deepspeed_config
+from bytelm.pipelines.training.deepspeed_config import deepspeed_config, zero_stage
 from bytelm.pipelines.training.muon import Muon
-from bytelm.pipelines.training.muon_sharding import Slices
+from bytelm.pipelines.training.muon_sharding import MatrixShards
 from bytelm.pipelines.training.optimizer import make_optimizer, set_learning_rates
+from bytelm.pipelines.training.step_statistics import (
+    StepStatistics,
+    count_ids,
+    finite_rows,
+    nats_by_modality,
+)
 
 T = TypeVar("T")
 
-SHARDS = "deepspeed"
-"""DeepSpeed's folder in a checkpoint."""
-
-
-@dataclass(frozen=True)
-class StepStatistics:
-    """One optimizer step, over all ranks."""
-
-    nats: float
-    """-Σ log p of every scored id."""
-    scored: int
-    """Number of scored ids."""
-    payload_nats: dict[str, float]
-    """-Σ log p of the payload bytes of each modality."""
-    payload_bytes: dict[str, int]
-    damage: list[Damage]
-    """Pieces that were masked."""
-    pad_ids: int
-    """Number of PAD ids."""
-    grad_norm: float
-    """Norm of the gradient before clipping; NaN where the update was skipped."""
-    lr: float
-    is_applied: bool
-    """False where loss or gradient were not finite, and the update was skipped."""
-    suspects: list[Origin]
-    """Where a skipped update came from: the rows whose nats are not finite, or all of them."""
-
-    @property
-    def loss(self) -> float:
-        """Nats for each scored id."""
-        return self.nats / max(1, self.scored)
-
-
-def start_ranks(timeout: float) -> None:
-    """Join the process group, as torchrun's variables say, or as a single process.
-
-    Args:
-        timeout: seconds after which waiting for another rank is an error.
-    Raises:
-        ValueError: for more processes on a machine than it has GPUs, if it has any.
-    """
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    gpus = torch.cuda.device_count()
-    if gpus and int(os.environ["LOCAL_RANK"]) >= gpus:
-        raise ValueError(
-            f"more processes were started on this machine than its GPUs, {gpus}: start one for "
-            f"each (--nproc-per-node={gpus}), or set CUDA_VISIBLE_DEVICES= to train without"
-        )
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    if not torch.cuda.is_available():
-        # Its shared-memory all-reduce would need a compiler; gloo does without.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that torch has begun to rename, in every step.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+NEVER = 1 << 60
+"""Steps between lines that DeepSpeed prints itself."""
 
 
 class Engine:
-    """A model under DeepSpeed: steps, evaluation, checkpoints and exported weights."""
+    """A model under DeepSpeed: training steps, evaluation, and its part of checkpoints.
+
+    Every rank has one. A method that exchanges something between ranks has to be called by all.
+    """
 
     def __init__(self, model: Megabyte, config: RunConfig):
-        import deepspeed
-
+        """
+        Args:
+            config: of the run; `self.config` has its precision resolved for this device.
+        """
         self.rank = dist.get_rank()
         self.ranks = dist.get_world_size()
         self.device = this_device()
-        precision = chosen_precision(self.device, config.train.precision)
+        precision = resolve_precision(self.device, config.train.precision)
         self.config = config = replace(config, train=replace(config.train, precision=precision))
         self.accumulation = config.accumulation(self.ranks)
-        shared = config.train.sequence_parallel_size
-        # Which of the groups of ranks this is that have rows of their own.
-        self.group, self.groups = self.rank // shared, self.ranks // shared
-        self._sequence_parallel = (
-            _sequence_parallel_group(self.group, self.groups, config) if shared > 1 else None
-        )
-        self.zero_stage: int
-        ds_config = deepspeed_config(config.train.deepspeed)
-        self.zero_stage = ds_config["zero_optimization"]["stage"]
+        # Ranks of one sequence-parallel group share rows, so data parallelism is over the groups.
+        group_size = config.train.sequence_parallel_size
+        self.data_parallel_rank = self.rank // group_size
+        self.data_parallel_size = self.ranks // group_size
+        self._sequence_parallel = self._join_sequence_parallel_group() if group_size > 1 else None
+        self.zero_stage = zero_stage(config.train.deepspeed)
         optimizer = make_optimizer(model, config.optimizer, precision)
-        self._names = reshard.parameter_names(optimizer, model)
+        self._parameter_names = reshard.parameter_names(optimizer, model)
+        self._unsharded_grad_norm = 0.0
+        """Norm of this step's gradient at ZeRO 0, at which DeepSpeed does not compute it."""
         if self.zero_stage == 0:
-            self._unsharded_grad_norm = 0.0
-            optimizer.register_step_pre_hook(self._skip_what_is_not_finite)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config={
-                **ds_config,
-                # As if ranks that share rows had their own: its mean over ranks is what is meant.
-                "train_batch_size": config.train.global_batch * shared,
-                "train_micro_batch_size_per_gpu": config.train.micro_batch,
-                "gradient_accumulation_steps": self.accumulation,
-                "gradient_clipping": config.optimizer.max_grad_norm,
-                "zero_allow_untested_optimizer": True,
-                "torch_autocast": {
-                    "enabled": precision == "bf16",
-                    "dtype": "bfloat16",
-                },
-                "steps_per_print": 1 << 60,
-            },
-        )
+            optimizer.register_step_pre_hook(self._drop_nonfinite_gradients)
+        self._initialize_deepspeed(model, optimizer)
         if isinstance(optimizer, Muon):
-            optimizer.slices = self._slices()
+            optimizer.shards = self._matrix_shards()
 
-    def _slices(self) -> dict[Tensor, Slices]:
-        """How the hidden matrices lie in the flat parameters that DeepSpeed made of them."""
-        zero = self._optimizer
-        where = self.ranks, self.rank, self.device
-        if self.zero_stage == 0:
-            return {}
-        if self.zero_stage < 3:
-            return {
-                flat: Slices.of_sequence([p.shape for p in parameters], size, *where)
-                for group, flat, parameters, size in zip(
-                    zero.param_groups,
-                    zero.single_partition_of_fp32_groups,
-                    zero.round_robin_bit16_groups,
-                    zero.partition_size,
-                    strict=True,
-                )
-                if group["is_muon"]
-            }
-        return {
-            flat: Slices.of_each([p.ds_shape for p in parameters], *where)
-            for index, (flat, parameters) in enumerate(
-                zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
-            )
-            if zero.param_groups[zero.sub_group_to_group_id[index]]["is_muon"]
-        }
+    # --- steps ---
 
     def train_step(self, step: int, steps: int, micro_batches: Sequence[Batch]) -> StepStatistics:
-        """Optimizer step `step` (from 0) of `steps`, on this rank's part of a global batch.
+        """Take optimizer step `step` (from 0) of `steps`, on this rank's part of a global batch.
 
-        The loss is Σ nats / Σ scored ids of the whole global batch, whatever the number of ranks
-        and micro batches.
+        The loss is Σ nats / Σ scored ids of the whole global batch, for any number of ranks and
+        micro batches.
         """
         assert len(micro_batches) == self.accumulation
         lr = set_learning_rates(self._optimizer, step, steps, self.config.optimizer)
-        # Dropout's noise is a function of the step, so a resumed run draws the same.
+        # Dropout's noise is a function of the step, so that a resumed run draws the same.
         torch.manual_seed(hash((self.config.train.seed, step, self.rank)) & 0xFFFFFFFF)
-        counted = (
-            micro_batches
-            if self._sequence_parallel is None or self._sequence_parallel.rank == 0
-            else []
+        counted = self._batches_counted_here(micro_batches)
+        scored = int(self._sum(torch.tensor(sum(int(b.scored.sum()) for b in counted))))
+        nats, is_finite = self._forward_backward(micro_batches, scored)
+        nats, damage, counts = self._sum_over_step(nats, counted)
+        grad_norm, is_applied = self._outcome()
+        return StepStatistics(
+            nats=float(nats[0]),
+            scored=scored,
+            payload_nats=dict(zip(MODALITIES, nats[1:].tolist(), strict=True)),
+            payload_bytes=dict(zip(MODALITIES, counts[:-1].tolist(), strict=True)),
+            damage=damage,
+            pad_ids=int(counts[-1]),
+            grad_norm=grad_norm,
+            lr=lr,
+            is_applied=is_applied,
+            suspects=[] if is_applied else self._suspects(micro_batches, is_finite),
         )
-        scored = self._sum(torch.tensor(sum(int(b.scored.sum()) for b in counted)))
+
+    @torch.no_grad()
+    def nats(self, batch: Batch) -> Tensor:
+        """Compute [B, L] float32 nats of each id, without dropout.
+
+        Each rank has rows of its own here, also where training shares them. Every rank has to
+        call it.
+        """
+        self._engine.eval()
+        return self._forward(batch, None)
+
+    def _batches_counted_here(self, micro_batches: Sequence[Batch]) -> Sequence[Batch]:
+        """The micro batches that this rank counts: those of a group are counted by its first."""
+        is_first = self._sequence_parallel is None or self._sequence_parallel.rank == 0
+        return micro_batches if is_first else []
+
+    def _forward_backward(
+        self, micro_batches: Sequence[Batch], scored: int
+    ) -> tuple[Tensor, list[bool]]:
+        """Accumulate gradients over the micro batches; the last one updates the weights.
+
+        Returns:
+            This rank's `nats_by_modality`, and for each row whether its nats are finite.
+        """
         # DeepSpeed divides by the number of micro batches and of ranks.
-        scale = self.accumulation * self.ranks / max(1, int(scored))
-        sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
-        counts = torch.zeros(2 + len(MODALITIES), dtype=torch.int64)
-        damage = [d for b in counted for d in b.damage]
-        is_finite: list[bool] = []  # by row
-        grad_norm = math.nan
+        scale = self.accumulation * self.ranks / max(1, scored)
+        nats_sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
+        is_finite: list[bool] = []
         self._engine.train()
         for number, batch in enumerate(micro_batches):
             nats = self._forward(batch, self._sequence_parallel)
             loss = nats[batch.scored.to(self.device)].sum() * scale
-            # The factor is 1, or NaN where the loss is not finite: then the gradient is neither.
+            # The factor is 1, or NaN if the loss is not finite: then the gradient is NaN too.
             self._engine.backward(loss * (1.0 + 0.0 * loss.detach()))
-            is_finite += _is_finite(nats.detach(), batch)
-            sums += _nats_by_modality(nats.detach(), batch)
+            is_finite += finite_rows(nats.detach(), batch)
+            nats_sums += nats_by_modality(nats.detach(), batch)
             if number == self.accumulation - 1 and self.zero_stage == 0:
-                grad_norm = self._unsharded_grad_norm = self._norm_of_gradients()
+                self._unsharded_grad_norm = self._compute_grad_norm()
             self._engine.step()
-        counts[0] = len(damage)
-        for batch in counted:
-            counts[1:-1] += _bytes_by_modality(batch)
-            counts[-1] += (batch.ids == framing.PAD).sum()
-        sums, counts = self._sum(sums), self._sum(counts)
-        if counts[0]:
-            damage = self.gather(damage)
-        is_applied = math.isfinite(grad_norm)
-        if self.zero_stage > 0:
-            is_applied = self._engine.was_step_applied()
-            grad_norm = float(self._engine.get_global_grad_norm()) if is_applied else math.nan
-        suspects = [] if is_applied else self._suspects(micro_batches, is_finite)
-        return StepStatistics(
-            nats=float(sums[0]),
-            scored=int(scored),
-            payload_nats=dict(zip(MODALITIES, sums[1:].tolist(), strict=True)),
-            payload_bytes=dict(zip(MODALITIES, counts[1:-1].tolist(), strict=True)),
-            damage=damage,
-            pad_ids=int(counts[-1]),
-            grad_norm=grad_norm if is_applied else math.nan,
-            lr=lr,
-            is_applied=is_applied,
-            suspects=suspects,
-        )
-
-    def _suspects(self, micro_batches: Sequence[Batch], is_finite: Sequence[bool]) -> list[Origin]:
-        rows = [origin for batch in micro_batches for origin in batch.origins if origin]
-        bad = [origin for origin, good in zip(rows, is_finite, strict=True) if not good]
-        found = self.gather(bad) or self.gather(rows)
-        return list(dict.fromkeys(found))  # ranks that share a row name it once each
-
-    @torch.no_grad()
-    def nats(self, batch: Batch) -> Tensor:
-        """[B, L] float32 nats of each id, without dropout, of rows that each rank has to itself;
-        every rank has to call it."""
-        self._engine.eval()
-        return self._forward(batch, None)
+        return nats_sums, is_finite
 
     def _forward(self, batch: Batch, sequence_parallel: SequenceParallel | None) -> Tensor:
         ids, document, modality, codec_features = batch.inputs(self.device)
         return self._engine(ids, document, modality, sequence_parallel, codec_features)
 
-    def _skip_what_is_not_finite(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Before a step at ZeRO 0: without gradients nothing is updated. DeepSpeed skips such steps
-        at the other stages."""
+    def _compute_grad_norm(self) -> float:
+        norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]
+        return float(torch.stack(norms).norm())
+
+    def _outcome(self) -> tuple[float, bool]:
+        """Norm of the step's gradient, NaN if the update was skipped; whether it was applied."""
+        if self.zero_stage == 0:
+            grad_norm = self._unsharded_grad_norm
+            is_applied = math.isfinite(grad_norm)
+        else:
+            is_applied = self._engine.was_step_applied()
+            grad_norm = float(self._engine.get_global_grad_norm()) if is_applied else math.nan
+        return (grad_norm if is_applied else math.nan), is_applied
+
+    def _drop_nonfinite_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before a step at ZeRO 0: remove gradients that are not finite, so nothing is updated.
+
+        DeepSpeed skips these steps itself at the other stages.
+        """
         if not math.isfinite(self._unsharded_grad_norm):
             optimizer.zero_grad(set_to_none=True)
 
-    def _norm_of_gradients(self) -> float:
-        norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]
-        return float(torch.stack(norms).norm())
+    def _sum_over_step(
+        self, nats: Tensor, counted: Sequence[Batch]
+    ) -> tuple[Tensor, list[Damage], Tensor]:
+        """Sums over ranks of `nats_by_modality` and `count_ids`, and the damage on all ranks."""
+        damage = [piece for batch in counted for piece in batch.damage]
+        nats = self._sum(nats)
+        counts = self._sum(torch.cat([torch.tensor([len(damage)]), count_ids(counted)]))
+        return nats, self.gather(damage) if counts[0] else [], counts[1:]
+
+    def _suspects(self, micro_batches: Sequence[Batch], is_finite: Sequence[bool]) -> list[Origin]:
+        rows = [origin for batch in micro_batches for origin in batch.origins if origin]
+        bad = [origin for origin, good in zip(rows, is_finite, strict=True) if not good]
+        suspects = self.gather(bad) or self.gather(rows)
+        return list(dict.fromkeys(suspects))  # ranks that share a row name it once each
+
+    # --- ranks ---
+
+    def sum_over_ranks(self, values: Sequence[float], dtype: torch.dtype) -> list[Any]:
+        """Return the sum of each value over ranks. Every rank has to call it."""
+        return self._sum(torch.tensor(values, dtype=dtype)).tolist()
+
+    def gather(self, items: list[T]) -> list[T]:
+        """Return the items of all ranks, by rank. Every rank has to call it."""
+        parts: list[list[T]] = [[] for _ in range(self.ranks)]
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def barrier(self) -> None:
+        """Wait until every rank has called it."""
+        dist.barrier()
 
     def _sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, on the CPU."""
@@ -269,27 +216,16 @@ class Engine:
         dist.all_reduce(summed)
         return summed.cpu()
 
-    def sum_over_ranks(self, values: Sequence[float], dtype: torch.dtype) -> list[Any]:
-        """The sums of each value over ranks; every rank has to call it."""
-        return self._sum(torch.tensor(values, dtype=dtype)).tolist()
-
-    def gather(self, items: list[T]) -> list[T]:
-        """The items of all ranks, in their order; every rank has to call it."""
-        parts: list[list[T]] = [[] for _ in range(self.ranks)]
-        dist.all_gather_object(parts, items)
-        return [item for part in parts for item in part]
-
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        dist.barrier()
-
     # --- checkpoints ---
 
     def save(self, folder: Path) -> list[Path]:
         """Write this rank's part of weights and optimizer into a folder that all ranks share.
 
-        Returns the files that this rank wrote. Raises what torch does where a file cannot be
-        written, but once all ranks are through: a rank that fails leaves no other one waiting.
+        Returns:
+            The files that this rank wrote.
+        Raises:
+            OSError, RuntimeError: if a file cannot be written. They are raised once all ranks are
+                through, so that a rank that fails leaves no other one waiting.
         """
         written: list[Path] = []
         errors: list[OSError | RuntimeError] = []
@@ -303,26 +239,37 @@ class Engine:
                 errors.append(error)
 
         self._engine.checkpoint_engine.save = write
-        # It would copy a script that makes fp32 weights, which `model/` holds already.
+        # It copies a script that makes fp32 weights, which the exported model has already.
         self._engine._copy_recovery_script = lambda folder: None
-        self._engine.save_checkpoint(str(folder), tag=SHARDS, client_state={}, save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder), tag=DEEPSPEED_FOLDER, client_state={}, save_latest=False
+        )
         if errors:
             raise errors[0]
         return written
 
     def load(self, folder: Path, ranks: int, zero_stage: int) -> None:
-        """Load what `save` wrote under so many ranks and a ZeRO stage; to the last bit where they
-        are those of this engine."""
+        """Load what `save` wrote.
+
+        Args:
+            ranks: the number of ranks that wrote it.
+            zero_stage: the ZeRO stage under which it was written. If both are this engine's, the
+                run continues to the last bit.
+        """
         if (ranks, zero_stage) == (self.ranks, self.zero_stage):
-            path, _ = self._engine.load_checkpoint(str(folder), tag=SHARDS)
+            path, _ = self._engine.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
             assert path, f"DeepSpeed found no checkpoint in {folder}"
             return
-        saved = reshard.SavedTensors(folder / SHARDS, ranks, zero_stage, self._names)
+        saved = reshard.SavedTensors(
+            folder / DEEPSPEED_FOLDER, ranks, zero_stage, self._parameter_names
+        )
         reshard.load(self._optimizer, self._engine.module, self.zero_stage, saved)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole weights in fp32 on the CPU, gathered one by one; empty but on rank 0.
-        Every rank has to call it."""
+        """Gather the whole weights one by one, in fp32 on the CPU of rank 0; empty on other ranks.
+
+        Every rank has to call it.
+        """
         weights: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.named_parameters(remove_duplicate=False):
             with self._gathered(parameter):
@@ -337,34 +284,95 @@ class Engine:
         with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3):
             yield
 
+    # --- set up ---
 
-def _sequence_parallel_group(group: int, groups: int, config: RunConfig) -> SequenceParallel:
-    """This rank's place among those that share its rows, which follow one another. Every rank has
-    to call it."""
-    ranks, timeout = (
-        config.train.sequence_parallel_size,
-        timedelta(seconds=config.train.rank_timeout),
-    )
-    first = range(0, groups * ranks, ranks)
-    made = [dist.new_group(list(range(n, n + ranks)), timeout=timeout) for n in first]
-    own = made[group]
-    assert isinstance(own, dist.ProcessGroup)
-    return SequenceParallel(own, ranks, dist.get_rank(own))
+    def _join_sequence_parallel_group(self) -> SequenceParallel:
+        """This rank's position in its group, which is of consecutive ranks."""
+        size = self.config.train.sequence_parallel_size
+        timeout = timedelta(seconds=self.config.train.rank_timeout)
+        groups = [
+            dist.new_group(list(range(first, first + size)), timeout=timeout)
+            for first in range(0, self.ranks, size)
+        ]
+        group = groups[self.data_parallel_rank]
+        assert isinstance(group, dist.ProcessGroup)
+        return SequenceParallel(group, size, dist.get_rank(group))
+
+    def _initialize_deepspeed(self, model: Megabyte, optimizer: torch.optim.Optimizer) -> None:
+        import deepspeed
+
+        train = self.config.train
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config={
+                **deepspeed_config(train.deepspeed),
+                # As if ranks that share rows had their own: DeepSpeed takes the mean over ranks.
+                "train_batch_size": train.global_batch * train.sequence_parallel_size,
+                "train_micro_batch_size_per_gpu": train.micro_batch,
+                "gradient_accumulation_steps": self.accumulation,
+                "gradient_clipping": self.config.optimizer.max_grad_norm,
+                "zero_allow_untested_optimizer": True,
+                "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+                "steps_per_print": NEVER,
+            },
+        )
+
+    def _matrix_shards(self) -> dict[Tensor, MatrixShards]:
+        """The layout of the hidden matrices in each flat parameter that DeepSpeed made of them."""
+        zero = self._optimizer
+        rank = self.ranks, self.rank, self.device
+        if self.zero_stage == 0:
+            return {}
+        if self.zero_stage < 3:
+            return {
+                flat: MatrixShards.from_flat_partition([p.shape for p in matrices], size, *rank)
+                for group, flat, matrices, size in zip(
+                    zero.param_groups,
+                    zero.single_partition_of_fp32_groups,
+                    zero.round_robin_bit16_groups,
+                    zero.partition_size,
+                    strict=True,
+                )
+                if group["is_muon"]
+            }
+        return {
+            flat: MatrixShards.from_padded_parts([p.ds_shape for p in matrices], *rank)
+            for index, (flat, matrices) in enumerate(
+                zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
+            )
+            if zero.param_groups[zero.sub_group_to_group_id[index]]["is_muon"]
+        }
 
 
-def _nats_by_modality(nats: Tensor, batch: Batch) -> Tensor:
-    """[1 + modalities] float64: of all scored ids, then of each modality's payload."""
-    values = nats.to("cpu", torch.float64)
-    masks = [batch.payload & (batch.modality == m.code) for m in MODALITIES.values()]
-    return torch.stack([values[mask].sum() for mask in (batch.scored, *masks)])
+def join_process_group(timeout: float) -> None:
+    """Join the process group that torchrun's variables describe, or form one of this process.
 
+    Args:
+        timeout: seconds after which waiting for another rank is an error.
+    Raises:
+        ValueError: if this machine has GPUs, but fewer than processes.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    gpus = torch.cuda.device_count()
+    if gpus and local_rank >= gpus:
+        raise ValueError(
+            f"more processes were started on this machine than its GPUs, {gpus}: start one for "
+            f"each (--nproc-per-node={gpus}), or set CUDA_VISIBLE_DEVICES= to train without"
+        )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
 
-def _is_finite(nats: Tensor, batch: Batch) -> list[bool]:
-    """Of each row: whether the nats of all its scored ids are finite."""
-    return (nats.cpu().isfinite() | ~batch.scored).all(1).tolist()
-
-
-def _bytes_by_modality(batch: Batch) -> Tensor:
-    """[modalities] int64: payload bytes."""
-    masks = [batch.payload & (batch.modality == m.code) for m in MODALITIES.values()]
-    return torch.stack([mask.sum() for mask in masks])
+    if not torch.cuda.is_available():
+        # Its shared-memory all-reduce needs a compiler; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch has begun to rename, in every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)

@@ -1,4 +1,4 @@
-"""What a run says of itself: JSON lines, TensorBoard, and progress on the terminal."""
+"""Metrics of a run as JSON lines and for TensorBoard, and its progress on the terminal."""
 
 from __future__ import annotations
 
@@ -20,60 +20,50 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bytelm.pipelines.checkpoints.train_state import LossMonitor
+from bytelm.pipelines.checkpoints.train_state import LossMonitor, TrainState
 from bytelm.pipelines.evaluation.scoring import bits_per_byte
 from bytelm.pipelines.storage.files import write_atomic
-from bytelm.pipelines.training.engine import StepStatistics
+from bytelm.pipelines.training.step_statistics import StepStatistics
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 PLAIN_SECONDS = 10.0
+"""Seconds between lines of progress where there is no terminal."""
 
 
-class RunLog:
-    """Writes a run's metrics. Only rank 0 makes one.
+class MetricsLogger:
+    """Writes the metrics of a run to its folder and its progress to stdout. Only rank 0 has one.
 
-    On a terminal a bar shows the run; elsewhere a plain line comes every ten seconds.
+    On a terminal the progress is a bar, elsewhere a plain line every PLAIN_SECONDS.
     """
 
-    def __init__(self, run: Path, steps: int, done: int, step_flops: float, peak_flops: float):
-        """Lines of steps after `done` were written by a process whose work is lost, and are
-        removed.
+    def __init__(self, run: Path, steps: int, done: int, peak_step_seconds: float):
+        """Open the files of a run, and remove metrics of steps after `done`, which are lost.
 
         Args:
-            steps: in all, of which `done` were done by an earlier process.
-            step_flops: FLOPs of a step, over all ranks.
-            peak_flops: FLOP/s that the devices of all ranks reach.
+            steps: steps of the whole run.
+            done: steps that an earlier process did and saved.
+            peak_step_seconds: duration of a step at the peak FLOP/s of all devices, for MFU.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         self.console = Console(highlight=False)
         self._steps = steps
-        self._step_share = step_flops / peak_flops  # seconds of a step at the peak
+        self._done_before = done
+        self._peak_step_seconds = peak_step_seconds
         path = run / METRICS
-        kept = _lines_up_to(path, done)
-        write_atomic(path, "".join(line + "\n" for line in kept).encode())
+        write_atomic(path, "".join(line + "\n" for line in _lines_up_to(path, done)).encode())
         self._file = open(path, "a")  # noqa: SIM115
         self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=done + 1)
-        self._progress: Progress | None = None
-        if self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=self.console,
-            )
+        self._progress = _progress_bar(self.console) if self.console.is_terminal else None
+        if self._progress is not None:
             self._task = self._progress.add_task("", total=steps, completed=done, figures="")
             self._progress.start()
-        self._began, self._done_before = time.monotonic(), done
-        self._restart_clock()
+        self._start = time.monotonic()
         self._last_plain = 0.0
+        self._restart_interval()
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> MetricsLogger:
         return self
 
     def __exit__(
@@ -88,31 +78,68 @@ class RunLog:
         self._file.close()
 
     def step(
-        self,
-        step: int,
-        statistics: StepStatistics,
-        position: tuple[int, int],
-        skipped: int,
-        waited: float,
-        is_due: bool,
+        self, state: TrainState, statistics: StepStatistics, data_wait: float, is_due: bool
     ) -> None:
-        """Count a training step; record it where it is due.
+        """Count a training step, and record the figures since the last record if one is due.
 
         Args:
-            position: epoch and row of its last row.
-            skipped: updates skipped since the run began.
-            waited: seconds that this rank waited for the step's data.
+            state: after the step.
+            data_wait: seconds that this rank waited for the step's data.
         """
         self._bytes += sum(statistics.payload_bytes.values())
-        self._waited += waited
-        self._steps_since += 1
+        self._data_wait += data_wait
+        self._interval_steps += 1
         for piece in statistics.damage:
-            self._write("damage", step, {"bytes": piece.size, "cause": piece.cause})
-            self.say(f"step {step}: masked {piece.size} bytes: {piece.cause}")
-        if not is_due:
-            return
-        seconds = time.monotonic() - self._since
-        values = {
+            self._write("damage", state.step, {"bytes": piece.size, "cause": piece.cause})
+            self.print(f"step {state.step}: masked {piece.size} bytes: {piece.cause}")
+        if is_due:
+            values = self._interval_values(state, statistics)
+            self._restart_interval()
+            self._record("train", state.step, values)
+            self._show_progress(state.step, _figures(values))
+
+    def spike(self, step: int, loss: float, loss_monitor: LossMonitor) -> None:
+        """Record a loss that stands out, with mean and variance of the preceding ones."""
+        self._write(
+            "spike",
+            step,
+            {"loss": loss, "mean": loss_monitor.mean, "variance": loss_monitor.variance},
+        )
+        self.print(f"step {step}: loss {loss:.3f} is a spike, the mean is {loss_monitor.mean:.3f}")
+
+    def skipped(self, step: int, statistics: StepStatistics, documents: Sequence[str]) -> None:
+        """Record a step whose update was skipped, and the documents of its rows."""
+        loss = str(statistics.loss)
+        self._write("skipped", step, {"loss": loss, "documents": list(documents)})
+        self.print(
+            f"step {step}: loss {loss} or its gradient is not finite, the update is skipped; "
+            f"documents: {'; '.join(documents)}"
+        )
+
+    def evaluation(self, step: int, metrics: dict[str, dict[str, float]]) -> None:
+        """Record and show the metrics of an evaluation, by modality."""
+        self._record("eval", step, metrics)
+        parts = [f"{name} {m['bits_per_byte']:.3f}" for name, m in metrics.items()]
+        self.print(f"step {step}: bits per byte on val: {'  '.join(parts)}")
+        self._restart_interval()
+
+    def checkpoint(self, step: int, folder: Path) -> None:
+        """Show where a checkpoint was written."""
+        self.print(f"step {step}: checkpoint {folder}")
+        self._restart_interval()
+
+    def print(self, message: str) -> None:
+        """Show a line, above the bar if there is one."""
+        self.console.print(message, soft_wrap=True)
+
+    def _restart_interval(self) -> None:
+        """Begin the interval of the next figures: it contains neither evaluations nor saves."""
+        self._interval_start = time.monotonic()
+        self._bytes, self._data_wait, self._interval_steps = 0, 0.0, 0
+
+    def _interval_values(self, state: TrainState, statistics: StepStatistics) -> dict[str, Any]:
+        seconds = time.monotonic() - self._interval_start
+        return {
             "loss": statistics.loss,
             "bits_per_byte": {
                 name: bits_per_byte(nats, statistics.payload_bytes[name])
@@ -121,81 +148,53 @@ class RunLog:
             },
             "lr": statistics.lr,
             "grad_norm": statistics.grad_norm,
-            "skipped_steps": skipped,
+            "skipped_steps": state.loss_monitor.skipped,
             "pad_ids": statistics.pad_ids,
             "bytes_per_second": self._bytes / seconds,
-            "data_wait": self._waited / seconds,
-            "mfu": self._steps_since * self._step_share / seconds,
-            "epoch": position[0],
-            "row": position[1],
+            "data_wait": self._data_wait / seconds,
+            "mfu": self._interval_steps * self._peak_step_seconds / seconds,
+            "epoch": state.epoch,
+            "row": state.row - 1,  # of the step's last row
         }
-        self._restart_clock()
-        self._record("train", step, values)
-        self._show(step, _figures(values))
 
-    def spike(self, step: int, loss: float, loss_monitor: LossMonitor) -> None:
-        """Mark a loss that stands out."""
-        self._write(
-            "spike",
-            step,
-            {"loss": loss, "mean": loss_monitor.mean, "variance": loss_monitor.variance},
-        )
-        self.say(f"step {step}: loss {loss:.3f} is a spike, the mean is {loss_monitor.mean:.3f}")
-
-    def skipped(self, step: int, statistics: StepStatistics, documents: Sequence[str]) -> None:
-        """Record a step whose update was skipped, and the documents of its rows."""
-        loss = str(statistics.loss)
-        self._write("skipped", step, {"loss": loss, "documents": list(documents)})
-        self.say(
-            f"step {step}: loss {loss} or its gradient is not finite, the update is skipped; "
-            f"documents: {'; '.join(documents)}"
-        )
-
-    def _restart_clock(self) -> None:
-        """What follows is since the last line of figures."""
-        self._since = time.monotonic()
-        self._bytes, self._waited, self._steps_since = 0, 0.0, 0
-
-    def _show(self, step: int, figures: str) -> None:
+    def _show_progress(self, step: int, figures: str) -> None:
         if self._progress is not None:
             self._progress.update(self._task, completed=step, figures=figures)
         elif time.monotonic() - self._last_plain > PLAIN_SECONDS or step == self._steps:
             self._last_plain = time.monotonic()
-            rate = (self._last_plain - self._began) / (step - self._done_before)
-            left = _clock(rate * (self._steps - step))
-            self.say(f"step {step}/{self._steps}  {figures}  left {left}")
-
-    def evaluation(self, step: int, metrics: dict[str, dict[str, float]]) -> None:
-        """Record and show an evaluation: for each modality its figures."""
-        self._record("eval", step, metrics)
-        parts = [f"{name} {m['bits_per_byte']:.3f}" for name, m in metrics.items()]
-        self.say(f"step {step}: bits per byte on val: {'  '.join(parts)}")
-        self._restart_clock()
-
-    def checkpoint(self, step: int, folder: Path) -> None:
-        """Show where a checkpoint was written."""
-        self.say(f"step {step}: checkpoint {folder}")
-        self._restart_clock()
-
-    def say(self, text: str) -> None:
-        """Show a line above the bar."""
-        self.console.print(text, soft_wrap=True)
-
-    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        line = {"kind": kind, "step": step, **_without_nan(values)}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+            step_seconds = (self._last_plain - self._start) / (step - self._done_before)
+            remaining = _minutes(step_seconds * (self._steps - step))
+            self.print(f"step {step}/{self._steps}  {figures}  left {remaining}")
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write values to the metrics and to TensorBoard."""
         self._write(kind, step, values)
         for name, value in values.items():
             for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
                 tag = "/".join(part for part in (kind, name, inner) if part)
                 self._writer.add_scalar(tag, number, step)
 
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        line = {"kind": kind, "step": step, **_without_nan(values)}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+    )
+
 
 def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with None for numbers that JSON cannot hold, at any depth."""
+    """Replace numbers that JSON cannot express by None, at any depth."""
     return {
         name: _without_nan(value)
         if isinstance(value, dict)
@@ -207,10 +206,10 @@ def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    """The whole lines of metrics of the steps up to one."""
-    data = path.read_text() if path.exists() else ""
-    whole, _, _ = data.rpartition("\n")  # what comes after it, a killed process left unfinished
-    return [line for line in whole.splitlines() if json.loads(line)["step"] <= step]
+    """The lines of metrics up to a step."""
+    text = path.read_text() if path.exists() else ""
+    complete, _, _ = text.rpartition("\n")  # a killed process may leave part of a line after it
+    return [line for line in complete.splitlines() if json.loads(line)["step"] <= step]
 
 
 def _figures(values: dict[str, Any]) -> str:
@@ -221,6 +220,6 @@ def _figures(values: dict[str, Any]) -> str:
     )
 
 
-def _clock(seconds: float) -> str:
+def _minutes(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"

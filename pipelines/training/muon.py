@@ -1,4 +1,13 @@
-"""Muon (https://kellerjordan.github.io/posts/muon/) beside AdamW."""
+"""Muon for matrices in AdamW's place, on whole matrices or on the parts that ZeRO gives a rank.
+
+Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) is SGD with Nesterov momentum that
+replaces the update G = U S V^T of a matrix by an orthogonal one near it, U V^T, which a
+Newton-Schulz iteration approximates. The iteration needs whole matrices; `muon_sharding` brings
+the parts of a matrix together on one rank and returns the result.
+
+    M   matrices in a batch
+    m   rows of a matrix        n   columns of a matrix
+"""
 
 from __future__ import annotations
 
@@ -9,17 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bytelm.pipelines.training.muon_sharding import Slices
+from bytelm.pipelines.training.muon_sharding import MatrixShards
 
 MOMENTUM = 0.95
+NEWTON_SCHULZ_STEPS = 5
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of x <- a x + b x^3 + c x^5 on the singular values: the largest slope at 0."""
+"""Coefficients of x <- a x + b x^3 + c x^5 on the singular values, with the largest slope at 0."""
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, whose groups with `is_muon` take the step of `torch.optim.Muon` in its place.
+    """AdamW, except that parameter groups with `is_muon` take the step of `torch.optim.Muon`.
 
-    Their parameters are matrices, or flat slices of several, once `slices` says how they lie.
+    Parameters of those groups are matrices. Under ZeRO they are flat tensors with a rank's part of
+    several matrices, and `shards` has to say how the matrices lie in each.
     """
 
     def __init__(
@@ -27,20 +38,22 @@ class Muon(torch.optim.AdamW):
     ) -> None:
         """
         Args:
-            dtype: in which matrices are made orthogonal. torch.optim.Muon does it in bfloat16,
-                where a last digit of the gradient moves the loss of a few steps by 1e-4.
-            adamw: what torch.optim.AdamW takes.
+            matrices: the parameters that Muon trains.
+            rest: the parameters that AdamW trains.
+            dtype: in which matrices are orthogonalized. torch.optim.Muon does it in bfloat16,
+                where the last digit of a gradient moves the loss of a few steps by 1e-4.
+            adamw: options of torch.optim.AdamW.
         """
         groups = [{"params": matrices, "is_muon": True}, {"params": rest, "is_muon": False}]
         super().__init__(groups, **adamw)
         self.dtype = dtype
-        self.slices: dict[Tensor, Slices] = {}
+        self.shards: dict[Tensor, MatrixShards] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; under ZeRO every rank has to call it.
+        """Take one step. Under ZeRO every rank has to call it.
 
-        torch has two overloads here, which one signature for both does not match to mypy.
+        mypy: torch declares two overloads here, which one signature does not match.
         """
         groups = self.param_groups
         for group in groups:
@@ -53,25 +66,27 @@ class Muon(torch.optim.AdamW):
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
-        updates = [self._nesterov(p).to(self.dtype) for p in parameters]
-        keep = 1 - group["lr"] * group["weight_decay"]
-        if not self.slices:
-            for p, update in zip(parameters, orthogonal(updates), strict=True):
-                p.mul_(keep).add_(update, alpha=-group["lr"] * _stretch(p.shape))
+        gradients = [self._nesterov_gradient(p).to(self.dtype) for p in parameters]
+        lr, decay = group["lr"], 1 - group["lr"] * group["weight_decay"]
+        if not self.shards:
+            for p, update in zip(parameters, orthogonalize(gradients), strict=True):
+                p.mul_(decay).add_(update, alpha=-lr * update_scale(p.shape))
             return
-        for p, update in zip(parameters, updates, strict=True):
-            slices = self.slices[p]
-            pieces = slices.on_whole_matrices(orthogonal, update)
-            p.mul_(keep)
-            for part, piece, shape in zip(slices.parts(p), pieces, slices.shapes, strict=True):
-                part.add_(piece, alpha=-group["lr"] * _stretch(shape))
+        for p, gradient in zip(parameters, gradients, strict=True):
+            shards = self.shards[p]
+            updates = shards.map_whole_matrices(orthogonalize, gradient)
+            p.mul_(decay)
+            for part, update, shape in zip(
+                shards.local_parts(p), updates, shards.shapes, strict=True
+            ):
+                part.add_(update, alpha=-lr * update_scale(shape))
 
-    def _nesterov(self, p: Tensor) -> Tensor:
-        """What is made orthogonal: the gradient, moved on by its running mean."""
+    def _nesterov_gradient(self, p: Tensor) -> Tensor:
+        """The gradient moved towards its running mean, which is updated."""
         assert p.grad is not None
         state = self.state[p]
         if not state:
-            # AdamW's names, so that its way from and to a checkpoint serves for both.
+            # AdamW's names, so that one way to and from a checkpoint serves both.
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(p)
         state["step"] += 1
@@ -79,16 +94,19 @@ class Muon(torch.optim.AdamW):
         return p.grad.lerp(mean, MOMENTUM)
 
 
-def _stretch(shape: torch.Size) -> float:
-    """What a matrix's rate is multiplied by, so that outputs change alike for all shapes."""
+def update_scale(shape: torch.Size) -> float:
+    """Factor of the learning rate of an [m, n] matrix that makes outputs change alike at any shape.
+
+    It is max(1, m/n)^0.5, that of `torch.optim.Muon`.
+    """
     rows, columns = shape
     return math.sqrt(max(1, rows / columns))
 
 
-def orthogonal(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
-    """U S' V^T, with singular values near 1, for each G = U S V^T [m, n].
+def orthogonalize(matrices: Sequence[Tensor], steps: int = NEWTON_SCHULZ_STEPS) -> list[Tensor]:
+    """Return U S' V^T, with singular values S' near 1, for each [m, n] matrix U S V^T.
 
-    Matrices of one shape run as a batch.
+    Matrices of one shape are computed as a batch.
     """
     by_shape: dict[torch.Size, list[int]] = {}
     for index, matrix in enumerate(matrices):
@@ -102,7 +120,7 @@ def orthogonal(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
 
 
 def newton_schulz(x: Tensor, steps: int) -> Tensor:
-    """The iteration of `orthogonal` on a batch x [M, m, n]."""
+    """Iterate x <- a x + (b x x^T + c (x x^T)^2) x on a batch of matrices [M, m, n]."""
     a, b, c = NEWTON_SCHULZ
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:

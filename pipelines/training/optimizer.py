@@ -1,12 +1,4 @@
-"""Muon for the hidden matrices and AdamW for the rest, on whatever part of them a rank holds.
-
-Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) is SGD with momentum whose update
-of a matrix is replaced by an orthogonal one near it. It needs whole matrices, and a rank under
-ZeRO has slices: the pieces of a matrix go to one rank, which makes it orthogonal, and come back.
-A matrix that one rank holds whole is not sent.
-
-    M matrices    W ranks    m, n rows and columns
-"""
+"""The optimizer of a run, Muon with AdamW or AdamW alone, and its learning rates by step."""
 
 from __future__ import annotations
 
@@ -20,24 +12,10 @@ from bytelm.pipelines.config import OptimizerConfig
 from bytelm.pipelines.training.muon import Muon
 
 
-def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The share of the learning rates at step `step` (from 0) of `steps`: linear warm-up, then
-    linear decay to 0 (polynomial decay of power 1; the paper, appendix on training)."""
-    warm = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
-    decay = (steps - step) / max(1, steps - config.warmup_steps)
-    return min(warm, decay, 1.0)
-
-
-def hidden_matrices(model: Megabyte) -> list[Tensor]:
-    """The weights of the stages' linear layers: what is neither a table, a head nor a vector."""
-    layers = [m for stage in model.stages for m in stage.modules() if isinstance(m, nn.Linear)]
-    return [layer.weight for layer in layers]
-
-
 def make_optimizer(
     model: Megabyte, config: OptimizerConfig, precision: str
 ) -> torch.optim.AdamW | Muon:
-    """The optimizer of a config, on the whole parameters of a model of `precision`."""
+    """Build the optimizer of a config, on the whole parameters of a model of `precision`."""
     options: dict[str, Any] = {
         "lr": config.adamw_lr,
         "betas": config.betas,
@@ -47,16 +25,33 @@ def make_optimizer(
     if config.name == "adamw":
         return torch.optim.AdamW([{"params": model.parameters(), "is_muon": False}], **options)
     matrices = hidden_matrices(model)
-    taken = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in taken]
+    matrix_ids = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in matrix_ids]
     return Muon(matrices, rest, torch.bfloat16 if precision == "bf16" else torch.float32, **options)
+
+
+def hidden_matrices(model: Megabyte) -> list[Tensor]:
+    """List the weights of the stages' linear layers, which are no tables, heads or vectors."""
+    layers = [m for stage in model.stages for m in stage.modules() if isinstance(m, nn.Linear)]
+    return [layer.weight for layer in layers]
 
 
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, step: int, steps: int, config: OptimizerConfig
 ) -> float:
-    """Give every group its rate of step `step` (from 0) of `steps`; returns AdamW's."""
-    share = schedule(step, steps, config)
+    """Set every group's learning rate for step `step` (from 0) of `steps`; returns AdamW's."""
+    factor = learning_rate_factor(step, steps, config)
     for group in optimizer.param_groups:
-        group["lr"] = share * (config.muon_lr if group["is_muon"] else config.adamw_lr)
-    return share * config.adamw_lr
+        group["lr"] = factor * (config.muon_lr if group["is_muon"] else config.adamw_lr)
+    return factor * config.adamw_lr
+
+
+def learning_rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Factor of the peak learning rates at step `step` (from 0) of `steps`, at most 1.
+
+    Linear warm-up over `warmup_steps`, then linear decay to 0: polynomial decay of power 1, as in
+    the paper's appendix on training.
+    """
+    warmup = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
+    decay = (steps - step) / max(1, steps - config.warmup_steps)
+    return min(warmup, decay, 1.0)

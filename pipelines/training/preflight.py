@@ -1,4 +1,4 @@
-"""What can be refused before a rank starts."""
+"""Checks of a run before any rank starts, and the plan and the number of steps they need."""
 
 from __future__ import annotations
 
@@ -22,62 +22,61 @@ class ResumeOptions:
     """How a run begins."""
 
     resume: bool = False
-    """Go on from the newest checkpoint; otherwise the run's folder has to be new."""
+    """Continue from the newest checkpoint; otherwise the run's folder has to be new."""
     allow_fresh_start: bool = False
-    """With `resume`: begin at step 0 where the run has no checkpoint yet."""
+    """With `resume`: begin at step 0 if the run has no checkpoint yet."""
     new_plan: bool = False
     """With `resume`: on changed data, begin a new plan at its first row."""
 
     def resumes(self, run: Path) -> bool:
-        """Whether a checkpoint has to be loaded."""
-        return self.resume and not (self.allow_fresh_start and not run_folder.has_any(run))
+        """Return whether a checkpoint has to be loaded."""
+        may_start = self.allow_fresh_start and not run_folder.has_checkpoint(run)
+        return self.resume and not may_start
 
 
-def training_plan(config: RunConfig, path: Path) -> Plan:
-    """The plan of a run's `train` splits; `path` keeps its tables."""
-    sources = [
-        Source(config.open_set(i), "train", chosen.weight)
-        for i, chosen in enumerate(config.data.sets)
-    ]
-    return load_or_make_plan(sources, plan_config(config), path)
+def check(config: RunConfig, run: Path, ranks: int, options: ResumeOptions) -> None:
+    """Check everything that would stop a run before its first step.
 
-
-def plan_config(config: RunConfig) -> PlanConfig:
-    """The part of a run's config that decides the rows."""
-    return PlanConfig(
-        row_length=config.model.context,
-        patch=config.model.patch,
-        views=vars(config.data.views),
-        seed=config.train.seed,
-        packing=config.data.packing,
-        pair_order=config.data.pair_order,
-        shuffle_window=config.data.shuffle_window,
-    )
-
-
-def total_steps(config: RunConfig, plan: Plan) -> int:
-    """Steps of a run: those of its config, or fewer where a set is exhausted and stops it.
-
-    Raises ValueError where exhausting a set is an error.
+    Raises:
+        ValueError: for a user's mistake.
+        DamageError: if shards or every checkpoint are damaged.
     """
-    if config.data.on_exhausted == "repeat":
-        return config.train.steps
-    rows = plan.rows_until([chosen.max_repeats for chosen in config.data.sets])
-    steps = rows // config.train.global_batch
-    if steps >= config.train.steps:
-        return config.train.steps
-    if config.data.on_exhausted == "error" or not steps:
+    deepspeed_config(config.train.deepspeed)
+    config.accumulation(ranks)
+    if config.model.vocab_size != framing.VOCAB_SIZE or config.model.pad_id != framing.PAD:
         raise ValueError(
-            f"a set is exhausted after {steps} of {config.train.steps} steps: allow more "
-            "max_repeats, take fewer steps, or set data.on_exhausted to repeat or stop"
+            f"the stream has {framing.VOCAB_SIZE} ids and pads with {framing.PAD}: leave "
+            "vocab_size and pad_id of the model as they are"
         )
-    return steps
+    if options.allow_fresh_start and not options.resume:
+        raise ValueError(
+            "--allow-fresh-start says what --resume does without a checkpoint: add --resume"
+        )
+    if not options.resume and not _is_new(run):
+        raise ValueError(f"{run} is not empty: go on with --resume, or choose another --out")
+    state = None
+    if options.resumes(run):
+        state = run_folder.newest_usable(run, run_folder.damage_outside_tensors).state
+    plan = training_plan(config, run / PLAN)
+    total_steps(config, plan)
+    check_cache(config, plan, ranks)
+    if state:
+        check_same_data(state, plan, options.new_plan)
+    if config.data.damage == "raise":
+        for source in plan.sources:
+            source.set.check_sizes("train")
 
 
-def check_cache(config: RunConfig, plan: Plan, processes: int) -> None:
-    """ValueError where the cache cannot hold the remote shards that may be in use together: those
-    of a window of each set, of two where one of several readers is ahead, and of one of `val`."""
-    windows = 2 if config.data.workers * processes > 1 else 1
+def check_cache(config: RunConfig, plan: Plan, ranks: int) -> None:
+    """Check that the cache can keep all remote shards that may be in use at once.
+
+    These are the shards of one window of each set, of two windows if one of several readers may be
+    ahead of the others, and one shard of `val`.
+
+    Raises:
+        ValueError: if `data.cache_gb` is too small.
+    """
+    windows = 2 if config.data.workers * ranks > 1 else 1
     needed = 0
     for source in plan.sources:
         for split, count in (("train", windows), ("val", 1)):
@@ -93,44 +92,67 @@ def check_cache(config: RunConfig, plan: Plan, processes: int) -> None:
         )
 
 
-def check(config: RunConfig, run: Path, processes: int, start: ResumeOptions) -> None:
-    """ValueError for what would stop a run before its first step, found before any rank starts."""
-    deepspeed_config(config.train.deepspeed)
-    config.accumulation(processes)
-    if config.model.vocab_size != framing.VOCAB_SIZE or config.model.pad_id != framing.PAD:
-        raise ValueError(
-            f"the stream has {framing.VOCAB_SIZE} ids and pads with {framing.PAD}: leave "
-            "vocab_size and pad_id of the model as they are"
-        )
-    if start.allow_fresh_start and not start.resume:
-        raise ValueError(
-            "--allow-fresh-start says what --resume does without a checkpoint: add --resume"
-        )
-    # A plan alone was left by a run that was refused here.
-    if (
-        not start.resume
-        and run.exists()
-        and (not run.is_dir() or {p.name for p in run.iterdir()} - {PLAN})
-    ):
-        raise ValueError(f"{run} is not empty: go on with --resume, or choose another --out")
-    state = None
-    if start.resumes(run):
-        state = run_folder.newest(run, run_folder.damage_outside_tensors).state
-    plan = training_plan(config, run / PLAN)
-    total_steps(config, plan)
-    check_cache(config, plan, processes)
-    if state:
-        check_same_data(state, plan, start.new_plan)
-    if config.data.damage == "raise":
-        for source in plan.sources:
-            source.set.check_sizes("train")
-
-
 def check_same_data(state: TrainState, plan: Plan, new_plan: bool) -> None:
+    """Check that a checkpoint's position belongs to this plan, unless a new plan is wanted.
+
+    Raises:
+        ValueError: if sets, views or other options that decide the rows have changed.
+    """
+    if new_plan:
+        return
     for name, value in plan.identity.items():
-        if not new_plan and state.plan.get(name) != value:
+        if state.plan.get(name) != value:
             raise ValueError(
                 f"the data changed since the checkpoint: {name} was {state.plan.get(name)} and is "
                 f"{value}; resume with what it was, or begin a new plan of the data at its first "
                 "row with --new-plan"
             )
+
+
+def total_steps(config: RunConfig, plan: Plan) -> int:
+    """Return the steps of a run: those of its config, or fewer if an exhausted set stops it.
+
+    Raises:
+        ValueError: if a set would be exhausted and `data.on_exhausted` makes that an error.
+    """
+    if config.data.on_exhausted == "repeat":
+        return config.train.steps
+    rows = plan.rows_until([chosen.max_repeats for chosen in config.data.sets])
+    steps = rows // config.train.global_batch
+    if steps >= config.train.steps:
+        return config.train.steps
+    if config.data.on_exhausted == "error" or not steps:
+        raise ValueError(
+            f"a set is exhausted after {steps} of {config.train.steps} steps: allow more "
+            "max_repeats, take fewer steps, or set data.on_exhausted to repeat or stop"
+        )
+    return steps
+
+
+def training_plan(config: RunConfig, path: Path) -> Plan:
+    """Return the plan of the `train` splits; its tables are read from `path`, or made there."""
+    sources = [
+        Source(config.open_set(i), "train", chosen.weight)
+        for i, chosen in enumerate(config.data.sets)
+    ]
+    return load_or_make_plan(sources, plan_config(config), path)
+
+
+def plan_config(config: RunConfig) -> PlanConfig:
+    """Return the part of a run's config that decides the rows."""
+    return PlanConfig(
+        row_length=config.model.context,
+        patch=config.model.patch,
+        views=vars(config.data.views),
+        seed=config.train.seed,
+        packing=config.data.packing,
+        pair_order=config.data.pair_order,
+        shuffle_window=config.data.shuffle_window,
+    )
+
+
+def _is_new(run: Path) -> bool:
+    """Whether a run's folder is missing or empty; a plan alone is of a run that was refused."""
+    if not run.exists():
+        return True
+    return run.is_dir() and {path.name for path in run.iterdir()} <= {PLAN}

@@ -1,4 +1,4 @@
-"""`bytelm plan`: what a config will do, from its indexes alone, before anything runs."""
+"""`bytelm plan`: what a config will do, computed from the sets' indexes before anything runs."""
 
 from __future__ import annotations
 
@@ -12,81 +12,97 @@ from rich.table import Table
 from rich.text import Text
 
 from bytelm.model.flops import costs, generation_flops_per_byte, training_flops_per_byte
-from bytelm.pipelines.config import RunConfig
+from bytelm.pipelines.config import RunConfig, plural
 from bytelm.pipelines.data.plan import Plan
-from bytelm.pipelines.runtime.device import chosen_precision, product_flops
-from bytelm.pipelines.training.deepspeed_config import deepspeed_config
-from bytelm.pipelines.training.memory import checkpoint_bytes, memory
-from bytelm.pipelines.training.preflight import check_cache, steps_to_do, training_plan
+from bytelm.pipelines.runtime.device import measured_matmul_flops, resolve_precision
+from bytelm.pipelines.training.deepspeed_config import zero_stage
+from bytelm.pipelines.training.memory import checkpoint_bytes, memory_by_zero_stage
+from bytelm.pipelines.training.preflight import PLAN, check_cache, total_steps, training_plan
 
-REACHED = 0.4
-"""Share of a product's FLOP/s that training reaches, about."""
+REACHED_SHARE = 0.4
+"""Typical share of a matrix product's FLOP/s that training reaches."""
 
 
-def preview(config: RunConfig, processes: int, console: Console) -> None:
-    """Show sets, shares, rows, padding, epochs and steps of a run.
+def preview(config: RunConfig, ranks: int, console: Console) -> None:
+    """Print sets, shares, rows, padding, steps, time and memory of a run.
 
-    Raises ValueError for what would stop the run before its first step.
+    Raises:
+        ValueError: for a mistake that would stop the run before its first step.
     """
-    accumulation = config.accumulation(processes)
+    accumulation = config.accumulation(ranks)
     with tempfile.TemporaryDirectory() as folder:
-        plan = training_plan(config, Path(folder) / "plan.npz")
-    steps = steps_to_do(config, plan)
-    check_cache(config, plan, processes)
-    console.print(_sets(config, plan))
-    rows = plan.rows(0)
-    held = plan.epoch_bytes / (rows * config.model.context)
-    parameters = [cost.parameters for cost in costs(config.model)]
-    parts = " + ".join(f"{count:,}" for count in parameters)
+        plan = training_plan(config, Path(folder) / PLAN)
+    steps = total_steps(config, plan)
+    check_cache(config, plan, ranks)
+    console.print(_set_table(config, plan))
     for line in (
-        f"model: {sum(parameters):,} parameters ({parts} by stage and output), "
-        f"context {config.model.context:,}, patch {config.model.patch}",
-        f"cost: {training_flops_per_byte(config.model):,.0f} FLOPs a byte to train, "
-        f"{generation_flops_per_byte(config.model):,.0f} to generate",
-        f"epoch: {rows:,} rows, {plan.epoch_bytes:,} payload bytes, "
-        f"{1 - held:.1%} framing and padding",
-        f"step: {config.train.global_batch} rows on {processes} processes, "
-        f"{accumulation} micro batches of {config.train.micro_batch} on each",
-        f"run: {steps:,} steps, {steps * config.train.global_batch:,} rows, "
-        f"{steps * config.train.global_batch / rows:.2f} epochs",
-        f"time: about {_hours(config, steps)} on this machine's processor",
+        *_model_lines(config),
+        *_run_lines(config, plan, steps, ranks, accumulation),
+        f"time: about {_duration(config, steps)} on this machine's processor",
         f"checkpoint: {checkpoint_bytes(config) / 1e9:.2f} GB",
         f"plan {plan.hash[:16]}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(_memory(config, processes))
+    console.print(_memory_table(config, ranks))
     if steps < config.train.steps:
         console.print(f"a set is exhausted before the {config.train.steps:,} steps of the config")
 
 
-def _hours(config: RunConfig, steps: int) -> str:
-    """From the FLOPs of the run and the speed of a product, of which training reaches a part."""
+def _model_lines(config: RunConfig) -> list[str]:
+    model = config.model
+    parameters = [cost.parameters for cost in costs(model)]
+    parts = " + ".join(f"{count:,}" for count in parameters)
+    return [
+        f"model: {sum(parameters):,} parameters ({parts} by stage and output), "
+        f"context {model.context:,}, patch {model.patch}",
+        f"cost: {training_flops_per_byte(model):,.0f} FLOPs a byte to train, "
+        f"{generation_flops_per_byte(model):,.0f} to generate",
+    ]
+
+
+def _run_lines(
+    config: RunConfig, plan: Plan, steps: int, ranks: int, accumulation: int
+) -> list[str]:
+    train, epoch_rows = config.train, plan.rows(0)
+    payload_share = plan.epoch_bytes / (epoch_rows * config.model.context)
+    run_rows = steps * train.global_batch
+    return [
+        f"epoch: {epoch_rows:,} rows, {plan.epoch_bytes:,} payload bytes, "
+        f"{1 - payload_share:.1%} framing and padding",
+        f"step: {plural(train.global_batch, 'row')} on {plural(ranks, 'process', 'processes')}, "
+        f"{plural(accumulation, 'micro batch', 'micro batches')} of {train.micro_batch} on each",
+        f"run: {steps:,} steps, {run_rows:,} rows, {run_rows / epoch_rows:.2f} epochs",
+    ]
+
+
+def _duration(config: RunConfig, steps: int) -> str:
+    """Estimate the time of a run from its FLOPs and the measured speed of a matrix product."""
     ids = steps * config.train.global_batch * config.model.context
     flops = ids * training_flops_per_byte(config.model)
     processor = torch.device("cpu")
-    precision = chosen_precision(processor, config.train.precision)
-    hours = flops / (REACHED * product_flops(processor, precision)) / 3600
+    precision = resolve_precision(processor, config.train.precision)
+    hours = flops / (REACHED_SHARE * measured_matmul_flops(processor, precision)) / 3600
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.0f} minutes"
 
 
-def _memory(config: RunConfig, processes: int) -> Table:
-    """By ZeRO stage, with the run's own marked."""
-    own = deepspeed_config(config.train.deepspeed)["zero_optimization"]["stage"]
+def _memory_table(config: RunConfig, ranks: int) -> Table:
+    """Memory by ZeRO stage; that of the run is marked."""
+    run_stage = zero_stage(config.train.deepspeed)
     table = Table(box=SIMPLE)
     table.add_column("GB of a process")
     for column in ("weights, gradients, optimizer", "activations", "with the program"):
         table.add_column(column, justify="right")
-    for stage, of_stage in enumerate(memory(config, processes)):
+    for stage, memory in enumerate(memory_by_zero_stage(config, ranks)):
         table.add_row(
-            f"ZeRO {stage}{' (this run)' if stage == own else ''}",
-            *(f"{n / 1e9:.2f}" for n in (of_stage.states, of_stage.activations, of_stage.total)),
+            f"ZeRO {stage}{' (this run)' if stage == run_stage else ''}",
+            *(f"{n / 1e9:.2f}" for n in (memory.states, memory.activations, memory.total)),
         )
     return table
 
 
-def _sets(config: RunConfig, plan: Plan) -> Table:
+def _set_table(config: RunConfig, plan: Plan) -> Table:
     table = Table(box=SIMPLE)
-    table.add_column("set", overflow="fold")  # long ones on several lines, none cut
+    table.add_column("set", overflow="fold")  # wraps long paths, cuts none
     for column in ("documents", "payload bytes", "share", "rows an epoch", "passes an epoch"):
         table.add_column(column, justify="right")
     for source, rows, share, passes, size in zip(

@@ -1,11 +1,18 @@
-"""Training: rows from the plan, steps of the engine, metrics, evaluations, checkpoints."""
+"""The trainer of a run: it reads rows, takes steps, evaluates, saves, and stops on a signal.
+
+    train -> Trainer.run -> Trainer.step -> Engine.train_step -> Megabyte.forward
+
+Every rank runs the same code. What decides the next action (signals, damage, loss) is summed over
+ranks first, so that all of them take the same branch.
+"""
 
 from __future__ import annotations
 
 import gc
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,242 +23,319 @@ from bytelm.model.flops import training_flops_per_byte
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints import run_folder
 from bytelm.pipelines.checkpoints.train_state import MAX_SKIPPED_IN_A_ROW, TrainState
-from bytelm.pipelines.config import RunConfig
-from bytelm.pipelines.data.batch import Batch, Origin
+from bytelm.pipelines.config import RunConfig, plural
+from bytelm.pipelines.data.batch import Batch, Damage, Origin
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
-from bytelm.pipelines.errors import DivergedError
-from bytelm.pipelines.evaluation.scoring import Scores, score
-from bytelm.pipelines.runtime.device import product_flops
-from bytelm.pipelines.runtime.launcher import end_with_launcher
+from bytelm.pipelines.errors import DamageError, DivergedError
+from bytelm.pipelines.evaluation.scoring import Scores
+from bytelm.pipelines.runtime.device import measured_matmul_flops
+from bytelm.pipelines.runtime.launcher import exit_with_launcher
 from bytelm.pipelines.runtime.signals import SignalListener
-from bytelm.pipelines.shards.reader import DamageError
 from bytelm.pipelines.storage.files import write_atomic
-from bytelm.pipelines.training import checkpointer
-from bytelm.pipelines.training.engine import Engine, start_ranks
-from bytelm.pipelines.training.metrics_logger import METRICS, RunLog
+from bytelm.pipelines.training.checkpointer import Checkpointer
+from bytelm.pipelines.training.engine import Engine, join_process_group
+from bytelm.pipelines.training.metrics_logger import METRICS, MetricsLogger
 from bytelm.pipelines.training.preflight import (
     CONFIG,
     PLAN,
     ResumeOptions,
-    check_resumable,
+    check_same_data,
     plan_config,
-    steps_to_do,
+    total_steps,
     training_plan,
 )
+from bytelm.pipelines.training.step_statistics import StepStatistics
 
 
-def train(config: RunConfig, run: Path, start: ResumeOptions, requests: SignalListener) -> None:
-    """Train a run to its last step, or until it is asked to stop; every rank calls it.
+def train(config: RunConfig, run: Path, options: ResumeOptions, signals: SignalListener) -> None:
+    """Train a run to its last step, or until a signal asks to stop. Every rank calls it.
 
-    Raises ValueError for what a user can get wrong, DamageError for data and checkpoints that
-    cannot be used, CheckpointError for a checkpoint that cannot be written, DivergedError where
-    loss or gradient stay not finite.
+    Raises:
+        ValueError: for a user's mistake.
+        DamageError: if data or checkpoints cannot be used.
+        CheckpointError: if a checkpoint cannot be written.
+        DivergedError: if loss or gradient is not finite in several steps in a row.
     """
-    if run_folder.has_any(run) and not start.resume:
+    if run_folder.has_checkpoint(run) and not options.resume:
         raise ValueError(f"{run} has checkpoints: go on with --resume, or choose another --out")
-    end_with_launcher()
-    start_ranks(config.train.rank_timeout)
+    exit_with_launcher()
+    join_process_group(config.train.rank_timeout)
     torch.manual_seed(config.train.seed)
     engine = Engine(Megabyte(config.model), config)
-    config = engine.config
+    trainer = Trainer(engine, _plan_for_all_ranks(engine, run / PLAN), run, signals)
+    messages = trainer.resume(options)
+    peak_flops = _peak_flops(engine)
     if engine.rank == 0:
-        training_plan(config, run / PLAN)  # counts once what all ranks read
-    engine.barrier()
-    plan = training_plan(config, run / PLAN)
-    state = TrainState(0, 0, 0, plan.identity, engine.ranks, engine.zero_stage)
-    said: list[str] = []
-    if start.resumes(run):
-        found = checkpointer.newest_together(engine, run)
-        state = found.state
-        check_resumable(state, plan, start.new_plan)
-        engine.load(found.folder, state.ranks, state.zero_stage)
-        said = [*(f"refused {line}" for line in found.refused), f"resumed from {found.folder}"]
-        if (state.ranks, state.zero_stage) != (engine.ranks, engine.zero_stage):
-            said.append(
-                f"it was written by {state.ranks} processes at ZeRO {state.zero_stage}, now it is "
-                f"{engine.ranks} at ZeRO {engine.zero_stage}"
+        write_atomic(run / CONFIG, json.dumps(engine.config.to_dict(), indent=1).encode())
+    with trainer.open_log(peak_flops) if engine.rank == 0 else nullcontext() as log:
+        trainer.run(log, messages)
+
+
+class Trainer:
+    """A run on one rank: its engine, data, state and log."""
+
+    def __init__(self, engine: Engine, plan: Plan, run: Path, signals: SignalListener):
+        """Begin at step 0; `resume` and `run` follow."""
+        self.engine = engine
+        self.config = engine.config
+        self.plan = plan
+        self.folder = run
+        self.signals = signals
+        self.steps = total_steps(self.config, plan)
+        self.state = TrainState(0, 0, 0, plan.identity, engine.ranks, engine.zero_stage)
+        self.saved_step: int | None = None
+        self.checkpointer = Checkpointer(engine, run, DatasetInfo.of(plan).to_extra())
+        self.validation_plans: list[Plan] = []
+        self.log: MetricsLogger | None = None
+        """Only rank 0 has one."""
+
+    def resume(self, options: ResumeOptions) -> list[str]:
+        """Load the newest usable checkpoint, if the options ask for one.
+
+        Returns:
+            Lines for the log.
+        """
+        if not options.resumes(self.folder):
+            return (
+                [f"{self.folder} has no checkpoint yet: starting at step 0"]
+                if options.resume
+                else []
             )
+        engine, plan = self.engine, self.plan
+        checkpoint = self.checkpointer.newest_usable()
+        saved = checkpoint.state
+        check_same_data(saved, plan, options.new_plan)
+        engine.load(checkpoint.folder, saved.ranks, saved.zero_stage)
         if engine.rank == 0:
-            run_folder.set_refused_aside(run, found)
-        state = replace(state, ranks=engine.ranks, zero_stage=engine.zero_stage)
-        if state.plan != plan.identity:
-            state = replace(state, epoch=0, row=0, plan=plan.identity)
-    elif start.resume:
-        said = [f"{run} has no checkpoint yet: starting at step 0"]
-    peak_flops = product_flops(engine.device, config.train.precision)
-    (peak_flops,) = engine.sum_over_ranks([peak_flops], torch.float64)
-    step_flops = (
-        training_flops_per_byte(config.model) * config.model.context * config.train.global_batch
-    )
-    if engine.rank == 0:
-        write_atomic(run / CONFIG, json.dumps(config.to_dict(), indent=1).encode())
-        steps = steps_to_do(config, plan)
-        with RunLog(run, steps, state.step, step_flops, peak_flops) as log:
-            for line in said:
-                log.say(line)
-            _loop(engine, plan, state, run, requests, log)
-    else:
-        _loop(engine, plan, state, run, requests, None)
+            run_folder.rename_refused(self.folder, checkpoint)
+        self.state = replace(saved, ranks=engine.ranks, zero_stage=engine.zero_stage)
+        if saved.plan != plan.identity:
+            self.state = replace(self.state, epoch=0, row=0, plan=plan.identity)
+        self.saved_step = saved.step
+        messages = [f"refused {line}" for line in checkpoint.refused]
+        messages.append(f"resumed from {checkpoint.folder}")
+        if (saved.ranks, saved.zero_stage) != (engine.ranks, engine.zero_stage):
+            messages.append(
+                f"it was written by {plural(saved.ranks, 'process', 'processes')} at ZeRO "
+                f"{saved.zero_stage}, now it is {engine.ranks} at ZeRO {engine.zero_stage}"
+            )
+        return messages
 
+    def open_log(self, peak_flops: float) -> MetricsLogger:
+        """Open the log of the run from its present step on; for rank 0."""
+        model = self.config.model
+        step_flops = training_flops_per_byte(model) * model.context * self.config.train.global_batch
+        return MetricsLogger(self.folder, self.steps, self.state.step, step_flops / peak_flops)
 
-def _loop(
-    engine: Engine,
-    plan: Plan,
-    state: TrainState,
-    run: Path,
-    requests: SignalListener,
-    log: RunLog | None,
-) -> None:
-    config = engine.config
-    gc.freeze()  # modules, model and plan stay; the collector need not go through them each time
-    rows = TrainingRows(
-        plan,
-        (state.epoch, state.row),
-        config.train.micro_batch,
-        engine.accumulation,
-        engine.group,
-        engine.groups,
-    )
-    mask = config.data.damage == "mask"
-    codec_features = config.model.codec_features
-    batches = iter(make_loader(plan, rows, config.data.workers, mask, codec_features))
-    positions = plan.positions(state.epoch, state.row)
-    validation = _validation_plans(config, log)
-    steps = steps_to_do(config, plan)
-    if log and steps < config.train.steps:
-        log.say(f"the run ends after {steps} steps: a set is exhausted then")
-    saved = state.step if run_folder.has_any(run) else None
-    extra = DatasetInfo.of(plan).to_extra()
+    def run(self, log: MetricsLogger | None, messages: Sequence[str]) -> None:
+        """Step, evaluate and save until the last step or until a signal asks to stop."""
+        self.log = log
+        for message in messages:
+            self._print(message)
+        gc.freeze()  # modules, model and plan stay: the collector need not visit them each time
+        self._open_training_data()
+        self._open_validation_data()
+        stop, _ = self._signals_on_any_rank()
+        while self.state.step < self.steps and not stop:
+            self.step()
+            stop, save = self._signals_on_any_rank()
+            if self.validation_plans and not stop and self._is_due(self.config.train.eval_every):
+                stop = not self.evaluate()
+            if save or self._is_due(self.config.train.checkpoint_every):
+                self.save()
+        if stop:
+            self.save()
+            self._print(
+                f"asked to stop: the run ends after step {self.state.step}, go on with --resume"
+            )
 
-    def save(state: TrainState) -> None:
-        nonlocal saved
-        if saved == state.step:
+    def step(self) -> None:
+        """Take one optimizer step on the next global batch, log it, and advance the state.
+
+        Raises:
+            DamageError: if more bytes were masked than the config allows.
+            DivergedError: after MAX_SKIPPED_IN_A_ROW steps whose update was skipped.
+        """
+        start = time.monotonic()
+        micro_batches = self._next_micro_batches()
+        data_wait = time.monotonic() - start
+        statistics = self.engine.train_step(self.state.step, self.steps, micro_batches)
+        self._log_anomalies(statistics)
+        self._advance(statistics)
+        if self.log:
+            is_due = self._is_due(self.config.train.log_every)
+            self.log.step(self.state, statistics, data_wait, is_due)
+        self._stop_if_diverged()
+        self._stop_if_damaged(statistics.damage)
+
+    def evaluate(self) -> bool:
+        """Score the `val` splits and log the result; False if a signal interrupts it."""
+        scores = Scores()
+        for plan in self.validation_plans:
+            rows = EvaluationRows(
+                min(self.config.train.eval_rows, plan.rows(0)),
+                self.config.train.micro_batch,
+                self.engine.rank,
+                self.engine.ranks,
+            )
+            for batch in make_loader(plan, rows, workers=0):
+                if any(self.engine.sum_over_ranks([self.signals.stop_requested], torch.int64)):
+                    return False
+                scores.add_batch(batch, self.engine.nats(batch), plan.config.patch)
+        scores.reduce(self.engine.sum_over_ranks)
+        if self.log:
+            self.log.evaluation(self.state.step, scores.metrics())
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step, unless there is one."""
+        if self.saved_step == self.state.step:
             return
-        folder = checkpointer.save(engine, run, state, config.model, extra)
-        saved = state.step
-        if log:
-            log.checkpoint(state.step, folder)
+        folder = self.checkpointer.save(self.state)
+        self.saved_step = self.state.step
+        if self.log:
+            self.log.checkpoint(self.state.step, folder)
 
-    stop, _ = _asked(engine, requests)
-    while state.step < steps and not stop:
-        began = time.monotonic()
-        batch = _next(batches, engine.accumulation)
-        waited = time.monotonic() - began
-        statistics = engine.train_step(state.step, steps, batch)
-        epoch, row = list(islice(positions, config.train.global_batch))[-1]
-        done = state.step + 1
-        is_last = done == steps
-        if log:
-            if state.loss_monitor.is_spike(statistics.loss):
-                log.spike(done, statistics.loss, state.loss_monitor)
-            if not statistics.is_applied:
-                log.skipped(done, statistics, _document_keys(plan, statistics.suspects))
-        state = replace(
-            state,
-            step=done,
+    # --- data ---
+
+    def _open_training_data(self) -> None:
+        start = self.state.epoch, self.state.row
+        rows = TrainingRows(
+            self.plan,
+            start,
+            self.config.train.micro_batch,
+            self.engine.accumulation,
+            self.engine.data_parallel_rank,
+            self.engine.data_parallel_size,
+        )
+        self._batches = iter(
+            make_loader(
+                self.plan,
+                rows,
+                self.config.data.workers,
+                mask_damage=self.config.data.damage == "mask",
+                codec_patch=self.config.model.patch if self.config.model.codec_features else 0,
+            )
+        )
+        self._positions = self.plan.positions(*start)
+
+    def _open_validation_data(self) -> None:
+        """Make a plan of the `val` split of each set that has one."""
+        for number, chosen in enumerate(self.config.data.sets):
+            shard_set = self.config.open_set(number)
+            if any(shard.documents for shard in shard_set.split("val")):
+                plan = Plan([Source(shard_set, "val")], plan_config(self.config))
+                self.validation_plans.append(plan)
+            else:
+                self._print(f"{chosen.path} has no documents in split 'val': it is not evaluated")
+        if self.steps < self.config.train.steps:
+            self._print(f"the run ends after {self.steps} steps: a set is exhausted then")
+
+    def _next_micro_batches(self) -> list[Batch]:
+        """This rank's part of the next global batch.
+
+        Raises:
+            RuntimeError: if the data worker that made one has died. PyTorch raises one too, unless
+                the worker dies while a batch is being received.
+        """
+        try:
+            return list(islice(self._batches, self.engine.accumulation))
+        except (ConnectionError, EOFError) as error:
+            raise RuntimeError(f"DataLoader worker died and its batch with it: {error}") from error
+
+    # --- state ---
+
+    def _advance(self, statistics: StepStatistics) -> None:
+        epoch, row = list(islice(self._positions, self.config.train.global_batch))[-1]
+        masked_bytes = sum(piece.size for piece in statistics.damage)
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
             epoch=epoch,
             row=row + 1,
-            masked_bytes=state.masked_bytes + sum(d.size for d in statistics.damage),
-            loss_monitor=state.loss_monitor.after(statistics.loss, statistics.is_applied),
+            masked_bytes=self.state.masked_bytes + masked_bytes,
+            loss_monitor=self.state.loss_monitor.after(statistics.loss, statistics.is_applied),
         )
-        if log:
-            is_due = is_last or _is_due(done, config.train.log_every)
-            log.step(done, statistics, (epoch, row), state.loss_monitor.skipped, waited, is_due)
-        if state.loss_monitor.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-            save(replace(state, loss_monitor=replace(state.loss_monitor, skipped_in_a_row=0)))
-            raise DivergedError(
-                f"loss or gradient of steps {done - MAX_SKIPPED_IN_A_ROW + 1} to {done} were not "
-                f"finite; their updates were skipped, and the checkpoint of step {done} has the "
-                "weights before them: lower optimizer.lr, or look at the documents named in "
-                f"{run / METRICS}"
+
+    def _is_due(self, every: int) -> bool:
+        """Whether the present step is the last one, or a multiple of `every`; 0 is never."""
+        step = self.state.step
+        return step == self.steps or (every > 0 and step % every == 0)
+
+    def _signals_on_any_rank(self) -> tuple[bool, bool]:
+        """Whether a signal asked any rank to stop, and to save now."""
+        requests = [self.signals.stop_requested, self.signals.take_save_request()]
+        stop, save = self.engine.sum_over_ranks(requests, torch.int64)
+        return stop > 0, save > 0
+
+    def _stop_if_diverged(self) -> None:
+        state, monitor = self.state, self.state.loss_monitor
+        if monitor.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+            return
+        self.state = replace(state, loss_monitor=replace(monitor, skipped_in_a_row=0))
+        self.save()
+        raise DivergedError(
+            f"loss or gradient of steps {state.step - MAX_SKIPPED_IN_A_ROW + 1} to {state.step} "
+            f"were not finite; their updates were skipped, and the checkpoint of step {state.step} "
+            "has the weights before them: lower optimizer.lr, or look at the documents named in "
+            f"{self.folder / METRICS}"
+        )
+
+    def _stop_if_damaged(self, damage: Sequence[Damage]) -> None:
+        masked, limit = self.state.masked_bytes, self.config.data.max_bad_share
+        if damage and masked > limit * self.plan.epoch_bytes:
+            raise DamageError(
+                f"{masked} bytes were damaged up to step {self.state.step}, more than "
+                f"max_bad_share {limit} of an epoch's {self.plan.epoch_bytes}: {damage[-1].cause}"
             )
-        if statistics.damage:
-            _check_damage(state.masked_bytes, done, statistics.damage[-1].cause, config, plan)
-        stop, wants_checkpoint = _asked(engine, requests)
-        if validation and not stop and (is_last or _is_due(done, config.train.eval_every)):
-            metrics = _validate(engine, validation, requests)
-            stop = metrics is None
-            if log and metrics:
-                log.evaluation(done, metrics)
-        if wants_checkpoint or is_last or _is_due(done, config.train.checkpoint_every):
-            save(state)
-    if stop:
-        save(state)
-        if log:
-            log.say(f"asked to stop: the run ends after step {state.step}, go on with --resume")
+
+    # --- log ---
+
+    def _print(self, message: str) -> None:
+        if self.log:
+            self.log.print(message)
+
+    def _log_anomalies(self, statistics: StepStatistics) -> None:
+        """Log a spike or a skipped update of the step that is about to be counted."""
+        if not self.log:
+            return
+        step, monitor = self.state.step + 1, self.state.loss_monitor
+        if monitor.is_spike(statistics.loss):
+            self.log.spike(step, statistics.loss, monitor)
+        if not statistics.is_applied:
+            self.log.skipped(step, statistics, _document_keys(self.plan, statistics.suspects))
 
 
-def _asked(engine: Engine, requests: SignalListener) -> tuple[bool, bool]:
-    """Whether a signal asked any rank to stop, and to save now; the same on every rank."""
-    stop, save = engine.sum_over_ranks([requests.stop, requests.take_save()], torch.int64)
-    return stop > 0, save > 0
+def _plan_for_all_ranks(engine: Engine, path: Path) -> Plan:
+    """The plan, whose tables rank 0 makes and the others read."""
+    if engine.rank == 0:
+        training_plan(engine.config, path)
+    engine.barrier()
+    return training_plan(engine.config, path)
+
+
+def _peak_flops(engine: Engine) -> float:
+    """FLOP/s that the devices of all ranks reach together."""
+    peak_flops = measured_matmul_flops(engine.device, engine.config.train.precision)
+    (summed,) = engine.sum_over_ranks([peak_flops], torch.float64)
+    return summed
 
 
 def _document_keys(plan: Plan, origins: Sequence[Origin]) -> list[str]:
-    """`SET/SHARD: KEYS` of rows; documents of a shard that cannot be read are named by number."""
+    """`SET/SHARD: KEYS` of each row; documents of a shard that cannot be read are numbered."""
     lines = []
     sets = {source.set.location: source.set for source in plan.sources}
     for origin in origins:
         shard_set = sets[origin.set]
         shard = next(s for s in shard_set.split("train") if s.name == origin.shard)
         index = shard_set.index(shard)
-        rows = [index[index["document"] == number][0] for number in origin.documents]
+        samples = [index[index["document"] == number][0] for number in origin.documents]
         try:
-            keys = [shard_set.key(shard, row) for row in rows]
+            keys = [shard_set.key(shard, sample) for sample in samples]
         except (OSError, ValueError):
             keys = [f"document-{number}" for number in origin.documents]
         lines.append(f"{origin.set}/{origin.shard}: {' '.join(keys)}")
     return lines
-
-
-def _check_damage(masked: int, step: int, cause: str, config: RunConfig, plan: Plan) -> None:
-    """DamageError, on every rank alike, where more is damaged than the config allows."""
-    if masked > config.data.max_bad_share * plan.epoch_bytes:
-        raise DamageError(
-            f"{masked} bytes were damaged up to step {step}, more than max_bad_share "
-            f"{config.data.max_bad_share} of an epoch's {plan.epoch_bytes}: {cause}"
-        )
-
-
-def _next(batches: Iterator[Batch], count: int) -> list[Batch]:
-    """The next batches. RuntimeError where the data worker that made one has died; PyTorch says so
-    in its own way, unless that happens while it takes a batch over."""
-    try:
-        return list(islice(batches, count))
-    except (ConnectionError, EOFError) as error:
-        raise RuntimeError(f"DataLoader worker died and its batch with it: {error}") from error
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _validation_plans(config: RunConfig, log: RunLog | None) -> list[Plan]:
-    """A plan for each set that has documents to validate on."""
-    plans = []
-    for number, chosen in enumerate(config.data.sets):
-        shard_set = config.open_set(number)
-        if any(shard.documents for shard in shard_set.split("val")):
-            plans.append(Plan([Source(shard_set, "val")], plan_config(config)))
-        elif log:
-            log.say(f"{chosen.path} has no documents in split 'val': it is not evaluated")
-    return plans
-
-
-def _validate(
-    engine: Engine, plans: Sequence[Plan], requests: SignalListener
-) -> dict[str, dict[str, float]] | None:
-    """Scores on `val`; None where a signal asks any rank to stop meanwhile."""
-    scores = Scores()
-    for plan in plans:
-        count = min(engine.config.train.eval_rows, plan.rows(0))
-        rows = EvaluationRows(count, engine.config.train.micro_batch, engine.rank, engine.ranks)
-        for batch in make_loader(plan, rows, 0):
-            if any(engine.sum_over_ranks([requests.stop], torch.int64)):
-                return None
-            score(scores, engine.nats, [batch], plan.config.patch)
-    scores.reduce(engine.sum_over_ranks)
-    return scores.metrics()

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from helpers.tiny_models import OPTIONS, SHAPES, options_of, tiny_config, tiny_model
 
+from bytelm.model.stored_names import stored_config
 from bytelm.pipelines.checkpoints.pretrained import from_pretrained, save_pretrained
 
 
@@ -60,7 +61,7 @@ def test_the_folder_holds_two_files_and_a_tied_output_once(tmp_path: Path) -> No
     _saved(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     document = json.loads((tmp_path / "config.json").read_text())
-    assert document == {"format": 1, "model": tiny_config("two").to_dict(), "views": ["utf8"]}
+    assert document == {"format": 1, "model": stored_config(tiny_config("two")), "views": ["utf8"]}
     tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert "lm_head.weight" not in tensors
 

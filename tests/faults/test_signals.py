@@ -187,13 +187,14 @@ def test_a_save_is_asked_for_once_and_none_is_lost() -> None:
     """In a process of its own, whose signals nobody else needs."""
     code = """
 import os, signal
-from bytelm.pipelines.runtime.signals import Requests
-requests = Requests()
-assert not requests.take_save()
+from bytelm.pipelines.runtime.signals import SignalListener
+listener = SignalListener()
+assert not listener.take_save_request()
 os.kill(os.getpid(), signal.SIGUSR1)
-assert requests.take_save() and not requests.take_save()
+assert listener.take_save_request() and not listener.take_save_request()
 os.kill(os.getpid(), signal.SIGUSR1)
 os.kill(os.getpid(), signal.SIGUSR1)
-assert requests.take_save() and not requests.take_save() and not requests.stop
+assert listener.take_save_request() and not listener.take_save_request()
+assert not listener.stop_requested
 """
     subprocess.run([sys.executable, "-c", code], check=True)

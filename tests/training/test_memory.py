@@ -12,7 +12,7 @@ from helpers.commands import command, environment, write_config
 from helpers.sets import SetMaker, image
 
 from bytelm.pipelines.config import load_config
-from bytelm.pipelines.training.memory import memory
+from bytelm.pipelines.training.memory import memory_by_zero_stage
 
 PEAK = """
 import json, resource, subprocess, sys
@@ -34,7 +34,7 @@ def test_a_run_holds_what_the_plan_says(preset: str, make_set: SetMaker, tmp_pat
     shard_set = make_set([[image(100, 60, seed=i)] for i in range(3)])
     sizes = {"steps": 3, "precision": "bf16", "eval_rows": 1}
     path = write_config(tmp_path / "run.yaml", shard_set, preset, **sizes)
-    told = memory(load_config(path, []), ranks=1)[1].total
+    told = memory_by_zero_stage(load_config(path, []), ranks=1)[1].total
     run = json.dumps(command("train", path, "--out", tmp_path / "run"))
     shown = subprocess.check_output([sys.executable, "-c", PEAK, run], env=environment())
     assert told == pytest.approx(int(shown), rel=0.2)

@@ -13,7 +13,7 @@ import safetensors.torch
 from helpers.commands import bytelm, environment, metrics, write_config
 from helpers.sets import SetMaker, text
 
-from bytelm.pipelines.checkpoints.train_state import MEMORY_STEPS, LossMonitor
+from bytelm.pipelines.checkpoints.train_state import AVERAGED_STEPS, LossMonitor
 from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.shards.reader import ShardSet
 
@@ -117,7 +117,7 @@ def test_three_skipped_steps_in_a_row_end_the_run_with_status_3(
 
 def test_a_loss_that_stands_out_is_a_spike() -> None:
     loss_monitor = LossMonitor()
-    for step in range(2 * MEMORY_STEPS):
+    for step in range(2 * AVERAGED_STEPS):
         loss = 3 - step / 100 + 0.1 * math.sin(step)
         assert not loss_monitor.is_spike(loss)
         loss_monitor = loss_monitor.after(loss, True)

@@ -13,7 +13,7 @@ from helpers.tiny_models import tiny_model
 from torch import Tensor
 
 from bytelm.pipelines.training.muon import Muon
-from bytelm.pipelines.training.muon_sharding import Slices
+from bytelm.pipelines.training.muon_sharding import MatrixShards
 from bytelm.pipelines.training.optimizer import hidden_matrices
 
 SHAPES = [torch.Size(s) for s in ((6, 4), (4, 6), (5, 5), (6, 4), (1, 3), (40, 3))]
@@ -75,8 +75,11 @@ def _send_matrices(rank: int, ranks: int, store: Path) -> None:
         for m in matrices
     ]
     for slices, flat in (
-        (Slices.of_sequence(SHAPES, size, *where), stream[rank * size : (rank + 1) * size]),
-        (Slices.of_each(SHAPES, *where), torch.cat(cuts)),
+        (
+            MatrixShards.from_flat_partition(SHAPES, size, *where),
+            stream[rank * size : (rank + 1) * size],
+        ),
+        (MatrixShards.from_padded_parts(SHAPES, *where), torch.cat(cuts)),
     ):
         seen: list[Tensor] = []
 
@@ -84,8 +87,8 @@ def _send_matrices(rank: int, ranks: int, store: Path) -> None:
             seen += whole
             return [2 * m for m in whole]
 
-        results = slices.on_whole_matrices(doubled, flat)
-        parts = slices.parts(flat)
+        results = slices.map_whole_matrices(doubled, flat)
+        parts = slices.local_parts(flat)
         for result, part in zip(results, parts, strict=True):
             assert torch.equal(result, 2 * part)
         assert all(any(torch.equal(m, known) for known in matrices) for m in seen)

@@ -24,7 +24,7 @@ from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import TrainingRows
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.training.engine import join_process_group
-from bytelm.pipelines.training.optimizer import schedule
+from bytelm.pipelines.training.optimizer import learning_rate_factor
 from bytelm.pipelines.training.preflight import training_plan
 
 
@@ -60,8 +60,8 @@ def losses_with_torch(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch)
         loss = nats[batch.scored].mean()
         losses.append(loss.item())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-        share = schedule(step, config.train.steps, options)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
+        share = learning_rate_factor(step, config.train.steps, options)
         for optimizer, lr in ((muon, options.muon_lr), (adamw, options.adamw_lr)):
             optimizer.param_groups[0]["lr"] = lr * share
             optimizer.step()
