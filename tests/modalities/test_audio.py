@@ -1,4 +1,4 @@
-"""Sounds: what files become, what is refused, and views that can be turned back."""
+"""Sounds: decoding, refusals, views and their inverses, files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOSSLESS = ["wav", "flac", "aiff"]
 
 
 def tone(frames: int = 20_000, channels: int = 2, loudness: float = 0.5) -> np.ndarray:
-    """[n c] a tone with a little noise."""
+    """[n c] samples of a tone with a little noise."""
     time = np.arange(frames)[:, None] / 16_000
     noise = np.random.default_rng(0).normal(size=(frames, channels)) * 0.05
     return (loudness * np.sin(2 * np.pi * 440 * time) + noise).astype(np.float32)
@@ -59,10 +59,10 @@ def reason(data: bytes, options: DecodeOptions = DEFAULTS) -> str:
     return error.value.reason
 
 
-def wav(claimed_bytes: int, there: bytes) -> bytes:
-    """A WAV of 8 bits, mono, whose header claims what it likes."""
+def wav(claimed_bytes: int, present: bytes) -> bytes:
+    """A WAV of 8 bits, mono, whose header claims other sample bytes than are present."""
     form = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 16_000, 1, 8)
-    body = b"WAVEfmt " + form + b"data" + struct.pack("<I", claimed_bytes) + there
+    body = b"WAVEfmt " + form + b"data" + struct.pack("<I", claimed_bytes) + present
     return b"RIFF" + struct.pack("<I", min(claimed_bytes + 36, 0xFFFFFFFF)) + body
 
 
@@ -91,15 +91,15 @@ def test_every_width_becomes_sixteen_bits(subtype: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [("OGG", "VORBIS"), ("WAV", "FLOAT"), ("MP3", "MPEG_LAYER_III")])
-def test_what_is_too_loud_is_clipped_and_does_not_wrap(kind: tuple[str, str]) -> None:
+def test_samples_over_full_scale_are_clipped_and_do_not_wrap(kind: tuple[str, str]) -> None:
     data = encoded(tone(loudness=3.0), *kind)
-    exact, _ = soundfile.read(io.BytesIO(data), always_2d=True)
-    assert np.abs(exact).max() > 1.05
-    error = pcm(decode(data)) / 32768 - exact.clip(-1, 1)
+    unclipped, _ = soundfile.read(io.BytesIO(data), always_2d=True)
+    assert np.abs(unclipped).max() > 1.05
+    error = pcm(decode(data)) / 32768 - unclipped.clip(-1, 1)
     assert np.abs(error).max() < 1e-3
 
 
-def test_blocks_make_the_whole_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_join_to_the_whole_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(tone(5000), "WAV", "FLOAT")
     whole = decode(data)
     monkeypatch.setattr("bytelm.modalities.audio.BLOCK_FRAMES", 999)
@@ -126,7 +126,7 @@ def test_another_rate_is_resampled() -> None:
     assert decode(same, DecodeOptions(audio_rate=16_000)) == decode(same)
 
 
-# --- what is refused ---
+# --- refusals ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,7 +178,7 @@ def test_other_formats_and_garbage_are_refused() -> None:
 @pytest.mark.parametrize(
     "start", [b"ID3 is a tag", b"OggSilence", b"\xff\xd8\xff\xe0", b"RIFF of a guitar"]
 )
-def test_what_only_looks_like_a_sound_is_none(start: bytes) -> None:
+def test_files_that_only_begin_like_a_sound_are_none(start: bytes) -> None:
     assert not AUDIO.recognises(start)
 
 
@@ -186,8 +186,8 @@ def test_what_only_looks_like_a_sound_is_none(start: bytes) -> None:
 @given(st.sampled_from(sorted(KINDS)), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255))))
 def test_mutated_files_are_decoded_or_refused(kind: str, changes: list[tuple[float, int]]) -> None:
     data = bytearray(encoded(tone(300, 1), *KINDS[kind]))
-    for place, value in changes:
-        data[int(place * (len(data) - 1))] = value
+    for share, value in changes:
+        data[int(share * (len(data) - 1))] = value
     try:
         sample = decode(bytes(data), DecodeOptions(limits=Limits(max_bytes=1 << 20)))
     except MediaError:

@@ -1,4 +1,4 @@
-"""Guides: whatever is drawn from what they allow is a valid payload."""
+"""Guides: any draw from the ids that they allow ends as a valid payload."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_any_walk_is_valid_utf8(budget: int, seed: int, avoid_ascii: bool) -> No
 def test_every_text_is_allowed(content: str) -> None:
     raw = content.encode("utf-8", "ignore")
     state = 0
-    for place, byte in enumerate(raw):
-        assert byte in allowed(UTF8, state, len(raw) - place)
+    for position, byte in enumerate(raw):
+        assert byte in allowed(UTF8, state, len(raw) - position)
         state = int(UTF8.next[state, byte])
     assert UTF8.follow(raw) == state
     assert allowed(UTF8, state, 0) == [EOM]
@@ -65,7 +65,7 @@ def test_no_text_ends_inside_a_character_nor_before_the_first() -> None:
     between = UTF8.follow(b"\xc3\xa9")
     assert EOM in allowed(UTF8, between, 2)
     assert 0xC3 in allowed(UTF8, between, 2)
-    assert 0xE2 not in allowed(UTF8, between, 2), "three bytes do not fit the two that are left"
+    assert 0xE2 not in allowed(UTF8, between, 2), "three bytes do not fit into room for two"
 
 
 def test_a_fixed_payload_takes_any_byte_and_no_special() -> None:

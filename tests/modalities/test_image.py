@@ -1,4 +1,4 @@
-"""Images: what files become, what is refused, and views that can be turned back."""
+"""Images: decoding, refusals, views and their inverses, files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def noise(width: int = 40, height: int = 30) -> PIL.Image.Image:
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG whose header says a size that its data do not have."""
+    """A PNG whose header gives a size that its data do not have."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -109,18 +109,18 @@ def test_transparency_is_laid_on_white(mode: str) -> None:
         data = encoded(palette, transparency=1)
     else:
         data = encoded(picture)
-    found = pixels(decode(data))
-    assert found.shape[2] == (1 if mode == "LA" else 3)
-    assert found[0, 0].max() == 0
-    assert found[0, 1].min() == 255
+    decoded = pixels(decode(data))
+    assert decoded.shape[2] == (1 if mode == "LA" else 3)
+    assert decoded[0, 0].max() == 0
+    assert decoded[0, 1].min() == 255
 
 
 def test_half_transparent_is_mixed_with_white() -> None:
-    found = pixels(decode(encoded(PIL.Image.new("RGBA", (1, 1), (0, 100, 255, 128)))))
-    assert found[0, 0] == pytest.approx([127, 177, 255], abs=1)
+    decoded = pixels(decode(encoded(PIL.Image.new("RGBA", (1, 1), (0, 100, 255, 128)))))
+    assert decoded[0, 0] == pytest.approx([127, 177, 255], abs=1)
 
 
-def test_laying_on_white_is_what_pillow_composites() -> None:
+def test_the_white_ground_is_composited_as_pillow_does() -> None:
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))
     levels = np.stack([value, 255 - value, value[::-1], alpha], axis=-1).astype(np.uint8)
     picture = PIL.Image.fromarray(levels)
@@ -129,7 +129,7 @@ def test_laying_on_white_is_what_pillow_composites() -> None:
     assert decode(encoded(picture)).data == expected.tobytes()
 
 
-def test_bands_make_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bands_join_to_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [data for _, data in images(np.random.default_rng(0))]
     whole = [decode(data) for data in files]
     monkeypatch.setattr("bytelm.modalities.image.BAND_PIXELS", 170)  # three lines of fifty
@@ -147,11 +147,11 @@ def test_the_exif_orientation_is_applied() -> None:
 
 def test_only_the_first_frame_is_taken() -> None:
     frames = [PIL.Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
-    found = pixels(decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])))
-    assert found[0, 0].tolist() == [255, 0, 0]
+    decoded = pixels(decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])))
+    assert decoded[0, 0].tolist() == [255, 0, 0]
 
 
-# --- what is refused ---
+# --- refusals ---
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -187,7 +187,7 @@ def test_postscript_and_garbage_are_refused() -> None:
 @pytest.mark.parametrize(
     "start", [b"BMW is a make of cars, in Munich", b"P5 is a name", b"GIF89 or not", b"\xff\xd8"]
 )
-def test_what_only_looks_like_an_image_is_none(start: bytes) -> None:
+def test_files_that_only_begin_like_an_image_are_none(start: bytes) -> None:
     assert not IMAGE.recognises(start)
 
 
@@ -195,8 +195,8 @@ def test_what_only_looks_like_an_image_is_none(start: bytes) -> None:
 @given(st.sampled_from(sorted(FORMATS)), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255))))
 def test_mutated_files_are_decoded_or_refused(kind: str, changes: list[tuple[float, int]]) -> None:
     data = bytearray(encoded(noise(12, 9), kind))
-    for place, value in changes:
-        data[int(place * (len(data) - 1))] = value
+    for share, value in changes:
+        data[int(share * (len(data) - 1))] = value
     try:
         sample = decode(bytes(data), DecodeOptions(limits=Limits(max_bytes=1 << 20)))
     except MediaError:

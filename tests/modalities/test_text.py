@@ -1,4 +1,4 @@
-"""Text: bytes as they are, and their score."""
+"""Text: bytes unchanged, refusals, views, files, and the score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = MODALITIES["text"]
 
 
 @given(st.binary(min_size=1, max_size=2000))
-def test_any_bytes_are_kept(data: bytes) -> None:
+def test_any_bytes_stay_unchanged(data: bytes) -> None:
     sample = TEXT.decode_file(io.BytesIO(data), DecodeOptions())
     assert sample == Sample("text", Header(), data)
     payload = TEXT.to_view(sample, "utf8", 8)
@@ -26,7 +26,7 @@ def test_any_bytes_are_kept(data: bytes) -> None:
     assert TEXT.from_view(sample.header, payload, "utf8", 8) == sample
 
 
-def test_only_what_holds_no_nul_is_text() -> None:
+def test_bytes_without_nul_are_text() -> None:
     assert TEXT.recognises("Привет, мир".encode())
     assert TEXT.recognises(b"\xff\xfe broken")
     assert not TEXT.recognises("UTF-16".encode("utf-16"))
