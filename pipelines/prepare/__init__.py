@@ -1,1 +1,1 @@
-"""From files of any kind to a shard set."""
+"""`bytelm prepare`: files of any kind become a shard set. `prepare.prepare` is the entry."""

@@ -1,12 +1,12 @@
-"""Decoding documents in worker processes, with the results in order and memory bounded.
+"""A pool of processes that decode documents, with the results in order and memory bounded.
 
-A worker gets a batch of documents and gives back samples, and has the next batch waiting for it.
-It stops early where the samples grow large, and the rest of the batch is given out again; so what
-is in flight is bounded in bytes though nobody knows the size of a sample before it is decoded.
+A worker (`decode_worker.py`) gets a batch of documents and returns samples; its next batch waits
+for it already. It ends a batch early where the samples grow large, and the rest is sent again. So
+the bytes in flight are bounded, though nobody knows the size of a sample before it is decoded.
 
-A worker that dies costs one file at most. A file that is over its processor time is refused at
-once; one that a worker died at for another reason is tried once more, since the worker may have
-been killed or stopped from outside. The rest of the batch is given out again.
+A worker that dies costs at most one file. A file over its limit of processor time is refused at
+once. A file at which a worker died for another reason is tried once more, since the worker may have
+been killed or stopped from outside. The rest of the batch is sent again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import subprocess
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
 
@@ -30,30 +30,38 @@ from bytelm.modalities.base import DecodeOptions, MediaError, Sample
 from bytelm.pipelines.prepare.decode_worker import (
     BATCH_SAMPLE_BYTES,
     PROGRESS_BYTES,
-    Answer,
+    BatchResult,
+    FileTask,
     Refusal,
-    Task,
     cpu_seconds,
 )
-from bytelm.pipelines.prepare.sources import CAPTION_ALONE, Part, Skip, SourceDocument
+from bytelm.pipelines.prepare.documents import (
+    CAPTION_ALONE,
+    DocumentPart,
+    SkippedFile,
+    SourceDocument,
+)
 
 BATCH_FILE_BYTES = 1 << 20
 BATCH_DOCUMENTS = 64
 READY_BYTES = 1 << 26
-"""Decoded bytes that may wait for their turn before no further batch is given out."""
-BATCHES_AT_WORKER = 2
+"""Decoded bytes that wait for earlier documents, above which no further batch is sent."""
+BATCHES_PER_WORKER = 2
 START_ATTEMPTS = 3
 
-_WORK = "from bytelm.pipelines.prepare.decode_worker import main; main()"
+_MAIN = "from bytelm.pipelines.prepare.decode_worker import main; main()"
+
+FileId = tuple[int, int]
+"""Position of a document among all, and of a part in it."""
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A document's samples and where each came from, and what was skipped."""
+class DecodedDocument:
+    """A document's samples, the name of each one's source file, and what was skipped."""
 
-    samples: list[Sample]
-    sources: list[str]
-    skipped: list[Skip]
+    samples: list[Sample] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    skipped: list[SkippedFile] = field(default_factory=list)
 
     @cached_property
     def size(self) -> int:
@@ -61,26 +69,163 @@ class Decoded:
         return sum(len(s.data) for s in self.samples)
 
 
+class DecodePool:
+    """Worker processes that decode documents, as a context manager that ends them.
+
+    The first process starts at once, since Python takes a moment to start. The others start when
+    there are documents for them.
+    """
+
+    def __init__(self, options: DecodeOptions, workers: int):
+        self._options = options
+        self._max_workers = workers
+        self._workers = [_Worker(options)]
+        self._failures = _Failures()
+        self._batches: list[_Batch] = []  # that no worker has, as a heap
+        self._ready: dict[int, list[DecodedDocument]] = {}  # by position of the first document
+        self._ready_bytes = 0
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def decode_documents(self, documents: Sequence[SourceDocument]) -> Iterator[DecodedDocument]:
+        """Decode documents, in order. To be called once.
+
+        Raises RuntimeError where workers die before their first file.
+        """
+        self._batches += _batches(documents)
+        missing = min(self._max_workers, len(self._batches)) - len(self._workers)
+        self._workers += (_Worker(self._options) for _ in range(missing))
+        position = 0
+        while position < len(documents):
+            self._send_batches(position)
+            busy = {w.connection: w for w in self._workers if w.batches}
+            need_not_wait = not busy or position in self._ready
+            for connection in wait(list(busy), 0 if need_not_wait else None):
+                assert isinstance(connection, Connection)
+                self._receive(busy[connection])
+            if position in self._ready:
+                decoded = self._ready.pop(position)
+                self._ready_bytes -= sum(d.size for d in decoded)
+                position += len(decoded)
+                yield from decoded
+
+    def _send_batches(self, position: int) -> None:
+        """Fill the workers up with batches; each gets one before any gets a second. The batch at
+        `position`, which the caller waits for, is sent however much is ready."""
+        for held in range(BATCHES_PER_WORKER):
+            for worker in list(self._workers):
+                may_send = self._batches and (
+                    self._batches[0].position == position or self._ready_bytes < READY_BYTES
+                )
+                if may_send and len(worker.batches) == held:
+                    batch = heapq.heappop(self._batches)
+                    try:
+                        worker.send(batch, self._nested_tasks(batch))
+                    except OSError:
+                        self._replace_dead(worker)
+
+    def _receive(self, worker: _Worker) -> None:
+        """Take a worker's results, or replace it where it has died."""
+        try:
+            batch, results, has_ended = worker.receive()
+        except (EOFError, OSError):
+            self._replace_dead(worker)
+            return
+        self._failures.at_start = 0
+        decoded: list[DecodedDocument] = []
+        next_results = iter(results)
+        for position, document in enumerate(batch.documents, batch.position):
+            part_results = self._part_results(position, document, next_results)
+            if part_results is None:
+                break
+            decoded.append(_assemble(document, part_results, self._options))
+        if decoded:
+            self._ready[batch.position] = decoded
+            self._ready_bytes += sum(d.size for d in decoded)
+        self._requeue(batch, len(decoded))
+        if has_ended:
+            self._replace(worker)
+
+    def _tasks(self, batch: _Batch) -> Iterator[tuple[FileId, FileTask]]:
+        """The task of each file of a batch that is not refused already."""
+        for position, document in enumerate(batch.documents, batch.position):
+            for i, part in enumerate(document.parts):
+                if part.path is not None and (position, i) not in self._failures.refusals:
+                    task = FileTask(part.path, part.offset, part.size, part.modality)
+                    yield (position, i), task
+
+    def _nested_tasks(self, batch: _Batch) -> list[list[FileTask]]:
+        """The tasks of each document of a batch."""
+        nested: list[list[FileTask]] = [[] for _ in batch.documents]
+        for (position, _), task in self._tasks(batch):
+            nested[position - batch.position].append(task)
+        return nested
+
+    def _part_results(
+        self, position: int, document: SourceDocument, results: Iterator[Refusal | Sample]
+    ) -> dict[int, Refusal | Sample] | None:
+        """The results of a document's files, by part; None where `results` end before them."""
+        part_results: dict[int, Refusal | Sample] = {}
+        for i, part in enumerate(document.parts):
+            if part.path is None:
+                continue
+            result = self._failures.refusals.get((position, i)) or next(results, None)
+            if result is None:
+                return None
+            part_results[i] = result
+        return part_results
+
+    def _requeue(self, batch: _Batch, done: int) -> None:
+        """Put the documents of a batch back, without the first `done`."""
+        if done < len(batch.documents):
+            rest = _Batch(batch.position + done, batch.documents[done:])
+            heapq.heappush(self._batches, rest)
+
+    def _replace_dead(self, worker: _Worker) -> None:
+        exit_code = worker.exit_code()
+        begun = worker.files_begun()
+        if begun:
+            file_id, task = list(self._tasks(worker.batches[0]))[begun - 1]
+            self._failures.add(file_id, task, exit_code)
+        else:
+            self._failures.add_at_start(exit_code, len(self._workers))
+        self._replace(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        """Start a fresh worker for one that has ended, whose batches are sent again."""
+        for batch in worker.batches:
+            self._requeue(batch, 0)
+        worker.end()
+        self._workers[self._workers.index(worker)] = _Worker(self._options)
+
+
 @dataclass(frozen=True)
 class _Batch:
-    place: int
-    """Of the first document."""
+    """Documents that a worker gets together; the earliest batch sorts first."""
+
+    position: int
+    """Of the first document among all."""
     documents: Sequence[SourceDocument]
 
     def __lt__(self, other: _Batch) -> bool:
-        return self.place < other.place
+        return self.position < other.position
 
 
 def _batches(documents: Sequence[SourceDocument]) -> Iterator[_Batch]:
-    """Runs of small files, and large files alone."""
-    first, size = 0, 0
+    """Batches of small files, and large files alone."""
+    first, batch_size = 0, 0
     for i, document in enumerate(documents):
-        grown = size + sum(p.size for p in document.parts)
-        if i > first and (grown > BATCH_FILE_BYTES or i - first == BATCH_DOCUMENTS):
+        size = sum(p.size for p in document.parts)
+        is_full = batch_size + size > BATCH_FILE_BYTES or i - first == BATCH_DOCUMENTS
+        if i > first and is_full:
             yield _Batch(first, documents[first:i])
-            grown -= size
-            first = i
-        size = grown
+            first, batch_size = i, 0
+        batch_size += size
     if first < len(documents):
         yield _Batch(first, documents[first:])
 
@@ -89,50 +234,52 @@ class _Worker:
     """The parent's side of a worker process, and the batches that it has."""
 
     def __init__(self, options: DecodeOptions):
-        self.connection, theirs = multiprocessing.Pipe()
+        self.connection, child_connection = multiprocessing.Pipe()
         self.batches: deque[_Batch] = deque()
-        self._memories = deque(os.memfd_create("samples") for _ in range(BATCHES_AT_WORKER))
-        descriptors = (theirs.fileno(), *self._memories)
-        command = [sys.executable, "-P", "-c", _WORK, *map(str, descriptors)]
-        with theirs:
+        self._memories = deque(os.memfd_create("samples") for _ in range(BATCHES_PER_WORKER))
+        descriptors = (child_connection.fileno(), *self._memories)
+        command = [sys.executable, "-P", "-c", _MAIN, *map(str, descriptors)]
+        with child_connection:
             self._process = subprocess.Popen(
                 command, pass_fds=descriptors, stdin=subprocess.DEVNULL
             )
-        with contextlib.suppress(OSError):  # it has died, which shows when it gets a batch
+        with contextlib.suppress(OSError):  # a dead worker shows when it gets a batch
             self.connection.send(options)
 
-    def give(self, batch: _Batch, tasks: list[list[Task]]) -> None:
+    def send(self, batch: _Batch, tasks: list[list[FileTask]]) -> None:
         """Send a batch; OSError where the worker has died."""
         os.pwrite(self._memories[len(self.batches)], bytes(PROGRESS_BYTES), 0)
         self.batches.append(batch)
         self.connection.send(tasks)
 
     def receive(self) -> tuple[_Batch, list[Refusal | Sample], bool]:
-        """The oldest batch, what became of its first files, and whether the worker has ended;
-        EOFError or OSError where it has died."""
-        answer: Answer = self.connection.recv()
+        """The oldest batch, the results of its first files, and whether the worker has ended.
+
+        Raises EOFError or OSError where it has died.
+        """
+        batch_result: BatchResult = self.connection.recv()
         memory = self._memories[0]
         results: list[Refusal | Sample] = []
-        end = PROGRESS_BYTES
-        for result in answer.results:
+        offset = PROGRESS_BYTES
+        for result in batch_result.files:
             if isinstance(result, Refusal):
                 results.append(result)
                 continue
-            data = os.pread(memory, result.size, end)
+            data = os.pread(memory, result.size, offset)
             assert len(data) == result.size
-            end += result.size
+            offset += result.size
             results.append(Sample(result.modality, result.header, data, result.is_file))
-        if end > 2 * BATCH_SAMPLE_BYTES:
+        if offset > 2 * BATCH_SAMPLE_BYTES:
             os.ftruncate(memory, PROGRESS_BYTES)
         self._memories.rotate(-1)
-        return self.batches.popleft(), results, answer.is_last
+        return self.batches.popleft(), results, batch_result.is_last
 
-    def begun(self) -> int:
+    def files_begun(self) -> int:
         """How many files of the oldest batch were begun."""
         return int.from_bytes(os.pread(self._memories[0], PROGRESS_BYTES, 0))
 
     def exit_code(self) -> int:
-        """The process's exit status, or the number of the signal that ended it, negative."""
+        """Wait for the end of the process; its exit status, or a signal's number, negative."""
         return self._process.wait()
 
     def end(self) -> None:
@@ -144,150 +291,35 @@ class _Worker:
             os.close(memory)
 
 
-class Decoders:
-    """Worker processes that decode documents, as a context manager that ends them.
+class _Failures:
+    """Deaths of workers, and the files that are refused for them."""
 
-    The first one starts at once, since Python takes a moment for that, the others when there are
-    documents for them.
-    """
+    def __init__(self) -> None:
+        self.refusals: dict[FileId, Refusal] = {}
+        self.at_start = 0
+        """Workers that died before their first file, since the last one that answered."""
+        self._deaths: Counter[FileId] = Counter()
 
-    def __init__(self, options: DecodeOptions, workers: int):
-        self._options = options
-        self._most = workers
-        self._workers = [_Worker(options)]
-        self._batches: list[_Batch] = []  # that no worker has, a heap by place
-        self._ready: dict[int, list[Decoded]] = {}  # by the place of the first document
-        self._ready_bytes = 0
-        self._refused: dict[tuple[int, int], Refusal] = {}  # by place and part
-        self._deaths: Counter[tuple[int, int]] = Counter()
-        self._deaths_at_start = 0
+    def add(self, file_id: FileId, task: FileTask, exit_code: int) -> None:
+        """Record a death at a file."""
+        self._deaths[file_id] += 1
+        is_second = self._deaths[file_id] == 2
+        if exit_code == -signal.SIGPROF or (exit_code == -signal.SIGALRM and is_second):
+            seconds = cpu_seconds(task.size)
+            detail = f"decoding takes over {seconds:.0f} seconds of processor time"
+            self.refusals[file_id] = Refusal("too slow", detail)
+        elif is_second:
+            self.refusals[file_id] = Refusal("decoder died", _cause(exit_code))
 
-    def __enter__(self) -> Decoders:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for worker in self._workers:
-            worker.end()
-
-    def decode(self, documents: Sequence[SourceDocument]) -> Iterator[Decoded]:
-        """Decode documents, in order. To be called once.
-
-        Raises RuntimeError where workers do not even start.
-        """
-        self._batches += _batches(documents)
-        more = min(self._most, len(self._batches)) - len(self._workers)
-        self._workers += (_Worker(self._options) for _ in range(more))
-        place = 0
-        while place < len(documents):
-            self._give_out(place)
-            waiting = {w.connection: w for w in self._workers if w.batches}
-            is_idle = not waiting or place in self._ready
-            for connection in wait(list(waiting), 0 if is_idle else None):
-                assert isinstance(connection, Connection)
-                self._take(waiting[connection])
-            if place in self._ready:
-                decoded = self._ready.pop(place)
-                self._ready_bytes -= sum(d.size for d in decoded)
-                place += len(decoded)
-                yield from decoded
-
-    def _give_out(self, place: int) -> None:
-        """Every worker gets one batch before one gets a second."""
-        for held in range(BATCHES_AT_WORKER):
-            for worker in list(self._workers):
-                is_open = self._batches and (
-                    self._batches[0].place == place or self._ready_bytes < READY_BYTES
-                )
-                if is_open and len(worker.batches) == held:
-                    batch = heapq.heappop(self._batches)
-                    try:
-                        worker.give(batch, self._nested_tasks(batch))
-                    except OSError:
-                        self._replace_dead(worker)
-
-    def _tasks(self, batch: _Batch) -> Iterator[tuple[int, int, Task]]:
-        """(place, part, task) of each file of a batch that is not refused already."""
-        for place, document in enumerate(batch.documents, batch.place):
-            for i, part in enumerate(document.parts):
-                if part.path is not None and (place, i) not in self._refused:
-                    yield place, i, Task(part.path, part.offset, part.size, part.modality)
-
-    def _nested_tasks(self, batch: _Batch) -> list[list[Task]]:
-        """The tasks of each document of a batch."""
-        nested: list[list[Task]] = [[] for _ in batch.documents]
-        for place, _, task in self._tasks(batch):
-            nested[place - batch.place].append(task)
-        return nested
-
-    def _take(self, worker: _Worker) -> None:
-        """Take what a worker has, or find out what it died of."""
-        try:
-            batch, results, has_ended = worker.receive()
-        except (EOFError, OSError):
-            self._replace_dead(worker)
-            return
-        self._deaths_at_start = 0
-        decoded: list[Decoded] = []
-        next_results = iter(results)
-        for place, document in enumerate(batch.documents, batch.place):
-            of_parts = self._of_parts(place, document, next_results)
-            if of_parts is None:
-                break
-            decoded.append(_assemble(document, of_parts, self._options))
-        if decoded:
-            self._ready[batch.place] = decoded
-            self._ready_bytes += sum(d.size for d in decoded)
-        self._give_back(batch, len(decoded))
-        if has_ended:
-            self._replace(worker)
-
-    def _of_parts(
-        self, place: int, document: SourceDocument, results: Iterator[Refusal | Sample]
-    ) -> dict[int, Refusal | Sample] | None:
-        """What became of a document's files, by part; None where the results end before them."""
-        of_parts: dict[int, Refusal | Sample] = {}
-        for i, part in enumerate(document.parts):
-            if part.path is None:
-                continue
-            result = self._refused.get((place, i)) or next(results, None)
-            if result is None:
-                return None
-            of_parts[i] = result
-        return of_parts
-
-    def _give_back(self, batch: _Batch, done: int) -> None:
-        if done < len(batch.documents):
-            heapq.heappush(self._batches, _Batch(batch.place + done, batch.documents[done:]))
-
-    def _replace_dead(self, worker: _Worker) -> None:
-        exit_code = worker.exit_code()
-        begun = worker.begun()
-        if begun:
-            place, i, task = list(self._tasks(worker.batches[0]))[begun - 1]
-            self._deaths[place, i] += 1
-            is_second = self._deaths[place, i] == 2
-            if exit_code == -signal.SIGPROF or (exit_code == -signal.SIGALRM and is_second):
-                seconds = cpu_seconds(task.size)
-                self._refused[place, i] = Refusal(
-                    "too slow", f"decoding takes over {seconds:.0f} seconds of processor time"
-                )
-            elif is_second:
-                self._refused[place, i] = Refusal("decoder died", _cause(exit_code))
-        else:
-            self._deaths_at_start += 1
-            if self._deaths_at_start == START_ATTEMPTS * len(self._workers):
-                raise RuntimeError(
-                    f"decoding workers die before their first file ({_cause(exit_code)}): "
-                    "is there memory for them? Try fewer --workers"
-                )
-        self._replace(worker)
-
-    def _replace(self, worker: _Worker) -> None:
-        """Put a fresh worker in the place of one that has ended; its batches are given out anew."""
-        for batch in worker.batches:
-            self._give_back(batch, 0)
-        worker.end()
-        self._workers[self._workers.index(worker)] = _Worker(self._options)
+    def add_at_start(self, exit_code: int, workers: int) -> None:
+        """Record a death before the first file; RuntimeError after START_ATTEMPTS of each
+        worker."""
+        self.at_start += 1
+        if self.at_start == START_ATTEMPTS * workers:
+            raise RuntimeError(
+                f"decoding workers die before their first file ({_cause(exit_code)}): "
+                "is there memory for them? Try fewer --workers"
+            )
 
 
 def _cause(exit_code: int) -> str:
@@ -297,18 +329,19 @@ def _cause(exit_code: int) -> str:
 
 
 def _assemble(
-    document: SourceDocument, of_parts: dict[int, Refusal | Sample], options: DecodeOptions
-) -> Decoded:
-    """A document of its parts; a part without a sample is skipped, and its caption with it."""
-    decoded = Decoded([], [], [])
+    document: SourceDocument, part_results: dict[int, Refusal | Sample], options: DecodeOptions
+) -> DecodedDocument:
+    """A document of its parts. A part without a sample is skipped, and its caption with it."""
+    decoded = DecodedDocument()
     parts = document.parts
-    for i, result in of_parts.items():
+    for i, result in part_results.items():
         part = parts[i]
         caption = parts[i - 1] if i and parts[i - 1].path is None else None
         if isinstance(result, Refusal):
-            decoded.skipped.append(Skip(part.name, result.reason, result.detail))
+            decoded.skipped.append(SkippedFile(part.name, result.reason, result.detail))
             if caption:
-                decoded.skipped.append(Skip(part.name, CAPTION_ALONE, "its file was skipped"))
+                detail = "its file was skipped"
+                decoded.skipped.append(SkippedFile(part.name, CAPTION_ALONE, detail))
             continue
         if caption:
             _add_caption(decoded, caption, options)
@@ -317,11 +350,11 @@ def _assemble(
     return decoded
 
 
-def _add_caption(decoded: Decoded, caption: Part, options: DecodeOptions) -> None:
+def _add_caption(decoded: DecodedDocument, caption: DocumentPart, options: DecodeOptions) -> None:
     try:
-        text = MODALITIES["text"].decode(io.BytesIO(caption.caption.encode()), options)
+        text = MODALITIES["text"].decode_file(io.BytesIO(caption.caption.encode()), options)
     except MediaError as error:
-        decoded.skipped.append(Skip(caption.name, error.reason, error.detail))
+        decoded.skipped.append(SkippedFile(caption.name, error.reason, error.detail))
     else:
         decoded.samples.append(text)
         decoded.sources.append(caption.name)

@@ -1,15 +1,16 @@
 """The process that decodes files, one after the other, under limits of memory and time.
 
-A hostile file can make a decoder hang, crash, or ask for all memory. Here it costs itself only:
+`decode_pool.py` starts it. A hostile file can make a decoder hang, crash, or ask for all memory;
+here it costs itself only:
 
-- memory: the process may not grow beyond MEMORY_BYTES. A decoder that asks for more fails; the
-  file is tried again as the first one of a fresh process before it is given up.
-- time: a file has `cpu_seconds` of processor time, so a busy machine refuses nothing that an idle
-  one takes, and WALL_FACTOR times as long by the clock. The kernel ends the process then, also
-  inside a decoder, and also where the parent is gone.
+- memory: the process may not grow beyond MEMORY_BYTES. A decoder that asks for more fails. The
+  file is tried again as the first one of a fresh process before it is refused.
+- time: a file has `cpu_seconds` of processor time, so that a busy machine refuses no file that an
+  idle one takes, and WALL_FACTOR times as long by the clock. At the limit the kernel ends the
+  process, also inside a decoder, and also where the parent is gone.
 
-Samples go to the parent through a file in memory that both have open; the pipe carries what
-describes them. A worker ends when its pipe does.
+The bytes of samples go to the parent through a file in memory that both have open; a pipe carries
+everything else. A worker ends when its pipe does.
 """
 
 from __future__ import annotations
@@ -30,40 +31,41 @@ from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
 from bytelm.modalities.detect import START_BYTES, UNKNOWN_KIND, modality_of
 
 MEMORY_BYTES = 960 << 20
-"""Of a worker, all in all: its modules, the file, the decoder, and the samples. What torch takes to
-be there (500 MB, mostly its libraries) comes on top where sounds are resampled."""
+"""Memory of a worker: its modules, the file, the decoder and the samples. Where sounds are
+resampled, torch's libraries (500 MB) come on top."""
 CPU_SECONDS = 5.0
 CPU_SECONDS_PER_BYTE = 1e-6
 WALL_FACTOR = 12
 BATCH_SAMPLE_BYTES = 1 << 24
-"""A batch ends early where its samples grow larger than this; the rest is given out again."""
+"""A batch ends early where its samples grow larger than this; the rest is sent again."""
 READ_WHOLE_BYTES = 1 << 20
+"""Files up to this size are read at once."""
 PROGRESS_BYTES = 8
-"""A file in memory begins with how many of its batch's files have been begun."""
+"""Size of the number at the start of a file in memory: how many files of the batch were begun."""
 DETAIL_CHARACTERS = 200
 
 
-class Task(NamedTuple):
-    """A file to decode, or the part of one that a tar's member is."""
+class FileTask(NamedTuple):
+    """A file to decode, or a member of a tar."""
 
     path: str
     offset: int | None
-    """Where the member begins; None for a whole file."""
+    """Position of the member's first byte; None for a whole file."""
     size: int
-    """Bytes, as they were when the sources were looked through."""
+    """Bytes, as they were when the sources were scanned."""
     modality: str | None
-    """None where the first bytes have yet to tell."""
+    """None where the first bytes are yet to tell."""
 
 
 class Refusal(NamedTuple):
-    """Why a file gives no sample."""
+    """The reason why a file gives no sample."""
 
     reason: str
     detail: str
 
 
-class Described(NamedTuple):
-    """A sample but for its bytes, which lie in the file in memory, one sample after the other."""
+class SampleInfo(NamedTuple):
+    """A sample without its bytes, which lie in the file in memory, one sample after the other."""
 
     modality: str
     header: Header
@@ -71,23 +73,23 @@ class Described(NamedTuple):
     size: int
 
 
-class Answer(NamedTuple):
-    """What became of a batch's files, up to one of them."""
+class BatchResult(NamedTuple):
+    """A refusal or a sample for each of a batch's first files."""
 
-    results: list[Refusal | Described]
+    files: list[Refusal | SampleInfo]
     is_last: bool
-    """True where the process ends with this answer."""
+    """Whether the process ends after this batch."""
 
 
 def cpu_seconds(size: int) -> float:
-    """Processor time that a file of `size` bytes may take, several times what a sound one does."""
+    """Processor time for a file of `size` bytes, several times that of a sound one."""
     return CPU_SECONDS + size * CPU_SECONDS_PER_BYTE
 
 
 def main() -> None:
-    """Be a worker. The arguments are descriptors: of the pipe, and of two files in memory.
+    """Run a worker. The arguments are descriptors: of the pipe, and of two files in memory.
 
-    The options come first through the pipe, then batches, for the two files in turn.
+    The pipe brings the options and then batches, which use the two files in turn.
     """
     pipe, *memories = map(int, sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it for all
@@ -95,81 +97,69 @@ def main() -> None:
     with Connection(pipe) as connection, contextlib.suppress(EOFError, OSError):
         options: DecodeOptions = connection.recv()
         _limit_memory(options)
-        fresh = True
+        is_fresh = True
         while True:
-            answer = _decode_batch(connection.recv(), memories[0], options, fresh)
-            connection.send(answer)
-            if answer.is_last:
+            documents = connection.recv()
+            result = _decode_batch(documents, _SampleFile(memories[0]), options, is_fresh)
+            connection.send(result)
+            if result.is_last:
                 return
             memories.reverse()
-            fresh = False
+            is_fresh = False
 
 
-def _silence() -> None:
-    """Decoders complain on stderr; what is wrong with a file goes into the report instead."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+class _SampleFile:
+    """A file in memory: the number of files begun, and then the bytes of samples."""
 
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+        self._begun = 0
+        self.size = PROGRESS_BYTES
 
-def _limit_memory(options: DecodeOptions) -> None:
-    """Let the process's own data grow up to what is left of MEMORY_BYTES."""
-    left = MEMORY_BYTES - _own_bytes("VmRSS")
-    if options.audio_rate:
-        import torchaudio.functional  # noqa: F401  (before memory is limited)
-    limit = _own_bytes("VmData") + left
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    def begin_file(self) -> None:
+        """Tell the parent that the next file of the batch is begun."""
+        self._begun += 1
+        os.pwrite(self._descriptor, self._begun.to_bytes(PROGRESS_BYTES), 0)
 
-
-def _own_bytes(field: str) -> int:
-    """A field of this process's status that is a size."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition(f"{field}:")[2].split()[0]) << 10
+    def append(self, sample: Sample) -> SampleInfo:
+        """Store the bytes of a sample."""
+        size = len(sample.data)
+        written = os.pwrite(self._descriptor, sample.data, self.size)
+        assert written == size
+        self.size += size
+        return SampleInfo(sample.modality, sample.header, sample.is_file, size)
 
 
 def _decode_batch(
-    documents: Sequence[Sequence[Task]], memory: int, options: DecodeOptions, fresh: bool
-) -> Answer:
+    documents: Sequence[Sequence[FileTask]],
+    samples: _SampleFile,
+    options: DecodeOptions,
+    is_fresh: bool,
+) -> BatchResult:
     """Decode documents up to the end of the batch, BATCH_SAMPLE_BYTES, or the memory limit."""
-    results: list[Refusal | Described] = []
-    begun, end = 0, PROGRESS_BYTES
+    results: list[Refusal | SampleInfo] = []
     is_last = False
     for tasks in documents:
         for task in tasks:
-            begun += 1
-            os.pwrite(memory, begun.to_bytes(PROGRESS_BYTES), 0)
+            samples.begin_file()
             try:
-                sample = _decode(task, options)
+                result = _decode_file(task, options)
             except MemoryError:
                 is_last = True
-                if not fresh:  # what was decoded before may hold the memory
-                    return Answer(results, is_last)
+                if not is_fresh:  # earlier samples may hold the memory
+                    return BatchResult(results, is_last)
                 detail = f"decoding takes over {MEMORY_BYTES >> 20} MiB"
-                sample = Refusal("over the memory limit", detail)
-            if isinstance(sample, Refusal):
-                results.append(sample)
-            else:
-                size = len(sample.data)
-                written = os.pwrite(memory, sample.data, end)
-                assert written == size
-                end += size
-                results.append(Described(sample.modality, sample.header, sample.is_file, size))
-        fresh = False
-        if is_last or end > BATCH_SAMPLE_BYTES:
+                result = Refusal("over the memory limit", detail)
+            results.append(result if isinstance(result, Refusal) else samples.append(result))
+        is_fresh = False
+        if is_last or samples.size > BATCH_SAMPLE_BYTES:
             break
     _limit_time(0)
-    return Answer(results, is_last)
+    return BatchResult(results, is_last)
 
 
-def _limit_time(seconds: float) -> None:
-    """End the process after so much processor time; 0 sets no limit."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, seconds * WALL_FACTOR)
-
-
-def _decode(task: Task, options: DecodeOptions) -> Sample | Refusal:
-    """One file's sample, or why there is none. Raises MemoryError."""
+def _decode_file(task: FileTask, options: DecodeOptions) -> Sample | Refusal:
+    """A file's sample, or the reason why there is none. Raises MemoryError."""
     _limit_time(cpu_seconds(task.size))
     try:
         with _open(task) as file:
@@ -177,7 +167,7 @@ def _decode(task: Task, options: DecodeOptions) -> Sample | Refusal:
             if modality is None:
                 return Refusal(*UNKNOWN_KIND)
             file.seek(0)
-            return MODALITIES[modality].decode(file, options)
+            return MODALITIES[modality].decode_file(file, options)
     except MediaError as error:
         return Refusal(error.reason, error.detail[:DETAIL_CHARACTERS])
     except FileNotFoundError:
@@ -186,13 +176,13 @@ def _decode(task: Task, options: DecodeOptions) -> Sample | Refusal:
         return Refusal("unreadable", error.strerror or "cannot be read")
     except MemoryError:
         raise
-    except Exception as error:  # only this file's loss, whatever the decoder did
+    except Exception as error:  # a decoder's bug costs this file only
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         return Refusal("decoder failed", detail[:DETAIL_CHARACTERS])
 
 
-def _open(task: Task) -> BinaryIO:
-    """The file, read in one go where it is small, or the member of a tar."""
+def _open(task: FileTask) -> BinaryIO:
+    """A task's file or member. All but large files are read at once."""
     if task.offset is None and task.size > READ_WHOLE_BYTES:
         return open(task.path, "rb")
     with open(task.path, "rb", buffering=0) as file:
@@ -202,3 +192,32 @@ def _open(task: Task) -> BinaryIO:
     if len(data) < task.size:
         raise MediaError("truncated", f"{len(data)} bytes of {task.size}")
     return io.BytesIO(data)
+
+
+def _silence() -> None:
+    """Discard stderr, where decoders complain. The report says what is wrong with a file."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def _limit_memory(options: DecodeOptions) -> None:
+    """Let the process's own data grow by MEMORY_BYTES less what it holds now."""
+    growth = MEMORY_BYTES - _status_bytes("VmRSS")
+    if options.audio_rate:
+        import torchaudio.functional  # noqa: F401  (before memory is limited)
+    limit = _status_bytes("VmData") + growth
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _status_bytes(field: str) -> int:
+    """A size in this process's status, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) << 10
+
+
+def _limit_time(seconds: float) -> None:
+    """End the process after `seconds` of processor time; 0 removes the limit."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds * WALL_FACTOR)

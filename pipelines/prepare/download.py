@@ -1,7 +1,7 @@
-"""Sources of `prepare` that lie at URLs: WebDataset tars, fetched whole before they are read.
+"""Sources of `prepare` at URLs: WebDataset tars, downloaded whole before they are read.
 
-They are kept beside the set until it is complete, so that a prepare that was interrupted does not
-fetch them again.
+They are kept beside the set until it is complete, so that an interrupted `prepare` does not
+download them again.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from bytelm.pipelines.storage.cache import CacheConfig
 from bytelm.pipelines.storage.remote import RemoteStore
 
 
-def fetch_sources(sources: Sequence[str | Path], folder: Path) -> list[Path]:
-    """The local paths of sources; the tars of URLs, with braces expanded, are fetched to a folder.
+def download_sources(sources: Sequence[str | Path], folder: Path) -> list[Path]:
+    """The local paths of sources. Tars at URLs, with braces expanded, are downloaded to `folder`.
 
-    Raises ValueError for a URL that names no tar or cannot be had.
+    Raises ValueError for a URL that names no tar or cannot be downloaded.
     """
     paths: list[Path] = []
     for source in sources:
-        if "://" not in str(source):
+        if "://" in str(source):
+            paths += [_download(url, folder) for url in expand_braces(str(source))]
+        else:
             paths.append(Path(source))
-            continue
-        paths += [_fetch(url, folder) for url in expand_braces(str(source))]
     return paths
 
 
-def _fetch(url: str, folder: Path) -> Path:
+def _download(url: str, folder: Path) -> Path:
     location, _, name = url.rpartition("/")
     if not is_tar(name):
         raise ValueError(f"{url} is no tar: a source at a URL is a WebDataset shard, or a pattern")
@@ -41,7 +41,7 @@ def _fetch(url: str, folder: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         store.download(name, path)
-        os.utime(path, (0, 0))  # what was fetched again is no newer than the set made of it
+        os.utime(path, (0, 0))  # a tar that is downloaded again is no newer than the set made of it
     except OSError as error:
         raise ValueError(f"source {error}") from error
     return path

@@ -13,24 +13,29 @@ if TYPE_CHECKING:
 LINE_SECONDS = 10.0
 
 
-class Meter:
+class PrepareProgress:
     """Counts documents and decoded bytes, and shows documents, MB/s and the time left."""
 
     def __init__(self, console: Console | None, total: int, done: int):
+        """
+        Args:
+            console: shows the progress; None shows nothing.
+            total: documents of the set.
+            done: those of them that an interrupted `prepare` has finished.
+        """
         self._console = console
         self._total = total
-        self._done = done
-        self._first = done
+        self._done = self._done_at_start = done
         self._bytes = 0
-        self._begun = self._said = time.monotonic()
-        self._progress = _bar(console) if console and console.is_terminal else None
+        self._start_time = self._line_time = time.monotonic()
+        self._bar = _bar(console) if console and console.is_terminal else None
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> PrepareProgress:
         if self._console and self._done:
-            self._console.print(f"going on after {self._done} of {self._total} documents")
-        if self._progress:
-            self._progress.start()
-            self._task = self._progress.add_task(
+            self._console.print(f"resuming after {self._done} of {self._total} documents")
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(
                 "documents", total=self._total, completed=self._done, speed="0"
             )
         return self
@@ -41,25 +46,26 @@ class Meter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._progress:
-            self._progress.stop()
+        if self._bar:
+            self._bar.stop()
 
     def advance(self, size: int) -> None:
-        """One document more, of `size` decoded bytes."""
+        """Count one more document, of `size` decoded bytes."""
         self._done += 1
         self._bytes += size
         if self._console is None:
             return
         now = time.monotonic()
-        seconds = max(now - self._begun, 1e-9)
+        seconds = max(now - self._start_time, 1e-9)
         speed = f"{self._bytes / 1e6 / seconds:.1f}"
-        if self._progress:
-            self._progress.update(self._task, completed=self._done, speed=speed)
-        elif now - self._said >= LINE_SECONDS:
-            self._said = now
-            left = seconds / (self._done - self._first) * (self._total - self._done)
+        if self._bar:
+            self._bar.update(self._task, completed=self._done, speed=speed)
+        elif now - self._line_time >= LINE_SECONDS:
+            self._line_time = now
+            seconds_per_document = seconds / (self._done - self._done_at_start)
+            seconds_left = seconds_per_document * (self._total - self._done)
             self._console.print(
-                f"{self._done} of {self._total} documents, {speed} MB/s, {left:.0f} s left"
+                f"{self._done} of {self._total} documents, {speed} MB/s, {seconds_left:.0f} s left"
             )
 
 

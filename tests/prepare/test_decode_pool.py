@@ -12,10 +12,10 @@ from helpers.source_files import documents, hashes, png, small_source, sound, tx
 from helpers.traps import Trapped
 
 from bytelm.modalities.base import DecodeOptions
-from bytelm.pipelines.prepare.decode_pool import Decoders
+from bytelm.pipelines.prepare.decode_pool import DecodePool
 from bytelm.pipelines.prepare.decode_worker import cpu_seconds
+from bytelm.pipelines.prepare.documents import DocumentPart, SourceDocument
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
-from bytelm.pipelines.prepare.sources import Part, SourceDocument
 
 TRAPS = {
     "CRASH": ("decoder died", "killed by SIGSEGV"),
@@ -87,11 +87,11 @@ def test_what_cannot_be_read_when_its_turn_comes_is_skipped(tmp_path: Path) -> N
     (tmp_path / "folder").mkdir()
     names = {"a.txt": None, "gone.txt": "missing", "folder": "unreadable"}
     found = [
-        SourceDocument(str(i), "train", (Part(None, name, str(tmp_path / name), 1),))
+        SourceDocument(str(i), "train", (DocumentPart(None, name, str(tmp_path / name), 1),))
         for i, name in enumerate(names)
     ]
-    with Decoders(DecodeOptions(), workers=1) as decoders:
-        results = list(decoders.decode(found))
+    with DecodePool(DecodeOptions(), workers=1) as pool:
+        results = list(pool.decode_documents(found))
     assert [r.skipped[0].reason if r.skipped else None for r in results] == list(names.values())
     assert [s.data for s in results[0].samples] == [b"a"]
 

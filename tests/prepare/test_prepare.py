@@ -20,8 +20,9 @@ from helpers.source_files import documents, png, skipped, small_source, sound, t
 from rich.console import Console
 
 from bytelm.modalities.base import DecodeOptions, Limits
-from bytelm.pipelines.prepare.prepare import STATE, PrepareOptions, prepare, summary
-from bytelm.pipelines.prepare.sources import KEY_MAX, make_key, split_of
+from bytelm.pipelines.prepare.documents import KEY_MAX, make_key, split_of
+from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare, summary
+from bytelm.pipelines.prepare.set_folder import PREPARE_STATE
 from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet
 
@@ -160,10 +161,14 @@ def test_options_of_decoding_are_used(tmp_path: Path) -> None:
 
 
 def test_shards_have_the_bytes_that_they_always_had(tmp_path: Path, source: Path) -> None:
-    prepare([source], tmp_path / "set", PrepareOptions(shard_bytes=20_000, workers=2))
+    prepared = prepare([source], tmp_path / "set", PrepareOptions(shard_bytes=20_000, workers=2))
     tars = b"".join(path.read_bytes() for path in sorted((tmp_path / "set").glob("*.tar")))
     expected = "083e53d28695c1daeb6e7012df466cbc994a69f788400b274513554653163a4b"
     assert hashlib.sha256(tars).hexdigest() == expected
+    assert prepared.root == "a4c80234637a6d78a201a27f0949db068854f17d38da20943feb91c02e41d0fe"
+    # A set of the same input is found complete by this hash, whatever the version that made it.
+    expected = "64df79e25636e57bff7ab30db05d69229985f6070a7f177fa270367f3ab834bd"
+    assert prepared.report["input"] == expected
 
 
 # --- what is skipped ---
@@ -267,7 +272,7 @@ def test_too_many_bad_files_are_an_error(tmp_path: Path) -> None:
         prepare([tmp_path / "source"], tmp_path / "set", PrepareOptions())
     prepared = prepare([tmp_path / "source"], tmp_path / "set", PrepareOptions(max_bad_share=0.75))
     assert prepared.report["documents"] == 1
-    assert not (tmp_path / "set" / STATE).exists()
+    assert not (tmp_path / "set" / PREPARE_STATE).exists()
 
 
 def test_nothing_to_do_is_an_error(tmp_path: Path) -> None:

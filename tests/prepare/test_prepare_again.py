@@ -17,8 +17,9 @@ from helpers.processes import descendants, hear_interrupts, wait_until_gone
 from helpers.source_files import documents, hashes, small_source, txt
 
 from bytelm.pipelines.prepare import decode_pool
-from bytelm.pipelines.prepare.prepare import STATE, PrepareOptions, prepare, summary
-from bytelm.pipelines.prepare.sources import make_key
+from bytelm.pipelines.prepare.documents import make_key
+from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare, summary
+from bytelm.pipelines.prepare.set_folder import PREPARE_STATE
 from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet
 
@@ -164,7 +165,7 @@ def test_changed_sources_or_lost_shards_start_over(tmp_path: Path, source: Path)
     assert hashes(out) == hashes(tmp_path / "whole")
 
     out = interrupted(tmp_path / "broken")
-    (out / STATE).write_text("{")
+    (out / PREPARE_STATE).write_text("{")
     prepare([source], out, options)
     assert hashes(out) == hashes(tmp_path / "whole")
 

@@ -17,8 +17,8 @@ from helpers.source_files import documents, png, skipped, sound, txt
 from helpers.web_server import be_impatient, serving
 
 from bytelm.modalities.base import DecodeOptions, Limits
+from bytelm.pipelines.prepare.documents import make_key
 from bytelm.pipelines.prepare.prepare import Prepared, PrepareOptions, prepare
-from bytelm.pipelines.prepare.sources import make_key
 from bytelm.pipelines.prepare.webdataset_tars import expand_braces
 
 ALL_BAD = PrepareOptions(max_bad_share=1.0)

@@ -1,0 +1,52 @@
+"""The captions file of `prepare --captions`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The content of a captions file."""
+
+    path: Path
+    texts: dict[str, str]
+    """Captions by file name."""
+    sha256: str
+
+    def name_of(self, path: str, name: str) -> str | None:
+        """The name under which a file has a caption: relative to its source, or to the captions
+        file's folder; None where it has none."""
+        if name in self.texts:
+            return name
+        beside = Path(os.path.relpath(path, self.path.absolute().parent)).as_posix()
+        return beside if beside in self.texts else None
+
+
+def load_captions(path: Path) -> Captions:
+    """Read a captions file: a JSON object from file names to captions.
+
+    Raises ValueError where it cannot be read or holds something else.
+    """
+    try:
+        data = path.read_bytes()
+        texts = json.loads(data)
+    except OSError as error:
+        raise ValueError(f"cannot read the captions file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"the captions file {path} is no JSON: {error}") from error
+    if not isinstance(texts, dict):
+        raise ValueError(f"the captions file {path} must be an object of file name to caption")
+    for name, text in texts.items():
+        if not isinstance(text, str) or not is_unicode(text):
+            raise ValueError(f"the caption of {name!r} in {path} must be a string of text")
+    return Captions(path, texts, hashlib.sha256(data).hexdigest())
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string can be encoded. JSON may hold halves of surrogate pairs, which cannot."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)

@@ -1,0 +1,112 @@
+"""The folder of a set while `prepare` makes it: held by one process, and resumed after a stop.
+
+SET/.prepare.json    the state, saved with each finished shard; removed when the set is complete
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from bytelm.pipelines.prepare.documents import SkippedFile
+from bytelm.pipelines.shards.format import SET_MANIFEST, SPLITS, Shard
+from bytelm.pipelines.storage.files import write_atomic
+
+PREPARE_STATE = ".prepare.json"
+
+_OWN_FILE = re.compile(
+    rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(SET_MANIFEST)}|"
+    rf"{re.escape(PREPARE_STATE)})((\.\d+)?\.tmp)?"
+)
+
+
+@dataclass
+class PrepareState:
+    """What is done: the content of the state file, whose keys are these names."""
+
+    fingerprint: str
+    """Identifies the input."""
+    done: int = 0
+    """Documents that lie in `shards`, or gave nothing."""
+    shards: list[Shard] = field(default_factory=list)
+    skipped: list[SkippedFile] = field(default_factory=list)
+
+    def save(self, out: Path) -> None:
+        """Write the state file of the set in `out`."""
+        data = json.dumps(asdict(self)).encode("utf-8", "surrogatepass")
+        write_atomic(out / PREPARE_STATE, data)
+
+    @classmethod
+    def load(cls, out: Path, fingerprint: str) -> PrepareState:
+        """The state of an interrupted prepare of the same input whose shards are whole, or that of
+        a fresh start."""
+        try:
+            values = json.loads((out / PREPARE_STATE).read_bytes())
+            state = cls(
+                fingerprint=values["fingerprint"],
+                done=values["done"],
+                shards=[Shard(**s) for s in values["shards"]],
+                skipped=[SkippedFile(**s) for s in values["skipped"]],
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(fingerprint)
+        is_whole = all(_is_whole(out, s) for s in state.shards)
+        return state if state.fingerprint == fingerprint and is_whole else cls(fingerprint)
+
+
+@contextmanager
+def locked_folder(out: Path) -> Iterator[None]:
+    """Create the set's folder where it is missing, and hold it against other prepares.
+
+    Raises ValueError where it holds other things or another prepare holds it.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is no folder: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    names = sorted(p.name for p in out.iterdir())
+    foreign = [name for name in names if not _OWN_FILE.fullmatch(name)]
+    is_unfinished = any(name.startswith(PREPARE_STATE) for name in names)
+    if foreign or (names and not is_unfinished):
+        name = foreign[0] if foreign else names[0]
+        raise ValueError(f"{out} holds other things ({name}): choose an empty folder as --out")
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another prepare is writing {out}: wait for it to end") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def resume(out: Path, fingerprint: str) -> PrepareState:
+    """The state from which to prepare the input of that fingerprint. The folder then holds the
+    state's shards and nothing else."""
+    state = PrepareState.load(out, fingerprint)
+    clear_folder(out, keep=state.shards)
+    state.save(out)
+    return state
+
+
+def clear_folder(out: Path, keep: Sequence[Shard]) -> None:
+    """Remove everything in the set's folder but the files of finished shards."""
+    kept_names = {name for shard in keep for name in (shard.name, shard.index_name)}
+    for path in out.iterdir():
+        if path.name not in kept_names:
+            path.unlink()
+
+
+def _is_whole(out: Path, shard: Shard) -> bool:
+    """Whether a finished shard still has its tar of the same size, and its index."""
+    tar, index = out / shard.name, out / shard.index_name
+    if not tar.is_file() or tar.stat().st_size != shard.size or not index.is_file():
+        return False
+    return hashlib.sha256(index.read_bytes()).hexdigest() == shard.index_sha256
