@@ -1,7 +1,7 @@
-"""The container of compressed files: who can decode it, what it holds, and the range coder's words.
+"""The container of compressed files: what decodes it, what it holds, and the range coder's words.
 
-    "BLM" and the format u8, 16 bytes of the model's SHA-256, length u32 of the description,
-    description (JSON, deflated), words u32 of the range coder, CRC-32 of all before it
+    "BLM", format u8, 16 bytes of the model's SHA-256, length u32 of the description,
+    description (deflated JSON), words u32 of the range coder, CRC-32 of everything before it
 
 All numbers are big-endian.
 """
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.pipelines.shards.reader import DamageError
+from bytelm.pipelines.errors import DamageError
 
 MAGIC = b"BLM"
 CONTAINER_FORMAT = 1
 HASH_BYTES = 16
 MAX_DESCRIPTION_BYTES = 1 << 28
 MAX_PAYLOAD_BYTES = (1 << 32) - 1
-"""A piece's header has 32 bits for its offset."""
+"""Limit of the 32-bit payload offset in a piece's header."""
 MAX_THREADS = 4096
 
 _FIXED = struct.Struct(f">3sB{HASH_BYTES}sI")
@@ -37,10 +37,10 @@ Words = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class ContainerEntry:
-    """What a container says of a file beside its ids; ValueError for what cannot be."""
+    """A file's name, size and checksum in a container; ValueError for impossible values."""
 
     name: str
-    """The name that the restored file gets."""
+    """Name of the restored file."""
     size: int
     """Payload bytes."""
     crc: int
@@ -57,16 +57,16 @@ class ContainerEntry:
 
 @dataclass(frozen=True)
 class Container:
-    """The content of a compressed file; ValueError for what cannot be."""
+    """The content of a container; ValueError for impossible values."""
 
     model: bytes
-    """HASH_BYTES of the SHA-256 of the model that coded."""
+    """The first HASH_BYTES of the SHA-256 of the model that coded."""
     build: str
     """Versions and machine that computed the probabilities."""
     threads: int
-    """Of the processor that did."""
+    """Processor threads that computed them."""
     batch: int
-    """Rows that step together at most."""
+    """Most rows that step together."""
     entries: tuple[ContainerEntry, ...]
     words: Words
     """The range coder's output."""
@@ -79,7 +79,7 @@ class Container:
 
 
 def pack(container: Container) -> bytes:
-    """A container as the bytes of a file."""
+    """Serialize a container."""
     description = {
         "build": container.build,
         "threads": container.threads,
@@ -93,7 +93,7 @@ def pack(container: Container) -> bytes:
 
 
 def unpack(packed: bytes, where: str) -> Container:
-    """The container in the bytes of a file, which `where` names.
+    """Parse a container; errors call it `where`.
 
     Raises ValueError for another kind of file or another format, and DamageError for damage.
     """

@@ -1,4 +1,7 @@
-"""Range coding of ids under the model's probabilities."""
+"""Range coding of ids under the model's probabilities.
+
+R ids of a step    V ids of the vocabulary
+"""
 
 from __future__ import annotations
 
@@ -17,38 +20,42 @@ Probabilities = npt.NDArray[np.float64]
 
 
 class Coder(Protocol):
+    """An encoder or a decoder, so that both sides of the compressor run the same code."""
+
     def code(self, ids: Ids, probabilities: Probabilities) -> Ids:
-        """Codes `ids` [R] under `probabilities` [R, V]; returns them, which a reader finds."""
+        """Code ids [R] under probabilities [R, V]; returns the ids, which a decoder reads."""
 
 
 class RangeEncoder:
-    """Takes ids and makes words."""
+    """Encodes ids to words."""
 
     def __init__(self) -> None:
         self._encoder = constriction.stream.queue.RangeEncoder()
 
     def code(self, ids: Ids, probabilities: Probabilities) -> Ids:
+        """Encode ids [R]; returns them."""
         self._encoder.encode(ids.astype(np.int32), _CATEGORICAL, probabilities)
         return ids
 
     def words(self) -> Words:
-        """All that was written."""
+        """Everything that was encoded."""
         return self._encoder.get_compressed()
 
 
 class RangeDecoder:
-    """Takes words and makes ids, whatever the ids that it is given."""
+    """Decodes words to ids."""
 
     def __init__(self, words: Words):
         self._decoder = constriction.stream.queue.RangeDecoder(words)
 
     def code(self, ids: Ids, probabilities: Probabilities) -> Ids:
+        """Decode the next ids [R], whatever the given ones; ValueError for impossible words."""
         try:
             return self._decoder.decode(_CATEGORICAL, probabilities).astype(np.uint16)
-        except AssertionError as error:  # the library's word for impossible data
+        except AssertionError as error:  # raised by the library for impossible words
             raise ValueError("the range coder met what it never writes") from error
 
     @property
     def is_at_end(self) -> bool:
-        """False where words are left for certain."""
+        """False if words are certainly left."""
         return self._decoder.maybe_exhausted()

@@ -1,4 +1,4 @@
-"""Compression: what comes back, what it costs, and what is refused."""
+"""Compression: exact restoration, size, and refusal of what cannot be decoded."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from helpers.mutants import mutate
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
-from bytelm.pipelines.compression.compress import compress, decompress
+from bytelm.pipelines.compression.compress import (
+    compress,
+    compress_documents,
+    decompress,
+    decompress_documents,
+)
 from bytelm.pipelines.compression.container import pack, unpack
+from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
-from bytelm.pipelines.shards.reader import DamageError
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
@@ -35,7 +40,7 @@ def tiny(**options: object) -> Megabyte:
 
 
 def read(path: Path) -> tuple[object, ...]:
-    """What a file holds: format and bytes of a text, pixels or samples of the others."""
+    """A file's pixels, samples, or bytes."""
     if path.suffix.lower() in (".png", ".jpg"):
         with PIL.Image.open(path) as image:
             return np.asarray(image.convert("RGB")).tolist(), image.size
@@ -47,7 +52,7 @@ def read(path: Path) -> tuple[object, ...]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Files of every kind, far longer than the context of 256 and of no length at all."""
+    """Files of every kind, from empty ones to some far longer than the context of 256."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "files"
     folder.mkdir()
@@ -63,7 +68,7 @@ def files(tmp_path: Path) -> list[Path]:
     soundfile.write(folder / "two.wav", rng.integers(-999, 999, (300, 2), np.int16), 8000)
     soundfile.write(folder / "one.flac", rng.integers(-9, 9, 256, np.int16), 16000)
     (folder / "fits.txt").write_bytes(b"x" * 246)  # with EOM and EOD exactly the context
-    (folder / "cut.txt").write_bytes(b"x" * 247)  # EOD alone in its second piece
+    (folder / "split.txt").write_bytes(b"x" * 247)  # EOD alone in its second piece
     return sorted(folder.iterdir())
 
 
@@ -96,10 +101,31 @@ def test_kept_files_come_back_bit_for_bit(files: list[Path], tmp_path: Path) -> 
     }
 
 
+def test_documents_in_memory_are_the_files_and_the_container(
+    files: list[Path], tmp_path: Path
+) -> None:
+    model, out = tiny(), tmp_path / "f.blm"
+    compress(model, VIEWS, files, out, keep_files=False, batch=64)
+    packed = compress_documents(model, VIEWS, [(file.name, file.read_bytes()) for file in files])
+    assert packed == out.read_bytes()
+    restored = decompress(model, out, tmp_path / "back")
+    assert decompress_documents(model, packed) == [(p.name, p.read_bytes()) for p in restored]
+    assert decompress_documents(model, compress_documents(model, VIEWS, [])) == []
+
+    with pytest.raises(ValueError, match="at least 1"):
+        compress_documents(model, VIEWS, [("a", b"")], batch=0)
+    with pytest.raises(ValueError, match="a and a would both be restored as a"):
+        compress_documents(model, VIEWS, [("a", b"1"), ("a", b"2")])
+    with pytest.raises(ValueError, match="no name for a file"):
+        compress_documents(model, VIEWS, [("a/b", b"")])
+    with pytest.raises(DamageError, match="the container is damaged"):
+        decompress_documents(model, packed[:-1])
+
+
 def test_what_a_view_does_not_keep_comes_back_bit_for_bit(
     files: list[Path], tmp_path: Path
 ) -> None:
-    """A sound of 16 bits under a view of 8."""
+    """A 16-bit sound under an 8-bit view."""
     model, out = tiny(), tmp_path / "f.blm"
     sound = next(file for file in files if file.name == "one.flac")
     compress(model, {**VIEWS, "audio": "mulaw"}, [sound], out, keep_files=False, batch=1)
@@ -108,12 +134,12 @@ def test_what_a_view_does_not_keep_comes_back_bit_for_bit(
 
 
 def test_the_size_is_what_evaluation_says(tmp_path: Path) -> None:
-    """Files of the demo, by a model that has learned nothing."""
+    """Files of the demo under an untrained model."""
     chosen = ["image/val/1f199.png", "audio/train/sfx_bd_haus.flac"]
     chosen += ["text/train/sotu_1790_george_washington_n.txt"]
     files = [DEMO / name for name in chosen]
     prepare(files, tmp_path / "set", PrepareOptions(shares=(0.0, 1.0, 0.0)))
-    model = tiny(embedding_std=0.3)  # so that it rules nothing out: 24 bits are the most for an id
+    model = tiny(embedding_std=0.3)  # no id is improbable: the coder spends 24 bits at most on one
     save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})
     scores, _ = evaluate(tmp_path / "model", [str(tmp_path / "set")], "val", 1, "fp32")
     compress(model, VIEWS, files, tmp_path / "f.blm", keep_files=False, batch=64)
@@ -139,10 +165,8 @@ def test_every_mutant_is_refused(small: tuple[Megabyte, Path, bytes], tmp_path: 
     rng = np.random.default_rng(1)
     mutants = [mutate(packed, rng) for _ in range(150)]
     mutants += [packed[: rng.integers(len(packed))] for _ in range(25)]
-    for place in rng.integers(0, len(packed), 25):
-        mutants.append(
-            packed[:place] + bytes([packed[place] ^ 1 << place % 8]) + packed[place + 1 :]
-        )
+    for i in rng.integers(0, len(packed), 25):
+        mutants.append(packed[:i] + bytes([packed[i] ^ 1 << i % 8]) + packed[i + 1 :])
     changed = [mutant for mutant in mutants if mutant != packed]
     assert len(changed) > 190
     for mutant in changed:
@@ -155,7 +179,7 @@ def test_every_mutant_is_refused(small: tuple[Megabyte, Path, bytes], tmp_path: 
 def test_words_that_do_not_decode_are_refused(
     small: tuple[Megabyte, Path, bytes], tmp_path: Path
 ) -> None:
-    """Other words, or another build's, in a container whose own checksum is right."""
+    """Wrong words, or another build's, in a container whose own checksum is right."""
     model, path, packed = small
     container = unpack(packed, "f.blm")
     rng = np.random.default_rng(2)
@@ -210,13 +234,13 @@ def test_the_commands(files: list[Path], tmp_path: Path) -> None:
     model, blm, back = tmp_path / "model", tmp_path / "made" / "f.blm", tmp_path / "back"
     save_pretrained(tiny(), tiny().config, model, {"views": VIEWS})
     chosen = by_name(files)
-    given = (chosen["odd.png"], chosen["one.flac"], chosen["fits.txt"])
-    shown = bytelm("compress", model, *given, "--out", blm).stdout.splitlines()
+    inputs = (chosen["odd.png"], chosen["one.flac"], chosen["fits.txt"])
+    shown = bytelm("compress", model, *inputs, "--out", blm).stdout.splitlines()
     assert "odd.png: image in view raster, 837 bytes, comes back as odd.png" in shown[0]
     assert f"{blm}: 1,595 bytes in {blm.stat().st_size:,}, " in shown[3]
     shown = bytelm("decompress", model, blm, "--out", back).stdout.split()
-    assert shown == [str(back / file.name) for file in given]
-    assert [read(back / file.name) for file in given] == [read(file) for file in given]
+    assert shown == [str(back / file.name) for file in inputs]
+    assert [read(back / file.name) for file in inputs] == [read(file) for file in inputs]
 
     error = bytelm("decompress", model, blm, "--out", back, status=2).stderr
     assert error == (
@@ -231,12 +255,12 @@ def test_mistakes_are_named(small: tuple[Megabyte, Path, bytes], tmp_path: Path)
     model, path, _ = small
     with pytest.raises(ValueError, match="give the model that compressed it"):
         decompress(tiny(init_std=0.1), path, tmp_path / "x")
-    for given, message in (
+    for container, message in (
         (tmp_path / "none", "cannot read"),
         (tmp_path / "a.txt", "no file that"),
     ):
         with pytest.raises(ValueError, match=message):
-            decompress(model, given, tmp_path / "x")
+            decompress(model, container, tmp_path / "x")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.txt").write_text("another of this name")
     same = [tmp_path / "a.txt", tmp_path / "other" / "a.txt"]
