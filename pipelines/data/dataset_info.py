@@ -1,6 +1,6 @@
-"""What a model has seen of each modality: the view, the headers, and pairs of segments.
+"""What a model was trained on: views, headers, and pairs of segments.
 
-It is kept in the exported model's config:
+The exported model's config holds it:
 
     {"views": {"image": "raster", ...},
      "seen": {"headers": {"image": [[64, 64, 3], ...], "audio": [[16000, 1]]},
@@ -10,7 +10,7 @@ It is kept in the exported model's config:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,17 @@ import numpy as np
 from bytelm.modalities import BY_CODE, MODALITIES
 from bytelm.modalities.base import Header
 from bytelm.pipelines.data.plan import Plan
+from bytelm.pipelines.shards.format import Index
 
 MAX_SHARDS = 64
-"""Of each set that are looked at; documents are in random order, so the first tell enough."""
+"""Shards of each set that are read; documents are in random order, so the first ones suffice."""
 MAX_HEADERS = 1024
-"""Of each modality that are kept, the most frequent."""
+"""Most frequent headers of each modality that are kept."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a model was trained on, as far as the first shards of its sets tell."""
+    """What a model was trained on, according to the first shards of its sets."""
 
     views: Mapping[str, str]
     """The view of each modality."""
@@ -39,36 +40,24 @@ class DatasetInfo:
 
     @classmethod
     def of(cls, plan: Plan) -> DatasetInfo:
-        """From the indexes of a plan's sources."""
-        headers: Counter[tuple[int, ...]] = Counter()  # modality's code and its header's fields
+        """Collect the info from the indexes of a plan's sources."""
+        counts: Counter[tuple[str, Header]] = Counter()
         pairs: set[tuple[str, str]] = set()
         for source in plan.sources:
             for shard in source.set.split(source.split)[:MAX_SHARDS]:
                 index = source.set.index(shard)
-                for modality in BY_CODE:
-                    own = index[index["modality"] == modality.code]
-                    fields = [own[name].astype(np.int64) for name in modality.header_fields]
-                    if len(own) and fields:
-                        found, counts = np.unique(np.stack(fields, 1), axis=0, return_counts=True)
-                        for values, count in zip(found.tolist(), counts.tolist(), strict=True):
-                            headers[modality.code, *values] += count
-                follows = np.flatnonzero(index["document"][1:] == index["document"][:-1])
-                codes = np.stack([index["modality"][follows], index["modality"][follows + 1]], 1)
-                for first, second in np.unique(codes, axis=0).tolist():
-                    names = BY_CODE[first].name, BY_CODE[second].name
-                    pairs.add(names)
-                    if plan.config.pair_order == "drawn":
-                        pairs.add(names[::-1])
-        by_modality: dict[str, list[Header]] = {}
-        for (code, *values), _ in headers.most_common():
-            modality = BY_CODE[code]
-            header = Header(**dict(zip(modality.header_fields, values, strict=True)))
-            by_modality.setdefault(modality.name, []).append(header)
-        kept = {name: found[:MAX_HEADERS] for name, found in by_modality.items()}
+                counts.update(_count_headers(index))
+                pairs.update(_adjacent_modalities(index))
+        if plan.config.pair_order == "drawn":
+            pairs |= {(second, first) for first, second in pairs}
+        headers: dict[str, list[Header]] = {}
+        for (modality, header), _ in counts.most_common():
+            headers.setdefault(modality, []).append(header)
+        kept = {modality: found[:MAX_HEADERS] for modality, found in headers.items()}
         return cls(plan.config.views, kept, frozenset(pairs))
 
     def to_extra(self) -> dict[str, Any]:
-        """As the exported model's config holds it."""
+        """The info as entries of the exported model's config."""
         headers = {
             name: [[getattr(h, field) for field in MODALITIES[name].header_fields] for h in headers]
             for name, headers in self.headers.items()
@@ -78,14 +67,36 @@ class DatasetInfo:
 
     @classmethod
     def from_extra(cls, extra: Mapping[str, Any]) -> DatasetInfo:
-        """The inverse of `to_extra`; of a config without `seen`, nothing but the views."""
-        values = extra.get("seen", {"headers": {}, "pairs": []})
+        """The inverse of `to_extra`; a config without `seen` gives views alone."""
+        seen = extra.get("seen", {"headers": {}, "pairs": []})
         headers = {
-            name: [
-                Header(**dict(zip(MODALITIES[name].header_fields, fields, strict=True)))
-                for fields in found
-            ]
-            for name, found in values["headers"].items()
+            name: [_header(MODALITIES[name].header_fields, values) for values in rows]
+            for name, rows in seen["headers"].items()
         }
-        pairs = frozenset((first, second) for first, second in values["pairs"])
+        pairs = frozenset((first, second) for first, second in seen["pairs"])
         return cls(extra["views"], headers, pairs)
+
+
+def _header(fields: Sequence[str], values: Sequence[int]) -> Header:
+    return Header(**dict(zip(fields, values, strict=True)))
+
+
+def _count_headers(index: Index) -> Counter[tuple[str, Header]]:
+    """How often each (modality, header) occurs in an index."""
+    counts: Counter[tuple[str, Header]] = Counter()
+    for modality in MODALITIES.values():
+        rows = index[index["modality"] == modality.code]
+        columns = [rows[name].astype(np.int64) for name in modality.header_fields]
+        if len(rows) and columns:
+            values, repeats = np.unique(np.stack(columns, 1), axis=0, return_counts=True)
+            for value, count in zip(values.tolist(), repeats.tolist(), strict=True):
+                counts[modality.name, _header(modality.header_fields, value)] = count
+    return counts
+
+
+def _adjacent_modalities(index: Index) -> Iterator[tuple[str, str]]:
+    """The modalities of each kind of two adjacent segments of a document."""
+    first = np.flatnonzero(index["document"][1:] == index["document"][:-1])
+    codes = np.stack([index["modality"][first], index["modality"][first + 1]], 1)
+    for code, next_code in np.unique(codes, axis=0).tolist():
+        yield BY_CODE[code].name, BY_CODE[next_code].name

@@ -21,8 +21,8 @@ from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.row_dataset import RowDataset
 from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
+from bytelm.pipelines.errors import DamageError, ShardSet
 from bytelm.pipelines.shards.format import CRC_CHUNK
-from bytelm.pipelines.shards.reader import DamageError, ShardSet
 
 VIEWS = {"text": "utf8", "image": "planar", "audio": "s16be"}
 
