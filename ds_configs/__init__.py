@@ -1,5 +1,5 @@
-"""DeepSpeed configurations: ZeRO and offload, one JSON file a case.
+"""DeepSpeed configs, one JSON file for each combination of ZeRO stage and offload.
 
-Batch size, optimizer, schedule, clipping and precision belong to the run's config
-(`bytelm.pipelines.config`), and a key that both would set is an error.
+Batch size, optimizer, learning rates, clipping and precision belong to the run's config
+(`bytelm.pipelines.config`); a DeepSpeed config that sets one of them is refused.
 """

@@ -1,4 +1,4 @@
-"""Configs: presets, overrides, and one line for each mistake."""
+"""Configs: presets, overrides, and mistakes, each of which is named in one line."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_global_batch_has_to_divide() -> None:
         config.accumulation(4)
 
 
-def test_all_that_is_wrong_with_the_batch_is_said_at_once() -> None:
+def test_all_problems_of_the_batch_are_named_at_once() -> None:
     sizes = {"steps": 1, "global_batch": 6, "micro_batch": 4}
     with pytest.raises(ValueError, match="5 processes and 4 rows of a micro batch do not divide"):
         config_from_dict({**MINIMAL, "train": sizes}).accumulation(5)
@@ -123,7 +123,7 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "chosen"),
+    ("capabilities", "precision"),
     [
         ({"amx_bf16": True, "avx512_bf16": True}, "bf16"),
         ({"amx_bf16": False, "avx512_bf16": True}, "bf16"),
@@ -132,11 +132,11 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
         ({}, "fp32"),
     ],
 )
-def test_bf16_is_taken_where_the_processor_has_it(
-    held: dict[str, bool], chosen: str, monkeypatch: pytest.MonkeyPatch
+def test_auto_is_bf16_on_a_processor_with_instructions_for_it(
+    capabilities: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: held)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     processor = torch.device("cpu")
-    assert resolve_precision(processor, "auto") == chosen
+    assert resolve_precision(processor, "auto") == precision
     assert resolve_precision(processor, "fp32") == "fp32"
     assert resolve_precision(processor, "bf16") == "bf16"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A run on several nodes without a scheduler: start this on each of them, with the same arguments.
-# The run's folder has to be one that all nodes see.
+# A run on several nodes without a scheduler: start this script on each node, with the same
+# arguments. All nodes must see the run's folder.
 #
 #     HEAD=node-1 NODES=2 PROCESSES=8 examples/cluster/torchrun.sh run.yaml runs/first [OPTIONS]
 #
-# HEAD is the node where the others meet, at PORT. Where a node dies, the ranks of the others end by
-# their broken connections (after train.rank_timeout where none breaks) and this script with them.
-# Started again everywhere, it goes on from the newest checkpoint. torchrun answers SIGTERM with 30
-# seconds; to stop a run with more time to save, signal its ranks.
+# The nodes connect to HEAD at PORT. When a node dies, the ranks on the others end because their
+# connections break, or else after train.rank_timeout, and this script ends with them. Start it
+# again on every node to resume from the newest checkpoint. torchrun kills the ranks 30 seconds after
+# it receives SIGTERM; to stop a run with more time to save, signal the ranks themselves.
 set -euo pipefail
 
 exec torchrun \

@@ -53,7 +53,7 @@ def check(config: RunConfig, run: Path, ranks: int, options: ResumeOptions) -> N
             "--allow-fresh-start says what --resume does without a checkpoint: add --resume"
         )
     if not options.resume and not _is_new(run):
-        raise ValueError(f"{run} is not empty: go on with --resume, or choose another --out")
+        raise ValueError(f"{run} is not empty: continue with --resume, or choose another --out")
     state = None
     if options.resumes(run):
         state = run_folder.newest_usable(run, run_folder.damage_outside_tensors).state

@@ -2,8 +2,8 @@
 
     train -> Trainer.run -> Trainer.step -> Engine.train_step -> Megabyte.forward
 
-Every rank runs the same code. What decides the next action (signals, damage, loss) is summed over
-ranks first, so that all of them take the same branch.
+Every rank runs the same code. The values that decide the next action (signals, damage, loss) are
+summed over ranks first, so that all of them take the same branch.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def train(config: RunConfig, run: Path, options: ResumeOptions, signals: SignalL
         DivergedError: if loss or gradient is not finite in several steps in a row.
     """
     if run_folder.has_checkpoint(run) and not options.resume:
-        raise ValueError(f"{run} has checkpoints: go on with --resume, or choose another --out")
+        raise ValueError(f"{run} has checkpoints: continue with --resume, or choose another --out")
     exit_with_launcher()
     join_process_group(config.train.rank_timeout)
     torch.manual_seed(config.train.seed)
@@ -149,7 +149,7 @@ class Trainer:
         if stop:
             self.save()
             self._print(
-                f"asked to stop: the run ends after step {self.state.step}, go on with --resume"
+                f"asked to stop: the run ends after step {self.state.step}, continue with --resume"
             )
 
     def step(self) -> None:

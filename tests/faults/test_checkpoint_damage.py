@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged or hostile is found and named, and the newest whole one is used."""
+"""Damaged and hostile checkpoints are found and named, and the newest whole one is used."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from bytelm.pipelines.shards.reader import DamageError, ShardSet
 STEPS = 12
 SIZES = {"steps": STEPS, "checkpoint_every": 2, "keep_last": 3, "keep_every": 4}
 KEPT = ["step-00000004", "step-00000008", "step-00000010", "step-00000012"]
-"""Three newest of every second step, and every fourth."""
+"""The three newest of the checkpoints of every second step, and those of every fourth step."""
 END_SECONDS = 60.0
 Undo = dict[Path, bytes]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process with several checkpoints, and its config beside it."""
+    """A folder with a run of one process with several checkpoints, and its config."""
     folder = tmp_path_factory.mktemp("trained")
     shard_set = write_set(folder / "set", [[text(bytes([65 + i]) * 200)] for i in range(9)])
     config = write_config(folder / "run.yaml", shard_set, **SIZES)
@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the run, and its config beside it."""
+    """A copy of the run, with its config beside it."""
     shutil.copy(trained / "run.yaml", tmp_path)
     return Path(shutil.copytree(trained / "run", tmp_path / "run"))
 
@@ -54,11 +54,11 @@ def full_damage(folder: Path) -> str | None:
     return checkpoint_damage(folder, lambda path: True)
 
 
-def flip(path: Path, rng: random.Random) -> Undo:
-    """One bit of a file."""
+def flip_bit(path: Path, rng: random.Random) -> Undo:
+    """Flip one bit of a file."""
     data = path.read_bytes()
-    at = rng.randrange(len(data))
-    path.write_bytes(data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :])
+    i = rng.randrange(len(data))
+    path.write_bytes(data[:i] + bytes([data[i] ^ 1 << rng.randrange(8)]) + data[i + 1 :])
     return {path: data}
 
 
@@ -75,7 +75,7 @@ def remove(path: Path, rng: random.Random) -> Undo:
 
 
 def swap(path: Path, rng: random.Random) -> Undo:
-    """With another file, of this checkpoint or another one."""
+    """Swap a file with another one, of this checkpoint or of another."""
     others = [p for p in path.parents[2].rglob("*") if p.is_file()]
     undo = {p: p.read_bytes() for p in [path, *others]}
     other = rng.choice([p for p in others if undo[p] != undo[path]])
@@ -85,30 +85,30 @@ def swap(path: Path, rng: random.Random) -> Undo:
 
 
 def test_every_mutation_is_found_and_the_fallback_named(run: Path) -> None:
-    """200 mutations of one file of the newest checkpoint, or of `latest`."""
+    """Each of 200 mutations changes a file of the newest checkpoint, or `latest`."""
     folder = run / "checkpoints"
     assert sorted(p.name for p in folder.glob("step-*")) == KEPT
     assert (folder / "latest").read_text() == KEPT[-1]
     assert run_folder.newest_usable(run, full_damage).refused == []
     rng = random.Random(0)
     for number in range(200):
-        mutate = (flip, truncate, remove, swap)[number % 4]
+        mutate = (flip_bit, truncate, remove, swap)[number % 4]
         inside = [p for p in (folder / KEPT[-1]).rglob("*") if p.is_file()]
         path = rng.choice([*sorted(inside), folder / "latest"])
         undo = mutate(path, rng)
-        found = run_folder.newest_usable(run, full_damage)
-        named = [changed for changed in undo if changed.name in found.refused[0]]
-        assert named, f"{mutate.__name__} of {path}: {found.refused}"
+        usable = run_folder.newest_usable(run, full_damage)
+        named = [changed for changed in undo if changed.name in usable.refused[0]]
+        assert named, f"{mutate.__name__} of {path}: {usable.refused}"
         is_newest_damaged = any(KEPT[-1] in changed.parts for changed in undo)
-        assert (found.folder.name != KEPT[-1]) == is_newest_damaged
-        assert full_damage(found.folder) is None
+        assert (usable.folder.name != KEPT[-1]) == is_newest_damaged
+        assert full_damage(usable.folder) is None
         for changed, data in undo.items():
             changed.write_bytes(data)
     assert run_folder.newest_usable(run, full_damage).refused == []
 
 
 class Canary:
-    """Writes a file when its pickle is opened."""
+    """Makes a folder when its pickle is opened."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -118,7 +118,7 @@ class Canary:
 
 
 def forge(folder: Path, path: Path, value: object) -> None:
-    """Write a pickle into a checkpoint, with a manifest that agrees."""
+    """Write a pickle into a checkpoint, and a manifest that agrees with it."""
     torch.save(value, path)
     files = {str(p.relative_to(folder)): file_entry(p) for p in folder.rglob("*") if p.is_file()}
     del files[CHECKPOINT_MANIFEST]
@@ -126,8 +126,8 @@ def forge(folder: Path, path: Path, value: object) -> None:
 
 
 def test_a_damaged_and_a_hostile_checkpoint_are_passed_over(run: Path, tmp_path: Path) -> None:
-    """The newest lost a byte, the one before would write a canary; the run goes on from the third
-    as if they had never been, names both, and sets them aside."""
+    """The newest checkpoint is truncated, and the second would make a canary. The run resumes from
+    the third, names the others, and renames them."""
     expected = [line["loss"] for line in metrics(run)]
     newest, hostile, whole = (run / "checkpoints" / name for name in (KEPT[3], KEPT[2], KEPT[1]))
     truncate(next(newest.glob("deepspeed/*optim*")), random.Random(1))
@@ -175,7 +175,7 @@ def test_pickles_that_torch_cannot_check_are_refused(run: Path) -> None:
 def test_a_full_disk_ends_the_run_and_leaves_the_earlier_checkpoint(
     mixed_set: ShardSet, tmp_path: Path
 ) -> None:
-    """Two ranks; the disk is full in the middle of the second checkpoint."""
+    """Two ranks; the disk is full halfway through the second checkpoint."""
     config = write_config(
         tmp_path / "run.yaml", mixed_set, steps=6, global_batch=2, checkpoint_every=2
     )
@@ -207,7 +207,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_earlier_checkpoint(
 @pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_latest_never_names_an_incomplete_checkpoint(mixed_set: ShardSet, tmp_path: Path) -> None:
-    """50 times: a rank is held at a random moment of a save, then killed."""
+    """50 times, a rank is stopped at a random moment of a save, then killed."""
     config = write_config(
         tmp_path / "run.yaml", mixed_set, steps=500, global_batch=2, checkpoint_every=1
     )

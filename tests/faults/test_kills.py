@@ -1,5 +1,5 @@
-"""kill -9 of a data worker, a rank or the command at random moments, some of them during a save:
-the run ends with a message, leaves no process behind, and goes on as if nothing had been."""
+"""SIGKILL of a data worker, a rank or the command at random moments, some of them during a save:
+the run ends with a message, leaves no process behind, and resumes as if it had not been killed."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ LONG = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 
 def data_workers(pid: int) -> list[int]:
-    """The data workers below a process, which PyTorch names."""
-    found: list[int] = []
+    """The data workers among a process's descendants, by the name that PyTorch gives them."""
+    workers: list[int] = []
     for child in sorted(descendants(pid)):
         with contextlib.suppress(OSError):
             if Path(f"/proc/{child}/comm").read_text() == "pt_data_worker\n":
-                found.append(child)
-    return found
+                workers.append(child)
+    return workers
 
 
 class Killed:
-    """A run of which a process was killed; all of it has to end in END_SECONDS from there."""
+    """A run of which a process is killed; all its processes have to end within END_SECONDS."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class Killed:
             chosen = choose(process.pid)
             assert {process.pid, chosen} <= marked(mark)
             os.kill(chosen, signal.SIGKILL)
-            self.said = process.communicate(timeout=END_SECONDS)[1]
+            self.stderr = process.communicate(timeout=END_SECONDS)[1]
             wait_until_gone(marked(mark), END_SECONDS)
         finally:
             kill_marked(mark)
         self.status = process.returncode
-        """0 where the run went on."""
+        """0 if the run was complete."""
 
 
 def after_step(run: Path, step: int) -> bool:
@@ -103,7 +103,7 @@ def assert_same(run: Path, whole: Path) -> None:
 def test_a_killed_data_worker_ends_the_run_and_resuming_is_exact(
     mixed_set: ShardSet, tmp_path: Path, processes: int, kills: int
 ) -> None:
-    """The kill comes after a random step that has a checkpoint before it."""
+    """The worker is killed after a random step with a checkpoint before it."""
     config = write_config(tmp_path / "run.yaml", mixed_set, **SIZES)
     options = ("--processes", processes, "--set", "data.workers=2")
     whole = tmp_path / "whole"
@@ -111,7 +111,7 @@ def test_a_killed_data_worker_ends_the_run_and_resuming_is_exact(
     for kill in range(kills):
         rng = random.Random(kill)
         run = tmp_path / f"run-{kill}"
-        step = rng.randint(CHECKPOINT_EVERY, STEPS // 2)  # later, its workers may be done
+        step = rng.randint(CHECKPOINT_EVERY, STEPS // 2)  # its workers may have ended later
         killed = Killed(
             config,
             run,
@@ -120,7 +120,7 @@ def test_a_killed_data_worker_ends_the_run_and_resuming_is_exact(
             *options,
         )
         if killed.status:
-            assert "DataLoader worker" in killed.said  # alone, or as why a save failed
+            assert "DataLoader worker" in killed.stderr  # alone, or as the reason of a failed save
             assert len(metrics(run)) < STEPS
             bytelm("train", config, "--out", run, *options, "--resume")
         assert_same(run, whole)
@@ -133,8 +133,8 @@ def test_a_killed_data_worker_ends_the_run_and_resuming_is_exact(
 def test_a_killed_rank_or_command_ends_the_run_and_resuming_is_exact(
     mixed_set: ShardSet, tmp_path: Path, stage: int, kills: int
 ) -> None:
-    """Two ranks. Every second kill waits for a random save; a rank is killed in it, or the
-    command, which ends the ranks in it."""
+    """Two ranks. Every second kill waits for a random save, and hits a rank or the command, whose
+    ranks then end."""
     config = write_config(tmp_path / "run.yaml", mixed_set, **SIZES, deepspeed=f"zero{stage}")
     whole, options = tmp_path / "whole", ("--processes", 2)
     bytelm("train", config, "--out", whole, *options)
@@ -158,8 +158,8 @@ def test_a_killed_rank_or_command_ends_the_run_and_resuming_is_exact(
         cut += is_saving(run)
         assert killed.status
         expected = "the command that launched" if is_command else "was ended by SIGKILL"
-        assert expected in killed.said
+        assert expected in killed.stderr
         bytelm("train", config, "--out", run, *options, "--resume", "--allow-fresh-start")
         assert_same(run, whole)
         shutil.rmtree(run)
-    assert cut >= kills // 4, "kills that cut a save short"
+    assert cut >= kills // 4, "some kills interrupt a save"

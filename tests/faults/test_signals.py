@@ -1,4 +1,4 @@
-"""Signals to the command or to any rank: the step ends, all ranks save, nothing is left over."""
+"""Signals to the command or to a rank: the step is completed, all ranks save, and none is left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ END_SECONDS = 60.0
 
 
 class Running:
-    """A run in processes of its own."""
+    """A run in subprocesses."""
 
     def __init__(self, mark: str, *arguments: object):
         self.mark = mark
@@ -40,15 +40,15 @@ class Running:
             time.sleep(0.005)
 
     def end(self) -> tuple[int, str]:
-        """Exit status and what was said, of a run that has to end now with all its processes."""
-        said = self.process.communicate(timeout=END_SECONDS)[0]
+        """Wait until the run and all its processes end; returns exit status and output."""
+        output = self.process.communicate(timeout=END_SECONDS)[0]
         wait_until_gone(marked(self.mark), END_SECONDS)
-        return self.process.returncode, said
+        return self.process.returncode, output
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Starts runs, none of which is left over."""
+    """Starts runs, whose processes are all killed after the test."""
     yield lambda *arguments: Running(str(tmp_path), *arguments)
     kill_marked(str(tmp_path))
 
@@ -81,7 +81,7 @@ Victim = Callable[[subprocess.Popen[str]], int]
         pytest.param(signal.SIGINT, a_rank, 2, marks=LONG),
     ],
 )
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(
+def test_a_run_that_is_asked_to_stop_saves_and_resumes_exactly(
     mixed_set: ShardSet,
     tmp_path: Path,
     start: Callable[..., Running],
@@ -96,10 +96,10 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(
     running = start(config, "--out", run, *options)
     running.wait_for(lambda: steps_done(run) >= 3)
     os.kill(victim(running.process), number)
-    status, said = running.end()
+    status, output = running.end()
     assert status == 0
     done = steps_done(run)
-    assert f"asked to stop: the run ends after step {done}, go on with --resume" in said
+    assert f"asked to stop: the run ends after step {done}, continue with --resume" in output
     assert (run / "checkpoints" / "latest").read_text() == f"step-{done:08d}"
     bytelm("train", config, "--out", run, *options, "--resume")
     bytelm("train", config, "--out", tmp_path / "whole", *options)
@@ -110,7 +110,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(
 @pytest.mark.parametrize(
     ("victim", "processes"), [(the_command, 2), pytest.param(a_rank, 2, marks=LONG)]
 )
-def test_usr1_saves_and_goes_on(
+def test_usr1_saves_and_the_run_continues(
     mixed_set: ShardSet,
     tmp_path: Path,
     start: Callable[..., Running],
@@ -133,24 +133,24 @@ def test_usr1_saves_and_goes_on(
 def test_a_signal_before_the_first_step_saves_step_0(
     mixed_set: ShardSet, tmp_path: Path, start: Callable[..., Running]
 ) -> None:
-    """It comes while the ranks are being started, and nobody listens yet."""
+    """The signal arrives while the ranks start and none has a listener yet."""
     config = write_config(tmp_path / "run.yaml", mixed_set, steps=3, global_batch=2)
     run, options = tmp_path / "run", ("--processes", 2)
     running = start(config, "--out", run, *options)
     running.wait_for(lambda: len(children(running.process.pid)) == 2)
     running.process.send_signal(signal.SIGTERM)
-    status, said = running.end()
+    status, output = running.end()
     assert status == 0
-    assert "the run ends after step 0" in said
+    assert "the run ends after step 0" in output
     assert (run / "checkpoints" / "latest").read_text() == "step-00000000"
     bytelm("train", config, "--out", run, *options, "--resume")
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
 
 
-def test_a_signal_during_validation_ends_that(
+def test_a_signal_during_validation_ends_it(
     make_set: SetMaker, tmp_path: Path, start: Callable[..., Running]
 ) -> None:
-    """Which would take minutes."""
+    """The validation would take minutes."""
     long = [[text(b"call me " * 4000)] for _ in range(150)]
     shard_set = make_set([[text(b"call me " * 20)]], val=long)
     sizes = {"steps": 2, "global_batch": 2, "eval_every": 1, "eval_rows": 99_999}
@@ -158,9 +158,9 @@ def test_a_signal_during_validation_ends_that(
     running = start(config, "--out", run, "--processes", 2)
     running.wait_for(lambda: steps_done(run) == 1)
     running.process.send_signal(signal.SIGTERM)
-    status, said = running.end()
+    status, output = running.end()
     assert status == 0
-    assert "the run ends after step 1" in said
+    assert "the run ends after step 1" in output
     assert not metrics(run, "eval")
     assert (run / "checkpoints" / "latest").read_text() == "step-00000001"
 
@@ -169,7 +169,7 @@ def test_a_signal_during_validation_ends_that(
 def test_a_rank_that_hangs_ends_the_run(
     mixed_set: ShardSet, tmp_path: Path, start: Callable[..., Running]
 ) -> None:
-    """It is stopped, as by a machine that is gone; the others wait for `rank_timeout` only."""
+    """A rank is stopped, as if its machine were gone; the others wait for `rank_timeout` only."""
     config = write_config(
         tmp_path / "run.yaml", mixed_set, steps=9999, global_batch=2, rank_timeout=5
     )
@@ -177,14 +177,14 @@ def test_a_rank_that_hangs_ends_the_run(
     running = start(config, "--out", run, "--processes", 2)
     running.wait_for(lambda: steps_done(run) >= 3)
     os.kill(a_rank(running.process), signal.SIGSTOP)
-    status, said = running.end()
+    status, output = running.end()
     assert status == 1
-    assert "bytelm train: " in said
-    assert "Timed out" in said
+    assert "bytelm train: " in output
+    assert "Timed out" in output
 
 
-def test_a_save_is_asked_for_once_and_none_is_lost() -> None:
-    """In a process of its own, whose signals nobody else needs."""
+def test_each_save_request_is_taken_once_and_none_is_lost() -> None:
+    """In a subprocess, so that the tests' own signal handlers stay as they are."""
     code = """
 import os, signal
 from bytelm.pipelines.runtime.signals import SignalListener

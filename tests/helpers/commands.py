@@ -1,4 +1,4 @@
-"""Runs the real commands in processes of their own."""
+"""Run `bytelm` commands as subprocesses, and read what they write."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ TINY_MODEL = {
 
 
 def command(*arguments: object) -> list[str]:
-    """The command line of `bytelm ARGUMENTS`."""
+    """Return the command line of `bytelm ARGUMENTS`."""
     return [sys.executable, "-m", "bytelm", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with one thread for each process that torch uses."""
+    """Return this environment, with one thread for torch and wide lines for tables."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def bytelm(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `bytelm ARGUMENTS`, which has to end with `status`."""
+    """Run `bytelm ARGUMENTS` and check its exit status."""
     result = subprocess.run(
         command(*arguments), capture_output=True, text=True, check=False, env=environment()
     )
@@ -45,7 +45,7 @@ def bytelm(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[s
 def write_config(
     path: Path, shard_set: ShardSet, model: dict[str, Any] | str = TINY_MODEL, **train: Any
 ) -> Path:
-    """A config of the tiny model on one set, fp32."""
+    """Write a config of a model on one set, in fp32; `train` is merged into its section."""
     values = {
         "model": model,
         "data": {"sets": [{"path": str(shard_set.location)}], "shuffle_window": 2},
@@ -57,6 +57,6 @@ def write_config(
 
 
 def metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
-    """The lines of a run's metrics of one kind."""
+    """Return the lines of one kind from a run's metrics."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]

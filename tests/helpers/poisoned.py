@@ -1,8 +1,8 @@
-"""Trains as `bytelm train` does, with a model that gives no number for a document with byte 1.
+"""Run `bytelm` with a model whose results are NaN for a document with byte 1.
 
     python poisoned.py FORWARD|BACKWARD ARGUMENTS OF bytelm
 
-FORWARD makes the nats NaN; BACKWARD the gradient alone.
+FORWARD makes the nats NaN, BACKWARD only the gradient.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bytelm.pipelines.cli.main import main
 POISON = 1
 
 
-class Nan(torch.autograd.Function):
-    """The identity, whose gradient is NaN."""
+class NanGradient(torch.autograd.Function):
+    """The identity, with a gradient of NaN."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
@@ -32,13 +32,14 @@ class Nan(torch.autograd.Function):
 
 
 def poison(where: str) -> None:
+    """Patch the model's forward pass."""
     forward = Megabyte.forward
 
     def poisoned(self: Megabyte, ids: Tensor, *rest: Any) -> Tensor:
         nats = forward(self, ids, *rest)
         if not (ids == POISON).any():
             return nats
-        return nats * torch.nan if where == "FORWARD" else Nan.apply(nats)
+        return nats * torch.nan if where == "FORWARD" else NanGradient.apply(nats)
 
     Megabyte.forward = poisoned  # type: ignore[method-assign]
 

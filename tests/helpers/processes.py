@@ -1,4 +1,4 @@
-"""The processes below a process or with a mark, from /proc."""
+"""Find processes in /proc, by their parent or by a mark in their environment."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ import time
 from pathlib import Path
 
 MARK = "BYTELM_TEST_RUN"
-"""Ranks have sessions of their own, so what belongs to a run is told by a variable."""
+"""Environment variable that marks the processes of a run: ranks have sessions of their own."""
 
 
 def marked(mark: str) -> set[int]:
-    """All processes of this machine with a mark."""
-    found: set[int] = set()
+    """Return the ids of all processes with a mark."""
+    pids: set[int] = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # another user's, or it has just ended
+        with contextlib.suppress(OSError):  # another user's, or ended meanwhile
             if f"{MARK}={mark}\0".encode() in path.read_bytes():
-                found.add(int(path.parent.name))
-    return found
+                pids.add(int(path.parent.name))
+    return pids
 
 
 def hear_interrupts() -> None:
-    """For `preexec_fn`: a shell may have started the tests where Ctrl-C is ignored."""
+    """For `preexec_fn`: restore Ctrl-C, which the shell that runs the tests may ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def kill_marked(mark: str) -> None:
-    """End all processes with a mark."""
+    """Kill all processes with a mark."""
     for pid in marked(mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def children(pid: int) -> set[int]:
-    """The numbers of the processes that a process started."""
-    found: set[int] = set()
+    """Return the ids of the processes that a process started."""
+    pids: set[int] = set()
     for task in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            found |= set(map(int, (task / "children").read_text().split()))
-    return found
+        with contextlib.suppress(OSError):  # ended meanwhile
+            pids |= set(map(int, (task / "children").read_text().split()))
+    return pids
 
 
 def descendants(pid: int) -> set[int]:
-    """The numbers of all processes below a process."""
+    """Return the ids of all descendants of a process."""
     below = children(pid)
     return below.union(*map(descendants, below))
 
 
 def wait_until_gone(pids: set[int], seconds: float) -> None:
-    """AssertionError where one of the processes is still there after so long."""
+    """Raise AssertionError if a process still exists after `seconds`."""
     deadline = time.monotonic() + seconds
     while any(Path(f"/proc/{p}").exists() for p in pids):
         assert time.monotonic() < deadline, f"left over: {pids}"
@@ -58,7 +58,7 @@ def wait_until_gone(pids: set[int], seconds: float) -> None:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most resident memory that a process has had so far, 0 where it is gone."""
+    """Return the peak resident memory of a process so far, 0 if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

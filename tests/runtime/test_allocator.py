@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""`keep_freed_memory` makes the process reuse the pages of freed tensors."""
 
 import subprocess
 import sys

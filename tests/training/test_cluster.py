@@ -1,4 +1,4 @@
-"""The recipes for clusters, on "nodes" of this machine that meet as real ones do."""
+"""The scripts for clusters, on simulated nodes on this machine that connect as real ones do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
 STEPS = 30
 END_SECONDS = 60.0
 SRUN = """#!/usr/bin/env bash
-# Stands in for Slurm's: two tasks here, which get the signals that it gets.
+# A stand-in for Slurm's srun: two tasks on this machine, to which it forwards SIGTERM.
 shift
 for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" & tasks+=" $!"; done
 trap 'kill -TERM $tasks' TERM
@@ -39,7 +39,7 @@ if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi
 
 @pytest.fixture
 def marks(tmp_path: Path) -> Iterator[list[str]]:
-    """Marks of two nodes, on which nothing is left over."""
+    """A mark for the processes of each of two nodes, all of which are killed after the test."""
     chosen = [f"{tmp_path}-{node}" for node in range(2)]
     yield chosen
     for mark in chosen:
@@ -48,7 +48,7 @@ def marks(tmp_path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> dict[str, str]:
-    """The environment with `bytelm`, `torchrun` and Slurm's commands on the path."""
+    """An environment with `bytelm`, `torchrun` and Slurm's commands on the path."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, module in (
@@ -74,11 +74,11 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
 
 
-def test_a_run_on_two_nodes_goes_on_after_one_of_them_stops(
+def test_a_run_on_two_nodes_resumes_after_one_of_them_stops(
     mixed_set: ShardSet, tmp_path: Path, marks: list[str], tools: dict[str, str]
 ) -> None:
-    """Two nodes of one process each, by torchrun. All of the second one is killed; the first one
-    ends by itself. Both are started again by the same command."""
+    """torchrun starts one process on each of two nodes. All processes of the second node are
+    killed, and the first ends by itself. The same command then starts both again."""
     config = write_config(
         tmp_path / "run.yaml", mixed_set, steps=STEPS, global_batch=2, checkpoint_every=5
     )
@@ -119,7 +119,7 @@ def test_a_run_on_two_nodes_goes_on_after_one_of_them_stops(
 def test_a_slurm_job_saves_before_its_time_is_up_and_is_requeued(
     mixed_set: ShardSet, tmp_path: Path, marks: list[str], tools: dict[str, str]
 ) -> None:
-    """Slurm's commands are stand-ins. The script is told to stop, then started again."""
+    """The script is told to stop, then started again. Slurm's commands are stand-ins."""
     config = write_config(
         tmp_path / "run.yaml", mixed_set, steps=STEPS, global_batch=2, checkpoint_every=999
     )
@@ -151,4 +151,4 @@ def test_a_slurm_job_saves_before_its_time_is_up_and_is_requeued(
 
     assert start().wait(2 * END_SECONDS) == 0
     assert losses(run) == losses(whole)
-    assert requeued.read_text().count("\n") == 1, "a run that is done is not put back"
+    assert requeued.read_text().count("\n") == 1, "a completed run is not requeued"

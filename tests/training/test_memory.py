@@ -1,4 +1,4 @@
-"""What `bytelm plan` says of memory, against what a run then holds."""
+"""The memory that `bytelm plan` estimates is what a run then uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import json, resource, subprocess, sys
 subprocess.run(json.loads(sys.argv[1]), check=True, stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 """
-"""Runs a command; prints the bytes that the largest of its processes held at most."""
+"""Runs a command and prints the peak resident bytes of its largest process."""
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,13 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
         pytest.param("small", marks=pytest.mark.long),
     ],
 )
-def test_a_run_holds_what_the_plan_says(preset: str, make_set: SetMaker, tmp_path: Path) -> None:
+def test_a_run_uses_the_memory_that_the_plan_says(
+    preset: str, make_set: SetMaker, tmp_path: Path
+) -> None:
     shard_set = make_set([[image(100, 60, seed=i)] for i in range(3)])
     sizes = {"steps": 3, "precision": "bf16", "eval_rows": 1}
     path = write_config(tmp_path / "run.yaml", shard_set, preset, **sizes)
-    told = memory_by_zero_stage(load_config(path, []), ranks=1)[1].total
+    estimate = memory_by_zero_stage(load_config(path, []), ranks=1)[1].total
     run = json.dumps(command("train", path, "--out", tmp_path / "run"))
-    shown = subprocess.check_output([sys.executable, "-c", PEAK, run], env=environment())
-    assert told == pytest.approx(int(shown), rel=0.2)
+    peak = subprocess.check_output([sys.executable, "-c", PEAK, run], env=environment())
+    assert estimate == pytest.approx(int(peak), rel=0.2)

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: seen on every rank, named, skipped; and spikes of the loss."""
+"""Losses and gradients that are not finite are named and skipped on every rank; loss spikes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POISONED = Path(__file__).parents[1] / "helpers" / "poisoned.py"
 
 
 def poisoned(where: str, ranks: int, *arguments: object) -> None:
-    """Train with the poisoned model on so many ranks; each has to end well."""
+    """Train with the poisoned model on a number of ranks; each has to end with status 0."""
     port = str(free_port())
     processes = [
         subprocess.Popen(
@@ -41,8 +41,8 @@ def poisoned(where: str, ranks: int, *arguments: object) -> None:
         for rank in range(ranks)
     ]
     for process in processes:
-        said = process.communicate()[1]
-        assert process.returncode == 0, said
+        stderr = process.communicate()[1]
+        assert process.returncode == 0, stderr
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def poisoned(where: str, ranks: int, *arguments: object) -> None:
 def test_a_bad_document_is_named_and_its_update_skipped(
     make_set: SetMaker, tmp_path: Path, stage: int, ranks: int, where: str
 ) -> None:
-    """One document of twelve, of one row each, in one of six steps of two rows."""
+    """One document of twelve is poisoned; each is a row, and each of six steps has two rows."""
     documents = [[text(bytes([65 + i]) * 200)] for i in range(12)]
     documents[5] = [text(b"\1" * 200)]
     config = write_config(
@@ -101,15 +101,15 @@ def test_a_bad_document_is_named_and_its_update_skipped(
 def test_three_skipped_steps_in_a_row_end_the_run_with_status_3(
     mixed_set: ShardSet, tmp_path: Path, stage: int, processes: int
 ) -> None:
-    """A learning rate that overflows: the weights after it are huge, and finite."""
+    """The learning rate is so large that the loss overflows, while the weights stay finite."""
     config = write_config(tmp_path / "run.yaml", mixed_set, steps=9, global_batch=2)
     run = tmp_path / "run"
     options = ("--processes", processes, "--set", f"train.deepspeed=zero{stage}")
     huge = ("--set", "optimizer.lr=1e30", "--set", "optimizer.warmup_steps=0")
-    said = bytelm("train", config, "--out", run, *options, *huge, status=3).stderr
+    stderr = bytelm("train", config, "--out", run, *options, *huge, status=3).stderr
     steps = [line["step"] for line in metrics(run, "skipped")]
     assert len(steps) == 3
-    assert f"of steps {steps[0]} to {steps[-1]} were not finite" in said
+    assert f"of steps {steps[0]} to {steps[-1]} were not finite" in stderr
     assert (run / "checkpoints" / "latest").read_text() == f"step-{steps[-1]:08d}"
     weights = run / "checkpoints" / f"step-{steps[-1]:08d}" / "model" / "model.safetensors"
     assert all(w.isfinite().all() for w in safetensors.torch.load_file(weights).values())
@@ -124,5 +124,5 @@ def test_a_loss_that_stands_out_is_a_spike() -> None:
     assert loss_monitor.is_spike(loss_monitor.mean + 2)
     assert not loss_monitor.is_spike(loss_monitor.mean - 2)
     assert not loss_monitor.is_spike(math.nan)
-    assert not LossMonitor().is_spike(100.0), "nothing is known yet"
+    assert not LossMonitor().is_spike(100.0), "no loss has been counted yet"
     assert loss_monitor.after(math.nan, False).mean == loss_monitor.mean

@@ -1,4 +1,4 @@
-"""A run goes on with other ranks and at another ZeRO stage as if nothing had changed."""
+"""A run continues with other ranks and at another ZeRO stage as if nothing had changed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from helpers.commands import bytelm, metrics, write_config
 
+from bytelm.pipelines.config import plural
 from bytelm.pipelines.shards.reader import ShardSet
 
 LONG = pytest.mark.long
 STEPS = 50
 Part = tuple[int, int]
-"""Ranks and ZeRO stage of a part of a run."""
+"""Number of ranks, and ZeRO stage, of a part of a run."""
 
 
 @pytest.mark.parametrize(
@@ -31,8 +32,8 @@ Part = tuple[int, int]
 def test_a_run_goes_on_with_other_ranks_and_stages(
     mixed_set: ShardSet, tmp_path: Path, optimizer: str, parts: list[Part]
 ) -> None:
-    """Each part begins where a checkpoint of the one before it lies, in equal steps; the losses are
-    those of the unbroken run, which has the ranks and the stage of the first part."""
+    """Each part resumes from a checkpoint of the previous one. The losses are those of the unbroken
+    run, which has the ranks and the stage of the first part."""
     config = write_config(
         tmp_path / "run.yaml",
         mixed_set,
@@ -47,13 +48,14 @@ def test_a_run_goes_on_with_other_ranks_and_stages(
         options = ("--processes", ranks, "--set", f"train.deepspeed=zero{stage}")
         resume = ("--resume",) if number else ()
         chosen = ("--set", f"optimizer.name={optimizer}")
-        said = bytelm("train", config, "--out", run, *options, *chosen, *resume).stdout
+        stdout = bytelm("train", config, "--out", run, *options, *chosen, *resume).stdout
         losses = [line["loss"] for line in metrics(run)]
         expected = expected or losses
         assert len(losses) == STEPS
         assert losses == pytest.approx(expected, abs=1e-5)
         if number:
-            was = "written by {} processes at ZeRO {}".format(*parts[number - 1])
-            assert (was in said) == (parts[number] != parts[number - 1])
+            processes, zero_stage = parts[number - 1]
+            message = f"written by {plural(processes, 'process', 'processes')} at ZeRO {zero_stage}"
+            assert (message in stdout) == (parts[number] != parts[number - 1])
         for folder in sorted((run / "checkpoints").glob("step-*"))[number + 1 :]:
             shutil.rmtree(folder)

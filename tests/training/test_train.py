@@ -1,4 +1,4 @@
-"""Training by the real command: ranks and ZeRO stages agree, and a killed run goes on exactly."""
+"""`bytelm train`: ranks and ZeRO stages agree, and a killed run resumes exactly."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def newest_weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def losses_with_torch(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Losses of a config in this process, with no DeepSpeed and PyTorch's own optimizers.
+    """Losses of a config in this process, without DeepSpeed, with PyTorch's own optimizers.
 
-    Its Muon always computes in bfloat16, which turns the last digits of a gradient into 1e-4 of
-    the loss: here it runs in float32, as ours does in a run of fp32.
+    torch.optim.Muon always computes in bfloat16, which turns the last digits of a gradient into
+    1e-4 of the loss. Here it computes in float32, as ours does in a run of fp32.
     """
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     config = load_config(path, [])
@@ -72,10 +72,12 @@ def losses_with_torch(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_two_ranks_at_every_zero_stage_equal_torch_in_one_process(
     mixed_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twenty steps, two micro batches a rank: loss, norm of the gradient and final weights.
-    Without a compiler."""
-    (tmp_path / "nothing").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    """Twenty steps of two micro batches a rank: losses, gradient norms and final weights.
+
+    No compiler is on the path.
+    """
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     sizes = {"steps": 20, "global_batch": 4, "micro_batch": 1, "checkpoint_every": 100}
     config = write_config(tmp_path / "run.yaml", mixed_set, **sizes)
     one = tmp_path / "one"
@@ -92,14 +94,14 @@ def test_two_ranks_at_every_zero_stage_equal_torch_in_one_process(
         assert losses(two) == pytest.approx(with_torch, abs=1e-5)
         norms = [[m["grad_norm"] for m in metrics(run)] for run in (one, two)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-3)
-        found = newest_weights(two)
-        assert found.keys() == expected.keys()
+        weights = newest_weights(two)
+        assert weights.keys() == expected.keys()
         for name in expected:
-            torch.testing.assert_close(found[name], expected[name], atol=1e-3, rtol=0)
+            torch.testing.assert_close(weights[name], expected[name], atol=1e-3, rtol=0)
 
 
 def test_every_option_of_the_model_trains_at_zero_3(mixed_set: ShardSet, tmp_path: Path) -> None:
-    """In chunks under checkpointing, on two ranks whose rows are of different modalities."""
+    """With chunks and checkpointing, on two ranks whose rows have different modalities."""
     options = {
         "rope": True,
         "rms_norm": True,
@@ -123,11 +125,11 @@ def test_every_option_of_the_model_trains_at_zero_3(mixed_set: ShardSet, tmp_pat
 
 
 @pytest.mark.parametrize(("deepspeed", "processes"), [("zero1", 1), ("zero3", 2)])
-def test_a_killed_run_goes_on_to_the_last_digit(
+def test_a_killed_run_resumes_to_the_last_digit(
     mixed_set: ShardSet, tmp_path: Path, deepspeed: str, processes: int
 ) -> None:
-    """The run is killed after the checkpoint of step 10, while it is at later steps. Dropout is
-    on, so its noise has to come back too."""
+    """The run is killed in a step after the checkpoint of step 10. Dropout is on, so a resumed run
+    has to draw the same noise too."""
     sizes = {"steps": 20, "global_batch": 2, "checkpoint_every": 10, "deepspeed": deepspeed}
     config = write_config(tmp_path / "run.yaml", mixed_set, **sizes)
     rest = ("--set", "model.dropout=0.1", "--processes", processes)
@@ -150,19 +152,21 @@ def test_a_killed_run_goes_on_to_the_last_digit(
     bytelm("train", config, "--out", broken, *rest, "--resume")
     assert [m["step"] for m in metrics(broken)] == list(range(1, 21))
     assert losses(broken) == losses(tmp_path / "whole")
-    expected, found = newest_weights(tmp_path / "whole"), newest_weights(broken)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    expected, weights = newest_weights(tmp_path / "whole"), newest_weights(broken)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command with all its children, at once."""
+    """Kill a command and all its children at once."""
     subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
 
-def test_a_run_writes_what_it_says(mixed_set: ShardSet, tmp_path: Path) -> None:
-    """bf16, evaluation on val, TensorBoard, the resolved config, an exported model."""
+def test_a_run_writes_metrics_tensorboard_config_and_model(
+    mixed_set: ShardSet, tmp_path: Path
+) -> None:
+    """In bf16, with evaluations on `val`."""
     sizes = {"steps": 6, "eval_every": 3, "eval_rows": 9, "precision": "bf16"}
     config = write_config(tmp_path / "run.yaml", mixed_set, **sizes)
     run = tmp_path / "run"
@@ -203,7 +207,7 @@ def test_mistakes_end_before_any_rank_starts(
     assert "no shard set" in refused("--set", "data.sets=[{path: nowhere}]")
     assert "leave vocab_size" in refused("--set", "model.vocab_size=300")
     bytelm("train", config, "--out", run)
-    assert "not empty: go on with --resume" in refused()
+    assert "not empty: continue with --resume" in refused()
     for change, cause in (
         ("train.seed=5", "seed was 0 and is 5"),
         ("data.views.audio=u8", "views was"),
@@ -236,7 +240,7 @@ def test_a_new_plan_goes_on_with_the_weights(
     assert [(m["epoch"], m["row"]) for m in lines[4:]] == [(0, 0), (0, 1)]
 
 
-def test_what_happens_when_a_set_is_exhausted(mixed_set: ShardSet, tmp_path: Path) -> None:
+def test_an_exhausted_set_repeats_stops_or_is_an_error(mixed_set: ShardSet, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", mixed_set, steps=60, log_every=10)
     rows = Plan(
         [Source(mixed_set)],
@@ -255,8 +259,8 @@ def test_what_happens_when_a_set_is_exhausted(mixed_set: ShardSet, tmp_path: Pat
 
 
 def test_damage_stops_or_is_masked_counted_and_named(mixed_set: ShardSet, tmp_path: Path) -> None:
-    """The same damaged set: `raise` names it and ends; `mask` goes on and logs it on two ranks;
-    more than the allowed share ends all ranks."""
+    """`raise` names the damage and ends the run; `mask` continues and logs it on two ranks; more
+    damage than the allowed share ends all ranks."""
     shard = mixed_set.split("train")[1]
     row = mixed_set.index(shard)[0]
     with open(Path(mixed_set.location) / shard.name, "r+b") as file:
@@ -282,7 +286,7 @@ def test_damage_stops_or_is_masked_counted_and_named(mixed_set: ShardSet, tmp_pa
     assert "more than max_bad_share 0.001" in error
 
 
-def test_the_plan_command_tells_shares_rows_and_steps(mixed_set: ShardSet, tmp_path: Path) -> None:
+def test_the_plan_command_shows_shares_rows_and_steps(mixed_set: ShardSet, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", mixed_set, steps=30, global_batch=4)
     shown = bytelm("plan", config, "--processes", 2).stdout
     total = sum(sum(s.bytes.values()) for s in mixed_set.split("train"))
@@ -296,5 +300,5 @@ def test_the_plan_command_tells_shares_rows_and_steps(mixed_set: ShardSet, tmp_p
     narrow = {**environment(), "COLUMNS": "80"}
     shown = subprocess.check_output(command("plan", config), env=narrow, text=True)
     first_column = "".join(re.findall(r"(?m)^  (\S+)", shown))
-    assert str(mixed_set.location) in first_column, "on several lines, none cut"
+    assert str(mixed_set.location) in first_column, "wrapped, not cut"
     assert not (tmp_path / "run").exists()
