@@ -1,3 +1,130 @@
-"""One MEGABYTE model on the raw bytes of images, audio and text."""
+"""One MEGABYTE model on the raw bytes of images, audio and text.
 
+    model = bytelm.load("runs/first")
+    bits_per_byte = model.score("The whale").mean() / math.log(2)
+    texts = model.generate("text", prompt="The whale ", count=2)
+    packed = model.compress(data)
+
+    shards = bytelm.prepare(["photos"], "sets/photos")
+    shard_set = bytelm.open_set("sets/photos")
+
+`import bytelm` is fast: torch and other heavy packages are imported by the functions that use them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from bytelm.language_model import LanguageModel
+    from bytelm.pipelines.prepare.prepare import Prepared
+    from bytelm.pipelines.shards.reader import ShardSet
+
+__all__ = ["LanguageModel", "ShardSet", "__version__", "load", "open_set", "prepare"]
 __version__ = "0.1.0"
+
+
+def load(
+    path_or_repo: str | os.PathLike[str], device: str | torch.device | None = None
+) -> LanguageModel:
+    """Load a model.
+
+    Args:
+        path_or_repo: a run's folder, an exported model's folder, or the id of a Hugging Face
+            repository.
+        device: where the model computes; None takes the GPU if there is one.
+    Raises:
+        ValueError: for a model that is missing, damaged or of another format version.
+    """
+    from bytelm.language_model import LanguageModel
+    from bytelm.pipelines.checkpoints.load import load_model
+
+    model, dataset_info = load_model(Path(path_or_repo))
+    return LanguageModel(model if device is None else model.to(device), dataset_info)
+
+
+def open_set(path: str | os.PathLike[str]) -> ShardSet:
+    """Open a shard set in a folder or at a URL.
+
+    Raises ValueError for a set that is missing or of another format version, and DamageError for a
+    damaged manifest.
+    """
+    from bytelm.pipelines.shards.reader import open_set
+
+    return open_set(os.fspath(path))
+
+
+def prepare(
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    workers: int = os.cpu_count() or 1,
+    captions: str | os.PathLike[str] | None = None,
+    rate: int | None = None,
+    channels: int | None = None,
+    keep_files: bool = False,
+    shard_mb: float = 256,
+    max_side: int = 65535,
+    max_mb: float = 268,
+    max_bad_share: float = 0.5,
+    show_progress: bool = False,
+) -> Prepared:
+    """Make a shard set of files, as `bytelm prepare` does.
+
+    Args:
+        sources: files, folders and WebDataset tars, which may lie at URLs.
+        out: folder of the set. A set that is complete and of the same input is left as it is.
+        workers: decoding processes.
+        captions: JSON file that maps the names of files to captions.
+        rate: resample sounds to this many samples per second.
+        channels: 1 mixes sounds down to mono.
+        keep_files: store the bytes of the files, and decode nothing.
+        shard_mb: largest shard in millions of bytes.
+        max_side: longest side of an image in pixels.
+        max_mb: largest document in millions of bytes.
+        max_bad_share: largest share of the files that may be bad.
+        show_progress: show a progress bar on stderr where that is a terminal.
+    Returns:
+        the root hash of the set and the report of what it holds and what was skipped.
+    Raises:
+        ValueError: for sources that are missing, no usable file, too many bad ones, and an `out`
+            that holds something else.
+    """
+    from rich.console import Console
+
+    from bytelm.modalities.base import DecodeOptions, Limits
+    from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
+
+    decode = DecodeOptions(
+        limits=Limits(max_bytes=int(max_mb * 1e6), max_side=max_side),
+        audio_rate=rate,
+        audio_channels=channels,
+        keep_files=keep_files,
+    )
+    options = PrepareOptions(
+        decode=decode,
+        workers=workers,
+        shard_bytes=int(shard_mb * 1e6),
+        captions=None if captions is None else Path(captions),
+        max_bad_share=max_bad_share,
+    )
+    console = Console(stderr=True) if show_progress else None
+    return prepare([os.fspath(source) for source in sources], Path(out), options, console)
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of `__all__`, whose modules import heavy packages (PEP 562)."""
+    if name == "LanguageModel":
+        from bytelm.language_model import LanguageModel
+
+        return LanguageModel
+    if name == "ShardSet":
+        from bytelm.pipelines.shards.reader import ShardSet
+
+        return ShardSet
+    raise AttributeError(f"module 'bytelm' has no attribute {name!r}")

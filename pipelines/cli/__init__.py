@@ -1,1 +1,1 @@
-"""The command `bytelm`: one file a command."""
+"""The command `bytelm`, one file for each of its commands."""

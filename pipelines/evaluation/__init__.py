@@ -1,1 +1,5 @@
-"""Bits per byte of a model, and of codecs beside it."""
+"""Bits per byte of a model, and of codecs on the same bytes."""
+
+SCORINGS = PLAIN, SLIDING, STRIDED, BOTH = ("plain", "sliding", "strided", "both")
+"""How a document is cut into windows, see `windows.py`. The names are defined here so that the
+command line can list them without importing torch."""

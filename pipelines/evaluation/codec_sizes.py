@@ -1,6 +1,6 @@
-"""What codecs make of the same bytes: gzip and xz on all, PNG and WebP on images, FLAC on sounds.
+"""Sizes of codecs on the same bytes: gzip and xz on all, PNG and WebP on images, FLAC on sounds.
 
-Each document is compressed by itself, as a whole file, with its container's overhead.
+Each sample is compressed into a file of its own, and the container's overhead counts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from bytelm.modalities.audio import fits_flac
 from bytelm.modalities.base import Bytes, Sample
 
 WEBP_MAX_SIDE = 16_383
-"""What its format allows."""
+"""Longest side in pixels that the format allows."""
 
 
 class CodecSizes:
-    """Compressed sizes of many samples of one modality, beside the payload bytes."""
+    """Sums over many samples of one modality: compressed bytes of each codec, payload bytes."""
 
     def __init__(self) -> None:
         self._compressed: Counter[str] = Counter()
@@ -31,8 +31,8 @@ class CodecSizes:
     def add(self, sample: Sample, payload: Bytes) -> None:
         """Compress one sample with each codec that its modality has.
 
-        PNG, lossless WebP and FLAC stand beside a payload of the same bytes only: not beside a
-        lossy view, nor a file kept as it is.
+        PNG, lossless WebP and FLAC code the sample, and are counted only where the payload has as
+        many bytes: not for a lossy view, and not for a file that is kept as it is.
         """
         raw = payload.tobytes()
         self._count("gzip", gzip.compress(raw, 9), raw)
@@ -51,7 +51,7 @@ class CodecSizes:
         self._payload[codec] += len(raw)
 
     def bits_per_byte(self) -> dict[str, float]:
-        """Bits of each codec for each payload byte that it was given."""
+        """Compressed bits per payload byte, for each codec that compressed anything."""
         return {name: 8 * size / self._payload[name] for name, size in self._compressed.items()}
 
 

@@ -1,10 +1,13 @@
-"""Scores: sums of nats and bytes that add up over rows and ranks."""
+"""Scores: sums of nats and of bytes that add up over rows and ranks.
+
+B rows    L ids in a row    P ids in a patch
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +16,56 @@ from torch import Tensor
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import EvaluationHead, ScoredSegment
+from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.data.batch import Batch
+from bytelm.pipelines.runtime.device import autocast
 
 TOTAL = "total"
-T = TypeVar("T")
+
+NatsOf = Callable[[Batch], Tensor]
+"""Computes the nats [B, L] of the ids of a batch."""
 
 
 class Scores:
-    """The evaluation heads of all modalities, and their sum over ranks."""
+    """One evaluation head for each modality, with sums that can be reduced over ranks."""
 
     def __init__(self) -> None:
         self.heads: dict[str, EvaluationHead] = {n: m.head() for n, m in MODALITIES.items()}
 
+    def add_batch(self, batch: Batch, nats: Tensor, patch: int) -> None:
+        """Add the segments of a batch to the heads.
+
+        Args:
+            nats: [B, L], -log p of each id.
+            patch: P.
+        """
+        values = nats.to("cpu", torch.float64).numpy()
+        for row in zip(batch.ids.numpy(), batch.scored.numpy(), values, strict=True):
+            self.add_row(*row, patch)
+
+    def add_row(
+        self,
+        ids: npt.NDArray[np.uint16],
+        scored: npt.NDArray[np.bool_],
+        nats: npt.NDArray[np.float64],
+        patch: int,
+    ) -> None:
+        """Add the segments of one row to the heads; `ids`, `scored` and `nats` are [L]."""
+        for segment in framing.parse(ids, patch):
+            frame = [nats[part][scored[part]] for part in (segment.preamble, segment.ends)]
+            self.heads[segment.modality.name].update(
+                ScoredSegment(
+                    header=segment.header,
+                    view=segment.view,
+                    offset=segment.offset,
+                    payload=ids[segment.payload].astype(np.uint8),
+                    payload_nats=nats[segment.payload],
+                    frame_nats=np.concatenate(frame),
+                )
+            )
+
     def reduce(self, sum_over_ranks: Callable[[list[Any], torch.dtype], list[Any]]) -> None:
-        """Replace every sum by the sum over ranks; every rank has to call it."""
+        """Replace every sum by its sum over ranks. Collective: every rank has to call it."""
         for head in self.heads.values():
             nats = sum_over_ranks(list(head.nats.values()), torch.float64)
             counts = sum_over_ranks(list(head.counts.values()), torch.int64)
@@ -34,7 +73,7 @@ class Scores:
             head.counts = dict(zip(head.counts, counts, strict=True))
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """The figures of each modality that was scored, and of all bytes together."""
+        """Figures of each modality that has payload bytes, and of all of them as `total`."""
         total = EvaluationHead()
         for head in self.heads.values():
             for name in total.nats:
@@ -48,40 +87,17 @@ class Scores:
         }
 
 
-def score(
-    scores: Scores, nats: Callable[[Batch], Tensor], batches: Iterable[Batch], patch: int
-) -> None:
-    """Add the batches' segments to the heads.
+def nats_of_model(model: Megabyte, precision: str) -> NatsOf:
+    """A function that computes the nats of a batch on the model's device, without gradients."""
+    device = model.lm_head.weight.device
 
-    Args:
-        nats: gives [B, L] nats of each id of a batch.
-    """
-    for batch in batches:
-        values = nats(batch).to("cpu", torch.float64).numpy()
-        for row in zip(batch.ids.numpy(), batch.scored.numpy(), values, strict=True):
-            add_rows(scores, *row, patch)
+    @torch.no_grad()
+    def compute(batch: Batch) -> Tensor:
+        with autocast(device, precision):
+            ids, document, modality, codec_features = batch.inputs(device)
+            return model(ids, document, modality, codec_features=codec_features)
 
-
-def add_rows(
-    scores: Scores,
-    ids: npt.NDArray[np.uint16],
-    scored: npt.NDArray[np.bool_],
-    nats: npt.NDArray[np.float64],
-    patch: int,
-) -> None:
-    """Add the segments in [n] ids to the heads."""
-    for segment in framing.parse(ids, patch):
-        frame = [nats[part][scored[part]] for part in (segment.preamble, segment.ends)]
-        scores.heads[segment.modality.name].update(
-            ScoredSegment(
-                header=segment.header,
-                view=segment.view,
-                offset=segment.offset,
-                payload=ids[segment.payload].astype(np.uint8),
-                payload_nats=nats[segment.payload],
-                frame_nats=np.concatenate(frame),
-            )
-        )
+    return compute
 
 
 def bits_per_byte(nats: float, count: int) -> float:

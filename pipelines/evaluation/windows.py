@@ -1,36 +1,53 @@
-"""Scoring documents by windows that overlap, so that less of an id's past is out of sight.
+"""Documents scored in windows that overlap, so that fewer ids lack the ids before them.
 
-A plain evaluation cuts a document into pieces, and the first ids of a piece see nothing of the one
-before; nor do the last ids of a patch see stage 0 at its newest. The paper's two ways (arXiv
-2305.07185, on inference) cost two passes each, and four together:
+Plain scoring cuts a document into pieces. The first ids of a piece do not see the piece before it,
+and the last ids of a patch do not see the patch itself in stage 0. The paper (arXiv 2305.07185,
+section on inference) reduces both losses, each at the cost of two passes; both together cost four:
 
-    sliding   a window begins in the middle of the one before, and ids count in the first window
-              that has them: all but the first half window's see at least half a window
-    strided   each window has a second one that begins half a patch later; of every patch the first
-              half counts, in the one or the other
+    sliding   A window begins in the middle of the window before it. An id counts in the first
+              window that holds it, so all ids behind the first half window see at least half a
+              window.
+    strided   Each window is repeated half a patch later. The first half of every patch counts, in
+              one window or the other.
 
-    N ids of a document, framed as one piece    n ids of a window    L ids of a row    P of a patch
+    N ids of a document, framed as one piece    n ids of a window    L ids of a row
+    P ids of a patch    B rows
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from bytelm.modalities import framing
 from bytelm.modalities.base import Bytes
-from bytelm.modalities.framing import Framed, Segment, Span
-from bytelm.pipelines.data.batch import FILLER_DOCUMENT, Batch
+from bytelm.modalities.framing import PADDING_DOCUMENT, Framed, Segment, Span
+from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.plan import Plan
+from bytelm.pipelines.evaluation import BOTH, PLAIN, SLIDING, STRIDED
+from bytelm.pipelines.evaluation.scoring import NatsOf
+from bytelm.pipelines.shards.format import Shard
+from bytelm.pipelines.shards.reader import ShardSet
 
-PLAIN, SLIDING, STRIDED, BOTH = WAYS = ("plain", "sliding", "strided", "both")
+Positions = npt.NDArray[np.int64]
 
-Places = npt.NDArray[np.int64]
+
+@dataclass(frozen=True)
+class Document:
+    """Segments and their payloads in the model's views."""
+
+    segments: Sequence[Segment]
+    payloads: Sequence[Bytes]
+
+    def frame(self, spans: Sequence[Span], patch: int) -> Framed:
+        """The ids of the piece that holds `spans`."""
+        return framing.frame(
+            spans, self.segments, lambda i, start, stop: self.payloads[i][start:stop], patch
+        )
 
 
 @dataclass(frozen=True)
@@ -38,122 +55,148 @@ class Window:
     """A part of a document, framed as a piece."""
 
     framed: Framed
-    at: Places
-    """[n] the place in the document of each id that counts here, -1 of the others."""
+    positions: Positions
+    """[n], position in the document of each id that counts in this window; -1 of the others."""
 
 
 @dataclass(frozen=True)
 class ScoredDocument:
-    """A document of which every id is given its nats."""
+    """A document and the nats of its ids."""
 
     framed: Framed
-    """All of it in one piece."""
+    """The whole document as one piece."""
     nats: npt.NDArray[np.float64]
-    """[N], filled in window by window."""
+    """[N], filled in window by window; NaN until then."""
 
 
 def scored_documents(
-    plan: Plan, nats: Callable[[Batch], Tensor], batch: int, way: str
+    plan: Plan, nats_of: NatsOf, batch: int, scoring: str
 ) -> Iterator[ScoredDocument]:
-    """The documents of a plan's sets, scored `way` in rows as the plan's, `batch` at once.
+    """Score the documents of a plan's sets, `batch` rows at once.
 
-    Args:
-        nats: gives [B, L] nats of each id of a batch.
-    Raises:
-        ValueError: for `strided` and `both` where a patch has one id.
+    Raises ValueError for `strided` and `both` where a patch has one id.
     """
     length, patch = plan.config.row_length, plan.config.patch
-    if way in (STRIDED, BOTH) and patch == 1:
+    if scoring in (STRIDED, BOTH) and patch == 1:
         raise ValueError(
-            f"--scoring {way} shifts patches by half, and this model has none: use another"
+            f"--scoring {scoring} shifts windows by half a patch, and the patches of this model "
+            f"have one byte: use {PLAIN} or {SLIDING}"
         )
-    rows = _Rows(length, patch)
+    rows = _WindowRows(length, patch)
     waiting: list[ScoredDocument] = []
-    for segments, payloads in _documents(plan):
-        document = _whole(segments, payloads, patch)
-        waiting.append(document)
-        for window in windows(segments, payloads, length, patch, way):
-            rows.add(document, window)
+    for document in _documents(plan):
+        scored = _unscored(document, patch)
+        waiting.append(scored)
+        for window in windows(document, length, patch, scoring):
+            rows.add(scored, window)
         if rows.count >= batch:
-            rows.score(nats, batch)
+            rows.score(nats_of, batch)
             yield from waiting
             waiting = []
-    rows.score(nats, batch)
+    rows.score(nats_of, batch)
     yield from waiting
 
 
-def windows(
-    segments: Sequence[Segment], payloads: Sequence[Bytes], length: int, patch: int, way: str
-) -> Iterator[Window]:
+def score_document(document: Document, nats_of: NatsOf, length: int, patch: int) -> ScoredDocument:
+    """Score one document in plain pieces of at most `length` ids, one after the other."""
+    scored = _unscored(document, patch)
+    rows = _WindowRows(min(length, len(scored.nats)), patch)
+    for window in windows(document, length, patch, PLAIN):
+        rows.add(scored, window)
+    rows.score(nats_of, batch=1)
+    return scored
+
+
+def windows(document: Document, length: int, patch: int, scoring: str) -> Iterator[Window]:
     """The windows of a document, of at most `length` ids; every id counts in one of them."""
+    total = sum(_segment_length(segment, patch) for segment in document.segments)
+    is_counted = np.zeros(total, np.bool_)
+    for spans, positions in _candidates(document.segments, length, patch, scoring):
+        counts = (positions >= 0) & ~is_counted[positions]
+        is_counted[positions[counts]] = True
+        yield Window(document.frame(spans, patch), np.where(counts, positions, -1))
+
+
+def shards_in_turn(plan: Plan) -> Iterator[tuple[ShardSet, Shard]]:
+    """Every shard of a plan's sources; the files of a remote shard may go once the next comes."""
+    for source in plan.sources:
+        for shard in source.set.one_by_one(source.set.split(source.split)):
+            yield source.set, shard
+
+
+def _candidates(
+    segments: Sequence[Segment], length: int, patch: int, scoring: str
+) -> Iterator[tuple[list[Span], Positions]]:
+    """Spans of each window, and the positions [n] that count unless an earlier window has them."""
     parts = [(segment.modality, segment.size) for segment in segments]
-    total = sum(_segment_length(segment, patch) for segment in segments)
-    is_known = np.zeros(total, np.bool_)
-
-    def window(spans: Sequence[Span], at: Places) -> Window:
-        """A piece of which ids at places that no window has had count."""
-        at = np.where((at >= 0) & ~is_known[at], at, -1)
-        is_known[at[at >= 0]] = True
-        return Window(framing.frame(spans, segments, payload, patch), at)
-
-    def payload(segment: int, first: int, stop: int) -> Bytes:
-        return payloads[segment][first:stop]
-
     segment = start = 0
     while segment < len(segments):
-        spans = next(framing.cut(parts, patch, lambda: length, segment, start))
-        at = _places(spans, segments, patch)
-        if way in (STRIDED, BOTH):
-            later = [_later(spans[0], segments, length, patch)]
-            shifted = _places(later, segments, patch)
-            is_first_half = np.arange(len(at)) % patch < patch // 2
-            yield window(spans, np.where(is_first_half | ~np.isin(at, shifted), at, -1))
-            yield window(later, np.where(np.isin(shifted, at), shifted, -1))
+        spans = next(framing.split_document(parts, patch, lambda: length, segment, start))
+        positions = _positions(spans, segments, patch)
+        if scoring in (STRIDED, BOTH):
+            yield from _strided(spans, positions, segments, length, patch)
         else:
-            yield window(spans, at)
-        last = spans[-1]
-        segment, start = last.segment, last.start + last.length
-        if start == framing.body_length(segments[segment].size, patch):
-            segment, start = segment + 1, 0
-        if way in (SLIDING, BOTH) and segment < len(segments):
+            yield spans, positions
+        segment, start = _end(spans[-1], segments, patch)
+        if scoring in (SLIDING, BOTH) and segment < len(segments):
             segment, start = _middle(spans, segments, patch)
 
 
-def _later(span: Span, segments: Sequence[Segment], length: int, patch: int) -> Span:
-    """The span that begins half a patch later, with the rest of its segment as far as it fits."""
+def _strided(
+    spans: list[Span], positions: Positions, segments: Sequence[Segment], length: int, patch: int
+) -> Iterator[tuple[list[Span], Positions]]:
+    """A window and its repetition half a patch later, each with the positions that count there."""
+    shifted_spans = [_shifted(spans[0], segments, length, patch)]
+    shifted = _positions(shifted_spans, segments, patch)
+    in_first_half = np.arange(len(positions)) % patch < patch // 2
+    yield spans, np.where(in_first_half | ~np.isin(positions, shifted), positions, -1)
+    yield shifted_spans, np.where(np.isin(shifted, positions), shifted, -1)
+
+
+def _shifted(span: Span, segments: Sequence[Segment], length: int, patch: int) -> Span:
+    """The span that begins half a patch later, with as much of its segment as fits a window."""
     segment, start = segments[span.segment], span.start + patch // 2
-    left = framing.up_to_patch(framing.body_length(segment.size, patch) - start, patch)
+    rest = framing.up_to_patch(framing.body_length(segment.size, patch) - start, patch)
     room = length - framing.preamble_length(segment.modality, patch)
-    return Span(span.segment, start, min(left, room))
+    return Span(span.segment, start, min(rest, room))
+
+
+def _end(span: Span, segments: Sequence[Segment], patch: int) -> tuple[int, int]:
+    """Segment and body id that follow a span."""
+    end = span.start + span.length
+    if end == framing.body_length(segments[span.segment].size, patch):
+        return span.segment + 1, 0
+    return span.segment, end
 
 
 def _middle(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> tuple[int, int]:
     """Segment and body id in the middle of a window, at the start of a patch."""
     openings = [framing.preamble_length(segments[s.segment].modality, patch) for s in spans]
     total = sum(openings) + sum(span.length for span in spans)
-    left = total // 2 // patch * patch
+    rest = total // 2 // patch * patch
     for span, opening in zip(spans, openings, strict=True):
-        if left < opening + span.length:
+        if rest < opening + span.length:
             break
-        left -= opening + span.length
-    first = span is spans[0]
-    return span.segment, span.start + max(left - opening, patch if first else 0)
+        rest -= opening + span.length
+    # A window that did not move would be scored forever.
+    least = patch if span is spans[0] else 0
+    return span.segment, span.start + max(rest - opening, least)
 
 
-def _places(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> Places:
-    """[n] the place in the document of each id of a piece; -1 of preambles that go on with a
-    segment, and of filler behind its body."""
+def _positions(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> Positions:
+    """[n], position in the document of each id of a piece; -1 of filler behind a body and of
+    preambles that repeat a segment's header."""
     begins = np.cumsum([0, *(_segment_length(segment, patch) for segment in segments)])
-    places = []
+    positions = []
     for span in spans:
         segment, begin = segments[span.segment], begins[span.segment]
         opening = framing.preamble_length(segment.modality, patch)
-        head = begin + np.arange(opening)
-        places.append(head if span.start == 0 else np.full(opening, -1))
+        preamble = begin + np.arange(opening)
+        positions.append(preamble if span.start == 0 else np.full(opening, -1))
         body = span.start + np.arange(span.length)
-        is_there = body < framing.body_length(segment.size, patch)
-        places.append(np.where(is_there, begin + opening + body, -1))
-    return np.concatenate(places)
+        is_present = body < framing.body_length(segment.size, patch)
+        positions.append(np.where(is_present, begin + opening + body, -1))
+    return np.concatenate(positions)
 
 
 def _segment_length(segment: Segment, patch: int) -> int:
@@ -161,79 +204,80 @@ def _segment_length(segment: Segment, patch: int) -> int:
     return opening + framing.body_length(segment.size, patch)
 
 
-def _whole(segments: Sequence[Segment], payloads: Sequence[Bytes], patch: int) -> ScoredDocument:
-    spans = [Span(i, 0, framing.body_length(s.size, patch)) for i, s in enumerate(segments)]
-    framed = framing.frame(spans, segments, lambda i, a, b: payloads[i][a:b], patch)
+def _unscored(document: Document, patch: int) -> ScoredDocument:
+    spans = [
+        Span(i, 0, framing.body_length(segment.size, patch))
+        for i, segment in enumerate(document.segments)
+    ]
+    framed = document.frame(spans, patch)
     return ScoredDocument(framed, np.full(len(framed.ids), np.nan))
 
 
-def _documents(plan: Plan) -> Iterator[tuple[list[Segment], list[Bytes]]]:
-    """Segments and payloads of every document of a plan's sets, shard by shard."""
-    for source in plan.sources:
-        for shard in source.set.one_by_one(source.set.split(source.split)):
-            index = source.set.index(shard)
-            for document in np.unique(index["document"]):
-                rows = index[index["document"] == document]
-                segments = [plan.segment(row) for row in rows]
-                samples = (source.set.sample(shard, row) for row in rows)
-                yield (
-                    segments,
-                    [
-                        segment.modality.to_view(sample, segment.view, plan.config.patch)
-                        for segment, sample in zip(segments, samples, strict=True)
-                    ],
-                )
+def _documents(plan: Plan) -> Iterator[Document]:
+    """Every document of a plan's sources, shard by shard."""
+    for shard_set, shard in shards_in_turn(plan):
+        index = shard_set.index(shard)
+        for number in np.unique(index["document"]):
+            rows = index[index["document"] == number]
+            segments = [plan.segment(row) for row in rows]
+            samples = (shard_set.sample(shard, row) for row in rows)
+            payloads = [
+                segment.modality.to_view(sample, segment.view, plan.config.patch)
+                for segment, sample in zip(segments, samples, strict=True)
+            ]
+            yield Document(segments, payloads)
 
 
-class _Rows:
-    """Windows laid into rows of L ids, each a document of its row."""
+class _WindowRows:
+    """Rows of L ids that are filled with windows; the model reads each window as a document."""
 
     def __init__(self, length: int, patch: int) -> None:
         self._length = length
         self._patch = patch
         self._rows: list[list[tuple[ScoredDocument, Window]]] = []
-        self._room = 0
+        self._room = 0  # ids left in the last row
 
     @property
     def count(self) -> int:
-        """Rows that are begun."""
+        """Rows that hold a window."""
         return len(self._rows)
 
     def add(self, document: ScoredDocument, window: Window) -> None:
-        """Put a window into the last row, or a new one."""
-        if len(window.at) > self._room:
+        """Put a window of a document into the last row, or into a new one."""
+        if len(window.positions) > self._room:
             self._rows.append([])
             self._room = self._length
         self._rows[-1].append((document, window))
-        self._room -= len(window.at)
+        self._room -= len(window.positions)
 
-    def score(self, nats: Callable[[Batch], Tensor], batch: int) -> None:
-        """Give all ids that count their nats, and begin anew."""
+    def score(self, nats_of: NatsOf, batch: int) -> None:
+        """Fill in the nats of all ids that count, and drop the rows."""
         for first in range(0, len(self._rows), batch):
             rows = self._rows[first : first + batch]
-            values = nats(self._batch(rows)).to("cpu", torch.float64).numpy()
-            for row, own in zip(rows, values, strict=True):
+            values = nats_of(self._batch(rows)).to("cpu", torch.float64).numpy()
+            for row, row_nats in zip(rows, values, strict=True):
                 begin = 0
                 for document, window in row:
-                    counts = window.at >= 0
-                    part = own[begin : begin + len(window.at)]
-                    document.nats[window.at[counts]] = part[counts]
-                    begin += len(window.at)
+                    counts = window.positions >= 0
+                    window_nats = row_nats[begin : begin + len(counts)]
+                    document.nats[window.positions[counts]] = window_nats[counts]
+                    begin += len(counts)
         self._rows, self._room = [], 0
 
     def _batch(self, rows: Sequence[Sequence[tuple[ScoredDocument, Window]]]) -> Batch:
-        shape, patch = (len(rows), self._length), self._patch
+        shape = (len(rows), self._length)
+        patches = (len(rows), self._length // self._patch)
         ids = np.full(shape, framing.PAD, np.uint16)
-        modality = np.zeros((shape[0], shape[1] // patch), np.uint8)
-        document = np.full(modality.shape, FILLER_DOCUMENT, np.int32)
+        modality = np.zeros(patches, np.uint8)
+        document = np.full(patches, PADDING_DOCUMENT, np.int32)
         for b, row in enumerate(rows):
             begin = 0
             for number, (_, window) in enumerate(row):
-                end = begin + len(window.at)
-                patches = slice(begin // patch, end // patch)
+                end = begin + len(window.positions)
+                of_patches = slice(begin // self._patch, end // self._patch)
                 ids[b, begin:end] = window.framed.ids
-                modality[b, patches] = window.framed.modality[::patch]
-                document[b, patches] = number
+                modality[b, of_patches] = window.framed.modality[:: self._patch]
+                document[b, of_patches] = number
                 begin = end
         return Batch(
             ids=torch.from_numpy(ids),

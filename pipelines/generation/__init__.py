@@ -1,1 +1,1 @@
-"""Texts, images and sounds drawn from a model."""
+"""New images, sounds and texts from a model."""

@@ -1,20 +1,18 @@
-"""What to generate: from a user's words and files to the payload's header, size and first bytes."""
+"""What to generate: header, size, first bytes and guide of a payload, and what precedes it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from bytelm.modalities import MODALITIES, framing, generation_guides
-from bytelm.modalities.base import FILE_VIEW, DecodeOptions, Header, MediaError, Sample
-from bytelm.modalities.detect import START_BYTES, modality_of
-from bytelm.pipelines.data.dataset_info import DatasetInfo
+from bytelm.modalities.base import FILE_VIEW, DecodeOptions, Header, Sample
+from bytelm.pipelines.generation.media import Source, detect_modality, read_sample, source_name
 
 
 @dataclass(frozen=True)
-class Given:
-    """A segment that stands before the one to make: a caption, or what is to be described."""
+class Condition:
+    """The segment before the generated one: a caption, a transcript, or a file to describe."""
 
     segment: framing.Segment
     payload: bytes
@@ -22,146 +20,120 @@ class Given:
 
 @dataclass(frozen=True)
 class Request:
-    """A payload to make. Raises ValueError for the view `file`, which nothing keeps valid."""
+    """A payload to generate.
+
+    Raises ValueError for the view `file`: no guide keeps the bytes of a PNG or FLAC file valid.
+    """
 
     modality: str
     header: Header
     view: str
     size: int
-    """Payload bytes in all, the prompt's included: exactly so many of an image or of a sound,
-    at most so many of a text."""
+    """Payload bytes, the prompt's included: the exact number of an image or a sound, the largest
+    number of a text."""
     prompt: bytes = b""
     """The payload's first bytes, in the view."""
-    given: Given | None = None
+    condition: Condition | None = None
     guide: generation_guides.Guide = field(default_factory=generation_guides.fixed, compare=False)
-    """What may come next in the payload."""
+    """Which ids may come next in the payload."""
 
     def __post_init__(self) -> None:
         if self.view == FILE_VIEW:
             raise ValueError(
-                f"the model knows {self.modality} by the files' own bytes, and nothing keeps those "
+                f"the model reads {self.modality} as the files' own bytes, which cannot be kept "
                 "valid while they are drawn: train one on another view to generate"
             )
 
 
 def text_request(
-    prompt: str, size: int, view: str, any_bytes: bool, given: Given | None = None
+    prompt: str,
+    size: int,
+    view: str,
+    allow_invalid_utf8: bool = False,
+    condition: Condition | None = None,
 ) -> Request:
-    """A text of at most `size` bytes that begins with a prompt; UTF-8 unless `any_bytes`."""
+    """A text of at most `size` bytes that begins with a prompt."""
     raw = prompt.encode()
     _require_room(len(raw), size, "bytes")
-    guide = generation_guides.any_text() if any_bytes else generation_guides.utf8()
-    return Request("text", Header(), view, size, raw, given, guide)
+    guide = generation_guides.any_text() if allow_invalid_utf8 else generation_guides.utf8()
+    return Request("text", Header(), view, size, raw, condition, guide)
 
 
 def image_request(
-    header: Header, view: str, top: Sample | None, rows: int, given: Given | None = None
+    header: Header,
+    view: str,
+    prompt: Sample | None = None,
+    prompt_rows: int = 0,
+    condition: Condition | None = None,
 ) -> Request:
-    """An image of a header, of which the top `rows` rows of another one are given."""
+    """An image of a header that begins with the first `prompt_rows` rows of another image."""
     size = MODALITIES["image"].payload_size(header.width * header.height * header.channels, view)
-    if top is None:
-        return Request("image", header, view, size, given=given)
+    if prompt is None:
+        return Request("image", header, view, size, condition=condition)
     if view != "raster":
         raise ValueError(
             f"the model's images are in the view {view!r}, where the top of an image does not "
             "come first: a prompt needs a model of the view 'raster'"
         )
-    if (top.header.channels, top.header.width) != (header.channels, header.width):
+    if (prompt.header.channels, prompt.header.width) != (header.channels, header.width):
         raise ValueError(
-            f"the prompt is {top.header.width} pixels wide with {top.header.channels} channels, "
-            f"the image to make {header.width} with {header.channels}: give it the same"
+            f"the prompt is {prompt.header.width} pixels wide with {prompt.header.channels} "
+            f"channels, the image to generate {header.width} with {header.channels}: give it the "
+            "same"
         )
-    _require_room(rows, min(header.height, top.header.height), "rows")
-    prompt = top.data[: rows * header.width * header.channels]
-    return Request("image", header, view, size, prompt, given)
+    _require_room(prompt_rows, min(header.height, prompt.header.height), "rows")
+    raw = prompt.data[: prompt_rows * header.width * header.channels]
+    return Request("image", header, view, size, raw, condition)
 
 
 def audio_request(
     header: Header,
     view: str,
     seconds: float,
-    start: Sample | None,
-    given_seconds: float,
-    given: Given | None = None,
+    prompt: Sample | None = None,
+    prompt_seconds: float = 0.0,
+    condition: Condition | None = None,
 ) -> Request:
-    """A sound of a header and a length, of which the first seconds of another one are given."""
-    audio, frame = MODALITIES["audio"], 2 * header.channels
+    """A sound of a header and a length that begins with the first seconds of another sound."""
+    audio, frame_bytes = MODALITIES["audio"], 2 * header.channels
     frames = round(seconds * header.rate)
     if frames < 1:
         raise ValueError(
             f"a sound of {seconds} seconds at {header.rate} Hz has no sample: make it longer"
         )
-    size = audio.payload_size(frame * frames, view)
-    if start is None:
-        return Request("audio", header, view, size, given=given)
-    taken = round(given_seconds * header.rate)
-    _require_room(taken, min(frames, len(start.data) // frame), "samples")
-    cut = replace(start, data=start.data[: taken * frame])
-    return Request("audio", header, view, size, audio.to_view(cut, view, 1).tobytes(), given)
+    size = audio.payload_size(frame_bytes * frames, view)
+    if prompt is None:
+        return Request("audio", header, view, size, condition=condition)
+    prompt_frames = round(prompt_seconds * header.rate)
+    _require_room(prompt_frames, min(frames, len(prompt.data) // frame_bytes), "samples")
+    start = replace(prompt, data=prompt.data[: prompt_frames * frame_bytes])
+    raw = audio.to_view(start, view, patch=1).tobytes()
+    return Request("audio", header, view, size, raw, condition)
 
 
-def given_text(content: str, view: str) -> Given:
+def condition_from_text(content: str, view: str) -> Condition:
     """A caption or a transcript."""
     payload = content.encode()
     if not payload:
         raise ValueError("--condition-on is empty: give a caption, or leave it out")
-    return Given(framing.Segment(MODALITIES["text"], Header(), view, len(payload)), payload)
+    return Condition(framing.Segment(MODALITIES["text"], Header(), view, len(payload)), payload)
 
 
-def given_file(path: Path, views: Mapping[str, str], patch: int) -> Given:
-    """An image or a sound to be described."""
-    try:
-        with open(path, "rb") as file:
-            name = modality_of(file.read(START_BYTES))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+def condition_from_file(source: Source, views: Mapping[str, str], patch: int) -> Condition:
+    """An image or a sound that a text describes."""
+    name = detect_modality(source)
     if name not in ("image", "audio"):
-        raise ValueError(f"{path} is no image and no sound that a text could describe")
+        raise ValueError(f"{source_name(source)} is no image and no sound that a text can describe")
     view = views[name]
-    sample = read_sample(name, path, DecodeOptions(keep_files=view == FILE_VIEW))
+    sample = read_sample(name, source, DecodeOptions(keep_files=view == FILE_VIEW))
     payload = MODALITIES[name].to_view(sample, view, patch).tobytes()
     segment = framing.Segment(MODALITIES[name], sample.header, view, len(payload))
-    return Given(segment, payload)
+    return Condition(segment, payload)
 
 
-def require_pair(first: str, second: str, seen: DatasetInfo) -> None:
-    """ValueError where the model's training set had no such pair of segments."""
-    if (first, second) not in seen.pairs:
-        known = ", ".join(f"{a} to {b}" for a, b in sorted(seen.pairs)) or "none"
+def _require_room(prompt: int, room: int, unit: str) -> None:
+    if prompt >= room:
         raise ValueError(
-            f"the model learned no pairs of {first} to {second} (of its training set: {known}): "
-            "train one on pairs in that order, or leave out --condition-on"
-        )
-
-
-def header_choices(
-    modality: str, seen: DatasetInfo, channels: int | None, option: str
-) -> Sequence[Header]:
-    """The headers of the training set, with so many channels; ValueError where there are none."""
-    known = seen.headers.get(modality, ())
-    choices = [h for h in known if channels in (None, h.channels)]
-    if not choices:
-        raise ValueError(
-            f"the model's training set had no {modality} of the kind to draw a header from: give "
-            f"{option}"
-        )
-    return choices
-
-
-def read_sample(modality: str, path: Path, options: DecodeOptions) -> Sample:
-    """The sample of a file; ValueError where it is none."""
-    try:
-        with open(path, "rb") as file:
-            return MODALITIES[modality].decode(file, options)
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except MediaError as error:
-        raise ValueError(f"{path} is no {modality} to begin with: {error}") from error
-
-
-def _require_room(given: int, room: int, unit: str) -> None:
-    if given >= room:
-        raise ValueError(
-            f"the prompt has {given} {unit} and there are {room} in all: "
+            f"the prompt has {prompt} {unit} and there are {room} in all: "
             "give a shorter prompt, or ask for more"
         )

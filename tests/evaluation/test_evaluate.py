@@ -23,7 +23,7 @@ from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows
 from bytelm.pipelines.evaluation.codec_sizes import CodecSizes
 from bytelm.pipelines.evaluation.evaluate import evaluate
-from bytelm.pipelines.evaluation.scoring import Scores, score
+from bytelm.pipelines.evaluation.scoring import Scores
 from bytelm.pipelines.evaluation.table import evaluation_table
 from bytelm.pipelines.shards.reader import ShardSet
 
@@ -61,7 +61,9 @@ def test_bits_per_byte_is_the_sum_over_the_documents(
             views = [
                 s.modality.to_view(x, s.view, 8) for s, x in zip(segments, samples, strict=True)
             ]
-            for spans in framing.cut([(s.modality, s.size) for s in segments], 8, lambda: 256):
+            for spans in framing.split_document(
+                [(s.modality, s.size) for s in segments], 8, lambda: 256
+            ):
                 framed = framing.frame(
                     spans, segments, lambda i, a, b, views=views: views[i][a:b], 8
                 )
@@ -89,7 +91,8 @@ def test_a_uniform_model_pays_the_logarithm_of_the_vocabulary(mixed_set: ShardSe
     scores = Scores()
     uniform = math.log(framing.VOCAB_SIZE)
     loader = make_loader(plan, EvaluationRows(plan.rows(0), 2, 0, 1), 0)
-    score(scores, lambda b: torch.full(b.ids.shape, uniform), loader, 8)
+    for batch in loader:
+        scores.add_batch(batch, torch.full(batch.ids.shape, uniform), 8)
     for name, figures in scores.metrics().items():
         assert figures["bits_per_byte"] == pytest.approx(math.log2(264)), name
         assert figures["coded_bits_per_byte"] > figures["bits_per_byte"]
@@ -101,7 +104,8 @@ def test_ranks_add_up(mixed_set: ShardSet) -> None:
     def run(rank: int, ranks: int) -> Scores:
         scores = Scores()
         loader = make_loader(plan, EvaluationRows(plan.rows(0), 2, rank, ranks), 0)
-        score(scores, lambda b: b.ids.double() / 100, loader, 8)
+        for batch in loader:
+            scores.add_batch(batch, batch.ids.double() / 100, 8)
         return scores
 
     whole, parts = run(0, 1), [run(rank, 3) for rank in range(3)]

@@ -1,4 +1,4 @@
-"""Windows that overlap: every id counts once, with the past that its way promises."""
+"""Windows that overlap: every id counts once, with the past that its scoring promises."""
 
 from __future__ import annotations
 
@@ -22,22 +22,15 @@ from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
+from bytelm.pipelines.evaluation import BOTH, PLAIN, SCORINGS, SLIDING, STRIDED
 from bytelm.pipelines.evaluation.evaluate import evaluate
-from bytelm.pipelines.evaluation.windows import (
-    BOTH,
-    PLAIN,
-    SLIDING,
-    STRIDED,
-    WAYS,
-    scored_documents,
-    windows,
-)
+from bytelm.pipelines.evaluation.windows import Document, scored_documents, windows
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
 LENGTH, PATCH = 128, 8
 
 
-def document(sizes: list[int]) -> tuple[list[Segment], list[np.ndarray]]:
+def document(sizes: list[int]) -> Document:
     """A text, and an image after it where there are two sizes."""
     rng = np.random.default_rng(sum(sizes))
     kinds = [("text", Header(), "utf8"), ("image", Header(1, 1, 1), "raster")]
@@ -45,48 +38,48 @@ def document(sizes: list[int]) -> tuple[list[Segment], list[np.ndarray]]:
         Segment(MODALITIES[name], header, view, size)
         for (name, header, view), size in zip(kinds, sizes, strict=False)
     ]
-    return segments, [rng.integers(0, 256, size, np.uint8) for size in sizes]
+    return Document(segments, [rng.integers(0, 256, size, np.uint8) for size in sizes])
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 700), min_size=1, max_size=2), st.sampled_from(WAYS))
-def test_every_scored_id_counts_once_and_is_the_documents_own(sizes: list[int], way: str) -> None:
-    segments, payloads = document(sizes)
-    whole = framing.frame(
-        [framing.Span(i, 0, framing.body_length(s.size, PATCH)) for i, s in enumerate(segments)],
-        segments,
-        lambda i, a, b: payloads[i][a:b],
-        PATCH,
-    )
+@given(st.lists(st.integers(0, 700), min_size=1, max_size=2), st.sampled_from(SCORINGS))
+def test_every_scored_id_counts_once_and_is_the_documents_own(
+    sizes: list[int], scoring: str
+) -> None:
+    scored = document(sizes)
+    spans = [
+        framing.Span(i, 0, framing.body_length(segment.size, PATCH))
+        for i, segment in enumerate(scored.segments)
+    ]
+    whole = scored.frame(spans, PATCH)
     counted = np.zeros(len(whole.ids), np.int64)
-    for window in windows(segments, payloads, LENGTH, PATCH, way):
-        assert len(window.at) <= LENGTH
-        assert len(window.at) % PATCH == 0
-        mine = window.at >= 0
-        assert np.array_equal(window.framed.ids[mine], whole.ids[window.at[mine]])
-        counted[window.at[mine]] += 1
+    for window in windows(scored, LENGTH, PATCH, scoring):
+        assert len(window.positions) <= LENGTH
+        assert len(window.positions) % PATCH == 0
+        mine = window.positions >= 0
+        assert np.array_equal(window.framed.ids[mine], whole.ids[window.positions[mine]])
+        counted[window.positions[mine]] += 1
     assert (counted[whole.scored] == 1).all()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_ids_have_the_past_that_the_way_promises(way: str) -> None:
-    """Of a text of many windows, behind its first window: how much of the row stands before an id,
-    and at which place of its patch it is."""
-    segments, payloads = document([3000])
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_ids_have_the_past_that_the_scoring_promises(scoring: str) -> None:
+    """A text of many windows, behind its first window: the ids of a row that precede an id, and
+    the position of that id in its patch."""
     opening = framing.preamble_length(MODALITIES["text"], PATCH)
     room = LENGTH - opening
     before, in_patch = [], []
-    for window in windows(segments, payloads, LENGTH, PATCH, way):
-        for index in np.flatnonzero(window.at >= opening + room + PATCH):
+    for window in windows(document([3000]), LENGTH, PATCH, scoring):
+        for index in np.flatnonzero(window.positions >= opening + room + PATCH):
             before.append(index - opening)
             in_patch.append(index % PATCH)
     half_window = LENGTH // 2 - opening
-    assert (min(before) >= half_window - PATCH) == (way in (SLIDING, BOTH))
-    assert (max(in_patch) < PATCH // 2) == (way in (STRIDED, BOTH))
+    assert (min(before) >= half_window - PATCH) == (scoring in (SLIDING, BOTH))
+    assert (max(in_patch) < PATCH // 2) == (scoring in (STRIDED, BOTH))
 
 
-@pytest.mark.parametrize("way", [SLIDING, STRIDED, BOTH])
-def test_nats_are_those_of_each_window_alone(way: str, make_set: SetMaker) -> None:
+@pytest.mark.parametrize("scoring", [SLIDING, STRIDED, BOTH])
+def test_nats_are_those_of_each_window_alone(scoring: str, make_set: SetMaker) -> None:
     """Rows that hold several windows against the uncached logits of one window at a time."""
     torch.manual_seed(3)
     config = ModelConfig.from_dict({**TINY_MODEL, "embedding_std": 1.0, "init_std": 0.3})
@@ -99,7 +92,7 @@ def test_nats_are_those_of_each_window_alone(way: str, make_set: SetMaker) -> No
     def nats(batch: Batch) -> torch.Tensor:
         return model(batch.ids.long(), batch.document, batch.modality)
 
-    found = list(scored_documents(plan, nats, 2, way))
+    found = list(scored_documents(plan, nats, 2, scoring))
     assert len(found) == 4
     for shard in shard_set.split("train"):
         index = shard_set.index(shard)
@@ -112,16 +105,18 @@ def test_nats_are_those_of_each_window_alone(way: str, make_set: SetMaker) -> No
             ]
             own = found.pop(0)
             assert np.isfinite(own.nats[own.framed.scored]).all()
-            for window in windows(segments, payloads, 256, PATCH, way):
+            for window in windows(Document(segments, payloads), 256, PATCH, scoring):
                 ids = torch.from_numpy(window.framed.ids).long()
                 with torch.no_grad():
                     logits = model.logits(ids[None])[0].double()
                 alone = -logits.log_softmax(1)[torch.arange(len(ids)), ids].numpy()
-                mine = window.at >= 0
-                assert own.nats[window.at[mine]] == pytest.approx(alone[mine], abs=1e-4)
+                mine = window.positions >= 0
+                assert own.nats[window.positions[mine]] == pytest.approx(alone[mine], abs=1e-4)
 
 
-def test_the_command_and_what_the_ways_gain(make_set: SetMaker, tmp_path: Path) -> None:
+def test_the_command_counts_the_same_bytes_for_every_scoring(
+    make_set: SetMaker, tmp_path: Path
+) -> None:
     """Documents that fit a row have nothing to slide over; others count the same bytes."""
     torch.manual_seed(1)
     config = ModelConfig.from_dict({**TINY_MODEL, "embedding_std": 1.0, "init_std": 0.3})
@@ -134,9 +129,9 @@ def test_the_command_and_what_the_ways_gain(make_set: SetMaker, tmp_path: Path) 
         assert sliding[name] == pytest.approx(figures, rel=1e-6)
     long = make_set([[text(b"sea")]], "long", val=[[text(b"whale " * 200)], [audio(900, seed=1)]])
     sizes = set()
-    for way in WAYS:
+    for scoring in SCORINGS:
         shown = bytelm(
-            "evaluate", folder, "--data", long.location, "--scoring", way, "--json"
+            "evaluate", folder, "--data", long.location, "--scoring", scoring, "--json"
         ).stdout
         model = json.loads(shown)["model"]
         sizes.add(tuple(model[name]["payload_bytes"] for name in ("text", "audio", "total")))
@@ -149,4 +144,4 @@ def test_a_patch_of_one_id_has_no_half(make_set: SetMaker, tmp_path: Path) -> No
     save_pretrained(Megabyte(config), config, tmp_path / "flat", {"views": VIEWS})
     shard_set = make_set([[text(b"sea")]], val=[[text(b"whale")]])
     arguments = (tmp_path / "flat", "--data", shard_set.location, "--scoring", "strided")
-    assert "this model has none" in bytelm("evaluate", *arguments, status=2).stderr
+    assert "one byte" in bytelm("evaluate", *arguments, status=2).stderr

@@ -28,13 +28,13 @@ from bytelm.pipelines.generation.generate import draw_headers, generate_files, g
 from bytelm.pipelines.generation.request import (
     Request,
     audio_request,
-    given_text,
+    condition_from_text,
     image_request,
     text_request,
 )
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
-SEEN = DatasetInfo(
+DATASET_INFO = DatasetInfo(
     VIEWS,
     {
         "image": [Header(8, 8, 3), Header(300, 2, 1), Header(9, 5, 3)],
@@ -61,7 +61,7 @@ def tiny(**options: object) -> Megabyte:
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     model = tiny()
-    save_pretrained(model, model.config, tmp_path / "model", SEEN.to_extra())
+    save_pretrained(model, model.config, tmp_path / "model", DATASET_INFO.to_extra())
     return tmp_path / "model"
 
 
@@ -87,7 +87,7 @@ def is_valid(path: Path, request: Request) -> bool:
 
 
 def likeliest(model: Megabyte, ids: np.ndarray) -> np.ndarray:
-    """[n] the likeliest byte at every place of a document, by the uncached forward."""
+    """[n], the likeliest byte at every position of a document, by the uncached forward."""
     padded = np.concatenate([ids, np.full(-len(ids) % model.config.patch, framing.PAD)])
     with torch.no_grad():
         logits = model.logits(torch.from_numpy(padded.astype(np.int64))[None])
@@ -119,9 +119,8 @@ def test_a_caption_stands_before_the_image_as_in_training(caption: bytes) -> Non
     leaves the image the rest of its own last piece."""
     model = tiny()
     header = Header(width=8, height=10, channels=3)
-    request = Request(
-        "image", header, "raster", 240, given=given_text(caption.decode(), VIEWS["text"])
-    )
+    condition = condition_from_text(caption.decode(), VIEWS["text"])
+    request = Request("image", header, "raster", 240, condition=condition)
     (payload,) = generate_payloads(model, request, [0], GREEDY, "fp32")
     image_, text_ = MODALITIES["image"], MODALITIES["text"]
     segments = [
@@ -131,7 +130,7 @@ def test_a_caption_stands_before_the_image_as_in_training(caption: bytes) -> Non
     values = [np.frombuffer(data, np.uint8) for data in (caption, payload)]
     parts = [(segment.modality, segment.size) for segment in segments]
     found = bytearray()
-    for spans in framing.cut(parts, 8, lambda: model.config.context):
+    for spans in framing.split_document(parts, 8, lambda: model.config.context):
         framed = framing.frame(spans, segments, lambda i, a, b: values[i][a:b], 8)
         own = framed.payload & (framed.modality == image_.code)
         found += likeliest(model, framed.ids)[own].tobytes()
@@ -142,12 +141,12 @@ def test_a_caption_stands_before_the_image_as_in_training(caption: bytes) -> Non
 @pytest.mark.parametrize(
     "request_",
     [
-        text_request("sea", 300, "utf8", any_bytes=False),
-        text_request("", 40, "utf8", any_bytes=True),
-        image_request(Header(9, 12, 3), "raster", None, 0),
-        audio_request(Header(channels=2, rate=8000), "s16be", 0.02, None, 0.0),
+        text_request("sea", 300, "utf8"),
+        text_request("", 40, "utf8", allow_invalid_utf8=True),
+        image_request(Header(9, 12, 3), "raster"),
+        audio_request(Header(channels=2, rate=8000), "s16be", 0.02),
     ],
-    ids=["text", "any bytes", "image", "audio"],
+    ids=["text", "invalid UTF-8", "image", "audio"],
 )
 def test_a_files_bytes_depend_on_its_seed_and_not_on_its_batch(
     request_: Request, options: dict[str, object]
@@ -171,13 +170,13 @@ def test_a_files_bytes_depend_on_its_seed_and_not_on_its_batch(
 def test_a_file_of_many_is_the_file_made_alone(arguments: Sequence[str], tmp_path: Path) -> None:
     """Through the command; sizes and rates are drawn as well."""
     model = tiny(**OPTIONS["modern"])
-    save_pretrained(model, model.config, tmp_path / "model", SEEN.to_extra())
+    save_pretrained(model, model.config, tmp_path / "model", DATASET_INFO.to_extra())
     limits = ["--temperature", "0.9", "--top-k", "200", "--top-p", "0.98", "--min-p", "0.0001"]
 
     def make(folder: str, *more: str) -> list[bytes]:
         out = tmp_path / folder
-        given = ["generate", str(tmp_path / "model"), "--out", str(out), *limits]
-        assert main.main([*given, "--modality", *arguments, *more]) == 0
+        command = ["generate", str(tmp_path / "model"), "--out", str(out), *limits]
+        assert main.main([*command, "--modality", *arguments, *more]) == 0
         return [path.read_bytes() for path in sorted(out.iterdir())]
 
     together = make("together", "--count", "8", "--seed", "20")
@@ -187,16 +186,17 @@ def test_a_file_of_many_is_the_file_made_alone(arguments: Sequence[str], tmp_pat
 
 
 def requests(model: Megabyte, count: int) -> dict[str, Sequence[Request]]:
-    """So many requests of each modality; images and sounds by headers that are drawn."""
+    """`count` requests of each modality; the headers of images and sounds are drawn."""
     rng = np.random.default_rng(0)
-    images = draw_headers(model, "image", "raster", SEEN.headers["image"], range(count), Sampling())
-    sounds = draw_headers(model, "audio", "s16be", SEEN.headers["audio"], range(count), Sampling())
+    headers, seeds = DATASET_INFO.headers, range(count)
+    images = draw_headers(model, "image", "raster", headers["image"], seeds, Sampling())
+    sounds = draw_headers(model, "audio", "s16be", headers["audio"], seeds, Sampling())
     assert {header.width for header in images} <= {8, 9, 300}
     lengths = rng.integers(1, 80, count) // 20 * 20 + 1
     return {
-        "text": [text_request("", int(n), "utf8", any_bytes=False) for n in lengths],
-        "image": [image_request(header, "raster", None, 0) for header in images],
-        "audio": [audio_request(header, "s16be", 0.003, None, 0.0) for header in sounds],
+        "text": [text_request("", int(n), "utf8") for n in lengths],
+        "image": [image_request(header, "raster") for header in images],
+        "audio": [audio_request(header, "s16be", 0.003) for header in sounds],
     }
 
 
@@ -214,7 +214,7 @@ def test_every_file_of_an_untrained_model_is_valid(
 
 
 def test_drawn_headers_are_the_models_own_and_of_the_choices() -> None:
-    model, choices = tiny(init_std=0.05), SEEN.headers["image"]
+    model, choices = tiny(init_std=0.05), DATASET_INFO.headers["image"]
     drawn = draw_headers(model, "image", "raster", choices, range(200), Sampling())
     assert set(drawn) == set(choices)
     assert drawn[7:9] == draw_headers(model, "image", "raster", choices, [7, 8], Sampling())
@@ -254,7 +254,7 @@ def test_the_commands_options(model_folder: Path, tmp_path: Path) -> None:
     PIL.Image.new("RGB", (9, 7), "red").save(tmp_path / "red.png")
     about = ("--condition-on", tmp_path / "red.png", "--temperature", 0.9)
     _, paths = make("text", "--count", 2, "--max-bytes", 30, *about)
-    assert [is_valid(p, text_request("", 30, "utf8", False)) for p in paths] == [True, True]
+    assert [is_valid(p, text_request("", 30, "utf8")) for p in paths] == [True, True]
 
     _, (*images, sheet) = make("image", "--count", 3, "--condition-on", "a square", "--sheet")
     sizes = []
@@ -267,7 +267,7 @@ def test_the_commands_options(model_folder: Path, tmp_path: Path) -> None:
         assert opened.height == 2 + 2 * (2 + max(height for _, height in sizes))
 
     _, (path,) = make("image", "--size", "5x4", "--grey", "--min-p", 0.01)
-    assert is_valid(path, image_request(Header(5, 4, 1), "raster", None, 0))
+    assert is_valid(path, image_request(Header(5, 4, 1), "raster"))
 
     _, (path,) = make("audio", "--seconds", 0.01, "--channels", 2, "--flac", "--top-p", 0.9)
     info = soundfile.info(path)
@@ -330,8 +330,8 @@ def test_mistakes_are_one_line(
         (plain, ("image",), "give --size"),
         (plain, ("audio", "--rate", 8000), "the files' own bytes"),
     ):
-        given = ["generate", str(model), "--out", str(tmp_path / "o"), "--modality"]
-        assert main.main([*given, *map(str, arguments)]) == 2, arguments
+        command = ["generate", str(model), "--out", str(tmp_path / "o"), "--modality"]
+        assert main.main([*command, *map(str, arguments)]) == 2, arguments
         shown = capsys.readouterr()
         assert message in shown.err
         assert shown.err.count("\n") == 1

@@ -1,0 +1,43 @@
+"""`bytelm compress`: compress files under a model's probabilities."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bytelm.pipelines.cli.arguments import add_model
+
+HELP = "Compress files under a model's probabilities."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_model(parser)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files to compress")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="F.blm", help="file to write, which is new"
+    )
+    parser.add_argument(
+        "--keep-files",
+        action="store_true",
+        help="code images and sounds byte for byte, not as pixels and samples",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=64,
+        help="pieces that are coded at once; decompression needs memory for as many",
+    )
+
+
+def run(options: argparse.Namespace, argv: list[str]) -> int:
+    """Compress the files and print their sizes."""
+    from bytelm.pipelines.checkpoints.load import load_model
+    from bytelm.pipelines.compression.compress import compress
+
+    model, dataset_info = load_model(options.model)
+    for line in compress(
+        model, dataset_info.views, options.files, options.out, options.keep_files, options.batch
+    ):
+        print(line)
+    return 0

@@ -1,0 +1,26 @@
+"""`bytelm demo`: run all steps on the demo's files."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HELP = "Prepare, train, evaluate and generate on the files in examples/demo."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--data", type=Path, default=Path("examples/demo"), metavar="DIR", help="folder of files"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of all results"
+    )
+
+
+def run(options: argparse.Namespace, argv: list[str]) -> int:
+    """Run `tools/demo.py` in a process of its own."""
+    command = [sys.executable, "-m", "bytelm.tools.demo", str(options.data), str(options.out)]
+    return subprocess.run(command, check=False).returncode

@@ -1,0 +1,36 @@
+"""`bytelm inspect`: show, verify and extract what a shard set holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "Show what a shard set holds."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("set", metavar="SET", help="folder or URL")
+    parser.add_argument("--verify", action="store_true", help="check the hash of every shard")
+    parser.add_argument(
+        "--extract",
+        type=int,
+        metavar="N",
+        help="write N documents of each modality as files to --out",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for --extract")
+
+
+def run(options: argparse.Namespace, argv: list[str]) -> int:
+    """Show the set; the status is 1 where `--verify` finds damage."""
+    from rich.console import Console
+
+    from bytelm.pipelines.shards.inspection import inspect
+
+    return inspect(
+        options.set,
+        verify=options.verify,
+        extract=options.extract,
+        out=options.out,
+        console=Console(),
+    )

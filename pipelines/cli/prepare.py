@@ -1,0 +1,71 @@
+"""`bytelm prepare`: turn files into a shard set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import bytelm
+
+HELP = "Turn files into a shard set."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SRC",
+        help="file, folder, or WebDataset tar; a pattern such as shard-{000..012}.tar names "
+        "several tars; tars may lie at URLs",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="SET", help="folder of the set")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="decoding processes"
+    )
+    parser.add_argument(
+        "--captions", type=Path, help="JSON file that maps the names of files to captions"
+    )
+    parser.add_argument("--rate", type=int, help="resample sounds to this many samples per second")
+    parser.add_argument("--channels", type=int, choices=[1], help="mix sounds down to mono")
+    parser.add_argument(
+        "--keep-files", action="store_true", help="store the bytes of the files, decode nothing"
+    )
+    parser.add_argument(
+        "--shard-mb", type=float, default=256, help="largest shard in millions of bytes"
+    )
+    parser.add_argument(
+        "--max-side", type=int, default=65535, help="longest side of an image in pixels"
+    )
+    parser.add_argument(
+        "--max-mb", type=float, default=268, help="largest document in millions of bytes"
+    )
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.5,
+        help="fail if more than this share of the files cannot be used",
+    )
+
+
+def run(options: argparse.Namespace, argv: list[str]) -> int:
+    """Prepare the set and print what it holds."""
+    from bytelm.pipelines.prepare.prepare import summary
+
+    prepared = bytelm.prepare(
+        options.sources,
+        options.out,
+        workers=options.workers,
+        captions=options.captions,
+        rate=options.rate,
+        channels=options.channels,
+        keep_files=options.keep_files,
+        shard_mb=options.shard_mb,
+        max_side=options.max_side,
+        max_mb=options.max_mb,
+        max_bad_share=options.max_bad_share,
+        show_progress=True,
+    )
+    print(summary(prepared, options.out))
+    return 0

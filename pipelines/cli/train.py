@@ -1,0 +1,63 @@
+"""`bytelm train`: train a model, in one process or in several."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from bytelm.pipelines.cli.arguments import add_config
+
+HELP = "Train a model."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_config(parser)
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="RUN", help="folder of checkpoints and metrics"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint of RUN"
+    )
+    parser.add_argument(
+        "--allow-fresh-start",
+        action="store_true",
+        help="with --resume: begin at step 0 if RUN has no checkpoint yet",
+    )
+    parser.add_argument(
+        "--new-plan",
+        action="store_true",
+        help="with --resume: if the data changed, begin a new plan at its first row",
+    )
+
+
+def run(options: argparse.Namespace, argv: list[str]) -> int:
+    """Check the run, then train in this process or launch one process for each rank."""
+    from bytelm.pipelines.runtime.signals import SignalListener, block_until_listening
+
+    if options.processes < 1:
+        raise ValueError(f"--processes is {options.processes}, and must be at least 1")
+    is_rank = "RANK" in os.environ
+    is_launcher = options.processes > 1 and not is_rank
+    # Before the imports below, which take seconds.
+    if is_launcher:
+        block_until_listening()
+    else:
+        signals = SignalListener()
+
+    from bytelm.pipelines.config import load_config
+    from bytelm.pipelines.runtime.allocator import keep_freed_memory
+    from bytelm.pipelines.runtime.launcher import launch
+    from bytelm.pipelines.training.preflight import ResumeOptions, check
+    from bytelm.pipelines.training.trainer import train
+
+    keep_freed_memory()
+    config = load_config(options.config, options.set)
+    resume = ResumeOptions(options.resume, options.allow_fresh_start, options.new_plan)
+    if not is_rank:
+        check(config, options.out, options.processes, resume)
+    if is_launcher:
+        return launch(argv, options.processes)
+    train(config, options.out, resume, signals)
+    return 0
