@@ -1,0 +1,202 @@
+"""A loaded model that scores, generates and compresses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import torch
+
+from bytelm.modalities import MODALITIES, framing
+from bytelm.modalities.base import FILE_VIEW, DecodeOptions, Sample
+from bytelm.model.config import ModelConfig
+from bytelm.model.decoding.sampling import Sampling
+from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.compression.compress import compress_documents, decompress_documents
+from bytelm.pipelines.data.dataset_info import DatasetInfo
+from bytelm.pipelines.evaluation.scoring import nats_of_model
+from bytelm.pipelines.evaluation.windows import Document, score_document
+from bytelm.pipelines.generation.generate import generate_samples
+from bytelm.pipelines.generation.media import Source, detect_modality, read_sample, source_name
+from bytelm.pipelines.generation.options import GenerateOptions, build_requests
+
+
+class LanguageModel:
+    """A trained model; `bytelm.load` gives one.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        dataset_info: views, headers and pairs of the training set.
+    """
+
+    def __init__(self, model: Megabyte, dataset_info: DatasetInfo) -> None:
+        self.model = model
+        self.dataset_info = dataset_info
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes and options of the network."""
+        return self.model.config
+
+    @property
+    def views(self) -> Mapping[str, str]:
+        """The view in which the model reads each modality."""
+        return self.dataset_info.views
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model computes on."""
+        return self.model.lm_head.weight.device
+
+    def score(
+        self, data: bytes | str | os.PathLike[str], modality: str | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Score a file as `bytelm evaluate` does, in fp32 and by plain scoring.
+
+        Args:
+            data: the bytes of a file (a text, a PNG, a FLAC, ...), a text as a string, or the path
+                of a file as a `Path`.
+            modality: text, image or audio; None finds it from the first bytes.
+        Returns:
+            [n] nats, -log p of each byte of the payload in the model's view. A document longer
+            than the model's context is cut into pieces, of which none sees the one before it.
+        Raises:
+            ValueError: for a file that cannot be read as that modality.
+        """
+        source = data.encode() if isinstance(data, str) else data
+        sample, view = self._read(source, "text" if isinstance(data, str) else modality)
+        codec, patch = MODALITIES[sample.modality], self.config.patch
+        payload = codec.to_view(sample, view, patch)
+        segment = framing.Segment(codec, sample.header, view, payload.size)
+        document = Document([segment], [payload])
+        nats_of = nats_of_model(self.model, "fp32")
+        scored = score_document(document, nats_of, self.config.context, patch)
+        return scored.nats[scored.framed.payload]
+
+    def generate(
+        self,
+        modality: str = "text",
+        *,
+        prompt: Source | None = None,
+        condition_on: Source | None = None,
+        count: int = 1,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        precision: str = "fp32",
+        max_bytes: int = 512,
+        allow_invalid_utf8: bool = False,
+        size: tuple[int, int] | None = None,
+        prompt_rows: int = 16,
+        seconds: float = 1.0,
+        rate: int | None = None,
+        channels: int | None = None,
+        prompt_seconds: float = 0.25,
+    ) -> list[Any]:
+        """Generate texts, images or sounds, the same as `bytelm generate` for the same options.
+
+        Args:
+            modality: text, image or audio.
+            prompt: a text to go on with, or an image or sound to begin with, as the path or the
+                bytes of a file.
+            condition_on: a caption or transcript that the image or sound follows; or the path or
+                the bytes of an image or sound that the text describes.
+            count: number of results.
+            seed: seed of the first result; each further one adds 1.
+            temperature: divides the logits; 0 takes the likeliest byte.
+            top_k: draw from the k likeliest bytes only; 0 for all.
+            top_p: draw from the likeliest bytes whose probabilities add up to this.
+            min_p: draw from bytes with at least this share of the likeliest byte's probability.
+            precision: fp32 or bf16.
+            max_bytes: longest text in bytes, prompt included.
+            allow_invalid_utf8: allow texts that are not valid UTF-8.
+            size: width and height of an image; None takes the prompt's, or draws them.
+            prompt_rows: rows of pixels to keep of an image prompt.
+            seconds: length of a sound, prompt included.
+            rate: samples per second of a sound; None takes the prompt's, or draws it.
+            channels: 1 or 3 of an image, 1 to 255 of a sound; None takes the prompt's, or draws
+                them with the size or the rate.
+            prompt_seconds: seconds to keep of a sound prompt.
+        Returns:
+            texts as `bytes`, images as `PIL.Image.Image`, and sounds as pairs of int16 samples
+            [frames, channels] and their rate.
+        Raises:
+            ValueError: for options that do not fit each other, the model or its training set.
+        """
+        options = GenerateOptions(
+            modality=modality,
+            prompt=prompt,
+            condition_on=condition_on,
+            count=count,
+            seed=seed,
+            sampling=Sampling(temperature, top_k, top_p, min_p),
+            precision=precision,
+            max_bytes=max_bytes,
+            allow_invalid_utf8=allow_invalid_utf8,
+            size=size,
+            prompt_rows=prompt_rows,
+            seconds=seconds,
+            rate=rate,
+            channels=channels,
+            prompt_seconds=prompt_seconds,
+        )
+        requests = build_requests(self.model, self.dataset_info, options)
+        samples = dict(
+            generate_samples(self.model, requests, options.seeds, options.sampling, precision)
+        )
+        return [_as_object(samples[number]) for number in range(count)]
+
+    def compress(self, data: bytes, name: str = "data") -> bytes:
+        """Compress any bytes without loss, as `bytelm compress --keep-files` does.
+
+        Args:
+            name: name of the file that `bytelm decompress` restores.
+        Returns:
+            the container, which only the same model can decompress.
+        """
+        return compress_documents(self.model, self.views, [(name, data)], keep_files=True)
+
+    def decompress(self, packed: bytes) -> bytes:
+        """Restore the bytes that `compress` was given.
+
+        Raises:
+            ValueError: for bytes that are no container, one of several files, and one of another
+                model.
+            DamageError: for a damaged container, and one that this machine cannot decode.
+        """
+        documents = decompress_documents(self.model, packed)
+        if len(documents) != 1:
+            raise ValueError(
+                f"the container holds {len(documents)} files: restore them with `bytelm decompress`"
+            )
+        return documents[0][1]
+
+    def _read(self, source: bytes | os.PathLike[str], modality: str | None) -> tuple[Sample, str]:
+        """The sample in a file, and the view in which the model reads it."""
+        name = modality or detect_modality(source)
+        if name is None:
+            raise ValueError(
+                f"{source_name(source)} is no image, no sound and no text: name its modality"
+            )
+        if name not in MODALITIES:
+            raise ValueError(f"no modality {name!r}: choose one of {', '.join(MODALITIES)}")
+        view = self.views[name]
+        return read_sample(name, source, DecodeOptions(keep_files=view == FILE_VIEW)), view
+
+
+def _as_object(sample: Sample) -> Any:
+    """A sample as Python libraries hold it."""
+    header = sample.header
+    if sample.modality == "image":
+        mode = "L" if header.channels == 1 else "RGB"
+        return PIL.Image.frombytes(mode, (header.width, header.height), sample.data)
+    if sample.modality == "audio":
+        frames = np.frombuffer(sample.data, "<i2").reshape(-1, header.channels)
+        return frames.astype(np.int16), header.rate
+    return sample.data
