@@ -1,4 +1,4 @@
-"""prepare against thousands of damaged files, bombs, and kills at random moments."""
+"""prepare survives thousands of damaged files, bombs, and kills at random moments."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ KINDS = {"image": images, "sound": sounds, "tar": tars}
 
 @dataclass
 class Run:
-    """What a prepare did."""
+    """Outcome of a prepare."""
 
     status: int
     seconds: float
     worker_bytes: int
-    """The most resident memory that a worker ever had."""
+    """Peak resident memory of a worker."""
 
 
 def run_prepare(source: Path, out: Path) -> Run:
-    """Run the command, and look at its workers all the while."""
-    begun = time.monotonic()
+    """Run the command, and watch the memory of its workers."""
+    start = time.monotonic()
     options = ["--workers", "2", "--max-bad-share", "1"]
     process = subprocess.Popen(
         [*COMMAND, str(source), "--out", str(out), *options], stdout=subprocess.DEVNULL
@@ -48,7 +48,7 @@ def run_prepare(source: Path, out: Path) -> Run:
     while process.poll() is None:
         peak = max([peak, *map(peak_bytes, descendants(process.pid))])
         time.sleep(0.02)
-    return Run(process.returncode, time.monotonic() - begun, peak)
+    return Run(process.returncode, time.monotonic() - start, peak)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -95,14 +95,14 @@ if __name__ == "__main__":
 
 
 def memory(source: Path, out: Path) -> list[int]:
-    """The most resident memory that prepare and its worker had, in bytes."""
+    """Peak resident memory of prepare and of its worker, in bytes."""
     command = [sys.executable, "-c", MEASURE, str(source), str(out)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [int(line) for line in printed.split()]
 
 
 def write_bombs(folder: Path) -> dict[str, str]:
-    """Small files that claim to be large; the reason that each is skipped for."""
+    """Write small files that claim to be large; returns the reason why each is skipped."""
     size = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(50_000_000), 9)
     chunks = [size, b"IDAT" + pixels, b"IEND"]
@@ -153,24 +153,26 @@ def test_bombs_are_refused_from_their_headers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
-def test_a_prepare_killed_at_any_moment_goes_on_to_the_same_set(tmp_path: Path, kills: int) -> None:
+def test_a_prepare_killed_at_any_moment_is_resumed_to_the_same_set(
+    tmp_path: Path, kills: int
+) -> None:
     source = small_source(tmp_path / "source")
     rng = np.random.default_rng(kills)
     for i in range(300):
         txt(source / "more" / f"{i}.txt", rng.bytes(5000).replace(b"\0", b"1"))
     txt(source / "bad.png", b"\x89PNG\r\n\x1a\n" + bytes(50))
     command = [*COMMAND, str(source), "--workers", "2", "--shard-mb", "0.05", "--out"]
-    begun = time.monotonic()
+    start = time.monotonic()
     subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     expected = hashes(tmp_path / "whole")
     for i in range(kills):
         out = tmp_path / str(i)
         process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL)
         time.sleep(seconds * float(rng.uniform(0.2, 1.0)))
-        below = descendants(process.pid) if process.poll() is None else set()
+        workers = descendants(process.pid) if process.poll() is None else set()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        wait_until_gone(below, 10)
+        wait_until_gone(workers, 10)
         subprocess.run([*command, str(out)], check=True, stdout=subprocess.DEVNULL)
         assert hashes(out) == expected

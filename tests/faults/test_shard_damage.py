@@ -1,5 +1,5 @@
-"""Damage of every kind at random: each byte is delivered right, masked and counted, or an error
-names the file; and `bytelm index` makes a set's indexes again from whole tars only."""
+"""Random damage of every kind: each byte is delivered right, or masked and counted, or an error
+names the file. `bytelm index` makes a set's indexes again, and only from whole tars."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def documents(rng: Generator) -> list[list[Sample]]:
-    """Documents of 1 to some 60,000 bytes of each modality, and pairs."""
-    chosen: list[list[Sample]] = []
+    """Documents of each modality of 1 to some 60,000 bytes, and a pair."""
+    documents: list[list[Sample]] = []
     for number in range(12):
         size = int(np.exp(rng.uniform(0, np.log(60_000))))
         side = max(1, round((size / 3) ** 0.5))
         kinds = [text(rng.bytes(size)), image(side, side, seed=number), audio(size // 2 + 1)]
-        chosen.append([kinds[number % 3]])
-    chosen[2:2] = [[text(rng.bytes(50_000)), image(90, 80, seed=77)], [text(b"!")]]
-    return chosen
+        documents.append([kinds[number % 3]])
+    documents[2:2] = [[text(rng.bytes(50_000)), image(90, 80, seed=77)], [text(b"!")]]
+    return documents
 
 
 def plan_of(shard_set: ShardSet, seed: int) -> Plan:
-    """A plan whose packing and views the seed decides; no view changes the number of bytes."""
+    """A plan with packing and views drawn by the seed. None of the views changes the byte count."""
     rng = np.random.default_rng(seed)
     config = PlanConfig(
         row_length=4080,
@@ -77,8 +77,10 @@ def epoch(plan: Plan, mask_damage: bool, workers: int = 0) -> list[Batch]:
 
 
 def compare(found: list[Batch], expected: list[Batch]) -> int:
-    """AssertionError unless every id is the expected one, or PAD that no loss counts where
-    damage is reported. Returns the payload bytes that were masked."""
+    """Check that every id is the expected one, or unscored PAD where damage is reported.
+
+    Returns the payload bytes that were masked.
+    """
     masked = 0
     assert len(found) == len(expected)
     for batch, whole in zip(found, expected, strict=True):
@@ -100,11 +102,11 @@ def total_bytes(shard_set: ShardSet) -> int:
     return sum(sum(shard.bytes.values()) for shard in shard_set.split("train"))
 
 
-# Kinds of damage: each changes the files of a set and returns the names that an error may give.
+# Kinds of damage. Each changes the files of a set, and returns the names that an error may give.
 
 
 def _rewritten(tar: bytes, members: Callable[[list[tuple[str, bytes]]], None]) -> bytes:
-    """A tar whose list of members was changed."""
+    """A tar after `members` has changed the list of its members."""
     with tarfile.open(fileobj=io.BytesIO(tar)) as old:
         content = [(m.name, cast(IO[bytes], old.extractfile(m)).read()) for m in old]
     members(content)
@@ -187,7 +189,7 @@ def _tars(files: Files) -> list[str]:
 
 
 def _any(files: Files, rng: Generator) -> str:
-    """A tar, an index or the manifest, each kind as often."""
+    """The name of a tar, an index or the manifest, each kind equally likely."""
     suffix = rng.choice([".tar", ".npy", ".json"])
     return str(rng.choice(sorted(name for name in files if name.endswith(suffix))))
 
@@ -205,7 +207,7 @@ def write_files(folder: Path, files: Files) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_damage_delivers_a_wrong_byte(make_set: SetMaker, tmp_path: Path, seed: int) -> None:
-    """One damage in a local set, or in what a remote one serves."""
+    """One kind of damage in a local set or in a remote one."""
     rng = np.random.default_rng(1000 + seed)
     sound = make_set(documents(rng))
     expected = epoch(plan_of(sound, seed), False)
@@ -268,7 +270,7 @@ def test_a_spoilt_cache_delivers_no_wrong_byte(
     mask_damage: bool,
     in_use: bool,
 ) -> None:
-    """Every cached file is spoilt in turn. Found at the start it is fetched again; by a process
+    """Every cached file is spoilt in turn. A process that starts fetches it again. For a process
     that has verified and opened it, it is damage like that of a local file."""
     seed = 5
     rng = np.random.default_rng(seed)
@@ -303,7 +305,7 @@ def _objects(folder: Path) -> Iterator[Path]:
 
 
 def test_a_change_of_any_byte_of_the_manifest_is_named(make_set: SetMaker) -> None:
-    """One bit of each byte in turn, and each cut; counts and sizes are in no other hash."""
+    """One bit of each byte in turn, and a cut at each. No other hash covers counts and sizes."""
     folder = Path(make_set(documents(np.random.default_rng(4))).location)
     data = (folder / SET_MANIFEST).read_bytes()
     bits = np.random.default_rng(4).integers(8, size=len(data))
@@ -335,8 +337,8 @@ def test_an_index_is_made_again_from_tars_alone(make_set: SetMaker, tmp_path: Pa
 def test_no_index_is_made_from_a_tar_that_is_not_whole(
     make_set: SetMaker, tmp_path: Path, seed: int
 ) -> None:
-    """A tar that is cut anywhere, has a broken header, lacks a member or has one twice, or holds
-    other files. A bit of a header that says nothing, as of a payload, only the root hash tells."""
+    """A tar that is cut, has a broken header, lacks a member, has one twice, or holds other files.
+    A flipped bit in an unused header field, or in a payload, shows in the root hash only."""
     rng = np.random.default_rng(seed)
     sound = make_set(documents(rng))
     folder, files = Path(sound.location), read_files(Path(sound.location))

@@ -1,4 +1,4 @@
-"""Small files of every kind that prepare takes, and damaged copies of them."""
+"""Small files of every kind that `prepare` reads, and damaged copies of them."""
 
 from __future__ import annotations
 
@@ -40,46 +40,46 @@ SOUND_KINDS = {
 
 
 def images(rng: np.random.Generator) -> list[tuple[str, bytes]]:
-    """A small image of each kind: its name and its bytes."""
-    made = []
+    """Name and bytes of a small image of each kind."""
+    files = []
     for name, (mode, options) in IMAGE_KINDS.items():
         pixels = rng.integers(0, 256, (40, 50, 4), np.uint8)
         pixels[10:30] = pixels[10, 0]
         image = PIL.Image.fromarray(pixels).convert("L" if mode == "I;16" else mode)
         file = io.BytesIO()
-        form = {"jpg": "JPEG", "ppm": "PPM"}.get(name.partition(".")[2], name.partition(".")[2])
-        image.convert(mode).save(file, form, **options)
-        made.append((name, file.getvalue()))
-    return made
+        suffix = name.partition(".")[2]
+        image.convert(mode).save(file, {"jpg": "JPEG"}.get(suffix, suffix), **options)
+        files.append((name, file.getvalue()))
+    return files
 
 
 def sounds(rng: np.random.Generator) -> list[tuple[str, bytes]]:
-    """A short sound of each kind: its name and its bytes."""
-    made = []
-    for name, (form, subtype) in SOUND_KINDS.items():
+    """Name and bytes of a short sound of each kind."""
+    files = []
+    for name, (format_, subtype) in SOUND_KINDS.items():
         samples = rng.integers(-9000, 9000, (2000, 2), np.int16)
         file = io.BytesIO()
-        soundfile.write(file, samples, 24_000, format=form, subtype=subtype)
-        made.append((name, file.getvalue()))
-    return made
+        soundfile.write(file, samples, 24_000, format=format_, subtype=subtype)
+        files.append((name, file.getvalue()))
+    return files
 
 
 TAR_DOCUMENTS = 4
 
 
 def tars(rng: np.random.Generator) -> list[tuple[str, bytes]]:
-    """Tars of TAR_DOCUMENTS texts in each format that tarfile writes."""
-    made = []
+    """Name and bytes of a tar of TAR_DOCUMENTS texts in each format that tarfile writes."""
+    files = []
     formats = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
-    for name, form in formats.items():
+    for name, format_ in formats.items():
         file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        with tarfile.open(fileobj=file, mode="w", format=format_) as tar:
             for i in range(TAR_DOCUMENTS):
                 info = tarfile.TarInfo("long/" * 40 * (i % 2) + f"{i}.txt")
                 info.size = int(rng.integers(1, 900))
                 tar.addfile(info, io.BytesIO(b"x" * info.size))
-        made.append((f"{name}.tar", file.getvalue()))
-    return made
+        files.append((f"{name}.tar", file.getvalue()))
+    return files
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
@@ -88,22 +88,22 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
     for _ in range(rng.integers(1, 4)):
         size = len(mutant)
         near_start = rng.integers(2)
-        at = int(rng.integers(min(size, 200) if near_start else size))
-        way = rng.integers(5)
-        if way == 0:
-            mutant[at] ^= 1 << int(rng.integers(8))
-        elif way == 1:
+        position = int(rng.integers(min(size, 200) if near_start else size))
+        damage = rng.integers(5)
+        if damage == 0:
+            mutant[position] ^= 1 << int(rng.integers(8))
+        elif damage == 1:
             extreme = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\x80"]
             width = int(rng.integers(1, 5))
-            mutant[at : at + width] = extreme[rng.integers(4)][:width]
-        elif way == 2:
+            mutant[position : position + width] = extreme[rng.integers(4)][:width]
+        elif damage == 2:
             length = int(rng.integers(1, 600))
-            mutant[at : at + length] = bytes(min(length, size - at))
-        elif way == 3:
-            del mutant[max(at, 1) :]
+            mutant[position : position + length] = bytes(min(length, size - position))
+        elif damage == 3:
+            del mutant[max(position, 1) :]
         else:
-            length = min(int(rng.integers(1, 64)), size - at)
-            mutant[at : at + length] = rng.bytes(length)
+            length = min(int(rng.integers(1, 64)), size - position)
+            mutant[position : position + length] = rng.bytes(length)
     return bytes(mutant)
 
 

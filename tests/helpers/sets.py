@@ -1,4 +1,4 @@
-"""Samples of each modality, and small shard sets made of them."""
+"""Random samples of each modality, and small shard sets of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SetMaker = Callable[..., ShardSet]
 
 
 def text(data: bytes) -> Sample:
-    """A text of given bytes."""
+    """A text of these bytes."""
     return Sample("text", Header(), data)
 
 
@@ -37,13 +37,19 @@ def write_set(
     per_shard: int = 3,
     val: Sequence[Sequence[Sample]] = (),
 ) -> ShardSet:
-    """A shard set of documents, each a list of samples, so many to a shard, in a new folder."""
+    """Write a shard set to a new folder.
+
+    Args:
+        documents: samples of each document of train.
+        per_shard: documents in a shard.
+        val: samples of each document of val.
+    """
     folder.mkdir()
     shards = []
-    for split, chosen in (("train", documents), ("val", val)):
-        for number, first in enumerate(range(0, len(chosen), per_shard)):
+    for split, split_documents in (("train", documents), ("val", val)):
+        for number, first in enumerate(range(0, len(split_documents), per_shard)):
             writer = ShardWriter(folder, split, number)
-            for i, samples in enumerate(chosen[first : first + per_shard], first):
+            for i, samples in enumerate(split_documents[first : first + per_shard], first):
                 writer.add(f"{split}-{i}", [f"{split}-{i}"] * len(samples), samples)
             shards.append(writer.close())
     write_set_manifest(folder, shards, {})

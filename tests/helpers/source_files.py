@@ -1,4 +1,4 @@
-"""Small files that the tests of prepare make, and what a set holds of them."""
+"""Small files for the tests of prepare, and views of a set made of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bytelm.pipelines.shards.reader import ShardSet
 
 
 def png(path: Path, width: int = 6, height: int = 5, seed: int = 0) -> None:
+    """Write an image of random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(pixels).save(path)
@@ -28,18 +29,20 @@ def sound(
     kind: str = "FLAC",
     subtype: str | None = "PCM_16",
 ) -> None:
+    """Write a sound of random samples."""
     samples = np.random.default_rng(seed).integers(-9000, 9000, (frames, 1), np.int16)
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, 16_000, format=kind, subtype=subtype)
 
 
 def txt(path: Path, data: str | bytes = "a text") -> None:
+    """Write a text, or any bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def small_source(folder: Path) -> Path:
-    """Forty small documents of all modalities, ten pairs among them."""
+    """Write forty small documents of all modalities, ten pairs among them; returns the folder."""
     for i in range(10):
         txt(folder / "text" / f"{i}.txt", f"text {i} " * (i + 1))
         png(folder / f"image {i}.png", 8 + i, 9, seed=i)
@@ -50,26 +53,27 @@ def small_source(folder: Path) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a folder, by name."""
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
 def documents(folder: Path) -> dict[str, list[dict[str, object]]]:
-    """By key, the segments of each document, as its JSON describes them, and the shard's split."""
-    found: dict[str, list[dict[str, object]]] = {}
+    """The segments of each document by key, as its JSON describes them, with `data` and `split`."""
+    by_key: dict[str, list[dict[str, object]]] = {}
     for shard in ShardSet(folder).shards:
         url = str(folder / shard.name)
         for sample in webdataset.WebDataset(url, shardshuffle=False):
-            described = json.loads(sample["json"])
-            for segment in described["segments"]:
+            description = json.loads(sample["json"])
+            for segment in description["segments"]:
                 segment["data"] = sample[segment["member"].partition(".")[2]]
                 segment["split"] = shard.split
-            assert described["key"] == sample["__key__"] not in found
-            found[described["key"]] = described["segments"]
-    return found
+            assert description["key"] == sample["__key__"] not in by_key
+            by_key[description["key"]] = description["segments"]
+    return by_key
 
 
 def skipped(prepared: Prepared) -> dict[str, str]:
-    """Reason by name."""
+    """The reason of each skipped file by its name. Checks the report's order and counts, too."""
     entries = prepared.report["skipped_files"]
     assert entries == sorted(entries, key=lambda e: (e["name"], e["reason"], e["detail"]))
     counts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Texts that are traps: what a hostile file can make a decoder do, without such a file."""
+"""Texts that trap their decoder: they make it do what a hostile file could, without such a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Trapped(DecodeOptions):
-    """Options that set the traps in the worker process where they arrive."""
+    """Options that set the traps in the worker process that unpickles them."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -35,6 +35,7 @@ class Trapped(DecodeOptions):
 
 
 def _spring(data: bytes) -> None:
+    """Do what the first word of a text asks for."""
     match data.split(maxsplit=1):
         case [b"CRASH", *_]:
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -56,7 +57,7 @@ def _spring(data: bytes) -> None:
 
 
 def _is_first(name: bytes) -> bool:
-    """Whether it is the first time for that name, of which a file is made."""
+    """Whether this is the first call for a path, at which a file is left as a mark."""
     flag = Path(os.fsdecode(name))
     is_first = not flag.exists()
     flag.touch()

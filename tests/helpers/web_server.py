@@ -1,4 +1,4 @@
-"""An HTTP server that can be told to fail, and the shards of random bytes that it serves."""
+"""An HTTP server whose failures can be scripted, and the random blobs that it serves."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ SIZE = 200_000
 
 
 def content(number: int, size: int = SIZE) -> bytes:
-    """The bytes of a number's blob."""
+    """The bytes of blob `number`."""
     return random.Random(number).randbytes(size)
 
 
 def blob(number: int, size: int = SIZE) -> Blob:
-    """A number's blob."""
+    """Name, size and hash of blob `number`."""
     data = content(number, size)
     return Blob(f"train-{number:06d}.tar", size, hashlib.sha256(data).hexdigest())
 
 
 class Server(ThreadingHTTPServer):
-    """A server to which clients may hang up."""
+    """A server that prints no error when a client hangs up."""
 
     daemon_threads = True
 
@@ -41,9 +41,12 @@ class Server(ThreadingHTTPServer):
 
 
 class Web:
-    """An HTTP server whose next answers for a name can be scripted: a status, or `wrong`, `long`,
-    `short` (less than announced), `clean short` (as announced), `stall` and `wait`, which send
-    half and then nothing or, after `go_on`, the rest."""
+    """An HTTP server with objects by name, and a script of its next answers for each name.
+
+    An answer is a status, or `wrong`, `long`, `short` (fewer bytes than announced), `clean short`
+    (as announced), or `stall` and `wait`, which send half of the bytes; after `go_on` is set,
+    `wait` sends the rest.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -76,10 +79,10 @@ class Web:
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def answer(self, handler: BaseHTTPRequestHandler, answer: str, data: bytes) -> None:
-        """One answer with a body."""
+        """Send one answer with a body."""
         half = len(data) // 2
-        sent = {"wrong": b"!" + data[1:], "long": data + b"!", "clean short": data[:half]}
-        body = sent.get(answer, data)
+        bodies = {"wrong": b"!" + data[1:], "long": data + b"!", "clean short": data[:half]}
+        body = bodies.get(answer, data)
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
@@ -95,7 +98,7 @@ class Web:
             handler.wfile.write(body)
 
     def put(self, *numbers: int, size: int = SIZE) -> list[Blob]:
-        """Serve the blobs of these numbers."""
+        """Serve the blobs of these numbers, and return them."""
         blobs = [blob(number, size) for number in numbers]
         self.objects |= {b.name: content(n, size) for b, n in zip(blobs, numbers, strict=True)}
         return blobs
@@ -103,7 +106,7 @@ class Web:
 
 @contextmanager
 def serving() -> Iterator[Web]:
-    """A server for as long as the block runs."""
+    """Run a server while the block runs."""
     web = Web()
     yield web
     web.go_on.set()
@@ -112,7 +115,7 @@ def serving() -> Iterator[Web]:
 
 
 def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for everything as long as a test may."""
+    """Shorten every wait of storage to what a test can afford."""
     monkeypatch.setattr(remote, "ATTEMPTS", 4)
     monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 0.5)
@@ -121,16 +124,16 @@ def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    """Wait until something is true."""
+    """Wait until a condition holds; AssertionError after a minute."""
     for _ in range(6000):
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it did not come about")
+    raise AssertionError("the condition did not come to hold")
 
 
 def cached(config: CacheConfig) -> set[str]:
-    """The objects in the cache; no part is left beside them."""
+    """The names of the blobs in the cache; AssertionError where a part is left."""
     names = {path.name for path in config.folder.iterdir()} - {cache.FOLDER_LOCK}
     assert not [name for name in names if name.endswith(cache.PART_SUFFIX)]
     return names

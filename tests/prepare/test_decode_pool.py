@@ -1,4 +1,4 @@
-"""prepare: what hostile files do to the processes that decode them."""
+"""A hostile file costs itself only, whatever it does to the process that decodes it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_a_hostile_file_costs_itself_only(tmp_path: Path, workers: int) -> None:
     prepared = prepare([source], tmp_path / "set", options)
     entries = prepared.report["skipped_files"]
     assert {e["name"]: (e["reason"], e["detail"]) for e in entries} == {
-        f"{folder}{name}.txt": what for name, what in TRAPS.items() for folder in ("", "with/")
+        f"{folder}{name}.txt": refusal
+        for name, refusal in TRAPS.items()
+        for folder in ("", "with/")
     }
     found, expected = documents(tmp_path / "set"), documents(tmp_path / "sound")
     assert [k for k in found if k in expected] == list(expected)
@@ -71,7 +73,7 @@ def test_a_worker_that_is_killed_or_stopped_from_outside_costs_nothing(
     }
 
 
-def test_documents_whose_parts_are_large_come_whole(tmp_path: Path) -> None:
+def test_documents_of_large_parts_come_whole(tmp_path: Path) -> None:
     """Each part alone is more than a batch may hold."""
     (tmp_path / "source").mkdir()
     for i in range(2):
@@ -82,7 +84,7 @@ def test_documents_whose_parts_are_large_come_whole(tmp_path: Path) -> None:
     assert [[s["modality"] for s in segments] for segments in found] == [["image", "audio"]] * 2
 
 
-def test_what_cannot_be_read_when_its_turn_comes_is_skipped(tmp_path: Path) -> None:
+def test_a_file_that_is_gone_when_it_is_decoded_is_skipped(tmp_path: Path) -> None:
     txt(tmp_path / "a.txt", "a")
     (tmp_path / "folder").mkdir()
     names = {"a.txt": None, "gone.txt": "missing", "folder": "unreadable"}

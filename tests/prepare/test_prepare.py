@@ -1,4 +1,4 @@
-"""prepare: which documents files make, what is skipped and why."""
+"""prepare: which documents are made of files, which files are skipped, and why."""
 
 from __future__ import annotations
 
@@ -153,8 +153,8 @@ def test_options_of_decoding_are_used(tmp_path: Path) -> None:
     prepare([tmp_path / "source"], tmp_path / "set", options)
     assert documents(tmp_path / "set")["a"][0]["rate"] == 8000
 
-    kept = PrepareOptions(decode=DecodeOptions(keep_files=True), shares=ALL_TRAIN)
-    prepare([tmp_path / "source"], tmp_path / "kept", kept)
+    options = PrepareOptions(decode=DecodeOptions(keep_files=True), shares=ALL_TRAIN)
+    prepare([tmp_path / "source"], tmp_path / "kept", options)
     found = documents(tmp_path / "kept")
     assert found["b"][0]["data"] == (tmp_path / "source" / "b.png").read_bytes()
     assert found["b"][0]["is_file"] is True
@@ -174,10 +174,25 @@ def test_shards_have_the_bytes_that_they_always_had(tmp_path: Path, source: Path
 # --- what is skipped ---
 
 
-def test_bad_files_are_counted_under_their_reasons(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    for i in range(15):
-        txt(source / f"good{i}.txt")
+BAD_FILES = {
+    "pair.png": "truncated",
+    "empty.txt": "empty",
+    "garbage.png": "unknown kind",
+    "broken.png": "unreadable",
+    "gone.png": "missing",
+    "link": "link",
+    "pipe.wav": "unknown kind",
+    "large.txt": "over the limit",
+    "two.ppm": "duplicate key",
+    "claims.wav": "over the limit",
+    "cut.wav": "truncated",
+    "bomb.png": "over the limit",
+    "none.png": "empty",
+}
+
+
+def write_bad_files(source: Path) -> None:
+    """Write the files of BAD_FILES, some beside a good one of the same key, and hidden files."""
     png(source / "pair.png", 60, 60)
     txt(source / "pair.txt", "goes on alone")
     whole = (source / "pair.png").read_bytes()
@@ -186,7 +201,7 @@ def test_bad_files_are_counted_under_their_reasons(tmp_path: Path) -> None:
     txt(source / "garbage.png", b"\0\1\2\3")
     txt(source / "broken.png", b"\x89PNG\r\n\x1a\n" + bytes(50))
     (source / "gone.png").symlink_to(source / "nowhere")
-    (source / "link").symlink_to(tmp_path)
+    (source / "link").symlink_to(source.parent)
     os.mkfifo(source / "pipe.wav")
     txt(source / "large.txt", "x" * 40_000)
     png(source / "two.png")
@@ -194,47 +209,41 @@ def test_bad_files_are_counted_under_their_reasons(tmp_path: Path) -> None:
     txt(source / ".hidden.txt")
     txt(source / ".git" / "config.txt")
     header = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 16_000, 1, 8) + b"data"
-    claims = struct.pack("<I", 1 << 31)
-    txt(source / "claims.wav", b"RIFF" + claims + header + claims + bytes(60))
+    claimed_size = struct.pack("<I", 1 << 31)
+    txt(source / "claims.wav", b"RIFF" + claimed_size + header + claimed_size + bytes(60))
     sound(source / "cut.wav", 900, kind="WAV")
     (source / "cut.wav").write_bytes((source / "cut.wav").read_bytes()[:1000])
     for name, side in (("bomb", 50_000), ("none", 0)):
         size = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         check = struct.pack(">I", zlib.crc32(size))
         txt(source / f"{name}.png", b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + size + check)
-    other = tmp_path / "other"
+
+
+def test_bad_files_are_counted_under_their_reasons(tmp_path: Path) -> None:
+    source, other, out = tmp_path / "source", tmp_path / "other", tmp_path / "set"
+    for i in range(15):
+        txt(source / f"good{i}.txt")
+    write_bad_files(source)
     txt(other / "good3.txt", "the same key again")
     sources = [source, other, tmp_path / "not_there"]
     options = PrepareOptions(decode=DecodeOptions(limits=Limits(max_bytes=30_000)), workers=2)
-    prepared = prepare(sources, tmp_path / "set", options)
+    prepared = prepare(sources, out, options)
     assert skipped(prepared) == {
-        "pair.png": "truncated",
-        "empty.txt": "empty",
-        "garbage.png": "unknown kind",
-        "broken.png": "unreadable",
-        "gone.png": "missing",
-        "link": "link",
-        "pipe.wav": "unknown kind",
-        "large.txt": "over the limit",
-        "two.ppm": "duplicate key",
-        "claims.wav": "over the limit",
-        "cut.wav": "truncated",
-        "bomb.png": "over the limit",
-        "none.png": "empty",
+        **BAD_FILES,
         "good3.txt": "duplicate key",
         "not_there": "missing",
     }
-    found = documents(tmp_path / "set")
+    found = documents(out)
     assert set(found) == {*(f"good{i}" for i in range(15)), "pair", "two"}
     assert [s["source"] for s in found["pair"]] == ["pair.txt"]
     assert found["good3"][0]["data"] == b"a text"
-    assert str(tmp_path) not in (tmp_path / "set" / SET_MANIFEST).read_text()
-    assert "1 duplicate key" not in summary(prepared, tmp_path / "set")
-    assert "2 duplicate key" in summary(prepared, tmp_path / "set")
+    assert str(tmp_path) not in (out / SET_MANIFEST).read_text()
+    assert "1 duplicate key" not in summary(prepared, out)
+    assert "2 duplicate key" in summary(prepared, out)
 
 
 def test_an_unreadable_file_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of files that share a key, the first bytes are read when the sources are looked through."""
+    """Files that share a key are opened when the sources are scanned, for their first bytes."""
     for name in ("a.txt", "b.txt", "b.png"):
         txt(tmp_path / "source" / name)
 

@@ -1,4 +1,4 @@
-"""prepare: the same set for any number of workers, and after any interruption."""
+"""prepare makes the same set with any number of workers, and after any interruption."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_the_set_does_not_depend_on_workers(
     txt(source / "bad.png", b"\x89PNG\r\n\x1a\n" + bytes(50))
     monkeypatch.setattr(decode_pool, "BATCH_DOCUMENTS", 3)
     monkeypatch.setattr(decode_pool, "READY_BYTES", 2000)
-    made = [
+    prepared = [
         prepare([source], tmp_path / str(n), PrepareOptions(workers=n, shard_bytes=20_000))
         for n in (1, 2, 3)
     ]
     assert hashes(tmp_path / "1") == hashes(tmp_path / "2") == hashes(tmp_path / "3")
-    assert made[0] == made[1] == made[2]
-    assert made[0].report["skipped"] == {"unreadable": 1}
+    assert prepared[0] == prepared[1] == prepared[2]
+    assert prepared[0].report["skipped"] == {"unreadable": 1}
 
 
 def test_a_batch_that_grows_large_is_given_out_again(
@@ -113,10 +113,10 @@ def start(script: Path, source: Path, out: Path, workers: int) -> subprocess.Pop
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize(
-    ("workers", "how"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)]
+    ("workers", "stop"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)]
 )
-def test_an_interrupted_prepare_goes_on_to_the_same_set(
-    tmp_path: Path, workers: int, how: signal.Signals
+def test_an_interrupted_prepare_is_resumed_to_the_same_set(
+    tmp_path: Path, workers: int, stop: signal.Signals
 ) -> None:
     source = tmp_path / "source"
     rng = np.random.default_rng(0)
@@ -132,7 +132,7 @@ def test_an_interrupted_prepare_goes_on_to_the_same_set(
     while not (out / "train-000003.tar").exists() and time.monotonic() < deadline:
         time.sleep(0.001)
     children = descendants(process.pid)
-    process.send_signal(how)
+    process.send_signal(stop)
     process.wait(10)
     assert (out / "train-000003.tar").exists()
     assert not (out / SET_MANIFEST).exists(), "it was over before it was killed"
@@ -152,7 +152,7 @@ def test_changed_sources_or_lost_shards_start_over(tmp_path: Path, source: Path)
     prepare([source], tmp_path / "whole", options)
 
     def interrupted(out: Path) -> Path:
-        """The state after two shards."""
+        """Stop a prepare before it writes the manifest; returns the set's folder."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("bytelm.pipelines.prepare.prepare.write_set_manifest", _stop)
             with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""prepare: foreign WebDataset tars, whole, odd, hostile and damaged."""
+"""prepare reads the WebDataset tars of other programs: whole, odd, hostile and damaged ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sound_bytes(folder: Path, seed: int = 0, kind: str = "FLAC") -> bytes:
 
 
 def write_tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
-    """A tar of regular members, by Python's own writer."""
+    """Write a tar of regular members with Python's own writer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", **options) as tar:
         for name, data in members.items():
@@ -48,10 +48,12 @@ def write_tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
 
 
 def texts(n: int) -> dict[str, bytes]:
+    """Members with a text each."""
     return {f"{i:03d}.txt": b"text %d" % i for i in range(n)}
 
 
-def of_tar(out: Path, name: str, key: str) -> list[dict[str, object]]:
+def segments_of(out: Path, name: str, key: str) -> list[dict[str, object]]:
+    """The segments of a document that came from a tar."""
     return documents(out)[make_key(f"{name}/{key}")]
 
 
@@ -81,7 +83,7 @@ def test_samples_of_webdatasets_writer_become_documents(tmp_path: Path) -> None:
     assert found[make_key("shard/described")][0] == b"of the JSON"
     assert found[make_key("shard/spoken")][0] == b"of the field text"
     assert len(found[make_key("shard/in/folder")]) == len(found[make_key("shard/number")]) == 1
-    described = of_tar(tmp_path / "set", "shard", "described")
+    described = segments_of(tmp_path / "set", "shard", "described")
     assert [s["source"] for s in described] == ["shard.tar/described.jpg"] * 2
     assert skipped(prepared) == {
         "shard.tar/pair.json": "metadata",
@@ -105,7 +107,7 @@ def test_members_decode_as_the_same_files_would(tmp_path: Path) -> None:
     expected = documents(tmp_path / "expected")
     assert len(expected) == len(members)
     for key, segments in expected.items():
-        (found,) = of_tar(tmp_path / "set", "a", key)
+        (found,) = segments_of(tmp_path / "set", "a", key)
         assert found["data"] == segments[0]["data"]
 
 
@@ -158,7 +160,7 @@ def test_a_tar_in_a_folder_of_a_split_stays_in_it(tmp_path: Path) -> None:
 # --- what is skipped ---
 
 
-def test_what_webdataset_drops_or_joins_silently_is_named(tmp_path: Path) -> None:
+def test_members_that_webdataset_drops_or_joins_silently_are_named(tmp_path: Path) -> None:
     members = {
         **texts(20),
         "img.v1.0.txt": b"joined with the next",
@@ -194,7 +196,7 @@ def test_what_webdataset_drops_or_joins_silently_is_named(tmp_path: Path) -> Non
         "a.tar/e.JPG": "unreadable",
     }
     assert prepared.report["documents"] == 21
-    assert of_tar(tmp_path / "set", "a", "d")[0]["data"] == b"first"
+    assert segments_of(tmp_path / "set", "a", "d")[0]["data"] == b"first"
     assert prepared.report["files"] == 1 + len(members) + 1
 
 
@@ -272,14 +274,14 @@ def test_a_json_that_gives_no_caption_is_metadata(tmp_path: Path, content: str) 
     members = {"a.png": image_bytes(tmp_path), "a.json": content.encode("latin-1")}
     prepared = prepare_tar(tmp_path, write_tar(tmp_path / "a.tar", members), PrepareOptions())
     assert skipped(prepared) == {"a.tar/a.json": "metadata"}
-    assert len(of_tar(tmp_path / "set", "a", "a")) == 1
+    assert len(segments_of(tmp_path / "set", "a", "a")) == 1
 
 
 # --- damage ---
 
 
 def damaged(whole: bytes) -> dict[str, tuple[bytes, int]]:
-    """Ways to damage a tar of ten texts, a kilobyte each: its bytes, and what is left of it."""
+    """Damaged copies of a tar of ten texts, a kilobyte each, and the documents left in each."""
     fifth = 5 * 1024
     flipped = bytearray(whole)
     flipped[fifth + 3] ^= 1
@@ -331,10 +333,10 @@ def test_a_broken_extended_header_is_damage(tmp_path: Path, records: bytes) -> N
 # --- at URLs ---
 
 
-def test_tars_at_urls_give_the_set_of_the_same_tars_here(
+def test_tars_at_urls_give_the_set_of_the_same_local_tars(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a pattern, from a server that fails now and then; nothing fetched is left behind."""
+    """A pattern of URLs, and a server that fails now and then. No download is left behind."""
     be_impatient(monkeypatch)
     tars = [write_tar(tmp_path / f"part-{i}.tar", texts(3 + i)) for i in range(3)]
     with serving() as web:

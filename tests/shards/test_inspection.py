@@ -1,4 +1,4 @@
-"""inspect: figures, damage named shard by shard, and documents as files again."""
+"""inspect shows figures, names each damaged shard, and extracts documents as files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_verify_names_every_damaged_shard(make_set: SetMaker) -> None:
         run(shard_set.location)
 
 
-def test_samples_are_files_that_open(tmp_path: Path, make_set: SetMaker) -> None:
+def test_extracted_documents_are_files_that_open(tmp_path: Path, make_set: SetMaker) -> None:
     documents = [
         *([text(b"text %d" % i)] for i in range(9)),
         *([image(4 + i, 3, seed=i)] for i in range(9)),
@@ -94,7 +94,7 @@ def test_samples_are_files_that_open(tmp_path: Path, make_set: SetMaker) -> None
             assert path.read_bytes() == sample.data
 
 
-def test_samples_are_spread_over_the_set(tmp_path: Path, make_set: SetMaker) -> None:
+def test_extracted_documents_are_spread_over_the_set(tmp_path: Path, make_set: SetMaker) -> None:
     shard_set = make_set([[text(b"%d" % i)] for i in range(20)])
     numbers = sorted(int(p.read_text()) for p in extract_documents(shard_set, 3, tmp_path / "few"))
     assert numbers == [0, 9, 19]
@@ -102,7 +102,7 @@ def test_samples_are_spread_over_the_set(tmp_path: Path, make_set: SetMaker) -> 
 
 
 def test_a_cache_of_one_shard_is_enough(tmp_path: Path, make_set: SetMaker) -> None:
-    """What passes through a set once has one shard in use at a time."""
+    """A single pass over a set has one shard in use at a time."""
     local = make_set([[text(b"%d " % i * 9000)] for i in range(12)], per_shard=2)
     limit = max(shard.size + shard.index_size for shard in local.shards)
     plan_config = PlanConfig(256, 8, {"text": "utf8", "image": "raster", "audio": "s16be"})

@@ -1,8 +1,7 @@
-"""Shard sets: what is written is read, the same bytes each time, and damage is seen."""
+"""A shard set is read as it was written, equal documents give equal bytes, and damage is found."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import tarfile
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 from helpers.sets import SetMaker, audio, image, text
+from helpers.source_files import hashes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,10 +30,6 @@ DOCUMENTS = [
 ]
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-
-
 def stored(shard_set: ShardSet) -> list[list[Sample]]:
     """All documents of a set, in order."""
     documents: list[list[Sample]] = []
@@ -46,7 +42,7 @@ def stored(shard_set: ShardSet) -> list[list[Sample]]:
     return documents
 
 
-def test_what_is_written_is_read(make_set: SetMaker) -> None:
+def test_a_set_is_read_as_it_was_written(make_set: SetMaker) -> None:
     shard_set = make_set(DOCUMENTS)
     assert stored(shard_set) == DOCUMENTS
     assert [s.name for s in shard_set.shards] == ["train-000000.tar", "train-000001.tar"]
@@ -85,8 +81,8 @@ def test_the_stock_reader_reads_a_shard(make_set: SetMaker) -> None:
     assert read[1]["txt"] == DOCUMENTS[1][0].data
     assert read[1]["rgb"] == DOCUMENTS[1][1].data
     assert read[2]["pcm"] == DOCUMENTS[2][0].data
-    described = json.loads(read[1]["json"])
-    assert described["segments"][1] == {
+    description = json.loads(read[1]["json"])
+    assert description["segments"][1] == {
         "modality": "image",
         "member": "train-1.rgb",
         "source": "train-1",
@@ -173,7 +169,7 @@ def test_a_cut_a_missing_and_a_swapped_shard_are_seen(make_set: SetMaker) -> Non
         ShardSet(shard_set.location).index(shard_set.shards[0])
 
 
-def test_what_is_no_set_is_refused_in_a_line(tmp_path: Path, make_set: SetMaker) -> None:
+def test_a_folder_that_is_no_set_is_refused_in_a_line(tmp_path: Path, make_set: SetMaker) -> None:
     with pytest.raises(ValueError, match="no shard set at"):
         ShardSet(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=f"holds no {SET_MANIFEST}"):

@@ -1,4 +1,4 @@
-"""The cache: right bytes within the limit, whoever shares it, and whoever is killed."""
+"""The cache delivers right bytes within its limit, whoever shares it and whoever is killed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_damaged_cached_file_is_fetched_again(
     store.release(one)
     data = {"flip": b"!" + content(1)[1:], "cut": content(1)[:-1], "empty": b""}[damage]
     path.write_bytes(data)
-    later = open_store(web.url, config)  # a process hashes a file once; this is another's view
+    later = open_store(web.url, config)  # a second process, as a process hashes a file once
     assert later.path(one).read_bytes() == content(1)
     assert later.stats.damaged == 1
     assert len(web.asked) == 2
@@ -151,7 +151,7 @@ def test_files_of_others_are_left_alone(store: Store, web: Web, config: CacheCon
     assert (config.folder / "notes.txt").stat().st_size == 10 * SIZE
 
 
-# Ahead of use
+# Prefetching
 
 
 def test_prefetch_goes_in_order_up_to_the_limit(
@@ -171,7 +171,7 @@ def test_prefetch_goes_in_order_up_to_the_limit(
     assert sorted(web.asked) == [b.name for b in blobs]
 
 
-def test_use_comes_before_wishes(store: Store, web: Web) -> None:
+def test_use_comes_before_prefetching(store: Store, web: Web) -> None:
     blobs = web.put(1, 2, 3, 4, 5)
     store.prefetch(blobs[:4])
     eventually(lambda: store.stats.fetched == 3)
@@ -181,7 +181,7 @@ def test_use_comes_before_wishes(store: Store, web: Web) -> None:
     assert store.path(blobs[0]).read_bytes() == content(1)
 
 
-def test_new_wishes_replace_old_ones(store: Store, web: Web) -> None:
+def test_a_new_prefetch_replaces_the_old_one(store: Store, web: Web) -> None:
     blobs = web.put(1, 2, 3, 4)
     for b in blobs[:2]:
         web.script[b.name].append("wait")
@@ -285,8 +285,8 @@ def test_a_part_of_a_killed_process_is_begun_anew(
 
 
 def read_all(store: Store, blobs: list[Blob], seed: int) -> None:
-    """Read each blob once, in an order of its own, with wishes; the process ends with 0 if all
-    bytes are right."""
+    """Read each blob once, in an order that the seed decides, with prefetching. The process exits
+    with 3 where bytes are wrong."""
     order = random.Random(seed).sample(blobs, len(blobs))
     for position, b in enumerate(order):
         store.prefetch(order[position + 1 : position + 3])
@@ -298,7 +298,7 @@ def read_all(store: Store, blobs: list[Blob], seed: int) -> None:
 
 
 def folder_bytes(config: CacheConfig) -> int:
-    """Bytes in the cache at one moment, which its lock makes exact."""
+    """Bytes in the cache at one moment, counted under its lock."""
     cache = Cache(config, StoreStats(), threading.Event())
     with cache._locked_folder():
         return sum(path.stat().st_size for path in config.folder.iterdir())

@@ -1,4 +1,4 @@
-"""Stores: what a remote place delivers is the object that was meant, or an error that names it."""
+"""A store delivers the blob that was asked for, or raises an error that names it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def store(web: Web, config: CacheConfig) -> Iterator[Store]:
     store.close()
 
 
-# Places
+# Locations
 
 
 def test_a_folder_is_read_in_place(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_refusal_lists_what_is_allowed(config: CacheConfig) -> None:
         open_store("ftp://host/set", config)
 
 
-def test_a_remote_place_needs_a_cache_and_a_client(
+def test_a_remote_location_needs_a_cache_and_a_client(
     config: CacheConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="cache folder"):
@@ -111,12 +111,12 @@ def test_a_remote_place_needs_a_cache_and_a_client(
     "name",
     ["", ".", "..", "../a.tar", "a/b.tar", "/etc/passwd", "a%2fb", "a?b", "a\\b", "é", "a\n"],
 )
-def test_names_stay_in_their_place(name: str, tmp_path: Path, store: Store) -> None:
+def test_names_stay_in_their_folder(name: str, tmp_path: Path, store: Store) -> None:
     with pytest.raises(ValueError, match="no name of a shard"):
         Blob(name, 1, "0" * 64)
-    for place in (store, open_store(tmp_path, None)):
+    for each_store in (store, open_store(tmp_path, None)):
         with pytest.raises(ValueError, match="no name of a shard"):
-            place.read(name, 10)
+            each_store.read(name, 10)
 
 
 def test_a_hash_is_a_hash() -> None:
@@ -165,7 +165,7 @@ def test_s3(config: CacheConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         server.stop()
 
 
-# The network's ways
+# Failures of the network
 
 
 def test_http_is_fetched_once_and_kept(store: Store, web: Web, config: CacheConfig) -> None:
@@ -196,7 +196,7 @@ def test_equal_objects_of_two_sets_are_stored_once(
 
 
 @pytest.mark.parametrize("answer", ["500", "503", "429", "short", "clean short", "stall"])
-def test_what_passes_is_tried_again(answer: str, store: Store, web: Web) -> None:
+def test_a_failure_that_passes_is_tried_again(answer: str, store: Store, web: Web) -> None:
     (one,) = web.put(1)
     web.script[one.name].extend([answer, answer])
     assert store.path(one).read_bytes() == content(1)
@@ -213,7 +213,7 @@ def test_what_passes_is_tried_again(answer: str, store: Store, web: Web) -> None
         ("stall", OSError, "4 attempts"),
     ],
 )
-def test_what_does_not_pass_is_one_error(
+def test_a_failure_that_does_not_pass_is_one_error(
     answer: str, kind: type[Exception], reason: str, store: Store, web: Web, config: CacheConfig
 ) -> None:
     (one,) = web.put(1)
@@ -229,7 +229,7 @@ def test_what_does_not_pass_is_one_error(
 @pytest.mark.parametrize(
     ("answer", "kind"), [("404", FileNotFoundError), ("403", PermissionError), ("410", OSError)]
 )
-def test_what_is_final_fails_at_once(
+def test_a_final_failure_is_not_tried_again(
     answer: str, kind: type[Exception], store: Store, web: Web
 ) -> None:
     (one,) = web.put(1)

@@ -1,4 +1,4 @@
-"""The tar writer against Python's own."""
+"""The tar writer writes the bytes of Python's own."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from bytelm.pipelines.storage.tar_writer import TarWriter
 def test_the_bytes_are_those_of_tarfile(tmp_path: Path, sizes: list[int]) -> None:
     expected = io.BytesIO()
     writer = TarWriter(tmp_path / "a.tar")
-    offsets = []
+    members = []
     with tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for i, size in enumerate(sizes):
             data = bytes([i % 256]) * size
             info = tarfile.TarInfo(f"{'k' * (i * 7 % 90)}{i}.txt")
             info.size = size
             tar.addfile(info, io.BytesIO(data))
-            offsets.append((writer.add(info.name, data), data))
+            members.append((writer.add(info.name, data), data))
     digest = writer.close()
     written = (tmp_path / "a.tar").read_bytes()
     assert written == expected.getvalue()
     assert writer.size == len(written)
     assert digest == hashlib.sha256(written).hexdigest()
-    assert all(written[at : at + len(data)] == data for at, data in offsets)
+    assert all(written[offset : offset + len(data)] == data for offset, data in members)
 
 
 def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
