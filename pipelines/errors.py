@@ -1,19 +1,19 @@
-"""Errors that several layers raise or catch; importing them costs nothing."""
+"""Errors that one layer raises and another one catches. Importing them is cheap: no torch."""
 
 from __future__ import annotations
 
 
+class DamageError(ValueError):
+    """Stored bytes do not match the index or the manifest."""
+
+
 class OnAllRanksError(RuntimeError):
-    """An error that every rank raises alike, so that rank 0 alone says it."""
+    """Every rank raises this error alike, so rank 0 alone prints it."""
 
 
 class DivergedError(OnAllRanksError):
-    """Too many steps in a row whose loss or gradient was not finite."""
+    """Loss or gradient was not finite in too many steps in a row."""
 
 
 class CheckpointError(OnAllRanksError):
-    """A checkpoint that could not be written; the ones before it are as they were."""
-
-
-class DamageError(ValueError):
-    """Stored bytes that are not what the index or the manifest says."""
+    """A checkpoint could not be written. Earlier ones are unchanged."""
