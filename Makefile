@@ -1,4 +1,4 @@
-# `make demo` and `make test` set everything up by themselves; that is quick when it is done.
+# Every target installs what it needs into .venv first, which is quick once it is installed.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -24,7 +24,8 @@ lint: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# One thread a process: two of two threads each, on two cores, wait for each other most of the time.
+# One thread in each process: on two cores, two processes of two threads wait for each other most of
+# the time.
 test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long" -n 2 --dist loadfile
 
@@ -32,4 +33,4 @@ test-long: lint
 	$(BIN)/pytest
 
 clean:
-	rm -rf .venv build *.egg-info demo site
+	rm -rf .venv build dist *.egg-info demo site

@@ -6,7 +6,7 @@ Prints a JSON line a figure: `name`, `value`, `unit`, `reference` and `ratio` (v
 `bytelm train` runs on the demo's files, and every call of the model, of the backward pass and of
 the optimizer is timed. The rest of the time from step to step is waiting for data, DeepSpeed,
 counting and logging. What DeepSpeed exchanges during the backward pass counts as the backward pass.
-Takes about ten minutes on two cores.
+Takes some minutes on two cores.
 
     step/overhead          one process, ZeRO 1: the rest; reference: the aim, 5 %
     step/muon              one process, ZeRO 1: the optimizer; reference: the aim, 8 %

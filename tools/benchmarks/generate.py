@@ -4,7 +4,7 @@
 
 Prints a JSON line a figure: `name`, `value`, `unit`, `reference` (measured in the same run) and
 `ratio` (value / reference). Two threads, random weights, the shape of `train_step.py`, the bytes
-after a prompt of 2,048. Needs `pip install 'bytelm[bench]'`; takes about five minutes.
+after a prompt of 2,048. Needs `pip install 'bytelm[bench]'`; takes about two minutes.
 
     generate/batch1/megabyte-pytorch    bytes/s of 512 bytes of one row, the prompt's time included
     generate/batch64/megabyte-pytorch   bytes/s of 64 rows together, in bf16, of the steps alone

@@ -9,8 +9,9 @@ trains and scores. Short runs, each a fraction S of a training, search the best 
 and rotary switch of each model, which is then trained once for each seed; `--flops F` trains for F
 FLOPs in place of a time. One row of 8,192 ids a step, bf16 autocast (fp32 where the device has no
 bf16); on the GPU if there is one, else with two threads or `--threads`, and nothing else should run
-on their cores. The defaults take ten hours; the command says so first. Finished runs are kept in
-DIR, and the same command continues after a stop. The peers need `pip install 'bytelm[bench]'`.
+on their cores. The defaults take about four and a half hours; the command prints an estimate first.
+Finished runs are kept in DIR, and the same command continues after a stop. The peers need
+`pip install 'bytelm[bench]'`.
 
 Prints a JSON line for each modality and model, and for each folder of a modality that has several:
 

@@ -80,37 +80,13 @@ class Fit:
         return best
 
     def __call__(self, flops: float) -> float:
+        """Bits per byte at these FLOPs."""
         return self.floor + self.scale * flops**-self.slope
 
 
 def recipe(width: int, layers: int) -> Recipe:
     """`modern` of a size, for the base's rows."""
     return Recipe(replace(modern(width, layers), context=BASE.context), OptimizerConfig())
-
-
-def main() -> None:
-    """Run what is missing, and print."""
-    parser = experiment_parser("Bits per byte against training FLOPs.", minutes=20.0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    console = Console(stderr=True, highlight=False)
-    try:
-        sets = prepare_sets(options.folders, options.work, console)
-        corpora = Corpora(sets, Change().plan_config())
-    except ValueError as error:
-        parser.error(str(error))
-    runs = recipe_runs(options.work, corpora, console)
-    results: dict[Size, list[Result]] = {size: [] for size in SIZES}
-    for seed in options.seeds:
-        for i, size in enumerate(SIZES):
-            budget = budget_of(options).times(2.0 ** (i + 1 - len(SIZES)))
-            name = f"modern-{size[0]}x{size[1]}"
-            result = runs.result(Run(name, recipe(*size), budget, seed))
-            if not result.steps:
-                parser.error(f"{name} took no step in {budget}: give more")
-            results[size].append(result)
-    for modality, names in corpora.by_modality.items():
-        print_figures(scaling_figures(modality, names, results))
 
 
 @dataclass(frozen=True)
@@ -124,6 +100,7 @@ class Point:
 
 
 def _point(size: Size, results: Sequence[Result], sets: Sequence[str]) -> Point:
+    """Mean over seeds on the sets."""
     model = recipe(*size).model
     bits = [result.bits_per_byte(sets) for result in results]
     steps = fmean(result.steps for result in results)
@@ -164,6 +141,31 @@ def scaling_figures(
     for factor in (10, 100):
         more_flops = factor * last.flops
         yield figure(f"{factor}x", more_flops, fit(more_flops), last.bits, slopes)
+
+
+def main() -> None:
+    """Run what is missing, and print."""
+    parser = experiment_parser("Bits per byte against training FLOPs.", minutes=20.0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(stderr=True, highlight=False)
+    try:
+        sets = prepare_sets(options.folders, options.work, console)
+        corpora = Corpora(sets, Change().plan_config())
+    except ValueError as error:
+        parser.error(str(error))
+    runs = recipe_runs(options.work, corpora, console)
+    results: dict[Size, list[Result]] = {size: [] for size in SIZES}
+    for seed in options.seeds:
+        for i, size in enumerate(SIZES):
+            budget = budget_of(options).times(2.0 ** (i + 1 - len(SIZES)))
+            name = f"modern-{size[0]}x{size[1]}"
+            result = runs.result(Run(name, recipe(*size), budget, seed))
+            if not result.steps:
+                parser.error(f"{name} took no step in {budget}: give more")
+            results[size].append(result)
+    for modality, names in corpora.by_modality.items():
+        print_figures(scaling_figures(modality, names, results))
 
 
 if __name__ == "__main__":
