@@ -1,7 +1,7 @@
-"""The formulas of `pipelines/flops.py` against the model's parameters and PyTorch's counter.
+"""The formulas of `model/flops.py` against the model's parameters and PyTorch's counter.
 
 The counter sees the products of the model as it runs, but with PyTorch's attention: ours skips
-pairs that are masked and computes scores again. `tests/tiny_models.py` has the options.
+masked pairs and computes scores again. `tests/helpers/tiny_models.py` has the options.
 """
 
 from dataclasses import replace
@@ -22,29 +22,29 @@ from bytelm.model.layout import Layout
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.presets import MODERN_SIZES, PRESETS
 
-OF_A_SIZE = [f"modern-{name}" for name in MODERN_SIZES]
-"""Presets that differ from `modern-hour` by numbers alone, and are too large to run."""
+SIZED = [f"modern-{name}" for name in MODERN_SIZES]
+"""Presets that differ from `modern-hour` in numbers alone, and are too large to run."""
 
 
 class MetaMegabyte(Megabyte):
-    """Finds its documents on the CPU, where they have values."""
+    """A model on the meta device that finds its documents on the CPU, where they have values."""
 
     def _layout(self, ids: Tensor, document: Tensor) -> Layout:
-        found = super()._layout(ids.new_empty(ids.shape), torch.zeros(document.shape))
-        return Layout(found.groups, found.order.to(ids.device), found.position.to(ids.device))
+        layout = super()._layout(ids.new_empty(ids.shape), torch.zeros(document.shape))
+        return Layout(layout.groups, layout.order.to(ids.device), layout.position.to(ids.device))
 
 
 @pytest.fixture(autouse=True)
 def _attention_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        seen = slice(0, window or None)  # as many keys for each query as its window has
-        return F.scaled_dot_product_attention(q, k[:, :, seen], v[:, :, seen], scale=1.0)
+        keys = slice(0, window or None)  # as many for each query as its window has
+        return F.scaled_dot_product_attention(q, k[:, :, keys], v[:, :, keys], scale=1.0)
 
     monkeypatch.setattr("bytelm.model.attention_context.causal_attention", attention)
 
 
 def counted(config: ModelConfig, device: str) -> float:
-    """Training FLOPs per byte of one row by PyTorch's counter, which sees plain products only."""
+    """Training FLOPs per byte of one row by PyTorch's counter, which sees plain products alone."""
     with torch.device(device):
         model = MetaMegabyte(replace(config, activation_checkpointing=False, local_chunk=0))
         ids = torch.zeros(1, config.context, dtype=torch.int64)
@@ -55,10 +55,11 @@ def counted(config: ModelConfig, device: str) -> float:
     return counter.get_total_flops() / config.context
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name not in OF_A_SIZE])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in SIZED])
 def test_presets_train_for_what_the_counter_says(name: str) -> None:
     config = PRESETS[name]
-    device = "cpu" if config.rope else "meta"  # where rotations ask for autocast's type in vain
+    # RoPE asks for the type that autocast uses on the device; meta has none.
+    device = "cpu" if config.rope else "meta"
     assert training_flops_per_byte(config) == pytest.approx(counted(config, device), rel=1e-6)
 
 
@@ -81,7 +82,7 @@ def test_parameters_by_stage(option: str, shape: str) -> None:
     assert [cost.parameters for cost in costs(config)] == [*expected, total - sum(expected)]
 
 
-@pytest.mark.parametrize("name", OF_A_SIZE)
+@pytest.mark.parametrize("name", SIZED)
 def test_presets_have_the_parameters_of_their_names(name: str) -> None:
     number, unit = name.removeprefix("modern-")[:-1], name[-1]
     parameters = sum(cost.parameters for cost in costs(PRESETS[name]))
