@@ -307,7 +307,7 @@ class Engine:
             optimizer=optimizer,
             config={
                 **deepspeed_config(train.deepspeed),
-                # As if ranks that share rows had their own: DeepSpeed takes the mean over ranks.
+                # DeepSpeed takes the mean over all ranks, so those that share rows each count.
                 "train_batch_size": train.global_batch * train.sequence_parallel_size,
                 "train_micro_batch_size_per_gpu": train.micro_batch,
                 "gradient_accumulation_steps": self.accumulation,

@@ -28,7 +28,7 @@ from bytelm.pipelines.training.step_statistics import StepStatistics
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 PLAIN_SECONDS = 10.0
-"""Seconds between lines of progress where there is no terminal."""
+"""Seconds between lines of progress if stdout is no terminal."""
 
 
 class MetricsLogger:

@@ -98,12 +98,10 @@ class Trainer:
         Returns:
             Lines for the log.
         """
+        if not options.resume:
+            return []
         if not options.resumes(self.folder):
-            return (
-                [f"{self.folder} has no checkpoint yet: starting at step 0"]
-                if options.resume
-                else []
-            )
+            return [f"{self.folder} has no checkpoint yet: starting at step 0"]
         engine, plan = self.engine, self.plan
         checkpoint = self.checkpointer.newest_usable()
         saved = checkpoint.state
@@ -138,6 +136,8 @@ class Trainer:
         gc.freeze()  # modules, model and plan stay: the collector need not visit them each time
         self._open_training_data()
         self._open_validation_data()
+        if self.steps < self.config.train.steps:
+            self._print(f"the run ends after {self.steps} steps: a set is exhausted then")
         stop, _ = self._signals_on_any_rank()
         while self.state.step < self.steps and not stop:
             self.step()
@@ -231,8 +231,6 @@ class Trainer:
                 self.validation_plans.append(plan)
             else:
                 self._print(f"{chosen.path} has no documents in split 'val': it is not evaluated")
-        if self.steps < self.config.train.steps:
-            self._print(f"the run ends after {self.steps} steps: a set is exhausted then")
 
     def _next_micro_batches(self) -> list[Batch]:
         """This rank's part of the next global batch.
