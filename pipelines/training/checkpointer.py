@@ -114,7 +114,7 @@ class Checkpointer:
         return [entries for entries, _ in results]
 
     def _make_folder(self, temporary: Path) -> list[Path]:
-        """On rank 0: remove what interrupted saves left, and create the folder."""
+        """Create the folder on rank 0, and remove those that interrupted saves left."""
         if self.engine.rank == 0:
             for leftover in temporary.parent.glob(f"{TEMPORARY_PREFIX}*"):
                 shutil.rmtree(leftover)
@@ -124,7 +124,7 @@ class Checkpointer:
     def _write_model(
         self, weights: dict[str, Any], temporary: Path, state: TrainState
     ) -> list[Path]:
-        """On rank 0, which alone has the weights: write the exported model and the state."""
+        """Write the exported model and the state on rank 0, which alone has the weights."""
         if self.engine.rank != 0:
             return []
         model = temporary / MODEL_FOLDER
@@ -132,7 +132,7 @@ class Checkpointer:
         return [*sorted(model.iterdir()), write_state(temporary, state)]
 
     def _publish(self, temporary: Path, folder: Path, files: FileEntries, step: int) -> list[Path]:
-        """On rank 0: write the manifest, give the folder its name, and remove old checkpoints."""
+        """Write the manifest on rank 0, give the folder its name, and remove old checkpoints."""
         if self.engine.rank == 0:
             write_checkpoint_manifest(temporary, folder.name, files)
             rename_durably(temporary, folder)

@@ -76,7 +76,7 @@ class Engine:
         optimizer = make_optimizer(model, config.optimizer, precision)
         self._parameter_names = reshard.parameter_names(optimizer, model)
         self._unsharded_grad_norm = 0.0
-        """Norm of this step's gradient at ZeRO 0, at which DeepSpeed does not compute it."""
+        """Norm of the last gradient at ZeRO 0, where DeepSpeed does not compute it."""
         if self.zero_stage == 0:
             optimizer.register_step_pre_hook(self._drop_nonfinite_gradients)
         self._initialize_deepspeed(model, optimizer)
@@ -124,7 +124,8 @@ class Engine:
         return self._forward(batch, None)
 
     def _batches_counted_here(self, micro_batches: Sequence[Batch]) -> Sequence[Batch]:
-        """The micro batches that this rank counts: those of a group are counted by its first."""
+        """The micro batches whose ids this rank counts: in a group that shares rows, only the first
+        rank counts them."""
         is_first = self._sequence_parallel is None or self._sequence_parallel.rank == 0
         return micro_batches if is_first else []
 
@@ -172,7 +173,7 @@ class Engine:
         return (grad_norm if is_applied else math.nan), is_applied
 
     def _drop_nonfinite_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Before a step at ZeRO 0: remove gradients that are not finite, so nothing is updated.
+        """Remove gradients that are not finite before a step at ZeRO 0, so that it changes nothing.
 
         DeepSpeed skips these steps itself at the other stages.
         """
