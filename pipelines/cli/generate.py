@@ -72,11 +72,15 @@ def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--size",
         metavar="WIDTHxHEIGHT",
-        help="size in pixels; without it that of the prompt, or one drawn by the model",
+        help="size of an image in pixels; without it the prompt's, or one that the model draws",
     )
-    group.add_argument("--grey", action="store_true", help="one channel")
     group.add_argument(
-        "--prompt-rows", type=int, default=16, help="rows of pixels to keep of the prompt"
+        "--grey",
+        action="store_true",
+        help="one channel instead of three",
+    )
+    group.add_argument(
+        "--prompt-rows", type=int, default=16, help="rows of pixels to keep of an image prompt"
     )
     group.add_argument(
         "--sheet", action="store_true", help="also write all images into one, sheet.png"
@@ -86,22 +90,22 @@ def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_audio_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("audio")
     group.add_argument(
-        "--seconds", type=float, default=1.0, help="length in seconds, prompt included"
+        "--seconds", type=float, default=1.0, help="length of a sound in seconds, prompt included"
     )
     group.add_argument(
         "--rate",
         type=int,
-        help="samples per second; without it that of the prompt, or one drawn by the model",
+        help="samples per second of a sound; without it the prompt's, or one that the model draws",
     )
     group.add_argument(
         "--channels",
         type=int,
-        help="number of channels; without it those of the prompt, or 1 with --rate, or drawn",
+        help="channels of a sound; without it the prompt's, 1 with --rate, or drawn with the rate",
     )
     group.add_argument(
-        "--prompt-seconds", type=float, default=0.25, help="seconds to keep of the prompt"
+        "--prompt-seconds", type=float, default=0.25, help="seconds to keep of a sound prompt"
     )
-    group.add_argument("--flac", action="store_true", help="write FLAC instead of WAV")
+    group.add_argument("--flac", action="store_true", help="write sounds as FLAC instead of WAV")
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:

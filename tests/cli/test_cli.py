@@ -51,7 +51,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 
 def test_help_shows_the_default_of_options_that_have_one() -> None:
     shown = " ".join(bytelm("generate", "--help").stdout.split())
-    assert "length in seconds, prompt included (default: 1.0)" in shown
+    assert "length of a sound in seconds, prompt included (default: 1.0)" in shown
     assert "(default: None)" not in shown
     assert "(default: False)" not in shown
 

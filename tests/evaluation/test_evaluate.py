@@ -1,4 +1,4 @@
-"""Bits per byte: against the definition, id by id, and the codecs beside it."""
+"""Bits per byte against the definition, id by id, and the sizes of codecs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from bytelm.modalities import MODALITIES, framing
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.checkpoints.load import load_model
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
@@ -45,8 +46,6 @@ def test_bits_per_byte_is_the_sum_over_the_documents(
     """Each document is framed and scored by itself, piece by piece, with the naive softmax of all
     logits; the packed rows of the evaluation have to give the same sums."""
     metrics, _ = evaluate(model_folder, [mixed_set.location], "train", batch, "fp32")
-    from bytelm.pipelines.checkpoints.load import load_model
-
     model, _ = load_model(model_folder)
     plan = Plan([Source(mixed_set)], PlanConfig(256, 8, VIEWS))
     payload = dict.fromkeys(MODALITIES, 0.0)
@@ -72,10 +71,10 @@ def test_bits_per_byte_is_the_sum_over_the_documents(
                     logits = model.logits(ids[None])[0].double()
                 nats = -logits.log_softmax(1)[torch.arange(len(ids)), ids].numpy()
                 for name, modality in MODALITIES.items():
-                    own = framed.modality == modality.code
-                    payload[name] += nats[own & framed.payload].sum()
-                    frame[name] += nats[own & framed.scored & ~framed.payload].sum()
-                    count[name] += int((own & framed.payload).sum())
+                    in_modality = framed.modality == modality.code
+                    payload[name] += nats[in_modality & framed.payload].sum()
+                    frame[name] += nats[in_modality & framed.scored & ~framed.payload].sum()
+                    count[name] += int((in_modality & framed.payload).sum())
     for name in MODALITIES:
         assert metrics[name]["payload_bytes"] == count[name]
         bits = payload[name] / math.log(2) / count[name]
@@ -101,20 +100,20 @@ def test_a_uniform_model_pays_the_logarithm_of_the_vocabulary(mixed_set: ShardSe
 def test_ranks_add_up(mixed_set: ShardSet) -> None:
     plan = Plan([Source(mixed_set)], PlanConfig(256, 8, VIEWS))
 
-    def run(rank: int, ranks: int) -> Scores:
+    def scores_of_rank(rank: int, ranks: int) -> Scores:
         scores = Scores()
         loader = make_loader(plan, EvaluationRows(plan.rows(0), 2, rank, ranks), 0)
         for batch in loader:
             scores.add_batch(batch, batch.ids.double() / 100, 8)
         return scores
 
-    whole, parts = run(0, 1), [run(rank, 3) for rank in range(3)]
-    for name, head in whole.heads.items():
-        others = [part.heads[name] for part in parts]
+    total, parts = scores_of_rank(0, 1), [scores_of_rank(rank, 3) for rank in range(3)]
+    for name, head in total.heads.items():
+        part_heads = [part.heads[name] for part in parts]
         for key, value in head.nats.items():
-            assert sum(o.nats[key] for o in others) == pytest.approx(value, rel=1e-12)
+            assert sum(part.nats[key] for part in part_heads) == pytest.approx(value, rel=1e-12)
         for key, count in head.counts.items():
-            assert sum(o.counts[key] for o in others) == count
+            assert sum(part.counts[key] for part in part_heads) == count
 
 
 def test_codecs_are_what_anyone_would_measure(make_set: SetMaker, tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_codecs_are_what_anyone_would_measure(make_set: SetMaker, tmp_path: Path
         assert 7.5 < sizes.bits_per_byte()[codec] < 10, "noise does not compress"
         sizes = CodecSizes()
         sizes.add(sample, np.frombuffer(sample.data, np.uint8)[: len(sample.data) // 2])
-        assert codec not in sizes.bits_per_byte(), "not beside a lossy view"
+        assert codec not in sizes.bits_per_byte(), "not for a lossy view"
 
 
 def test_the_table_shows_every_figure_in_80_columns() -> None:

@@ -52,14 +52,14 @@ def test_every_scored_id_counts_once_and_is_the_documents_own(
         for i, segment in enumerate(scored.segments)
     ]
     whole = scored.frame(spans, PATCH)
-    counted = np.zeros(len(whole.ids), np.int64)
+    times_counted = np.zeros(len(whole.ids), np.int64)
     for window in windows(scored, LENGTH, PATCH, scoring):
         assert len(window.positions) <= LENGTH
         assert len(window.positions) % PATCH == 0
-        mine = window.positions >= 0
-        assert np.array_equal(window.framed.ids[mine], whole.ids[window.positions[mine]])
-        counted[window.positions[mine]] += 1
-    assert (counted[whole.scored] == 1).all()
+        counts = window.positions >= 0
+        assert np.array_equal(window.framed.ids[counts], whole.ids[window.positions[counts]])
+        times_counted[window.positions[counts]] += 1
+    assert (times_counted[whole.scored] == 1).all()
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
@@ -92,8 +92,8 @@ def test_nats_are_those_of_each_window_alone(scoring: str, make_set: SetMaker) -
     def nats(batch: Batch) -> torch.Tensor:
         return model(batch.ids.long(), batch.document, batch.modality)
 
-    found = list(scored_documents(plan, nats, 2, scoring))
-    assert len(found) == 4
+    results = list(scored_documents(plan, nats, 2, scoring))
+    assert len(results) == 4
     for shard in shard_set.split("train"):
         index = shard_set.index(shard)
         for number in np.unique(index["document"]):
@@ -103,15 +103,17 @@ def test_nats_are_those_of_each_window_alone(scoring: str, make_set: SetMaker) -
                 s.modality.to_view(shard_set.sample(shard, row), s.view, PATCH)
                 for s, row in zip(segments, rows, strict=True)
             ]
-            own = found.pop(0)
-            assert np.isfinite(own.nats[own.framed.scored]).all()
+            result = results.pop(0)
+            assert np.isfinite(result.nats[result.framed.scored]).all()
             for window in windows(Document(segments, payloads), 256, PATCH, scoring):
                 ids = torch.from_numpy(window.framed.ids).long()
                 with torch.no_grad():
                     logits = model.logits(ids[None])[0].double()
                 alone = -logits.log_softmax(1)[torch.arange(len(ids)), ids].numpy()
-                mine = window.positions >= 0
-                assert own.nats[window.positions[mine]] == pytest.approx(alone[mine], abs=1e-4)
+                counts = window.positions >= 0
+                assert result.nats[window.positions[counts]] == pytest.approx(
+                    alone[counts], abs=1e-4
+                )
 
 
 def test_the_command_counts_the_same_bytes_for_every_scoring(
