@@ -17,7 +17,7 @@ and scale into one factor before the rotation, or into the weight. This saves tw
 rounds in another way than training does, and compressed files depend on how it rounds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -143,11 +143,15 @@ class CachedStage:
         x = self.norm(x)
         return x if self.patch_out is None else self.patch_out(x)
 
-    def project_parent(self, output: Tensor) -> Tensor:
-        """Input [R, m, D] at each position of a sequence, from the parent's output [R, m * d]."""
+    def set_parent_output(self, output: Tensor, rows: Sequence[int]) -> None:
+        """Project the parent's output [R, m * d] in `rows` to the inputs of a new sequence."""
         assert self.parent is not None
         projected = self.parent(output.reshape(len(output) * self.sequence_length, -1))
-        return projected.view(len(output), self.sequence_length, -1)
+        projected = projected.view(len(output), self.sequence_length, -1)
+        if len(rows) == len(self.parent_input):
+            self.parent_input = projected
+        else:
+            self.parent_input[rows] = projected
 
     def token_input(
         self, preceding_ids: Tensor, position: int, codec_features: Tensor | None

@@ -177,13 +177,13 @@ class Decoder:
             Output of the last stage at the position where the row stands, [1, D].
         """
         held = self._held[row]
-        start = 0  # the id at which the first position that a stage runs begins
+        start = 0  # the first id of the first position that a stage runs
         output = newest = torch.empty(0)
         for index, stage in enumerate(self._stages):
             if index == 0:
                 n = held // stage.position_bytes + 1
             else:
-                stage.parent_input[row] = stage.project_parent(newest)[0]
+                stage.set_parent_output(newest, [row])
                 if not stage.stage.cross_patch_keys:  # only the newest sequence matters
                     output = newest
                 n = len(output) * stage.sequence_length
@@ -251,32 +251,29 @@ class Decoder:
     # --- steps ---
 
     def _advance(self) -> Tensor:
-        """Run the stages that reach a new position; the last one's output, [B, D]."""
+        """Run each stage in the rows where it reaches a new position.
+
+        Returns:
+            Output of the last stage, which does so in every row, [B, D].
+        """
         output = torch.empty(0)
-        is_aligned = self._is_aligned()
+        advance_stage = self._advance_aligned if self._is_aligned() else self._advance_ragged
         for index, stage in enumerate(self._stages):
             size = stage.position_bytes
             rows = [row for row, held in enumerate(self._held) if held % size == 0]
-            if not rows:
-                continue
-            output = (
-                self._advance_aligned(index) if is_aligned else self._advance_ragged(index, rows)
-            )
-            if index + 1 < len(self._stages):
-                child = self._stages[index + 1]
-                if is_aligned:
-                    child.parent_input = child.project_parent(output)
-                else:
-                    child.parent_input[rows] = child.project_parent(output)
+            if rows:
+                output = advance_stage(index, rows)
+                if index + 1 < len(self._stages):
+                    self._stages[index + 1].set_parent_output(output, rows)
         return output
 
-    def _advance_aligned(self, index: int) -> Tensor:
-        """Run a stage for the new position of all rows, which hold equally many ids."""
+    def _advance_aligned(self, index: int, rows: list[int]) -> Tensor:
+        """Run a stage for the new position of all `rows`, which hold equally many ids."""
         stage, held = self._stages[index], self._held[0]
         position = held // stage.position_bytes
         offset = position % stage.sequence_length
         is_first = position < stage.sequence_length
-        codec_features = self._codec_features(range(self.batch)) if stage.feature_in else None
+        codec_features = self._codec_features(rows) if stage.feature_in else None
         end = self.model.lookback_bytes + held
         preceding_ids = self._ids[:, end - stage.stage.input_window : end]
         return stage.advance(

@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 
 NOISE_BLOCK = 256
-"""Numbers of a row that are made at once."""
+"""Random numbers of a row that are drawn at once."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an id is drawn: the limits apply one after the other, in this order.
+    """Settings of a draw; the limits apply one after the other, in the order of the fields.
 
-    Raises ValueError for values out of range.
+    Raises:
+        ValueError: a value is out of range.
     """
 
     temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest id, and nothing is drawn."""
+    """Divides the logits; 0 takes the likeliest id without a draw."""
     top_k: int = 0
-    """Only the k likeliest ids; 0 for all."""
+    """Keep the k likeliest ids; 0 keeps all."""
     top_p: float = 1.0
-    """Only the likeliest ids whose probabilities first reach this sum, above 0."""
+    """Keep the fewest likeliest ids whose probabilities add up to at least this, above 0."""
     min_p: float = 0.0
-    """Only ids that have this share of the likeliest id's probability."""
+    """Keep ids with at least this fraction of the likeliest id's probability."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):
@@ -42,35 +43,39 @@ class Sampling:
 
 
 class Noise:
-    """Numbers in [0, 1), of which a row's depend on its seed alone, not on the other rows."""
+    """Uniform numbers in [0, 1); those of a row depend on its seed alone, not on other rows."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._device = device
         self._block = torch.empty(0, len(seeds))
-        self._at = 0
+        self._next = 0
 
     def draw(self) -> Tensor:
         """The next number of each row, [B] float64."""
-        if self._at == len(self._block):
+        if self._next == len(self._block):
             rows = [
                 torch.rand(NOISE_BLOCK, generator=g, dtype=torch.float64) for g in self._generators
             ]
-            # A number next to 1 could reach the whole mass by rounding.
+            # Rounding could make a number next to 1 reach the total probability.
             self._block = torch.stack(rows, dim=1).clamp(max=1.0 - 2.0**-32).to(self._device)
-            self._at = 0
-        self._at += 1
-        return self._block[self._at - 1]
+            self._next = 0
+        self._next += 1
+        return self._block[self._next - 1]
 
 
 def sample(
     logits: Tensor, sampling: Sampling, noise: Tensor, allowed: Tensor | None = None
 ) -> Tensor:
-    """One id for each row, [B] int64.
+    """Draw an id for each row.
 
-    logits [B, V].
-    noise [B]: a number of `Noise` for each row; not read at temperature 0.
-    allowed [B, V] bool: the ids that may be drawn, at least one in each row.
+    Args:
+        logits: [B, V].
+        noise: [B], from `Noise.draw`; not read at temperature 0.
+        allowed: [B, V] bool, ids that may be drawn, at least one in each row.
+
+    Returns:
+        [B] int64.
     """
     logits = logits.double()
     if allowed is not None:
@@ -84,12 +89,13 @@ def sample(
     probabilities = logits.softmax(dim=1)
     if sampling.top_p < 1.0:
         ordered, ids = probabilities.sort(dim=1, descending=True, stable=True)
-        before = ordered.cumsum(dim=1) - ordered
-        probabilities = probabilities.scatter(1, ids, ordered * (before < sampling.top_p))
+        sum_before = ordered.cumsum(dim=1) - ordered
+        probabilities = probabilities.scatter(1, ids, ordered * (sum_before < sampling.top_p))
     if sampling.min_p > 0.0:
         least = sampling.min_p * probabilities.amax(dim=1, keepdim=True)
         probabilities = probabilities * (probabilities >= least)
-    # The first id whose cumulative mass is above a point in [0, mass): never one of no mass.
-    upto = probabilities.cumsum(dim=1).masked_fill(probabilities == 0.0, -1.0)
-    point = noise[:, None] * upto.amax(dim=1, keepdim=True)
-    return (upto > point).to(torch.uint8).argmax(dim=1)
+    # Take the first id whose cumulative probability is above a point in [0, total). An id of
+    # probability 0 gets -1, so that it is never taken.
+    cumulative = probabilities.cumsum(dim=1).masked_fill(probabilities == 0.0, -1.0)
+    point = noise[:, None] * cumulative.amax(dim=1, keepdim=True)
+    return (cumulative > point).to(torch.uint8).argmax(dim=1)

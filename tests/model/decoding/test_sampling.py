@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 def _counts(logits: Tensor, draws: int, allowed: Tensor | None = None, **options: float) -> Tensor:
-    """How often each id of one row's logits is drawn."""
+    """Draws of each id from one row's logits."""
     noise = Noise(range(draws), CPU).draw()
     ids = sample(logits.expand(draws, -1), Sampling(**options), noise, allowed)  # type: ignore[arg-type]
     return torch.bincount(ids, minlength=logits.shape[-1])
@@ -72,7 +72,7 @@ def test_only_allowed_ids_are_drawn() -> None:
         assert drawn[[0, 2]].min() > 150
 
 
-def test_the_ends_of_the_noise_draw_ids_that_have_a_probability() -> None:
+def test_the_smallest_and_largest_noise_draw_ids_of_positive_probability() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]]).expand(2, -1)
     noise = torch.tensor([0.0, 1.0 - 2.0**-32], dtype=torch.float64)
     assert sample(logits, Sampling(), noise).tolist() == [1, 2]
