@@ -25,7 +25,7 @@ import torch
 
 from bytelm.modalities import framing
 from bytelm.modalities.base import Bytes
-from bytelm.modalities.framing import PADDING_DOCUMENT, Framed, Segment, Span
+from bytelm.modalities.framing import Framed, Segment, Span
 from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.evaluation import BOTH, PLAIN, SLIDING, STRIDED
@@ -265,25 +265,25 @@ class _WindowRows:
         self._rows, self._room = [], 0
 
     def _batch(self, rows: Sequence[Sequence[tuple[ScoredDocument, Window]]]) -> Batch:
-        shape = (len(rows), self._length)
-        patches = (len(rows), self._length // self._patch)
-        ids = np.full(shape, framing.PAD, np.uint16)
-        modality = np.zeros(patches, np.uint8)
-        document = np.full(patches, PADDING_DOCUMENT, np.int32)
-        for b, row in enumerate(rows):
-            begin = 0
-            for number, (_, window) in enumerate(row):
-                end = begin + len(window.positions)
-                of_patches = slice(begin // self._patch, end // self._patch)
-                ids[b, begin:end] = window.framed.ids
-                modality[b, of_patches] = window.framed.modality[:: self._patch]
-                document[b, of_patches] = number
-                begin = end
+        framed = [self._frame(row) for row in rows]
         return Batch(
-            ids=torch.from_numpy(ids),
-            patch_modality=torch.from_numpy(modality),
-            document=torch.from_numpy(document),
-            role=torch.zeros(shape, dtype=torch.uint8),
+            ids=torch.from_numpy(np.stack([row.ids for row in framed])),
+            patch_modality=torch.from_numpy(np.stack([row.patch_modality for row in framed])),
+            document=torch.from_numpy(np.stack([row.document for row in framed])),
+            role=torch.from_numpy(np.stack([row.role for row in framed])),
             origins=[None] * len(rows),
             damage=[],
         )
+
+    def _frame(self, windows: Sequence[tuple[ScoredDocument, Window]]) -> Framed:
+        row = Framed.padding(self._length, self._patch)
+        begin = 0
+        for number, (_, window) in enumerate(windows):
+            end = begin + len(window.positions)
+            patches = slice(begin // self._patch, end // self._patch)
+            row.ids[begin:end] = window.framed.ids
+            row.role[begin:end] = window.framed.role
+            row.patch_modality[patches] = window.framed.patch_modality
+            row.document[patches] = number
+            begin = end
+        return row
