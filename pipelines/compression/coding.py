@@ -37,9 +37,9 @@ class _Row:
 
     modality: Modality
     ids: Ids
-    """[n]; coding writes the ids from `given` on in place."""
-    given: int
-    """Ids at the start that encoder and decoder both know."""
+    """[n]; coding writes the ids from `known` on in place."""
+    known: int
+    """Number of ids at the start that encoder and decoder both know."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def encode_documents(
     segments = [document.segment for document in documents]
     openings = [_opening(segment, patch) for segment in segments]
     kinds = [segment.modality for segment in segments]
-    soms = [_Row(kind, ids[:1], given=0) for kind, ids in zip(kinds, openings, strict=True)]
-    headers = [_Row(kind, ids, given=1) for kind, ids in zip(kinds, openings, strict=True)]
+    soms = [_Row(kind, ids[:1], known=0) for kind, ids in zip(kinds, openings, strict=True)]
+    headers = [_Row(kind, ids, known=1) for kind, ids in zip(kinds, openings, strict=True)]
     _code_rows(model, encoder, soms, batch)
     _code_rows(model, encoder, headers, batch)
     _code_payloads(model, encoder, documents, batch, advance)
@@ -104,7 +104,7 @@ def decode_documents(
     """
     decoder, patch = RangeDecoder(words), model.config.patch
     text = MODALITIES["text"]  # stands in until the SOM is known
-    soms = [_Row(text, np.zeros(1, np.uint16), given=0) for _ in entries]
+    soms = [_Row(text, np.zeros(1, np.uint16), known=0) for _ in entries]
     _code_rows(model, decoder, soms, batch)
     headers = [_header_row(int(row.ids[0])) for row in soms]
     _code_rows(model, decoder, headers, batch)
@@ -131,7 +131,7 @@ def _header_row(som: int) -> _Row:
     modality = BY_SOM[som]
     ids = np.zeros(1 + modality.header_size, np.uint16)
     ids[0] = som
-    return _Row(modality, ids, given=1)
+    return _Row(modality, ids, known=1)
 
 
 def _parse_segment(row: _Row, size: int, patch: int) -> Segment:
@@ -143,7 +143,7 @@ def _parse_segment(row: _Row, size: int, patch: int) -> Segment:
 def _code_payloads(
     model: Megabyte, coder: Coder, documents: Sequence[Document], batch: int, advance: Advance
 ) -> None:
-    """Code the bodies of all documents, with preambles given; a decoder fills `payload`.
+    """Code the bodies of all documents, with known preambles; a decoder fills `payload`.
 
     Pieces of about the same length step together. Raises ValueError where a payload does not end
     where it should.
@@ -171,10 +171,10 @@ def _split(document: Document, context: int, patch: int) -> list[_Piece]:
 
 
 def _payload_row(piece: _Piece, framed: Framed, patch: int) -> _Row:
-    """A piece's ids without the padding at the end, of which the preamble is given."""
+    """A piece's ids without the padding at the end, of which the preamble is known."""
     modality = piece.document.segment.modality
     opening = framing.preamble_length(modality, patch)
-    return _Row(modality, framed.ids[: opening + piece.size].copy(), given=opening)
+    return _Row(modality, framed.ids[: opening + piece.size].copy(), known=opening)
 
 
 def _code_rows(model: Megabyte, coder: Coder, rows: Sequence[_Row], batch: int) -> None:
@@ -185,10 +185,10 @@ def _code_rows(model: Megabyte, coder: Coder, rows: Sequence[_Row], batch: int) 
 
 @torch.no_grad()
 def _code_batch(model: Megabyte, coder: Coder, rows: Sequence[_Row], advance: Advance) -> None:
-    """Step rows together, and code in each step the ids [R] that are not given."""
+    """Step rows together, and code in each step the ids [R] that are not known."""
     device = model.lm_head.weight.device
     lengths = np.array([len(row.ids) for row in rows])
-    given = np.array([row.given for row in rows])
+    known = np.array([row.known for row in rows])
     longest = int(lengths.max())
     ids = np.full((len(rows), longest), framing.PAD, np.uint16)  # [B, n]
     for padded, row in zip(ids, rows, strict=True):
@@ -202,7 +202,7 @@ def _code_batch(model: Megabyte, coder: Coder, rows: Sequence[_Row], advance: Ad
         if position:
             previous = torch.from_numpy(ids[:, position - 1].astype(np.int64)).to(device)
             logits = decoder.step(previous, codes if position == 1 else None)
-        coded = np.flatnonzero((given <= position) & (position < lengths))
+        coded = np.flatnonzero((known <= position) & (position < lengths))
         if coded.size:
             probabilities = logits.double().softmax(dim=1).cpu().numpy()[coded]  # [R, V]
             ids[coded, position] = coder.code(ids[coded, position], probabilities)

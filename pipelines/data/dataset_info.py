@@ -53,8 +53,8 @@ class DatasetInfo:
         headers: dict[str, list[Header]] = {}
         for (modality, header), _ in counts.most_common():
             headers.setdefault(modality, []).append(header)
-        kept = {modality: found[:MAX_HEADERS] for modality, found in headers.items()}
-        return cls(plan.config.views, kept, frozenset(pairs))
+        most_frequent = {name: values[:MAX_HEADERS] for name, values in headers.items()}
+        return cls(plan.config.views, most_frequent, frozenset(pairs))
 
     def to_extra(self) -> dict[str, Any]:
         """The info as entries of the exported model's config."""

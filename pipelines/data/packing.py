@@ -320,5 +320,5 @@ def _split_document(
 
 def _ranges(first: Ints, count: Ints) -> Ints:
     """The ranges first[i] ... first[i] + count[i] - 1, one after the other."""
-    before = np.cumsum(count) - count
-    return np.arange(count.sum()) + np.repeat(first - before, count)
+    position = np.cumsum(count) - count
+    return np.arange(count.sum()) + np.repeat(first - position, count)

@@ -163,9 +163,9 @@ class RowDataset(Dataset[Batch]):
         view = self.plan.config.views[modality.name]
         stored = modality.stored_range(view, start, stop)
         if stored is not None:
-            first, last, before = stored
-            sample = shard_set.sample(planned.shard, member, first, last)
-            return modality.to_view(sample, view, patch)[before : before + stop - start]
+            stored_start, stored_stop, skip = stored
+            sample = shard_set.sample(planned.shard, member, stored_start, stored_stop)
+            return modality.to_view(sample, view, patch)[skip : skip + stop - start]
         key = (planned.source, planned.shard.name, int(member["offset"]))
         payload = self._payloads.get(key)
         if payload is None:

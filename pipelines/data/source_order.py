@@ -147,9 +147,9 @@ class SourceOrder:
     def address(self, row: int) -> Address:
         """The address of a row counted over all passes."""
         pass_, row_of_pass = divmod(row, self.rows_per_pass)
-        before = self._pass_order(pass_).rows_before
-        window = int(np.searchsorted(before, row_of_pass, side="right")) - 1
-        return Address(pass_, window, row_of_pass - int(before[window]))
+        rows_before = self._pass_order(pass_).rows_before
+        window = int(np.searchsorted(rows_before, row_of_pass, side="right")) - 1
+        return Address(pass_, window, row_of_pass - int(rows_before[window]))
 
     def window_shards(self, pass_: int, window: int) -> list[tuple[int, Shard]]:
         """(number of this source, shard) of each shard of a window."""
@@ -279,8 +279,8 @@ class SourceOrder:
             row_bytes = self._packed(pass_, number)[0].row_bytes
             cost[of_shard] = _cost(row_bytes)[order.row[of_shard]]
         middle = np.cumsum(cost) - cost / 2
-        before = pass_ * self.cost_per_pass + self._pass_order(pass_).cost_before[window]
-        return (before + middle) / self.weight
+        cost_before = pass_ * self.cost_per_pass + self._pass_order(pass_).cost_before[window]
+        return (cost_before + middle) / self.weight
 
 
 def _cost(row_bytes: Ints) -> Ints:

@@ -188,8 +188,8 @@ def test_a_changed_byte_is_named_or_masked(make_set: SetMaker, tmp_path: Path) -
     assert "train-2" in masked.damage[0].cause
     assert masked.payload.sum() == 4 * 4 * 3 + 40
     complete = RowDataset(plan_of(intact)).__getitems__([(0, 0)])
-    kept = masked.payload.numpy()
-    assert (masked.ids.numpy()[kept] == complete.ids.numpy()[kept]).all()
+    intact_ids = masked.payload.numpy()
+    assert (masked.ids.numpy()[intact_ids] == complete.ids.numpy()[intact_ids]).all()
     lost = complete.scored.numpy() & ~masked.scored.numpy()
     assert (masked.ids.numpy()[lost] == framing.PAD).all()
     assert lost.sum() == 1 + 5 + 9 + 2, "SOM, header, payload, EOM, EOD"
