@@ -21,8 +21,9 @@ from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.row_dataset import RowDataset
 from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
-from bytelm.pipelines.errors import DamageError, ShardSet
+from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.shards.format import CRC_CHUNK
+from bytelm.pipelines.shards.reader import ShardSet
 
 VIEWS = {"text": "utf8", "image": "planar", "audio": "s16be"}
 
