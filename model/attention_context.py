@@ -4,7 +4,7 @@ Shapes:
     S   positions of a stage laid flat, sequence after sequence
     M   sequences of equal length
     n   positions of a sequence
-    r   last positions of the sequence before that a position also attends to
+    r   last positions of the preceding sequence that a position also attends to
     H   heads, each of c channels
 """
 
@@ -24,14 +24,14 @@ Groups = Sequence[tuple[int, int]]
 
 
 class AttentionContext(Protocol):
-    """Keys and values that the positions of a layer attend to, in training or from a cache."""
+    """The keys and values that a layer's positions attend to, in training or from a cache."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention of scaled queries, [S, H, c] to [S, H, c]."""
 
 
 class PackedContext:
-    """Attention within each of the sequences that are packed into S; none pays for the others.
+    """Attention within each of the sequences packed into S, at the cost of running them alone.
 
     Args:
         groups: lengths of the sequences.
@@ -55,10 +55,10 @@ class PackedContext:
 
 
 class CrossPatchContext:
-    """Attention within each of M sequences and to the last r positions of the one before it.
+    """Attention within each of M sequences and to the last r positions of the preceding one.
 
     Args:
-        opens_document: [M] bool, sequences that open a document and have none before them.
+        opens_document: [M] bool, sequences that open a document; they attend to no preceding one.
         carried: [2, H, r, c], keys and values of the last r positions before the first sequence;
             None where it opens a document.
         buffer: [2, H, r, c], receives those of the last sequence. The caller allocates it before

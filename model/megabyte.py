@@ -145,8 +145,8 @@ class Megabyte(nn.Module):
         local_context = SequenceParallelContext(context, sequence_parallel)
         output = self._run_stage_0(patches[reach:], local_context)
         if reach:
-            before = sequence_parallel.receive_from_previous(output[-reach:])
-            output = torch.cat([before, output])
+            preceding = sequence_parallel.receive_from_previous(output[-reach:])
+            output = torch.cat([preceding, output])
         nats = self._lower_nats(output, patches)[reach:]
         all_nats = nats.new_zeros(len(layout.order), self.config.patch)
         return layout.scatter(all_nats.index_copy(0, local[reach:], nats), len(ids))
@@ -302,7 +302,7 @@ class Megabyte(nn.Module):
 
         Args:
             stage_0_output: [C, D].
-            carried: keys and values of the chunk before, see `CrossPatchContext`; empty for the
+            carried: keys and values of the preceding chunk, see `CrossPatchContext`; empty for the
                 first chunk, which opens a document.
 
         Returns:

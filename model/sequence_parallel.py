@@ -55,7 +55,7 @@ class SequenceParallel:
     """This rank's number in the group."""
 
     def local_indices(self, positions: int, preceding: int = 0) -> Tensor:
-        """Indices of this rank's part of S `positions`, after those of `preceding` before it.
+        """Indices of this rank's part of S `positions`, after those of the `preceding` ones.
 
         Rank 0 takes the last positions of the batch as preceding ones, so that all ranks have
         equally many.
@@ -68,7 +68,7 @@ class SequenceParallel:
         return torch.arange(self.rank * count - preceding, (self.rank + 1) * count) % positions
 
     def receive_from_previous(self, x: Tensor) -> Tensor:
-        """Send x [n, D] to the next rank; return that of the rank before (rank 0: of the last)."""
+        """Send x [n, D] to the next rank; return that of the previous one (cyclic)."""
         next_rank = (self.rank + 1) % self.ranks
         zeros = torch.zeros_like(x)
         parts = [x if rank == next_rank else zeros for rank in range(self.ranks)]
@@ -77,7 +77,7 @@ class SequenceParallel:
 
 
 class SequenceParallelContext:
-    """Attention over all positions of a packed batch, each rank having some of them.
+    """Attention over all positions of a packed batch, of which each rank has some.
 
     Args:
         full_context: context of all S positions, applied to H / W heads.

@@ -3,7 +3,7 @@
 Shapes:
     S   positions of the stage laid flat, sequence after sequence
     n   positions of a sequence
-    r   positions of the sequence before that one attends to
+    r   positions of the preceding sequence that a position attends to
     D   width of the stage
     H   heads, each of c = D / H channels
     b   bytes in a position of the stage
@@ -38,10 +38,10 @@ Linear = Callable[[Tensor], Tensor]
 class Stage(nn.Module):
     """A causal decoder over positions of b bytes.
 
-    The input of a position is the embeddings of the bytes of the position before it, or a
-    trainable start. Stage 0 adds a position table; every other stage adds its slice of the
-    parent's output through one shared matrix (w_GL in the paper). The last stage may add
-    embeddings of the n-grams before a position and of its codec features.
+    The input of a position is the byte embeddings of the preceding position, or a trainable
+    start. Stage 0 adds a position table; every other stage adds its slice of the parent's output
+    through one shared matrix (w_GL in the paper). The last stage may add embeddings of the n-grams
+    before a position and of its codec features.
     """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
@@ -67,14 +67,14 @@ class Stage(nn.Module):
         self.norm = make_norm(config, shape.width)
 
     def _add_wide_inputs(self, config: ModelConfig, index: int) -> None:
-        """Add the inputs that reach further back than one position, or that a codec predicts."""
+        """Add convolutions, n-grams and codec features, which read more than one position."""
         width, is_last = config.stages[index].width, index == len(config.stages) - 1
-        self.embedded_ids = self.position_bytes  # before a position, read as byte embeddings
+        self.embedded_ids = self.position_bytes  # preceding ids whose byte embeddings are read
         self.patch_encoder = None
         if index == 0 and config.conv_patch_encoder:
             self.embedded_ids += PatchEncoder.REACH
             self.patch_encoder = PatchEncoder(config.byte_width(index))
-        self.input_window = self.embedded_ids  # ids before a position that are read at all
+        self.input_window = self.embedded_ids  # preceding ids that are read at all
         self.ngram_embed, self.ngram_in = None, None
         if is_last and config.ngram_table_size:
             self.input_window = max(NgramEmbed.LENGTHS)
@@ -137,11 +137,11 @@ class Stage(nn.Module):
     def token_input(
         self, preceding_ids: Tensor, position: Tensor, codec_features: Tensor | None
     ) -> Tensor:
-        """Input of each of S positions without the parent's output.
+        """Input of each of S positions, except for the part that comes from the parent.
 
         Args:
             preceding_ids: [S, input_window] int64, the ids before the position in its document,
-                -1 where there are none; the last b of them are the position before.
+                -1 where there are none; the last b of them are the preceding position.
             position: [S] int64, the position in its document.
             codec_features: [S, J], those of the position's id, for a stage that reads them.
 
@@ -201,8 +201,8 @@ class Stage(nn.Module):
 
         Args:
             opens_document: [M] bool, the sequences that open a document.
-            carried: keys and values of the chunk before, a tensor for each layer; exhausted in
-                the first chunk.
+            carried: keys and values of the preceding chunk, a tensor for each layer; none in the
+                first chunk.
         """
         weight = self.byte_embed.weight
         heads, dtype = self.blocks[0].attention.heads, compute_dtype(weight)

@@ -4,7 +4,7 @@ Shapes:
     B   rows of the decoder      R   rows that a stage advances
     b   bytes in a position of the stage
     m   positions in a sequence of the stage: a row for stage 0, else a position of its parent
-    r   positions of the sequence before that one attends to
+    r   positions of the preceding sequence that a position attends to
     D   width of the stage       H   heads of c channels
     d   width of the embedding of one byte
     J   codec features of an id
@@ -37,7 +37,7 @@ ROPE_BLOCK = 4096
 
 
 class CachedBlock:
-    """A block for one new position of rows, with a cache of the keys and values before it."""
+    """A block for one new position of rows, with a cache of preceding keys and values."""
 
     def __init__(
         self,

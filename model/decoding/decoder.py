@@ -10,7 +10,7 @@ Shapes:
     V   vocabulary               J   codec features of an id
 
 A row that holds t ids waits for the logits of id t. Stage i then stands at position t // b_i, and
-its input is the position before, so that it advances exactly when t is a multiple of b_i.
+its input is the preceding position, so that it advances exactly when t is a multiple of b_i.
 
 Prompts run through the stages of training, steps through those of `cached_stage.py`. In fp32 on a
 CPU the logits of a row are bit-identical alone and in any batch of up to BIT_IDENTICAL_ROWS:
@@ -78,7 +78,7 @@ class Decoder:
         ]
         self._modality = torch.zeros(batch, dtype=torch.int64)  # of each row's last id
         self._shared_head: int | None = 0  # the head of all rows, where they have the same
-        # The ids of each row, after `lookback_bytes` times the -1 that stands before a document.
+        # The ids of each row, behind `lookback_bytes` times -1 for the start of the document.
         self._ids = weight.new_full(
             (batch, model.lookback_bytes + patches * config.patch),
             config.pad_id,
@@ -131,7 +131,7 @@ class Decoder:
 
         Args:
             ids: [B] int64.
-            modality: [B], the modality of these ids, if it differs from that of the ids before.
+            modality: [B], the modality of these ids, if it differs from that of the preceding ids.
 
         Returns:
             Logits of each row's next id, [B, V] float32. After the last of `length` ids they are

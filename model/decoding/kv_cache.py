@@ -3,7 +3,7 @@
 Shapes:
     B   rows of the decoder      R   rows that a stage advances
     m   positions in a sequence of the stage: a row for stage 0, else a position of its parent
-    r   positions of the sequence before that one attends to
+    r   positions of the preceding sequence that a position attends to
     Q   sequences of a prompt    n   positions of a sequence
     H   heads of c channels      D   width of the stage
 """
@@ -21,7 +21,7 @@ from bytelm.model.attention_context import AttentionContext
 
 @dataclass(frozen=True)
 class CacheSlots:
-    """Slots of a stage's caches: r for the sequence before, then m for the current one."""
+    """Slots of a stage's caches: r of the preceding sequence, then m of the current one."""
 
     previous: int
     """r."""
@@ -59,7 +59,7 @@ class AlignedRows:
     Args:
         slots: of the stage.
         offset: the new position within its sequence.
-        is_first: whether the sequence is the row's first and has none before it.
+        is_first: whether the sequence is the row's first, without a preceding one.
     """
 
     def __init__(self, slots: CacheSlots, offset: int, *, is_first: bool) -> None:
@@ -67,7 +67,7 @@ class AlignedRows:
         self.slot = r + offset
         low = max(r if is_first else 0, self.slot + 1 - slots.window)
         self.attended = slice(low, self.slot + 1)
-        # A new sequence begins: its last r positions become those of the sequence before.
+        # Where a new sequence begins, the last r slots move to those of the preceding sequence.
         self.ending = slice(slots.current, None) if offset == 0 and r else None
 
     def attend(self, cache: KVCache, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class AlignedRows:
 
 
 class RaggedRows:
-    """Some rows, each at a position of its own; slower, since they attend one after another.
+    """Some rows, each at its own position. Slower, because they attend one after another.
 
     Args:
         slots: of the stage.
@@ -127,7 +127,7 @@ class PrefillContext:
     """The context of training for these positions."""
     n: int
     newest: int
-    """The position of Q * n at which the row stands; the cache takes its sequence."""
+    """The position of Q * n at which the row stands; the cache receives its sequence."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention of scaled queries, [Q n, H, c] to [Q n, H, c]."""
