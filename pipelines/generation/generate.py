@@ -63,9 +63,11 @@ def generate_files(
     """
     out.mkdir(parents=True, exist_ok=True)
     paths: dict[int, Path] = {}
-    for number, made in generate_samples(model, requests, seeds, sampling, precision, show):
-        modality = MODALITIES[made.modality]
-        paths[number] = modality.write_file(made, out / f"{modality.name}-{number:03d}", suffix)
+    samples = generate_samples(model, requests, seeds, sampling, precision, show)
+    for number, generated in samples:
+        modality = MODALITIES[generated.modality]
+        stem = out / f"{modality.name}-{number:03d}"
+        paths[number] = modality.write_file(generated, stem, suffix)
     return [path for _, path in sorted(paths.items())]
 
 

@@ -106,9 +106,9 @@ def _condition(
 
 def _require_pair(first: str, second: str, dataset_info: DatasetInfo) -> None:
     if (first, second) not in dataset_info.pairs:
-        known = ", ".join(f"{a} to {b}" for a, b in sorted(dataset_info.pairs)) or "none"
+        learned = ", ".join(f"{a} to {b}" for a, b in sorted(dataset_info.pairs)) or "none"
         raise ValueError(
-            f"the model learned no pairs of {first} to {second} (of its training set: {known}): "
+            f"the model learned no pairs of {first} to {second} (of its training set: {learned}): "
             "train one on pairs in that order, or leave out --condition-on"
         )
 

@@ -51,15 +51,15 @@ def test_every_scored_id_counts_once_and_is_the_documents_own(
         framing.Span(i, 0, framing.body_length(segment.size, PATCH))
         for i, segment in enumerate(scored.segments)
     ]
-    whole = scored.frame(spans, PATCH)
-    times_counted = np.zeros(len(whole.ids), np.int64)
+    framed = scored.frame(spans, PATCH)
+    times_counted = np.zeros(len(framed.ids), np.int64)
     for window in windows(scored, LENGTH, PATCH, scoring):
         assert len(window.positions) <= LENGTH
         assert len(window.positions) % PATCH == 0
         counts = window.positions >= 0
-        assert np.array_equal(window.framed.ids[counts], whole.ids[window.positions[counts]])
+        assert np.array_equal(window.framed.ids[counts], framed.ids[window.positions[counts]])
         times_counted[window.positions[counts]] += 1
-    assert (times_counted[whole.scored] == 1).all()
+    assert (times_counted[framed.scored] == 1).all()
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
@@ -68,13 +68,13 @@ def test_ids_have_the_past_that_the_scoring_promises(scoring: str) -> None:
     the position of that id in its patch."""
     opening = framing.preamble_length(MODALITIES["text"], PATCH)
     room = LENGTH - opening
-    before, in_patch = [], []
+    preceding, in_patch = [], []
     for window in windows(document([3000]), LENGTH, PATCH, scoring):
         for index in np.flatnonzero(window.positions >= opening + room + PATCH):
-            before.append(index - opening)
+            preceding.append(index - opening)
             in_patch.append(index % PATCH)
     half_window = LENGTH // 2 - opening
-    assert (min(before) >= half_window - PATCH) == (scoring in (SLIDING, BOTH))
+    assert (min(preceding) >= half_window - PATCH) == (scoring in (SLIDING, BOTH))
     assert (max(in_patch) < PATCH // 2) == (scoring in (STRIDED, BOTH))
 
 

@@ -129,12 +129,12 @@ def test_a_caption_stands_before_the_image_as_in_training(caption: bytes) -> Non
     ]
     values = [np.frombuffer(data, np.uint8) for data in (caption, payload)]
     parts = [(segment.modality, segment.size) for segment in segments]
-    found = bytearray()
+    drawn = bytearray()
     for spans in framing.split_document(parts, 8, lambda: model.config.context):
         framed = framing.frame(spans, segments, lambda i, a, b: values[i][a:b], 8)
-        own = framed.payload & (framed.modality == image_.code)
-        found += likeliest(model, framed.ids)[own].tobytes()
-    assert bytes(found) == payload
+        is_image = framed.payload & (framed.modality == image_.code)
+        drawn += likeliest(model, framed.ids)[is_image].tobytes()
+    assert bytes(drawn) == payload
 
 
 @pytest.mark.parametrize("options", [{}, MODERN], ids=["plain", "modern"])
@@ -280,18 +280,18 @@ def test_prompts_of_files_are_kept(model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     common = ("generate", model_folder, "--out", out, "--modality")
     bytelm(*common, "image", "--prompt", tmp_path / "top.png", "--prompt-rows", 4)
-    made = np.asarray(PIL.Image.open(out / "image-000.png"))
-    assert made.shape == pixels.shape
-    assert (made[:4] == pixels[:4]).all()
-    assert (made[4:] != pixels[4:]).any()
+    generated = np.asarray(PIL.Image.open(out / "image-000.png"))
+    assert generated.shape == pixels.shape
+    assert (generated[:4] == pixels[:4]).all()
+    assert (generated[4:] != pixels[4:]).any()
 
     sound = np.random.default_rng(1).integers(-9999, 9999, 400, np.int16)
     soundfile.write(tmp_path / "start.wav", sound, 8000)
     length = ("--seconds", 0.03, "--prompt-seconds", 0.01)
     bytelm(*common, "audio", "--prompt", tmp_path / "start.wav", *length)
-    made, rate = soundfile.read(out / "audio-000.wav", dtype="int16")
-    assert (made[:80] == sound[:80]).all()
-    assert (len(made), rate) == (240, 8000)
+    generated, rate = soundfile.read(out / "audio-000.wav", dtype="int16")
+    assert (generated[:80] == sound[:80]).all()
+    assert (len(generated), rate) == (240, 8000)
 
 
 def test_mistakes_are_one_line(
