@@ -42,7 +42,7 @@ class MediaError(ValueError):
 
 
 class Header(NamedTuple):
-    """What a decoder must know before the payload; fields that a modality lacks are 0."""
+    """Facts that a decoder must know before the payload; fields that a modality lacks are 0."""
 
     width: int = 0
     """Pixels in a line of an image."""

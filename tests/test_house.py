@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bytelm": {*UP_TO_COMPRESSION, "pipelines/cli"},
     "tools": {*UP_TO_COMPRESSION, "bytelm", "pipelines/cli"},
 }
-"""What each layer may import beside itself; `tools` may import all, and nothing imports it."""
+"""Layers that each layer may import beside itself; `tools` may import all, nothing imports it."""
 TOP = ("bytelm", "ds_configs", "modalities", "model", "pipelines", "tools")
 
 

@@ -87,7 +87,7 @@ def high_byte_predictions(sample: Number) -> tuple[Number, Number]:
 
 
 def low_byte_predictions(sample: Number, high: Number) -> tuple[Number, Number]:
-    """What a predicted sample says of the low byte, once the high byte is known.
+    """Prediction of the low byte by a predicted sample, once the high byte is known.
 
     In order: the rest of the prediction above 256 * `high` (signed), and by how much the high byte
     of the prediction is more than `high`, plus 128.

@@ -1,4 +1,4 @@
-"""What a model was trained on: views, headers, and pairs of segments.
+"""Facts about a model's training set: views, headers, and pairs of segments.
 
 The exported model's config holds it:
 
@@ -29,7 +29,7 @@ MAX_HEADERS = 1024
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a model was trained on, according to the first shards of its sets."""
+    """Facts about a training set, from the first shards of its sets."""
 
     views: Mapping[str, str]
     """The view of each modality."""

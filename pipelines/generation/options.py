@@ -26,7 +26,7 @@ from bytelm.pipelines.generation.request import (
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What to generate, and how. Raises ValueError for values that no model can satisfy."""
+    """A user's wishes for generation. Raises ValueError for values that no model can satisfy."""
 
     modality: str = "text"
     prompt: Source | None = None

@@ -1,4 +1,4 @@
-"""What to generate: header, size, first bytes and guide of a payload, and what precedes it."""
+"""Requests for generation: header, size, first bytes and guide of a payload, and what precedes it."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class _Batch:
     """Documents that a worker gets together; the earliest batch sorts first."""
 
     position: int
-    """Of the first document among all."""
+    """Position of its first document among all documents."""
     documents: Sequence[SourceDocument]
 
     def __lt__(self, other: _Batch) -> bool:

@@ -1,4 +1,4 @@
-"""What `prepare` reports: in the manifest, in the summary, and in errors about bad files."""
+"""Reports of `prepare`: in the manifest, in the summary, and in errors about bad files."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _OWN_FILE = re.compile(
 
 @dataclass
 class PrepareState:
-    """What is done: the content of the state file, whose keys are these names."""
+    """Progress of `prepare`: the content of the state file, whose keys are these field names."""
 
     fingerprint: str
     """Identifies the input."""

@@ -107,4 +107,4 @@ class _ClosingShard:
     done: int
     """Documents up to its end."""
     skipped: list[SkippedFile]
-    """What those documents lost since the shard before."""
+    """Files skipped among these documents since the preceding shard."""

@@ -39,7 +39,7 @@ class FoundDocuments:
     """The documents of all sources."""
 
     documents: list[SourceDocument]
-    """In the set's order: by split, then by the SHA-256 of the key."""
+    """Documents in the set's order: by split, then by the SHA-256 of the key."""
     skipped: list[SkippedFile]
     files: int
     """Files and members of tars that were seen."""

@@ -93,7 +93,7 @@ class Manifest:
     root: str
     """The set's root hash."""
     report: dict[str, Any]
-    """What was counted when the set was made."""
+    """Counts of documents, bytes and skipped files, from when the set was made."""
 
 
 def root_hash(shards: Sequence[Shard]) -> str:

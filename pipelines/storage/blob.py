@@ -22,7 +22,7 @@ class Blob:
 
     name: str
     size: int
-    """In bytes."""
+    """Size in bytes."""
     sha256: str
 
     def __post_init__(self) -> None:

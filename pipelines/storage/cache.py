@@ -65,7 +65,7 @@ class CacheConfig:
 
 @dataclass
 class StoreStats:
-    """What a store has done in this process."""
+    """Counts of what a store has done in this process."""
 
     fetched: int = 0
     fetched_bytes: int = 0

@@ -13,7 +13,7 @@ import aiohttp
 import fsspec  # type: ignore[import-untyped]  # it has no types
 
 TIMEOUT_SECONDS = 30.0
-"""For a connection, and for each read in which nothing arrives."""
+"""Longest wait for a connection, and for the next bytes of a read."""
 CHUNK_BYTES = 1 << 23
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}

@@ -18,7 +18,7 @@ class Store(ABC):
 
     location: str
     stats: StoreStats
-    """What was fetched in this process."""
+    """Counts of what this process fetched."""
 
     @abstractmethod
     def read(self, name: str, max_bytes: int) -> bytes:

@@ -48,7 +48,7 @@ class TarMember:
     offset: int
     """Position of its first byte in the tar."""
     size: int
-    """In bytes."""
+    """Size in bytes."""
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ class Checkpointer:
         if self.engine.rank == 0:
             for leftover in temporary.parent.glob(f"{TEMPORARY_PREFIX}*"):
                 shutil.rmtree(leftover)
+            for leftover in temporary.parent.glob(f"{LATEST_FILE}.*"):
+                leftover.unlink()
             temporary.mkdir(parents=True)
         return []
 

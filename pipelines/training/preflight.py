@@ -155,4 +155,4 @@ def _is_new(run: Path) -> bool:
     """Whether a run's folder is missing or empty; a plan alone is of a run that was refused."""
     if not run.exists():
         return True
-    return run.is_dir() and {path.name for path in run.iterdir()} <= {PLAN}
+    return run.is_dir() and all(path.name.startswith(PLAN) for path in run.iterdir())

@@ -30,7 +30,7 @@ PAD_ID = 256
 HEAD = 64
 """Channels of a head."""
 CHUNK_BYTES = 4096
-"""With checkpointing, bytes whose local stage runs at once, in ours and in mblm."""
+"""Bytes whose local stage runs at once under checkpointing, in our model and in mblm."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Settings:
     """Hyperparameters that are searched for each model."""
 
     width: int
-    """Of stage 0; the local stage follows from it by `two_stages`."""
+    """Width of stage 0; `two_stages` derives the local stage from it."""
     layers: int
     patch: int
     """P; 0 for a model of one stage."""

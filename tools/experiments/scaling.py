@@ -49,7 +49,7 @@ from bytelm.tools.experiments.recipes import BASE, Change, Recipe, recipe_runs
 Size = tuple[int, int]
 """Width and layers of stage 0."""
 SIZES: tuple[Size, ...] = ((128, 2), (128, 3), (128, 5), (256, 2), (256, 4))
-"""For 8e13 FLOPs they take 540 to 1,700 steps of 8,192 bytes."""
+"""Sizes to train. 8e13 FLOPs are 540 to 1,700 steps of 8,192 bytes."""
 
 
 @dataclass(frozen=True)
