@@ -1,4 +1,4 @@
-"""Requests for generation: header, size, first bytes and guide of a payload, and what precedes it."""
+"""Requests: header, size, first bytes and guide of a payload, and what precedes it."""
 
 from __future__ import annotations
 
