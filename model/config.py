@@ -189,6 +189,14 @@ class ModelConfig:
         """
         return -(-self.stages[stage].width // self.position_bytes(stage))
 
+    def sequence_length(self, stage: int) -> int:
+        """Positions of a sequence of a stage: of a row for stage 0, else of a parent position."""
+        return self.patch_sizes[stage - 1] if stage else self.context // self.patch
+
+    def cross_patch_keys(self, stage: int) -> int:
+        """r, the positions of the preceding sequence that a position of a stage attends to."""
+        return min(self.cross_patch_attention, self.patch_sizes[stage - 1]) if stage else 0
+
     @property
     def reach(self) -> int:
         """Patches before its own that a patch depends on below stage 0, at most: with cross-patch

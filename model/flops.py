@@ -103,7 +103,7 @@ def _layer_bytes(config: ModelConfig, index: int, number: int) -> int:
     """Memory that the backward pass of one layer needs for each position of a stage, in bytes."""
     stage = config.stages[index]
     hidden = feed_forward_width(stage.width, config.swiglu)
-    positions, back = sequence(config, index)
+    positions, back = config.sequence_length(index), config.cross_patch_keys(index)
     # Inputs of both norms in fp32; their outputs, queries, keys, values and attention's output.
     wide = 2 * 4 + number * (6 + 2 * config.qk_norm * (1 + config.rope))
     wide += 2 * 4 * config.rms_norm + 2 * number * (config.dropout > 0)
@@ -114,18 +114,10 @@ def _layer_bytes(config: ModelConfig, index: int, number: int) -> int:
     return stage.width * wide + inner + dense
 
 
-def sequence(config: ModelConfig, index: int) -> tuple[int, int]:
-    """n and r of a stage."""
-    if index == 0:
-        return config.context // config.patch, 0
-    positions = config.patch_sizes[index - 1]
-    return positions, min(config.cross_patch_attention, positions)
-
-
 def _stage(config: ModelConfig, index: int) -> Cost:
     """Cost of a stage with its embeddings."""
     shape, bytes_ = config.stages[index], config.position_bytes(index)
-    positions, back = sequence(config, index)
+    positions, back = config.sequence_length(index), config.cross_patch_keys(index)
     parameters, multiplied = _inputs(config, index)
     norm = shape.width if config.rms_norm else 2 * shape.width
     matrices = _layer_matrices(config, index)
@@ -148,7 +140,7 @@ def _inputs(config: ModelConfig, index: int) -> tuple[int, int]:
     bytes_ = config.position_bytes(index)
     parameters, multiplied = config.vocab_size * byte_width + width, 0  # bytes and starts
     if index == 0:
-        parameters += sequence(config, 0)[0] * bytes_ * byte_width  # position table
+        parameters += config.sequence_length(0) * bytes_ * byte_width  # position table
     matrices = 0
     if index > 0:  # the parent's output
         matrices += bytes_ * config.byte_width(index - 1) * width

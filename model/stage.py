@@ -48,12 +48,8 @@ class Stage(nn.Module):
         super().__init__()
         shape = config.stages[index]
         self.position_bytes = config.position_bytes(index)  # b
-        # n: positions of a row for stage 0, of one position of the parent for the others
-        self.sequence_length = config.context // self.position_bytes
-        self.cross_patch_keys = 0  # r
-        if index:
-            self.sequence_length = config.patch_sizes[index - 1]
-            self.cross_patch_keys = min(config.cross_patch_attention, self.sequence_length)
+        self.sequence_length = config.sequence_length(index)  # n
+        self.cross_patch_keys = config.cross_patch_keys(index)  # r
         self.attention_window = 0 if index else config.attention_window
         self.channels = shape.width // shape.heads
         self.uses_rope = config.rope

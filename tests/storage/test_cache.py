@@ -13,12 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from helpers.web_server import SIZE, Web, be_impatient, blob, cached, content, eventually, serving
+from helpers.web_server import SIZE, Web, blob, cached, content, eventually
 
 from bytelm.pipelines.storage import clients, prefetch
 from bytelm.pipelines.storage.blob import Blob
@@ -31,29 +30,6 @@ from bytelm.pipelines.storage.cache import (
 )
 from bytelm.pipelines.storage.remote import RemoteStore, open_store
 from bytelm.pipelines.storage.store import Store
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    be_impatient(monkeypatch)
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with serving() as web:
-        yield web
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> CacheConfig:
-    return CacheConfig(tmp_path / "cache", 3 * SIZE)
-
-
-@pytest.fixture
-def store(web: Web, config: CacheConfig) -> Iterator[Store]:
-    store = open_store(web.url, config)
-    yield store
-    store.close()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])

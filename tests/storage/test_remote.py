@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
-from helpers.web_server import SIZE, Web, be_impatient, blob, cached, content, serving
+from helpers.web_server import SIZE, Web, blob, cached, content
 from moto.server import ThreadedMotoServer
 
 from bytelm.pipelines.errors import DamageError
@@ -19,30 +18,6 @@ from bytelm.pipelines.storage.blob import Blob
 from bytelm.pipelines.storage.cache import CacheConfig, StoreStats
 from bytelm.pipelines.storage.remote import open_store
 from bytelm.pipelines.storage.store import LocalStore, Store
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    be_impatient(monkeypatch)
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with serving() as web:
-        yield web
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> CacheConfig:
-    return CacheConfig(tmp_path / "cache", 3 * SIZE)
-
-
-@pytest.fixture
-def store(web: Web, config: CacheConfig) -> Iterator[Store]:
-    store = open_store(web.url, config)
-    yield store
-    store.close()
-
 
 # Locations
 
