@@ -108,8 +108,8 @@ class Megabyte(nn.Module):
         ids: Tensor,
         document: Tensor,
         modality: Tensor,
-        sequence_parallel: SequenceParallel | None = None,
         codec_features: Tensor | None = None,
+        sequence_parallel: SequenceParallel | None = None,
     ) -> Tensor:
         """Nats of every id given the ids before it in its document.
 
@@ -119,12 +119,12 @@ class Megabyte(nn.Module):
                 of P. Documents are runs of equal numbers; -1 is filler (it runs like a document,
                 and must not be scored).
             modality: [B, T] uint8, the code of each id's modality; only `modality_heads` reads it.
-            sequence_parallel: ranks that have the same rows and share the work. Each returns the
-                nats of its own patches, and 0 for those of others. Its part of a row has at least
-                the config's `reach` patches.
             codec_features: [B, T, J] int16, those of `compute_codec_features` for these ids, if
                 a data worker has computed them. Otherwise they are computed here, if the model
                 reads any.
+            sequence_parallel: ranks that have the same rows and share the work. Each returns the
+                nats of its own patches, and 0 for those of others. Its part of a row has at least
+                the config's `reach` patches.
 
         Returns:
             -log p(ids[b, t] | ids[b, < t] of its document), [B, T] float32 (float64 for a model in

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
     from bytelm.pipelines.runtime.launcher import launch
     from bytelm.pipelines.training.preflight import ResumeOptions, check
-    from bytelm.pipelines.training.trainer import train
+    from bytelm.pipelines.training.trainer import Trainer
 
     keep_freed_memory()
     config = load_config(options.config, options.set)
@@ -59,5 +59,5 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         check(config, options.out, options.processes, resume)
     if is_launcher:
         return launch(argv, options.processes)
-    train(config, options.out, resume, signals)
+    Trainer.start(config, options.out, resume, signals).run()
     return 0

@@ -94,8 +94,8 @@ def nats_of_model(model: Megabyte, precision: str) -> NatsOf:
     @torch.no_grad()
     def compute(batch: Batch) -> Tensor:
         with autocast(device, precision):
-            ids, document, modality, codec_features = batch.inputs(device)
-            return model(ids, document, modality, codec_features=codec_features)
+            nats: Tensor = model(*batch.inputs(device))
+            return nats
 
     return compute
 

@@ -97,13 +97,22 @@ class Engine:
         torch.manual_seed(hash((self.config.train.seed, step, self.rank)) & 0xFFFFFFFF)
         counted = self._batches_counted_here(micro_batches)
         scored = int(self._sum(torch.tensor(sum(int(b.scored.sum()) for b in counted))))
-        nats, is_finite = self._forward_backward(micro_batches, scored)
-        nats, damage, counts = self._sum_over_step(nats, counted)
+        # DeepSpeed divides by the number of micro batches and of ranks.
+        scale = self.accumulation * self.ranks / max(1, scored)
+        nats_sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
+        is_finite: list[bool] = []  # by row
+        self._engine.train()
+        for number, batch in enumerate(micro_batches, 1):
+            nats = self._engine(*batch.inputs(self.device), self._sequence_parallel)
+            self._backward_and_step(nats, batch, scale, is_last=number == self.accumulation)
+            is_finite += finite_rows(nats.detach(), batch)
+            nats_sums += nats_by_modality(nats.detach(), batch)
+        nats_sums, damage, counts = self._sum_over_step(nats_sums, counted)
         grad_norm, is_applied = self._outcome()
         return StepStatistics(
-            nats=float(nats[0]),
+            nats=float(nats_sums[0]),
             scored=scored,
-            payload_nats=dict(zip(MODALITIES, nats[1:].tolist(), strict=True)),
+            payload_nats=dict(zip(MODALITIES, nats_sums[1:].tolist(), strict=True)),
             payload_bytes=dict(zip(MODALITIES, counts[:-1].tolist(), strict=True)),
             damage=damage,
             pad_ids=int(counts[-1]),
@@ -121,7 +130,8 @@ class Engine:
         call it.
         """
         self._engine.eval()
-        return self._forward(batch, None)
+        nats: Tensor = self._engine(*batch.inputs(self.device))
+        return nats
 
     def _batches_counted_here(self, micro_batches: Sequence[Batch]) -> Sequence[Batch]:
         """The micro batches whose ids this rank counts: in a group that shares rows, only the first
@@ -129,34 +139,14 @@ class Engine:
         is_first = self._sequence_parallel is None or self._sequence_parallel.rank == 0
         return micro_batches if is_first else []
 
-    def _forward_backward(
-        self, micro_batches: Sequence[Batch], scored: int
-    ) -> tuple[Tensor, list[bool]]:
-        """Accumulate gradients over the micro batches; the last one updates the weights.
-
-        Returns:
-            This rank's `nats_by_modality`, and for each row whether its nats are finite.
-        """
-        # DeepSpeed divides by the number of micro batches and of ranks.
-        scale = self.accumulation * self.ranks / max(1, scored)
-        nats_sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
-        is_finite: list[bool] = []
-        self._engine.train()
-        for number, batch in enumerate(micro_batches):
-            nats = self._forward(batch, self._sequence_parallel)
-            loss = nats[batch.scored.to(self.device)].sum() * scale
-            # The factor is 1, or NaN if the loss is not finite: then the gradient is NaN too.
-            self._engine.backward(loss * (1.0 + 0.0 * loss.detach()))
-            is_finite += finite_rows(nats.detach(), batch)
-            nats_sums += nats_by_modality(nats.detach(), batch)
-            if number == self.accumulation - 1 and self.zero_stage == 0:
-                self._unsharded_grad_norm = self._compute_grad_norm()
-            self._engine.step()
-        return nats_sums, is_finite
-
-    def _forward(self, batch: Batch, sequence_parallel: SequenceParallel | None) -> Tensor:
-        ids, document, modality, codec_features = batch.inputs(self.device)
-        return self._engine(ids, document, modality, sequence_parallel, codec_features)
+    def _backward_and_step(self, nats: Tensor, batch: Batch, scale: float, is_last: bool) -> None:
+        """Accumulate the gradient of a micro batch; the last one of a step updates the weights."""
+        loss = nats[batch.scored.to(self.device)].sum() * scale
+        # The factor is 1, or NaN if the loss is not finite: then the gradient is NaN too.
+        self._engine.backward(loss * (1.0 + 0.0 * loss.detach()))
+        if is_last and self.zero_stage == 0:
+            self._unsharded_grad_norm = self._compute_grad_norm()
+        self._engine.step()
 
     def _compute_grad_norm(self) -> float:
         norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]

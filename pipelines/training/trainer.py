@@ -1,6 +1,6 @@
 """The trainer of a run: it reads rows, takes steps, evaluates, saves, and stops on a signal.
 
-    train -> Trainer.run -> Trainer.step -> Engine.train_step -> Megabyte.forward
+    Trainer.run -> Engine.train_step -> Megabyte.forward
 
 Every rank runs the same code. The values that decide the next action (signals, damage, loss) are
 summed over ranks first, so that all of them take the same branch.
@@ -12,7 +12,7 @@ import gc
 import json
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -50,35 +50,11 @@ from bytelm.pipelines.training.preflight import (
 from bytelm.pipelines.training.step_statistics import StepStatistics
 
 
-def train(config: RunConfig, run: Path, options: ResumeOptions, signals: SignalListener) -> None:
-    """Train a run to its last step, or until a signal asks to stop. Every rank calls it.
-
-    Raises:
-        ValueError: for a user's mistake.
-        DamageError: if data or checkpoints cannot be used.
-        CheckpointError: if a checkpoint cannot be written.
-        DivergedError: if loss or gradient is not finite in several steps in a row.
-    """
-    if run_folder.has_checkpoint(run) and not options.resume:
-        raise ValueError(f"{run} has checkpoints: continue with --resume, or choose another --out")
-    exit_with_launcher()
-    join_process_group(config.train.rank_timeout)
-    torch.manual_seed(config.train.seed)
-    engine = Engine(Megabyte(config.model), config)
-    trainer = Trainer(engine, _plan_for_all_ranks(engine, run / PLAN), run, signals)
-    messages = trainer.resume(options)
-    peak_flops = _peak_flops(engine)
-    if engine.rank == 0:
-        write_atomic(run / CONFIG, json.dumps(engine.config.to_dict(), indent=1).encode())
-    with trainer.open_log(peak_flops) if engine.rank == 0 else nullcontext() as log:
-        trainer.run(log, messages)
-
-
 class Trainer:
     """A run on one rank: its engine, data, state and log."""
 
     def __init__(self, engine: Engine, plan: Plan, run: Path, signals: SignalListener):
-        """Begin at step 0; `resume` and `run` follow."""
+        """Begin at step 0; `start` makes a trainer and resumes."""
         self.engine = engine
         self.config = engine.config
         self.plan = plan
@@ -89,90 +65,66 @@ class Trainer:
         self.saved_step: int | None = None
         self.checkpointer = Checkpointer(engine, run, DatasetInfo.of(plan).to_extra())
         self.validation_plans: list[Plan] = []
+        self.start_messages: list[str] = []
+        """Lines for the log, which opens in `run`."""
         self.log: MetricsLogger | None = None
         """Only rank 0 has one."""
 
-    def resume(self, options: ResumeOptions) -> list[str]:
-        """Load the newest usable checkpoint, if the options ask for one.
+    @classmethod
+    def start(
+        cls, config: RunConfig, run: Path, options: ResumeOptions, signals: SignalListener
+    ) -> Trainer:
+        """Join the other ranks, make the engine and the plan, and resume if the options ask for it.
 
-        Returns:
-            Lines for the log.
-        """
-        if not options.resume:
-            return []
-        if not options.resumes(self.folder):
-            return [f"{self.folder} has no checkpoint yet: starting at step 0"]
-        engine, plan = self.engine, self.plan
-        checkpoint = self.checkpointer.newest_usable()
-        saved = checkpoint.state
-        check_same_data(saved, plan, options.new_plan)
-        engine.load(checkpoint.folder, saved.ranks, saved.zero_stage)
-        if engine.rank == 0:
-            run_folder.rename_refused(self.folder, checkpoint)
-        self.state = replace(saved, ranks=engine.ranks, zero_stage=engine.zero_stage)
-        if saved.plan != plan.identity:
-            self.state = replace(self.state, epoch=0, row=0, plan=plan.identity)
-        self.saved_step = saved.step
-        messages = [f"refused {line}" for line in checkpoint.refused]
-        messages.append(f"resumed from {checkpoint.folder}")
-        if (saved.ranks, saved.zero_stage) != (engine.ranks, engine.zero_stage):
-            messages.append(
-                f"it was written by {plural(saved.ranks, 'process', 'processes')} at ZeRO "
-                f"{saved.zero_stage}, now it is {engine.ranks} at ZeRO {engine.zero_stage}"
-            )
-        return messages
-
-    def open_log(self, peak_flops: float) -> MetricsLogger:
-        """Open the log of the run from its present step on; for rank 0."""
-        model = self.config.model
-        step_flops = training_flops_per_byte(model) * model.context * self.config.train.global_batch
-        return MetricsLogger(self.folder, self.steps, self.state.step, step_flops / peak_flops)
-
-    def run(self, log: MetricsLogger | None, messages: Sequence[str]) -> None:
-        """Step, evaluate and save until the last step or until a signal asks to stop."""
-        self.log = log
-        for message in messages:
-            self._print(message)
-        gc.freeze()  # modules, model and plan stay: the collector need not visit them each time
-        self._open_training_data()
-        self._open_validation_data()
-        if self.steps < self.config.train.steps:
-            self._print(f"the run ends after {self.steps} steps: a set is exhausted then")
-        stop, _ = self._signals_on_any_rank()
-        while self.state.step < self.steps and not stop:
-            self.step()
-            stop, save = self._signals_on_any_rank()
-            if self.validation_plans and not stop and self._is_due(self.config.train.eval_every):
-                stop = not self.evaluate()
-            if save or self._is_due(self.config.train.checkpoint_every):
-                self.save()
-        if stop:
-            self.save()
-            self._print(
-                f"asked to stop: the run ends after step {self.state.step}, continue with --resume"
-            )
-
-    def step(self) -> None:
-        """Take one optimizer step on the next global batch, log it, and advance the state.
+        Every rank calls it.
 
         Raises:
+            ValueError: for a user's mistake.
+            DamageError: if no checkpoint can be used.
+        """
+        if run_folder.has_checkpoint(run) and not options.resume:
+            raise ValueError(
+                f"{run} has checkpoints: continue with --resume, or choose another --out"
+            )
+        exit_with_launcher()
+        join_process_group(config.train.rank_timeout)
+        torch.manual_seed(config.train.seed)
+        engine = Engine(Megabyte(config.model), config)
+        trainer = cls(engine, _plan_for_all_ranks(engine, run / PLAN), run, signals)
+        trainer._resume(options)
+        return trainer
+
+    def run(self) -> None:
+        """Step, evaluate and save until the last step or until a signal asks to stop.
+
+        Raises:
+            CheckpointError: if a checkpoint cannot be written.
             DamageError: if more bytes were masked than the config allows.
             DivergedError: after MAX_SKIPPED_IN_A_ROW steps whose update was skipped.
         """
-        start = time.monotonic()
-        micro_batches = self._next_micro_batches()
-        data_wait = time.monotonic() - start
-        statistics = self.engine.train_step(self.state.step, self.steps, micro_batches)
-        self._log_anomalies(statistics)
-        self._advance(statistics)
-        if self.log:
-            is_due = self._is_due(self.config.train.log_every)
-            self.log.step(self.state, statistics, data_wait, is_due)
-        self._stop_if_diverged()
-        self._stop_if_damaged(statistics.damage)
+        with self._open_log() as self.log:
+            self._open_data()
+            stop, _ = self._signals_on_any_rank()
+            while self.state.step < self.steps and not stop:
+                micro_batches, data_wait = self._next_micro_batches()
+                statistics = self.engine.train_step(self.state.step, self.steps, micro_batches)
+                self._record(statistics, data_wait)
+                stop, save = self._signals_on_any_rank()
+                if not stop and self._is_due(self.config.train.eval_every):
+                    stop = not self.evaluate()
+                if save or self._is_due(self.config.train.checkpoint_every):
+                    self.save()
+            if stop:
+                self.save()
+                self._print(
+                    f"asked to stop: the run ends after step {self.state.step}, continue with "
+                    "--resume"
+                )
 
     def evaluate(self) -> bool:
-        """Score the `val` splits and log the result; False if a signal interrupts it."""
+        """Score the `val` splits, if any, and log the result; False if a signal interrupts it."""
+        if not self.validation_plans:
+            return True
         scores = Scores()
         for plan in self.validation_plans:
             rows = EvaluationRows(
@@ -198,6 +150,55 @@ class Trainer:
         self.saved_step = self.state.step
         if self.log:
             self.log.checkpoint(self.state.step, folder)
+
+    # --- start ---
+
+    def _resume(self, options: ResumeOptions) -> None:
+        """Load the newest usable checkpoint, if the options ask for one."""
+        if not options.resume:
+            return
+        if not options.resumes(self.folder):
+            self.start_messages = [f"{self.folder} has no checkpoint yet: starting at step 0"]
+            return
+        engine, plan = self.engine, self.plan
+        checkpoint = self.checkpointer.newest_usable()
+        saved = checkpoint.state
+        check_same_data(saved, plan, options.new_plan)
+        engine.load(checkpoint.folder, saved.ranks, saved.zero_stage)
+        if engine.rank == 0:
+            run_folder.rename_refused(self.folder, checkpoint)
+        self.state = replace(saved, ranks=engine.ranks, zero_stage=engine.zero_stage)
+        if saved.plan != plan.identity:
+            self.state = replace(self.state, epoch=0, row=0, plan=plan.identity)
+        self.saved_step = saved.step
+        self.start_messages = [f"refused {line}" for line in checkpoint.refused]
+        self.start_messages.append(f"resumed from {checkpoint.folder}")
+        if (saved.ranks, saved.zero_stage) != (engine.ranks, engine.zero_stage):
+            self.start_messages.append(
+                f"it was written by {plural(saved.ranks, 'process', 'processes')} at ZeRO "
+                f"{saved.zero_stage}, now it is {engine.ranks} at ZeRO {engine.zero_stage}"
+            )
+
+    def _open_log(self) -> AbstractContextManager[MetricsLogger | None]:
+        """The log of the run from its present step on, on rank 0, which also writes the config."""
+        peak_flops = _peak_flops(self.engine)
+        if self.engine.rank != 0:
+            return nullcontext()
+        config = json.dumps(self.config.to_dict(), indent=1)
+        write_atomic(self.folder / CONFIG, config.encode())
+        model = self.config.model
+        step_flops = training_flops_per_byte(model) * model.context * self.config.train.global_batch
+        return MetricsLogger(self.folder, self.steps, self.state.step, step_flops / peak_flops)
+
+    def _open_data(self) -> None:
+        """Start the training loader, plan the validation, and log how the run starts."""
+        for message in self.start_messages:
+            self._print(message)
+        gc.freeze()  # modules, model and plan stay: the collector need not visit them each time
+        self._open_training_data()
+        self._open_validation_data()
+        if self.steps < self.config.train.steps:
+            self._print(f"the run ends after {self.steps} steps: a set is exhausted then")
 
     # --- data ---
 
@@ -232,19 +233,34 @@ class Trainer:
             else:
                 self._print(f"{chosen.path} has no documents in split 'val': it is not evaluated")
 
-    def _next_micro_batches(self) -> list[Batch]:
-        """This rank's part of the next global batch.
+    def _next_micro_batches(self) -> tuple[list[Batch], float]:
+        """This rank's part of the next global batch, and the seconds that it was waited for.
 
         Raises:
             RuntimeError: if the data worker that made one has died. PyTorch raises one too, unless
                 the worker dies while a batch is being received.
         """
+        start = time.monotonic()
         try:
-            return list(islice(self._batches, self.engine.accumulation))
+            micro_batches = list(islice(self._batches, self.engine.accumulation))
         except (ConnectionError, EOFError) as error:
             raise RuntimeError(f"DataLoader worker died and its batch with it: {error}") from error
+        return micro_batches, time.monotonic() - start
 
     # --- state ---
+
+    def _record(self, statistics: StepStatistics, data_wait: float) -> None:
+        """Count a step that the engine has taken, and log it.
+
+        Raises DamageError and DivergedError as `run` does.
+        """
+        self._log_anomalies(statistics)
+        self._advance(statistics)
+        if self.log:
+            is_due = self._is_due(self.config.train.log_every)
+            self.log.step(self.state, statistics, data_wait, is_due)
+        self._stop_if_diverged()
+        self._stop_if_damaged(statistics.damage)
 
     def _advance(self, statistics: StepStatistics) -> None:
         epoch, row = list(islice(self._positions, self.config.train.global_batch))[-1]

@@ -72,7 +72,7 @@ def nats_and_gradients(
     model: Megabyte, sequence_parallel: SequenceParallel | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     ids, document, modality = packed()
-    nats = model(ids, document, modality, sequence_parallel)
+    nats = model(ids, document, modality, sequence_parallel=sequence_parallel)
     weights = torch.linspace(0.5, 1.5, nats.numel(), dtype=nats.dtype).view_as(nats)
     (nats * weights).sum().backward()
     return nats.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -103,8 +103,7 @@ class BytelmModel(ComparedModel):
         return self.nats(batch)[batch.scored.to(this_device())].mean()
 
     def nats(self, batch: Batch) -> Tensor:
-        ids, document, modality, codec_features = batch.inputs(this_device())
-        nats: Tensor = self.module(ids, document, modality, codec_features=codec_features)
+        nats: Tensor = self.module(*batch.inputs(this_device()))
         return nats
 
 
