@@ -62,8 +62,8 @@ def short_name(name: str) -> str:
 
 def column(table: list[list[str]], name: str) -> list[float]:
     """The numbers of a column, without their errors."""
-    place = table[0].index(name)
-    return [float(row[place].split()[0].strip("*")) for row in table[1:]]
+    column = table[0].index(name)
+    return [float(row[column].split()[0].strip("*")) for row in table[1:]]
 
 
 def positive(names: list[str], cells: list[str]) -> dict[str, float]:

@@ -60,11 +60,11 @@ def sources(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def layer_of(place: str) -> str | None:
+def layer_of(relative: str) -> str | None:
     """The layer that a file or module belongs to; None for the bare packages."""
     for layer in sorted(MAY_IMPORT, key=len, reverse=True):
         stem = layer.removesuffix(".py")
-        if place.removesuffix(".py") == stem or place.startswith(stem + "/"):
+        if relative.removesuffix(".py") == stem or relative.startswith(stem + "/"):
             return layer
     return None
 
@@ -86,12 +86,12 @@ def violations(root: Path) -> list[str]:
     """A line for each import that the table does not allow."""
     wrong = []
     for path in sources(root):
-        place = path.relative_to(root).as_posix()
-        layer = layer_of(place)
+        relative = path.relative_to(root).as_posix()
+        layer = layer_of(relative)
         for name in sorted(imported(path)):
             first, *rest = name.split(".")
             if first in TOP and first != "bytelm":
-                wrong.append(f"{place} imports {name}, which is installed as bytelm.{name}")
+                wrong.append(f"{relative} imports {name}, which is installed as bytelm.{name}")
             if first != "bytelm" or layer is None:
                 continue
             target = "/".join(rest)
@@ -99,7 +99,7 @@ def violations(root: Path) -> list[str]:
             above = layer_of(target) if rest and rest[0] in TOP else "bytelm"
             allowed = {layer, *MAY_IMPORT[layer]}
             if above not in allowed and not any(target.startswith(f"{a}/") for a in allowed):
-                wrong.append(f"{place} imports {name}")
+                wrong.append(f"{relative} imports {name}")
     return wrong
 
 
@@ -109,7 +109,7 @@ def test_imports_go_one_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "line"),
+    ("relative", "line"),
     [
         ("modalities/planted.py", "from bytelm.pipelines.errors import DamageError"),
         ("model/decoding/planted.py", "import bytelm.pipelines.runtime.device"),
@@ -122,8 +122,8 @@ def test_imports_go_one_way() -> None:
         ("pipelines/storage/planted.py", "from tools import demo"),
     ],
 )
-def test_a_planted_upward_import_is_found(place: str, line: str, tmp_path: Path) -> None:
-    path = tmp_path / place
+def test_a_planted_upward_import_is_found(relative: str, line: str, tmp_path: Path) -> None:
+    path = tmp_path / relative
     path.parent.mkdir(parents=True)
     path.write_text(f"def late() -> None:\n{line}\n" if line[0] == " " else f"{line}\n")
     assert len(violations(tmp_path)) == 1
@@ -132,10 +132,10 @@ def test_a_planted_upward_import_is_found(place: str, line: str, tmp_path: Path)
 @pytest.mark.parametrize("path", sources(ROOT), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_what_a_file_depends_on(path: Path) -> None:
     names = {name.split(".")[0] for name in imported(path)}
-    place = path.relative_to(ROOT).as_posix()
-    if not place.startswith("pipelines/training/"):
+    relative = path.relative_to(ROOT).as_posix()
+    if not relative.startswith("pipelines/training/"):
         assert "deepspeed" not in names
-    if place.startswith("model/"):
+    if relative.startswith("model/"):
         assert names - sys.stdlib_module_names <= {"torch", "einops", "numpy", "bytelm"}
     assert path.stem not in (sys.stdlib_module_names | WELL_KNOWN)
 
