@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,8 @@ class Condition:
 class Request:
     """A payload to generate.
 
-    Raises ValueError for the view `file`: no guide keeps the bytes of a PNG or FLAC file valid.
+    Raises ValueError for the view `file`, since no guide keeps the bytes of a PNG or FLAC file
+    valid, and for a width, height, rate or number of channels that no header holds.
     """
 
     modality: str
@@ -43,6 +45,11 @@ class Request:
                 f"the model reads {self.modality} as the files' own bytes, which cannot be kept "
                 "valid while they are drawn: train one on another view to generate"
             )
+        try:
+            MODALITIES[self.modality].pack_header(self.header, self.view, 0)
+        except struct.error as error:
+            fields = ", ".join(f"{k} {v}" for k, v in self.header._asdict().items() if v)
+            raise ValueError(f"no header holds {fields} ({error}): ask for less") from error
 
 
 def text_request(

@@ -303,6 +303,8 @@ def test_mistakes_are_one_line(
     save_pretrained(tiny(), tiny().config, plain, {"views": {**VIEWS, "audio": "file"}})
     for model, arguments, message in (
         (model_folder, ("image", "--size", "64"), "WIDTHxHEIGHT"),
+        (model_folder, ("image", "--size", "65536x1"), "no header holds width 65536"),
+        (model_folder, ("audio", "--rate", 2**32), "no header holds"),
         (model_folder, ("image", "--size", "8x8", "--prompt", small), "4 pixels wide"),
         (model_folder, ("image", "--size", "4x4", "--prompt", small), "shorter prompt"),
         (model_folder, ("image", "--prompt", none), "none.png"),
