@@ -28,6 +28,7 @@ class StageConfig:
     width: int
     """Model width. For the global model of the paper it is P * D_G."""
     layers: int
+    """Decoder blocks."""
     heads: int
     """Attention heads; they divide the width."""
 

@@ -43,8 +43,13 @@ class ViewsConfig:
     """The view of each modality: how its samples become payload bytes."""
 
     text: Literal["utf8", "file"] = "utf8"
+    """`utf8`: the bytes of the text. `file`, in every modality: the bytes of the file as it is."""
     image: Literal["raster", "planar", "patch", "file"] = "raster"
+    """`raster`: lines of pixels, channels interleaved. `planar`: a plane of each channel. `patch`:
+    square tiles whose bytes fill one patch of the model."""
     audio: Literal["s16le", "s16be", "u8", "mulaw", "file"] = "s16be"
+    """`s16be`, `s16le`: 16-bit samples, high or low byte first. `u8`: high bytes plus 128. `mulaw`:
+    8-bit mu-law codes. The last two lose the rest of a sample."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class DataConfig:
     sets: tuple[SetConfig, ...]
     """The shard sets of the mixture."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    """How each modality's samples are written as bytes."""
     packing: Literal["best_fit", "concat_then_split"] = "best_fit"
     """`best_fit` splits only documents longer than a row; `concat_then_split` fills every row and
     splits documents at its end."""
@@ -168,9 +174,13 @@ class RunConfig:
     """Everything that decides a run. The resolved config is saved in the run's folder."""
 
     model: ModelConfig
+    """A preset's name, a preset and the keys that differ from it, or all keys of a model."""
     data: DataConfig
+    """The sets and how their documents become rows."""
     train: TrainConfig
+    """Length of the run, batches, precision, evaluations and checkpoints."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Muon or AdamW, and the learning rates."""
 
     def __post_init__(self) -> None:
         problems = [
