@@ -28,10 +28,8 @@ from bytelm.modalities.base import Bytes, Header, Modality
 PAD = 256
 EOM = 257
 EOD = 258
-SOM_TEXT = 259
-SOM_IMAGE = 260
-SOM_AUDIO = 261
 VOCAB_SIZE = 264
+"""256 bytes, PAD, EOM, EOD, `Modality.som` of each modality from 259 on, and two spare ids."""
 MAX_ENDS = 2  # EOM and EOD
 
 UNSCORED, FRAME, PAYLOAD = 0, 1, 2

@@ -163,9 +163,9 @@ def test_padding_between_documents_is_skipped() -> None:
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([framing.SOM_TEXT, 0, 0], "header"),
-        ([framing.SOM_TEXT, 0, framing.PAD, 0, 0, 0, 0, 0], "header"),
-        ([framing.SOM_TEXT, 77, 0, 0, 0, 0, framing.PAD, framing.PAD], "no view"),
+        ([259, 0, 0], "header"),
+        ([259, 0, framing.PAD, 0, 0, 0, 0, 0], "header"),
+        ([259, 77, 0, 0, 0, 0, framing.PAD, framing.PAD], "no view"),
         ([65, 66, 67, 68, 69, 70, 71, 72], "where a segment"),
     ],
 )
@@ -177,8 +177,8 @@ def test_broken_preambles_are_refused(ids: list[int], message: str) -> None:
 def test_ids_are_as_the_stream_format_says() -> None:
     assert (framing.PAD, framing.EOM, framing.EOD, framing.VOCAB_SIZE) == (256, 257, 258, 264)
     assert [(m.name, m.code, m.som) for m in MODALITIES.values()] == [
-        ("text", 0, framing.SOM_TEXT),
-        ("image", 1, framing.SOM_IMAGE),
-        ("audio", 2, framing.SOM_AUDIO),
+        ("text", 0, 259),
+        ("image", 1, 260),
+        ("audio", 2, 261),
     ]
     assert [m.header_size for m in MODALITIES.values()] == [5, 10, 10]
