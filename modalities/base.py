@@ -63,6 +63,8 @@ class Sample:
     data: bytes
     is_file: bool = False
     """Whether `data` are the file's own bytes, which only the view `file` reads."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What decoding changed, in words that reports count: "converted from UTF-16"."""
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,8 @@ class _Worker:
             data = os.pread(memory, result.size, offset)
             assert len(data) == result.size
             offset += result.size
-            results.append(Sample(result.modality, result.header, data, result.is_file))
+            sample = Sample(result.modality, result.header, data, result.is_file, result.notes)
+            results.append(sample)
         if offset > 2 * BATCH_SAMPLE_BYTES:
             os.ftruncate(memory, PROGRESS_BYTES)
         self._memories.rotate(-1)

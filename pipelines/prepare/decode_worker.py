@@ -71,6 +71,7 @@ class SampleInfo(NamedTuple):
     header: Header
     is_file: bool
     size: int
+    notes: tuple[str, ...] = ()
 
 
 class BatchResult(NamedTuple):
@@ -127,7 +128,7 @@ class _SampleFile:
         written = os.pwrite(self._descriptor, sample.data, self.size)
         assert written == size
         self.size += size
-        return SampleInfo(sample.modality, sample.header, sample.is_file, size)
+        return SampleInfo(sample.modality, sample.header, sample.is_file, size, sample.notes)
 
 
 def _decode_batch(

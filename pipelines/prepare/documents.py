@@ -58,11 +58,18 @@ class SkippedFile:
     reason: str
     """Short name by which skipped files are counted."""
     detail: str
+    size: int = 0
+    """Bytes that are lost with it."""
+    count: int = 1
+    """Files, members or rows that the entry stands for."""
 
 
 def count_reasons(skipped: Sequence[SkippedFile]) -> dict[str, int]:
     """How often each reason occurs, in the order of their names."""
-    return dict(sorted(Counter(s.reason for s in skipped).items()))
+    counts: Counter[str] = Counter()
+    for entry in skipped:
+        counts[entry.reason] += entry.count
+    return dict(sorted(counts.items()))
 
 
 def make_key(stem: str) -> str:

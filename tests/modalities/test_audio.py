@@ -102,7 +102,7 @@ def test_samples_over_full_scale_are_clipped_and_do_not_wrap(kind: tuple[str, st
 def test_blocks_join_to_the_whole_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(tone(5000), "WAV", "FLOAT")
     whole = decode(data)
-    monkeypatch.setattr("bytelm.modalities.audio.BLOCK_FRAMES", 999)
+    monkeypatch.setattr("bytelm.modalities.audio_decoding.BLOCK_FRAMES", 999)
     assert decode(data) == whole
 
 
