@@ -1,4 +1,4 @@
-"""The captions file of `prepare --captions`."""
+"""Captions: the file of `prepare --captions`, and JSON files that describe one image or sound."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+CAPTION_FIELDS = ("caption", "text")
+"""Fields of a JSON object that hold a caption, the preferred one first."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,24 @@ def load_captions(path: Path) -> Captions:
 def is_unicode(text: str) -> bool:
     """Whether a string can be encoded. JSON may hold halves of surrogate pairs, which cannot."""
     return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def caption_of_json(data: bytes) -> str | None:
+    """The caption in a JSON object that describes an image or a sound; None where it has none.
+
+    A field of CAPTION_FIELDS holds a string, or a list whose first string is taken, as in the tars
+    of LAION and CLAP.
+    """
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    for field in CAPTION_FIELDS:
+        value = values.get(field)
+        texts = value if isinstance(value, list) else [value]
+        for text in texts:
+            if isinstance(text, str) and text.strip() and is_unicode(text):
+                return text
+    return None
