@@ -28,7 +28,8 @@ def recognise_layout(files: Sequence[SourceFile], source: Path) -> Layout:
     """Recognise the datasets in the files of a source.
 
     Args:
-        files: the source's files and the members of its tars.
+        files: the source's files in any order, without those that patterns exclude. A tar is one
+            file, since its members are listed later (they bring their own captions).
         source: the source as the user named it.
     """
     return Layout()
