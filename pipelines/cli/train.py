@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from bytelm.pipelines.cli.arguments import add_config
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     else:
         signals = SignalListener()
 
+    from bytelm.pipelines.checkpoints import run_lock
     from bytelm.pipelines.config import load_config
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
     from bytelm.pipelines.runtime.launcher import launch
@@ -55,9 +57,13 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     keep_freed_memory()
     config = load_config(options.config, options.set)
     resume = ResumeOptions(options.resume, options.allow_fresh_start, options.new_plan)
-    if not is_rank:
-        check(config, options.out, options.processes, resume)
-    if is_launcher:
-        return launch(argv, options.processes)
-    Trainer.start(config, options.out, resume, signals).run()
+    # The launcher holds the lock for its ranks; ranks of another launcher have rank 0 hold it.
+    is_holder = not run_lock.adopt_inherited() and os.environ.get("RANK", "0") == "0"
+    with run_lock.locked(options.out) if is_holder else nullcontext() as lock:
+        if not is_rank:
+            check(config, options.out, options.processes, resume)
+        if is_launcher:
+            inherited = {} if lock is None else {run_lock.INHERITED: lock}
+            return launch(argv, options.processes, inherited)
+        Trainer.start(config, options.out, resume, signals).run()
     return 0

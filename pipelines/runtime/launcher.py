@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from bytelm.pipelines.runtime import signals
@@ -29,13 +29,15 @@ GRACE_SECONDS = 10.0
 """Time in which the other ranks can report their errors after one has failed."""
 
 
-def launch(arguments: Sequence[str], ranks: int) -> int:
+def launch(arguments: Sequence[str], ranks: int, inherited: Mapping[str, int]) -> int:
     """Run `bytelm ARGUMENTS` in `ranks` processes on this machine.
 
     `signals.STOP` is forwarded to every rank. `signals.SAVE` is forwarded to the first rank only:
     all ranks do what one is asked, and two that heard of it in different steps would save twice.
     When a rank fails, the others are ended.
 
+    Args:
+        inherited: descriptors that the ranks inherit, by the environment variable that names each.
     Returns:
         The exit status of the rank that failed, 1 if a signal ended it; 0 if none failed.
     """
@@ -44,7 +46,9 @@ def launch(arguments: Sequence[str], ranks: int) -> int:
     with tempfile.NamedTemporaryFile(prefix="bytelm-") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         port = free_port()
-        processes = [_start(arguments, rank, ranks, lock.name, port) for rank in range(ranks)]
+        processes = [
+            _start(arguments, rank, ranks, lock.name, port, inherited) for rank in range(ranks)
+        ]
         status = 0
         try:
             while not status and _any_alive(processes):
@@ -83,7 +87,12 @@ def free_port() -> int:
 
 
 def _start(
-    arguments: Sequence[str], rank: int, ranks: int, lock: str, port: int
+    arguments: Sequence[str],
+    rank: int,
+    ranks: int,
+    lock: str,
+    port: int,
+    inherited: Mapping[str, int],
 ) -> subprocess.Popen[bytes]:
     threads = max(1, (os.cpu_count() or 1) // ranks)
     environment = {
@@ -96,10 +105,13 @@ def _start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         LAUNCHER_LOCK: lock,
+        **{name: str(descriptor) for name, descriptor in inherited.items()},
     }
     command = [sys.executable, "-m", "bytelm", *arguments]
     # In its own session, a rank does not receive a terminal's Ctrl-C: the launcher forwards it.
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, pass_fds=tuple(inherited.values())
+    )
 
 
 def _any_alive(processes: Processes) -> bool:

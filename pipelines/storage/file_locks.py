@@ -54,6 +54,11 @@ class FileLocks:
         finally:
             self.release(descriptor)
 
+    def adopt(self, descriptor: int) -> None:
+        """Keep a lock whose descriptor this process inherited from the one that took it."""
+        os.set_inheritable(descriptor, False)
+        self._descriptors.add(descriptor)
+
     def make_shared(self, descriptor: int) -> None:
         """Turn an exclusive lock into a shared one. It is free for a moment in between."""
         fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bytelm.modalities import framing
 from bytelm.pipelines.checkpoints import run_folder
+from bytelm.pipelines.checkpoints.run_lock import LOCK_FILE
 from bytelm.pipelines.checkpoints.train_state import TrainState
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.data.packing import PlanConfig
@@ -152,7 +153,5 @@ def plan_config(config: RunConfig) -> PlanConfig:
 
 
 def _is_new(run: Path) -> bool:
-    """Whether a run's folder is missing or empty; a plan alone is of a run that was refused."""
-    if not run.exists():
-        return True
-    return run.is_dir() and all(path.name.startswith(PLAN) for path in run.iterdir())
+    """Whether a run's folder is empty but for its lock; a plan is of a run that was refused."""
+    return all(path.name == LOCK_FILE or path.name.startswith(PLAN) for path in run.iterdir())
