@@ -1,16 +1,29 @@
 """The command `bytelm`. A command imports torch and other heavy packages only when it runs.
 
-Exit status: 0, 2 for a user's mistake (one line on stderr), 1 for a failure, 130 after Ctrl-C, and
-3 for a training run whose loss or gradient stayed not finite.
+Exit status:
+
+    0    done; also a training that was asked to stop and has saved
+    1    a failure, in one line on stderr; damaged data
+    2    a user's mistake, in one line on stderr
+    3    a training whose loss or gradient stayed not finite
+    130  ended by Ctrl-C
+    143  ended by SIGTERM
+
+An error that nobody foresaw is status 1 too. Its traceback goes to a file, which the line names;
+with `BYTELM_TRACEBACK=1` in the environment it is raised instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 import bytelm
 from bytelm.pipelines.cli import (
@@ -27,6 +40,7 @@ from bytelm.pipelines.cli import (
     train,
 )
 from bytelm.pipelines.errors import DamageError, DivergedError, OnAllRanksError
+from bytelm.pipelines.runtime import signals
 
 COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
@@ -42,15 +56,19 @@ COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
 }
 """Each module has HELP, `add_arguments(parser)` and `run(options, argv)`, the exit status."""
+UNFORESEEN = (UnicodeEncodeError, RecursionError, NotImplementedError)
+"""ValueErrors and RuntimeErrors of Python itself, whose text tells a user nothing."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line, with a subparser for each command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="bytelm", description="One MEGABYTE model on the raw bytes of images, audio and text."
     )
     parser.add_argument("--version", action="version", version=f"bytelm {bytelm.__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+    )
     for name, command in COMMANDS.items():
         command.add_arguments(
             subparsers.add_parser(
@@ -69,30 +87,78 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit status.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # a process of its own
+        signals.end_at_sigterm()
     options = build_parser().parse_args(arguments)
     try:
         return COMMANDS[options.command].run(options, arguments)
-    except ValueError as error:
-        _print_error(options.command, error)
-        return 1 if isinstance(error, DamageError) else 2
-    except (RuntimeError, OSError) as error:
-        if os.environ.get("BYTELM_TRACEBACK"):
-            raise
-        is_repeated = isinstance(error, OnAllRanksError) and os.environ.get("RANK", "0") != "0"
-        if not is_repeated:
-            _print_error(options.command, error)
-        return 3 if isinstance(error, DivergedError) else 1
+    except signals.Terminated:
+        print(f"bytelm {options.command}: ended by SIGTERM", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print(f"bytelm {options.command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        return _report(options.command, error)
 
 
-def _print_error(command: str, error: BaseException) -> None:
-    """Print an error in one line, without the traceback that a data worker's error contains."""
-    text = str(error)
-    if "in DataLoader worker process" in text:
-        text = text.rstrip().rpartition("\n")[2].partition(": ")[2]
-    print(f"bytelm {command}: {' '.join(text.split())}", file=sys.stderr)
+def _report(command: str, error: Exception) -> int:
+    """Print the line of an error, and return the exit status of its kind."""
+    if isinstance(error, DamageError):
+        return _print_error(command, error, 1)
+    if isinstance(error, ValueError) and type(error) not in UNFORESEEN:
+        return _print_error(command, error, 2)
+    if os.environ.get("BYTELM_TRACEBACK"):
+        raise error
+    if isinstance(error, OnAllRanksError) and os.environ.get("RANK", "0") != "0":
+        return 3 if isinstance(error, DivergedError) else 1  # rank 0 prints it
+    if isinstance(error, DivergedError):
+        return _print_error(command, error, 3)
+    if isinstance(error, RuntimeError | OSError) and type(error) not in UNFORESEEN:
+        return _print_error(command, error, 1)
+    summary = " ".join(f"{type(error).__name__}: {error}".split())
+    print(
+        f"bytelm {command}: unexpected {summary} (traceback: {_keep_traceback(error)}; please "
+        "report it)",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _print_error(command: str, error: Exception, status: int) -> int:
+    """Print an error in one line; returns the exit status."""
+    print(f"bytelm {command}: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _keep_traceback(error: Exception) -> str:
+    """Write the traceback of an error to a file of the temporary folder; returns its path."""
+    lines = [f"bytelm {bytelm.__version__}: {' '.join(sys.argv)}\n"]
+    lines += traceback.format_exception(error)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w",
+            encoding="utf-8",
+            errors="backslashreplace",
+            prefix="bytelm-traceback-",
+            suffix=".txt",
+            delete=False,
+        ) as file:
+            file.writelines(lines)
+    except OSError as cause:
+        return f"could not be written: {cause.strerror}"
+    return file.name
+
+
+class _Parser(argparse.ArgumentParser):
+    """The parser of the command's name, which suggests the nearest one for a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = sys.argv[1] if len(sys.argv) > 1 else ""
+        near = difflib.get_close_matches(wrong, COMMANDS, n=1)
+        if near and "invalid choice" in message:
+            message = f"unknown command {wrong!r}: did you mean {near[0]}?"
+        super().error(message)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

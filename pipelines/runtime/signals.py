@@ -1,15 +1,41 @@
-"""Signals that ask a run to stop or to save: recorded on arrival, answered between steps."""
+"""Signals that ask a command to stop or to save.
+
+Most commands end at once: SIGINT raises KeyboardInterrupt, SIGTERM its subclass `Terminated`. A
+training records the signals (`SignalListener`) and answers them between steps. In both cases a
+thread (`watchdog`) ends the process at a second Ctrl-C, and where a request is not answered.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from bytelm.pipelines.runtime.watchdog import NO_PATIENCE_LIMIT, Watchdog
 
 STOP = (signal.SIGTERM, signal.SIGINT)
 SAVE = signal.SIGUSR1
 HANDLED = (*STOP, SAVE)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received."""
+
+
+def end_at_sigterm() -> None:
+    """Let SIGTERM end the command as Ctrl-C does, so that it removes what is unfinished.
+
+    If that takes longer than the watchdog's patience, the process ends without.
+    """
+
+    def raise_terminated(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, raise_terminated)
+    Watchdog.of_process()
 
 
 class SignalListener:
@@ -20,6 +46,8 @@ class SignalListener:
         self.stop_requested = False
         self._saves_requested = 0
         self._saves_taken = 0
+        self._watchdog = Watchdog.of_process()
+        self._watchdog.only_if_idle = True
         for number in HANDLED:
             signal.signal(number, self._record)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*HANDLED, signal.SIGCHLD})
@@ -33,6 +61,19 @@ class SignalListener:
         is_new = requested > self._saves_taken
         self._saves_taken = requested
         return is_new
+
+    def set_patience(self, seconds: float) -> None:
+        """Set how long this process may wait for others after a request to stop."""
+        self._watchdog.patience = seconds
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Let the body finish, however long it waits for a disk."""
+        patience, self._watchdog.patience = self._watchdog.patience, NO_PATIENCE_LIMIT
+        try:
+            yield
+        finally:
+            self._watchdog.patience = patience
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         if number == SAVE:
