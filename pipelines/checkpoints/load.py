@@ -12,11 +12,11 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.manifest import file_entry
 from bytelm.pipelines.checkpoints.pretrained import CONFIG_FILE, from_pretrained
 from bytelm.pipelines.checkpoints.run_folder import (
-    CHECKPOINTS_FOLDER,
     MODEL_FOLDER,
     has_checkpoint,
     model_damage,
     newest_usable,
+    saved_config,
 )
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.storage.files import fsync_folder, rename_durably
@@ -41,14 +41,18 @@ def export(run: Path, out: Path) -> None:
         raise ValueError(f"{out} exists: choose another --out, or remove it")
     source = model_folder(run)
     if not Path(source).is_dir():
-        raise ValueError(f"no run at {run}")
+        raise ValueError(f"no run at {run}: give the folder that `bytelm train --out` wrote")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    for file in temporary.iterdir():
-        file_entry(file)  # makes it durable
-    fsync_folder(temporary)
-    rename_durably(temporary, out)
+    try:
+        shutil.copytree(source, temporary)
+        for file in temporary.iterdir():
+            file_entry(file)  # makes it durable
+        fsync_folder(temporary)
+        rename_durably(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def model_folder(path: Path) -> str:
@@ -57,14 +61,19 @@ def model_folder(path: Path) -> str:
     A path that does not exist is returned unchanged, as the id of a repository on the Hugging Face
     hub. Checkpoints whose model is damaged are passed over and named on stderr.
     """
-    if (path / CONFIG_FILE).is_file() and not (path / CHECKPOINTS_FOLDER).is_dir():
-        return str(path)
     if has_checkpoint(path):
         checkpoint = newest_usable(path, model_damage)
         for message in checkpoint.refused:
             print(f"refused {message}", file=sys.stderr)
         return str(checkpoint.folder / MODEL_FOLDER)
-    if path.is_dir():
+    if config := saved_config(path):
+        train = config["train"]
+        first = min(train["checkpoint_every"], train["steps"])
+        raise ValueError(
+            f"{path} is neither a run with a checkpoint nor an exported model (it has made no "
+            f"checkpoint yet; the first comes at step {first}): train it further"
+        )
+    if path.is_dir() and not (path / CONFIG_FILE).is_file():
         raise ValueError(
             f"{path} is neither a run with a checkpoint nor an exported model: "
             "train it further, or name another folder"

@@ -1,5 +1,6 @@
 """The checkpoints in a run's folder: their names, and which of them is the newest usable one.
 
+    RUN/config.json                               the config, resolved
     RUN/checkpoints/step-00000100/deepspeed/      weights and optimizer state, one part a rank
     RUN/checkpoints/step-00000100/model/          the exported model, as `bytelm export` copies it
     RUN/checkpoints/step-00000100/state.json      step, position in the data, identity of the plan
@@ -14,17 +15,21 @@ it is checked, and a disagreement is reported, but it decides nothing.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bytelm.pipelines.checkpoints.manifest import DEEPSPEED_FOLDER, checkpoint_damage
 from bytelm.pipelines.checkpoints.train_state import STATE_FILE, TrainState, read_state
 from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.storage.files import write_atomic
 
+CONFIG_FILE = "config.json"
+"""The run's resolved config; an exported model has another file of this name."""
 CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
 LATEST_FILE = "latest"
@@ -60,6 +65,15 @@ def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:
 def has_checkpoint(run: Path) -> bool:
     """Return whether a run has any checkpoint, damaged or not."""
     return bool(checkpoint_folders(run))
+
+
+def saved_config(run: Path) -> dict[str, Any] | None:
+    """Read the config that a run was last trained with; None if it has none that can be read."""
+    try:
+        values = json.loads((run / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) and "train" in values else None
 
 
 def newest_usable(run: Path, find_damage: Callable[[Path], str | None]) -> UsableCheckpoint:

@@ -36,7 +36,7 @@ from bytelm.pipelines.training import reshard
 from bytelm.pipelines.training.deepspeed_config import deepspeed_config, zero_stage
 from bytelm.pipelines.training.muon import Muon
 from bytelm.pipelines.training.muon_sharding import MatrixShards
-from bytelm.pipelines.training.optimizer import make_optimizer, set_learning_rates
+from bytelm.pipelines.training.optimizer import make_optimizer, set_learning_rates, set_options
 from bytelm.pipelines.training.step_statistics import (
     StepStatistics,
     count_ids,
@@ -250,6 +250,9 @@ class Engine:
         if (ranks, zero_stage) == (self.ranks, self.zero_stage):
             path, _ = self._engine.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
             assert path, f"DeepSpeed found no checkpoint in {folder}"
+            set_options(self._optimizer, self.config.optimizer)
+            if zero_stage:  # DeepSpeed restored the limit that the checkpoint was written under
+                self._optimizer.clip_grad = self.config.optimizer.max_grad_norm
             return
         saved = reshard.SavedTensors(
             folder / DEEPSPEED_FOLDER, ranks, zero_stage, self._parameter_names
@@ -280,7 +283,7 @@ class Engine:
     def _join_sequence_parallel_group(self) -> SequenceParallel:
         """This rank's position in its group, which is of consecutive ranks."""
         size = self.config.train.sequence_parallel_size
-        timeout = timedelta(seconds=self.config.train.rank_timeout)
+        timeout = _finite(self.config.train.rank_timeout)
         groups = [
             dist.new_group(list(range(first, first + size)), timeout=timeout)
             for first in range(0, self.ranks, size)
@@ -364,6 +367,11 @@ def join_process_group(timeout: float) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that torch has begun to rename, in every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout))
+    deepspeed.init_distributed(verbose=False, timeout=_finite(timeout))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
+
+
+def _finite(seconds: float) -> timedelta:
+    """A timeout as the process group takes it: ten years if there is no limit."""
+    return min(timedelta(days=3650), timedelta(seconds=min(seconds, 1e9)))

@@ -36,6 +36,14 @@ def hidden_matrices(model: Megabyte) -> list[Tensor]:
     return [layer.weight for layer in layers]
 
 
+def set_options(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> None:
+    """Set every group's options but the learning rate, which a checkpoint brought its own of."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = config.weight_decay
+        if "betas" in group:
+            group["betas"] = config.betas
+
+
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, step: int, steps: int, config: OptimizerConfig
 ) -> float:

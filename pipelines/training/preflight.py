@@ -12,9 +12,9 @@ from bytelm.pipelines.checkpoints.train_state import TrainState
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source, load_or_make_plan
+from bytelm.pipelines.training.config_changes import check_same_model
 from bytelm.pipelines.training.deepspeed_config import deepspeed_config
 
-CONFIG = "config.json"
 PLAN = "plan.npz"
 
 
@@ -57,6 +57,7 @@ def check(config: RunConfig, run: Path, ranks: int, options: ResumeOptions) -> N
         raise ValueError(f"{run} is not empty: continue with --resume, or choose another --out")
     state = None
     if options.resumes(run):
+        check_same_model(run, config)
         state = run_folder.newest_usable(run, run_folder.damage_outside_tensors).state
     plan = training_plan(config, run / PLAN)
     total_steps(config, plan)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +26,7 @@ from bytelm.pipelines.checkpoints import run_folder
 from bytelm.pipelines.checkpoints.train_state import MAX_SKIPPED_IN_A_ROW, TrainState
 from bytelm.pipelines.config import RunConfig, plural
 from bytelm.pipelines.data.batch import Batch, Damage, Origin
+from bytelm.pipelines.data.data_workers import StopWaitingError
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.plan import Plan, Source
@@ -32,14 +34,14 @@ from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
 from bytelm.pipelines.errors import DamageError, DivergedError
 from bytelm.pipelines.evaluation.scoring import Scores
 from bytelm.pipelines.runtime.device import measured_matmul_flops
-from bytelm.pipelines.runtime.launcher import exit_with_launcher
+from bytelm.pipelines.runtime.launcher import exit_with_launcher, patience, saving
 from bytelm.pipelines.runtime.signals import SignalListener
 from bytelm.pipelines.storage.files import write_atomic
 from bytelm.pipelines.training.checkpointer import Checkpointer
+from bytelm.pipelines.training.config_changes import change_lines, check_same_model
 from bytelm.pipelines.training.engine import Engine, join_process_group
 from bytelm.pipelines.training.metrics_logger import METRICS, MetricsLogger
 from bytelm.pipelines.training.preflight import (
-    CONFIG,
     PLAN,
     ResumeOptions,
     check_same_data,
@@ -102,17 +104,22 @@ class Trainer:
             DamageError: if more bytes were masked than the config allows.
             DivergedError: after MAX_SKIPPED_IN_A_ROW steps whose update was skipped.
         """
+        self.signals.set_patience(patience(self.engine.ranks))
         with self._open_log() as self.log:
             self._open_data()
-            stop, _ = self._signals_on_any_rank()
-            while self.state.step < self.steps and not stop:
+            stop = False
+            while self.state.step < self.steps:
                 micro_batches, data_wait = self._next_micro_batches()
+                stop, save = self._signals_on_any_rank()
+                if save:
+                    self.save()
+                if stop:
+                    break
                 statistics = self.engine.train_step(self.state.step, self.steps, micro_batches)
                 self._record(statistics, data_wait)
-                stop, save = self._signals_on_any_rank()
-                if not stop and self._is_due(self.config.train.eval_every):
-                    stop = not self.evaluate()
-                if save or self._is_due(self.config.train.checkpoint_every):
+                if self._is_due(self.config.train.eval_every):
+                    self.evaluate()
+                if self._is_due(self.config.train.checkpoint_every):
                     self.save()
             if stop:
                 self.save()
@@ -121,10 +128,10 @@ class Trainer:
                     "--resume"
                 )
 
-    def evaluate(self) -> bool:
-        """Score the `val` splits, if any, and log the result; False if a signal interrupts it."""
+    def evaluate(self) -> None:
+        """Score the `val` splits, if any, and log the result, unless a signal interrupts it."""
         if not self.validation_plans:
-            return True
+            return
         scores = Scores()
         for plan in self.validation_plans:
             rows = EvaluationRows(
@@ -135,18 +142,18 @@ class Trainer:
             )
             for batch in make_loader(plan, rows, workers=0):
                 if any(self.engine.sum_over_ranks([self.signals.stop_requested], torch.int64)):
-                    return False
+                    return
                 scores.add_batch(batch, self.engine.nats(batch), plan.config.patch)
         scores.reduce(self.engine.sum_over_ranks)
         if self.log:
             self.log.evaluation(self.state.step, scores.metrics())
-        return True
 
     def save(self) -> None:
         """Write a checkpoint of the present step, unless there is one."""
         if self.saved_step == self.state.step:
             return
-        folder = self.checkpointer.save(self.state)
+        with self.signals.finishing(), saving():
+            folder = self.checkpointer.save(self.state)
         self.saved_step = self.state.step
         if self.log:
             self.log.checkpoint(self.state.step, folder)
@@ -161,6 +168,7 @@ class Trainer:
             self.start_messages = [f"{self.folder} has no checkpoint yet: starting at step 0"]
             return
         engine, plan = self.engine, self.plan
+        check_same_model(self.folder, self.config)
         checkpoint = self.checkpointer.newest_usable()
         saved = checkpoint.state
         check_same_data(saved, plan, options.new_plan)
@@ -178,14 +186,22 @@ class Trainer:
                 f"it was written by {plural(saved.ranks, 'process', 'processes')} at ZeRO "
                 f"{saved.zero_stage}, now it is {engine.ranks} at ZeRO {engine.zero_stage}"
             )
+        if saved.step >= self.steps:
+            self.start_messages.append(
+                f"the run is at step {saved.step} and ends at {self.steps}: there is nothing to do "
+                "unless train.steps is raised"
+            )
+        else:
+            self.start_messages += change_lines(self.folder, self.config, saved.step)
 
     def _open_log(self) -> AbstractContextManager[MetricsLogger | None]:
         """The log of the run from its present step on, on rank 0, which also writes the config."""
         peak_flops = _peak_flops(self.engine)
         if self.engine.rank != 0:
             return nullcontext()
-        config = json.dumps(self.config.to_dict(), indent=1)
-        write_atomic(self.folder / CONFIG, config.encode())
+        if self.state.step < self.steps:
+            config = json.dumps(self.config.to_dict(), indent=1)
+            write_atomic(self.folder / run_folder.CONFIG_FILE, config.encode())
         model = self.config.model
         step_flops = training_flops_per_byte(model) * model.context * self.config.train.global_batch
         return MetricsLogger(self.folder, self.steps, self.state.step, step_flops / peak_flops)
@@ -212,14 +228,15 @@ class Trainer:
             self.engine.data_parallel_rank,
             self.engine.data_parallel_size,
         )
-        self._batches = iter(
-            make_loader(
-                self.plan,
-                rows,
-                self.config.data.workers,
-                mask_damage=self.config.data.damage == "mask",
-                codec_patch=self.config.model.patch if self.config.model.codec_features else 0,
-            )
+        loader = make_loader(
+            self.plan,
+            rows,
+            self.config.data.workers,
+            mask_damage=self.config.data.damage == "mask",
+            codec_patch=self.config.model.patch if self.config.model.codec_features else 0,
+        )
+        self._batches = loader.batches(
+            self.config.train.rank_timeout, lambda: self.signals.stop_requested
         )
         self._positions = self.plan.positions(*start)
 
@@ -236,15 +253,17 @@ class Trainer:
     def _next_micro_batches(self) -> tuple[list[Batch], float]:
         """This rank's part of the next global batch, and the seconds that it was waited for.
 
+        None come if this rank is asked to stop while it waits.
+
         Raises:
-            RuntimeError: if the data worker that made one has died. PyTorch raises one too, unless
-                the worker dies while a batch is being received.
+            RuntimeError: if a data worker has died, or does not deliver within `rank_timeout`.
         """
         start = time.monotonic()
         try:
             micro_batches = list(islice(self._batches, self.engine.accumulation))
-        except (ConnectionError, EOFError) as error:
-            raise RuntimeError(f"DataLoader worker died and its batch with it: {error}") from error
+        except StopWaitingError as error:
+            print(f"bytelm train: {error}", file=sys.stderr)
+            micro_batches = []
         return micro_batches, time.monotonic() - start
 
     # --- state ---
