@@ -14,7 +14,8 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from bytelm.modalities.audio_decoding import FULL_SCALE, Pcm, decode_sound, to_pcm
+from bytelm.modalities.audio_decoding import decode_sound
+from bytelm.modalities.audio_reduction import FULL_SCALE, Pcm, to_pcm
 from bytelm.modalities.base import (
     FILE_VIEW,
     Bytes,
@@ -29,11 +30,19 @@ from bytelm.modalities.base import (
 from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 
 SIGNATURES = {
-    "wav": rb"RIFF....WAVE",
+    "wav": rb"(?:RIFF|RIFX|RF64)....WAVE",
     "flac": rb"fLaC[\0\x80]\0\0\x22",
     "ogg": rb"OggS\0",
-    "mp3": rb"ID3[\x02-\x04]\0|\xff[\xe2\xe3\xf2\xf3\xfa\xfb][^\xf0-\xff]",
+    "mp3": rb"ID3[\x02-\x04]\0|\0{,64}\xff[\xe2\xe3\xf2\xf3\xfa\xfb][^\xf0-\xff]",
     "aiff": rb"FORM....AIF[FC]",
+    "w64": rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0",
+    "caf": rb"caff\0[\1\2]",
+    "au": rb"\.snd\0\0..",
+    "m4a": rb"....ftyp(?!avif|avis|mif1|msf1|he[iv]|jp2 |jpx |crx )|\0...(?:moov|mdat|wide|free|skip)",
+    "webm": rb"\x1a\x45\xdf\xa3",
+    "wma": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c",
+    "aac": rb"\xff[\xf0\xf1\xf8\xf9][\x40-\xff]",
+    "amr": rb"#!AMR(?:-WB)?\n",
 }
 """Regular expressions for the first bytes of a file, by suffix."""
 
@@ -69,7 +78,7 @@ class AudioHead(EvaluationHead):
 
 
 class Audio(Modality):
-    """WAV, FLAC, Ogg (Vorbis, Opus, FLAC), MP3 and AIFF files."""
+    """Sound files that libsndfile reads, and by PyAV the sound of MP4, WebM, WMA, AAC, AMR."""
 
     name = "audio"
     code = 2
@@ -85,12 +94,12 @@ class Audio(Modality):
         return _SIGNATURE.match(start) is not None
 
     def decode_file(self, file: BinaryIO, options: DecodeOptions) -> Sample:
-        pcm, rate = decode_sound(file, options)
+        pcm, rate, notes = decode_sound(file, options)
         header = Header(channels=pcm.shape[1], rate=rate)
         if options.keep_files:
             file.seek(0)
             return raw_sample(self.name, header, file.read())
-        return Sample(self.name, header, pcm.astype("<i2", copy=False).tobytes())
+        return Sample(self.name, header, pcm.astype("<i2", copy=False).tobytes(), notes=notes)
 
     def member_suffix(self, sample: Sample) -> str:
         return RAW_SUFFIX if sample.is_file else "pcm"

@@ -1,146 +1,202 @@
-"""Decoding of sound files to 16-bit PCM.
+"""Decoding of sound files to 16-bit PCM: the choice of a reader, the mix and the resampling.
+
+    container mended (WAV, AIFF, CAF, ...), frames counted (MP3), pages checked (Ogg)
+    -> reader (libsndfile, or PyAV for MP4, WebM, ...) -> blocks of wide samples -> 16 bits
+    -> mono, where asked -> another rate, where asked
 
 n frames (one sample of each channel)    c channels
 """
 
 from __future__ import annotations
 
+import io
 import math
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from bytelm.modalities.audio_containers import check_container, mp3_states_length
+from bytelm.modalities import audio_ogg
+from bytelm.modalities.audio_containers import mend_container
+from bytelm.modalities.audio_flac import NO_CHECKSUM, checked_blocks, parse_stream_info
+from bytelm.modalities.audio_libav import DEMUXERS, open_with_libav
+from bytelm.modalities.audio_libsndfile import open_joined, open_sound
+from bytelm.modalities.audio_mp3 import id3_size, mended_part, read_parts
+from bytelm.modalities.audio_reduction import (
+    FULL_SCALE,
+    Pcm,
+    mix_to_mono,
+    reduce_to_16_bits,
+    to_pcm,
+)
+from bytelm.modalities.audio_stream import SoundStream
 from bytelm.modalities.base import DecodeOptions, Limits, MediaError
+from bytelm.modalities.spliced_file import spliced
 
-FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF")
-"""Formats that may be opened, by libsndfile's names."""
-
-UNKNOWN_FRAMES = 1 << 62  # libsndfile's number of frames for a FLAC header without a length
 MAX_RESAMPLING_TAPS = 1 << 24
-BLOCK_FRAMES = 1 << 18
-"""Frames that are converted at once, which bounds memory."""
-VORBIS_FULL_SCALE = 32767  # libsndfile scales Ogg by this, and integers by 32768
-FULL_SCALE = 32768
-
-Pcm = npt.NDArray[np.int16]
+FLAC_HEADER_BYTES = 42
+"""`fLaC`, and STREAMINFO with its block's header."""
+LIBSNDFILE_FLAC_BITS = (8, 16, 24)
 
 
-def decode_sound(file: BinaryIO, options: DecodeOptions) -> tuple[Pcm, int]:
-    """Decode an open sound file.
+class DecodedSound(NamedTuple):
+    """A sound as shards hold it."""
 
-    Returns:
-        its samples [n c], and their number a second in each channel.
+    pcm: Pcm
+    """[n c] samples."""
+    rate: int
+    """Samples a second in each channel."""
+    notes: tuple[str, ...]
+    """What decoding changed, in words that reports count."""
+
+
+def decode_sound(file: BinaryIO, options: DecodeOptions) -> DecodedSound:
+    """Decode an open sound file, read to its real end.
+
     Raises:
         MediaError: the file is broken, too large or of a kind that is not allowed.
     """
-    try:
-        return _decode_pcm(file, options)
-    except soundfile.LibsndfileError as error:
-        detail = " ".join(error.error_string.split()) or f"libsndfile's error {error.code}"
-        raise MediaError("unreadable", detail) from error
-
-
-def to_pcm(samples: npt.NDArray[np.floating], scale: int) -> Pcm:
-    """Convert floating-point samples to 16 bits, clipped to full scale."""
-    pcm = np.empty(samples.shape, np.int16)
-    for first in range(0, len(samples), BLOCK_FRAMES):
-        block = slice(first, first + BLOCK_FRAMES)
-        scaled = np.rint(samples[block] * samples.dtype.type(scale))
-        pcm[block] = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1)
-    return pcm
-
-
-def _decode_pcm(file: BinaryIO, options: DecodeOptions) -> tuple[Pcm, int]:
-    """Samples [n c] and rate, read only if the header passes all checks."""
     if options.audio_channels not in (None, 1):
         raise ValueError(
             f"audio_channels is {options.audio_channels}; choose 1 (mixed down to mono) or None "
             "(the file's own)"
         )
-    check_container(file, options.limits.max_bytes)
-    file.seek(0)
-    with soundfile.SoundFile(file) as sound:
-        _check_header(sound, options.limits)
-        source_rate = sound.samplerate
-        rate = options.audio_rate or source_rate
-        if rate != source_rate:
-            _check_resampling(sound, rate, options)
-        try:
-            pcm = _read_frames(sound)
-        except soundfile.LibsndfileError as error:
-            if file.read(1):
-                raise
-            raise MediaError("truncated", "the file ends inside its samples") from error
-    if len(pcm) < sound.frames and _states_length(sound, file):
-        raise MediaError("truncated", f"{len(pcm)} frames where the header says {sound.frames}")
-    mix = options.audio_channels == 1 and pcm.shape[1] > 1
-    if not mix and rate == source_rate:
-        return pcm, rate
+    try:
+        stream = _open_stream(file, options.limits)
+        _check_stream(stream, options)
+        pcm, lost = reduce_to_16_bits(stream, options.limits.max_bytes)
+    except soundfile.LibsndfileError as error:
+        detail = " ".join(error.error_string.split()) or f"libsndfile's error {error.code}"
+        raise MediaError("unreadable", detail) from error
+    if not len(pcm):
+        raise MediaError("empty", "a sound of 0 frames")
+    notes = [*stream.notes, *lost]
+    rate = options.audio_rate or stream.rate
+    mix = options.audio_channels == 1 and stream.channels > 1
+    if not mix and rate == stream.rate:
+        return DecodedSound(pcm, rate, tuple(notes))
+    _check_size(len(pcm), stream, options)
     samples = pcm.astype(np.float32)
     del pcm
     samples /= np.float32(FULL_SCALE)
     if mix:
-        samples = samples.mean(axis=1, keepdims=True, dtype=np.float32)
-    if rate != source_rate:
-        samples = _resample(samples, source_rate, rate)
-    return to_pcm(samples, FULL_SCALE), rate
+        samples, cancelled = mix_to_mono(samples)
+        notes += cancelled
+    if rate != stream.rate:
+        samples = _resample(samples, stream.rate, rate)
+    return DecodedSound(to_pcm(samples, FULL_SCALE), rate, tuple(notes))
 
 
-def _check_header(sound: soundfile.SoundFile, limits: Limits) -> None:
-    if sound.format not in FORMATS:
-        raise MediaError("unknown kind", f"a sound file of format {sound.format}")
-    if not sound.frames:
-        raise MediaError("empty", "a sound of 0 frames")
-    if not 1 <= sound.channels <= 255:
-        raise MediaError("over the limit", f"a sound of {sound.channels} channels")
-    if not 1 <= sound.samplerate < 1 << 31:
-        raise MediaError("unreadable", f"{sound.samplerate} samples a second")
-    if sound.frames >= UNKNOWN_FRAMES:
-        raise MediaError("unreadable", "the header does not say how long the sound is")
-    if sound.frames * sound.channels * 2 > limits.max_bytes:
+def _open_stream(file: BinaryIO, limits: Limits) -> SoundStream:
+    """Open a file by the reader for its first bytes."""
+    file.seek(0)
+    start = file.read(64)
+    after_id3 = id3_size(start)
+    if after_id3:
+        file.seek(after_id3)
+        marker = file.read(4)
+    for signature, (demuxer, kind) in DEMUXERS.items():
+        if signature.match(start):
+            return open_with_libav(file, demuxer, kind, limits)
+    if start[:4] == b"fLaC" or (after_id3 and marker == b"fLaC"):
+        return _open_flac(file, after_id3, limits)
+    if start[:4] == b"OggS":
+        return _open_ogg(file, limits)
+    if after_id3 or start[:1] in (b"\0", b"\xff"):
+        return _open_mp3(file)
+    mended, notes = mend_container(file, limits.max_bytes)
+    stream = open_sound(mended)
+    stream.notes += notes
+    return stream
+
+
+def _open_flac(file: BinaryIO, start: int, limits: Limits) -> SoundStream:
+    """Open native FLAC that begins at a position, after an ID3 tag."""
+    file.seek(start)
+    header = file.read(FLAC_HEADER_BYTES)
+    info = parse_stream_info(header[8:])
+    if not info.rate:
+        raise MediaError("unreadable", "0 samples a second")
+    if start:
+        size = file.seek(0, io.SEEK_END)
+        file = spliced(file, [range(start, size)])
+    if info.bits in LIBSNDFILE_FLAC_BITS:
+        stream = open_sound(file)
+    else:
+        stream = open_with_libav(file, "flac", f"FLAC of {info.bits} bits", limits)
+    if info.checksum != NO_CHECKSUM:
+        stream.blocks = checked_blocks(stream.blocks, info)
+    return stream
+
+
+def _open_ogg(file: BinaryIO, limits: Limits) -> SoundStream:
+    """Open an Ogg file; each link of a chain by itself."""
+    file.seek(0)
+    data = file.read()
+    links, notes = audio_ogg.read_links(data)
+    codecs = {link.sound().codec for link in links}
+    if codecs == {"Speex"}:
+        return open_with_libav(file, "ogg", "Speex", limits)
+    if len(codecs) > 1 or "Speex" in codecs:
         raise MediaError(
-            "over the limit", f"a sound of {sound.frames} frames of {sound.channels} channels"
+            "unreadable", f"links of several codecs: {', '.join(sorted(map(str, codecs)))}"
         )
+    if codecs == {"FLAC"}:
+        if len(links) > 1:
+            raise MediaError(
+                "unreadable", f"FLAC in Ogg with a second link at byte {links[1].start}"
+            )
+        flac = audio_ogg.native_flac(links[0].sound(), data)
+        stream = _open_flac(io.BytesIO(flac), 0, limits)
+    else:
+        parts = [(link.start, io.BytesIO(link.sound_file(data))) for link in links]
+        stream = open_joined(parts)
+    stream.notes += notes
+    return stream
 
 
-def _read_frames(sound: soundfile.SoundFile) -> Pcm:
-    """All samples [n c], in one read: soundfile seeks after each, which alters those of an MP3."""
-    wide = sound.format == "OGG" or sound.subtype in ("FLOAT", "DOUBLE")
-    if sound.format in ("MP3", "OGG"):
-        sound.seek(0)  # as soundfile.read does; without it a few last bits of an MP3 differ
-    samples = sound.read(dtype="float32" if wide else "int16", always_2d=True)
-    if not len(samples):
-        raise MediaError("truncated", "the file ends before its samples")
-    if not wide:
-        return samples
-    if not np.isfinite(samples).all():
-        raise MediaError("unreadable", "samples that are not finite numbers")
-    # As integers, libsndfile lets Ogg wrap around at full scale, and does not scale the others.
-    return to_pcm(samples, VORBIS_FULL_SCALE if sound.format == "OGG" else FULL_SCALE)
+def _open_mp3(file: BinaryIO) -> SoundStream:
+    """Open an MP3; each of several joined files by itself."""
+    file.seek(0)
+    data = file.read()
+    mp3 = read_parts(data)
+    parts = [(part.start, io.BytesIO(mended_part(data, part, mp3))) for part in mp3.parts]
+    stream = open_joined(parts)
+    stream.notes += mp3.notes
+    return stream
 
 
-def _states_length(sound: soundfile.SoundFile, file: BinaryIO) -> bool:
-    """Whether `sound.frames` comes from the header and is no guess."""
-    return sound.format != "MP3" or mp3_states_length(file)
-
-
-def _check_resampling(sound: soundfile.SoundFile, rate: int, options: DecodeOptions) -> None:
-    """Raise MediaError where the resampled sound, or the filter for it, would be too large."""
-    channels = options.audio_channels or sound.channels
-    size = sound.frames * rate // sound.samplerate * channels * 2
-    if size > options.limits.max_bytes:
-        raise MediaError("over the limit", f"a sound of {size} bytes at {rate} samples a second")
-    common = math.gcd(sound.samplerate, rate)
-    old, new = sound.samplerate // common, rate // common
+def _check_stream(stream: SoundStream, options: DecodeOptions) -> None:
+    """Raise MediaError for a sound that is known to be too large before a sample is read."""
+    limit = options.limits.max_bytes
+    if not 1 <= stream.channels <= 255:
+        raise MediaError("over the limit", f"a sound of {stream.channels} channels")
+    if not 1 <= stream.rate < 1 << 31:
+        raise MediaError("unreadable", f"{stream.rate} samples a second")
+    if stream.frames is not None:
+        if stream.frames * stream.channels * 2 > limit:
+            raise MediaError(
+                "over the limit", f"a sound of {stream.frames} frames of {stream.channels} channels"
+            )
+        _check_size(stream.frames, stream, options)
+    rate = options.audio_rate or stream.rate
+    common = math.gcd(stream.rate, rate)
+    old, new = stream.rate // common, rate // common
     width = 6 * old // min(old, new)  # of the filter, at torchaudio's default
     if (2 * width + old) * new > MAX_RESAMPLING_TAPS:
         raise MediaError(
             "over the limit",
-            f"{sound.samplerate} samples a second have too little in common with {rate}",
+            f"{stream.rate} samples a second have too little in common with {rate}",
         )
+
+
+def _check_size(frames: int, stream: SoundStream, options: DecodeOptions) -> None:
+    """Raise MediaError where the mixed and resampled sound would be too large."""
+    rate = options.audio_rate or stream.rate
+    size = frames * rate // stream.rate * (options.audio_channels or stream.channels) * 2
+    if size > options.limits.max_bytes:
+        raise MediaError("over the limit", f"a sound of {size} bytes at {rate} samples a second")
 
 
 def _resample(samples: npt.NDArray[np.float32], old: int, new: int) -> npt.NDArray[np.float32]:

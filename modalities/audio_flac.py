@@ -1,0 +1,70 @@
+"""FLAC: the header's facts, and the MD5 checksum of the samples.
+
+RFC 9639: STREAMINFO (section 8.2) holds rate, channels, bits, the number of frames, and the MD5 of
+all samples, interleaved, little-endian, each in as few whole bytes as its bits need. libFLAC checks
+it only where asked to, and libsndfile does not ask.
+
+m frames of a block    c channels
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bytelm.modalities.audio_stream import Block
+from bytelm.modalities.base import MediaError
+
+STREAM_INFO_BYTES = 34
+NO_CHECKSUM = bytes(16)
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """The facts in the first metadata block of a FLAC stream."""
+
+    rate: int
+    channels: int
+    bits: int
+    frames: int
+    """0 where the encoder did not know."""
+    checksum: bytes
+    """MD5 of the samples; zeros where the encoder did not make it."""
+
+
+def parse_stream_info(block: bytes) -> StreamInfo:
+    """The facts of STREAMINFO, given its 34 bytes; MediaError where there are fewer."""
+    if len(block) < STREAM_INFO_BYTES:
+        raise MediaError("truncated", "the file ends inside its header")
+    facts = int.from_bytes(block[10:18])
+    return StreamInfo(
+        rate=facts >> 44,
+        channels=(facts >> 41 & 7) + 1,
+        bits=(facts >> 36 & 31) + 1,
+        frames=facts & (1 << 36) - 1,
+        checksum=block[18:34],
+    )
+
+
+def checked_blocks(blocks: Iterator[Block], info: StreamInfo) -> Iterator[Block]:
+    """Pass blocks on, and compare their MD5 with the header's after the last one."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for block in blocks:
+        digest.update(_stored_bytes(block, info.bits))
+        yield block
+    if digest.digest() != info.checksum:
+        raise MediaError("damaged", "the samples do not match the MD5 checksum in the header")
+
+
+def _stored_bytes(block: Block, bits: int) -> memoryview | bytes:
+    """The bytes that the checksum is made of, for [m c] samples with the high bit on top."""
+    width = block.dtype.itemsize
+    samples = np.ascontiguousarray(block.astype(block.dtype.newbyteorder("<"), copy=False))
+    wanted = (bits + 7) // 8
+    if bits == 8 * width:
+        return samples.data
+    samples = samples >> (8 * width - bits)
+    return samples.view(np.uint8).reshape(-1, width)[:, :wanted].tobytes()
