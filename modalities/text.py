@@ -1,4 +1,4 @@
-"""Text: the bytes of a file in any encoding without NUL bytes, mostly UTF-8."""
+"""Text: the bytes of a file in any encoding without zero bytes, mostly UTF-8."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bytelm.modalities.base import (
     DecodeOptions,
     EvaluationHead,
     Header,
-    MediaError,
     Modality,
     Sample,
     ScoredSegment,
     Size,
 )
 from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
+from bytelm.modalities.text_decoding import is_text, read_text
 
 
 class TextHead(EvaluationHead):
@@ -41,7 +41,7 @@ class TextHead(EvaluationHead):
 
 
 class Text(Modality):
-    """Text files, byte for byte, invalid sequences included."""
+    """Text files, byte for byte, invalid sequences included; UTF-16 and gzip are decoded."""
 
     name = "text"
     code = 0
@@ -54,19 +54,15 @@ class Text(Modality):
     suffixes = ("txt",)
 
     def recognises(self, start: bytes) -> bool:
-        """Whether `start` has no NUL byte. So many files do that text must be asked last."""
-        return b"\0" not in start
+        """Whether `start` may begin a text. So many files do that text must be asked last."""
+        return is_text(start)
 
     def decode_file(self, file: BinaryIO, options: DecodeOptions) -> Sample:
-        limit = options.limits.max_bytes
-        data = file.read(limit + 1)
-        if len(data) > limit:
-            raise MediaError("over the limit", f"more than {limit} bytes of text")
-        if not data:
-            raise MediaError("empty", "a text of 0 bytes")
+        data, notes = read_text(file, options.limits.max_bytes)
         if options.keep_files:
-            return raw_sample(self.name, Header(), data)
-        return Sample(self.name, Header(), data)
+            file.seek(0)
+            return raw_sample(self.name, Header(), file.read())
+        return Sample(self.name, Header(), data, notes=notes)
 
     def member_suffix(self, sample: Sample) -> str:
         return RAW_SUFFIX if sample.is_file else "txt"

@@ -156,7 +156,7 @@ class DecodePool:
         for position, document in enumerate(batch.documents, batch.position):
             for i, part in enumerate(document.parts):
                 if part.path is not None and (position, i) not in self._failures.refusals:
-                    task = FileTask(part.path, part.offset, part.size, part.modality)
+                    task = FileTask(part.name, part.path, part.offset, part.size)
                     yield (position, i), task
 
     def _nested_tasks(self, batch: _Batch) -> list[list[FileTask]]:

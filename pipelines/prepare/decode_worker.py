@@ -28,7 +28,7 @@ from typing import BinaryIO, NamedTuple
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
-from bytelm.modalities.detect import START_BYTES, UNKNOWN_KIND, modality_of
+from bytelm.modalities.detect import START_BYTES, detect_modality
 
 MEMORY_BYTES = 960 << 20
 """Memory of a worker: its modules, the file, the decoder and the samples. Where sounds are
@@ -48,13 +48,13 @@ DETAIL_CHARACTERS = 200
 class FileTask(NamedTuple):
     """A file to decode, or a member of a tar."""
 
+    name: str
+    """Relative to its source; its suffix is checked against the content."""
     path: str
     offset: int | None
     """Position of the member's first byte; None for a whole file."""
     size: int
     """Bytes, as they were when the sources were scanned."""
-    modality: str | None
-    """None where the first bytes are yet to tell."""
 
 
 class Refusal(NamedTuple):
@@ -164,9 +164,7 @@ def _decode_file(task: FileTask, options: DecodeOptions) -> Sample | Refusal:
     _limit_time(cpu_seconds(task.size))
     try:
         with _open(task) as file:
-            modality = task.modality or modality_of(file.read(START_BYTES))
-            if modality is None:
-                return Refusal(*UNKNOWN_KIND)
+            modality = detect_modality(task.name, file.read(START_BYTES))
             file.seek(0)
             return MODALITIES[modality].decode_file(file, options)
     except MediaError as error:

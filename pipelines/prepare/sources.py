@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 
 from bytelm.modalities import MODALITIES
-from bytelm.modalities.detect import START_BYTES, UNKNOWN_KIND, modality_of
+from bytelm.modalities.base import MediaError
+from bytelm.modalities.detect import START_BYTES, detect_modality
 from bytelm.pipelines.prepare.captions import Captions
 from bytelm.pipelines.prepare.documents import (
     CAPTION_ALONE,
@@ -158,16 +159,17 @@ class _Grouping:
         return groups.values()
 
     def _detect(self, file: SourceFile) -> str | None:
-        """The modality that a file's first bytes show; where they show none, it is skipped."""
+        """The modality that a file's first bytes show; where they show none, or other content than
+        its name says, it is skipped."""
         try:
             with open(file.path, "rb") as opened:
-                modality = modality_of(opened.read(START_BYTES))
+                opened.seek(file.offset or 0)
+                return detect_modality(file.name, opened.read(START_BYTES))
         except OSError as error:
             self._skip(file.name, "unreadable", error.strerror or "cannot be opened")
-            return None
-        if modality is None:
-            self._skip(file.name, *UNKNOWN_KIND)
-        return modality
+        except MediaError as error:
+            self._skip(file.name, error.reason, error.detail)
+        return None
 
     def _parts(self, group: Sequence[SourceFile]) -> tuple[DocumentPart, ...]:
         """The parts of a document in their order, each caption before its file."""

@@ -193,7 +193,7 @@ def test_members_that_webdataset_drops_or_joins_silently_are_named(tmp_path: Pat
         "a.tar/b.txt": "empty",
         "a.tar/c.png": "over the limit",
         "a.tar/d.txt": "duplicate key",
-        "a.tar/e.JPG": "unreadable",
+        "a.tar/e.JPG": "name and content disagree",
     }
     assert prepared.report["documents"] == 21
     assert segments_of(tmp_path / "set", "a", "d")[0]["data"] == b"first"
