@@ -12,7 +12,9 @@ import PIL.Image
 import torch
 
 from bytelm.modalities import MODALITIES, framing
-from bytelm.modalities.base import FILE_VIEW, DecodeOptions, Sample
+from bytelm.modalities.audio import frames
+from bytelm.modalities.base import Sample
+from bytelm.modalities.image import deep_pixels
 from bytelm.model.config import ModelConfig
 from bytelm.model.decoding.sampling import Sampling
 from bytelm.model.megabyte import Megabyte
@@ -125,7 +127,8 @@ class LanguageModel:
             prompt_seconds: seconds to keep of a sound prompt.
         Returns:
             texts as `bytes`, images as `PIL.Image.Image`, and sounds as pairs of int16 samples
-            [frames, channels] and their rate.
+            [frames, channels] and their rate. Of the view `deep`, images are uint16 arrays
+            [height, width, channels]; of `s24be`, samples are int32, with 24 bits in the upper part.
         Raises:
             ValueError: for options that do not fit each other, the model or its training set.
         """
@@ -187,16 +190,17 @@ class LanguageModel:
         if name not in MODALITIES:
             raise ValueError(f"no modality {name!r}: choose one of {', '.join(MODALITIES)}")
         view = self.views[name]
-        return read_sample(name, source, DecodeOptions(keep_files=view == FILE_VIEW)), view
+        return read_sample(name, source, MODALITIES[name].options_for(view)), view
 
 
 def _as_object(sample: Sample) -> Any:
     """A sample as Python libraries hold it."""
     header = sample.header
+    if sample.modality == "image" and sample.is_deep:
+        return deep_pixels(sample)
     if sample.modality == "image":
         mode = "L" if header.channels == 1 else "RGB"
         return PIL.Image.frombytes(mode, (header.width, header.height), sample.data)
     if sample.modality == "audio":
-        frames = np.frombuffer(sample.data, "<i2").reshape(-1, header.channels)
-        return frames.astype(np.int16), header.rate
+        return frames(sample), header.rate
     return sample.data

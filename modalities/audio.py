@@ -9,9 +9,10 @@ import functools
 import math
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
 from bytelm.modalities.audio_decoding import decode_sound
@@ -25,7 +26,6 @@ from bytelm.modalities.base import (
     Modality,
     Sample,
     ScoredSegment,
-    Size,
 )
 from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 
@@ -46,9 +46,6 @@ SIGNATURES = {
 }
 """Regular expressions for the first bytes of a file, by suffix."""
 
-WIDE_VIEWS = ("s16le", "s16be")
-"""Views with two bytes for a sample; the others have one."""
-
 FLAC_MAX_CHANNELS = 8
 FLAC_MAX_RATE = 655_350
 
@@ -61,18 +58,19 @@ class AudioHead(EvaluationHead):
     def __init__(self) -> None:
         super().__init__()
         self.nats["samples"] = 0.0
-        self.counts |= {"wide_bytes": 0, "narrow_bytes": 0}
+        self.counts |= {"wide_bytes": 0, "narrow_bytes": 0, "deep_bytes": 0}
 
     def update(self, segment: ScoredSegment) -> None:
         super().update(segment)
         if segment.view == FILE_VIEW:
             return
         self.nats["samples"] += float(segment.payload_nats.sum())
-        kind = "wide_bytes" if segment.view in WIDE_VIEWS else "narrow_bytes"
-        self.counts[kind] += segment.payload.size
+        kinds = {1: "narrow_bytes", 2: "wide_bytes", 3: "deep_bytes"}
+        self.counts[kinds[Audio.view_value_bytes[segment.view]]] += segment.payload.size
 
     def metrics(self) -> dict[str, float]:
-        samples = self.counts["wide_bytes"] / 2 + self.counts["narrow_bytes"]
+        wide = self.counts["wide_bytes"] / 2 + self.counts["deep_bytes"] / 3
+        samples = wide + self.counts["narrow_bytes"]
         bits = self.nats["samples"] / math.log(2)
         return {**super().metrics(), "bits_per_sample": bits / samples if samples else math.nan}
 
@@ -83,8 +81,10 @@ class Audio(Modality):
     name = "audio"
     code = 2
     som = 261
-    views = ("s16le", "s16be", "u8", "mulaw")
-    plain_views = frozenset({"s16le"})
+    views = ("s16le", "s16be", "u8", "mulaw", "s24be")
+    plain_views = ("s16le", "s24be")
+    value_bytes = (2, 3)
+    view_value_bytes: ClassVar = {"s16le": 2, "s16be": 2, "u8": 1, "mulaw": 1, "s24be": 3}
     header_format = ">IB"
     header_fields = ("rate", "channels")
     head = AudioHead
@@ -102,10 +102,12 @@ class Audio(Modality):
         return Sample(self.name, header, pcm.astype("<i2", copy=False).tobytes(), notes=notes)
 
     def member_suffix(self, sample: Sample) -> str:
-        return RAW_SUFFIX if sample.is_file else "pcm"
+        if sample.is_file:
+            return RAW_SUFFIX
+        return "pcm24" if sample.is_deep else "pcm"
 
     def write_file(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
-        """Write a sample as a 16-bit WAV or FLAC, a raw file as it is.
+        """Write a sample as a WAV or FLAC of 16 or 24 bits, a raw file as it is.
 
         Raises ValueError for a sound that FLAC cannot hold.
         """
@@ -118,42 +120,34 @@ class Audio(Modality):
                 f"{sample.header.rate} Hz: write WAV"
             )
         path = stem.with_name(f"{stem.name}.{kind}")
-        pcm = np.frombuffer(sample.data, "<i2").reshape(-1, sample.header.channels)  # [n c]
-        soundfile.write(path, pcm, sample.header.rate, subtype="PCM_16", format=kind.upper())
+        subtype = "PCM_24" if sample.is_deep else "PCM_16"
+        soundfile.write(path, frames(sample), sample.header.rate, subtype, format=kind.upper())
         return path
-
-    def payload_size(self, size: Size, view: str) -> Size:
-        self.view_code(view)
-        return size if view in WIDE_VIEWS or view == FILE_VIEW else size // 2
-
-    def stored_range(self, view: str, start: int, stop: int) -> tuple[int, int, int] | None:
-        if view == "s16be":
-            first = start & ~1
-            return first, stop + (stop & 1), start - first
-        if view in ("u8", "mulaw"):
-            return 2 * start, 2 * stop, 0
-        return super().stored_range(view, start, stop)
 
     def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
         self.view_code(view)
         raw = raw_payload(sample, view)
         if raw is not None:
             return raw
-        pcm = np.frombuffer(sample.data, "<i2")
+        if self.is_plain(view, sample.is_deep):
+            return np.frombuffer(sample.data, np.uint8)
+        if view == "s24be":
+            return np.frombuffer(_widened(sample.data), np.uint8)
+        pcm = np.frombuffer(_narrowed(sample.data) if sample.is_deep else sample.data, "<i2")
         if view == "s16be":
             return pcm.astype(">i2").view(np.uint8)
         if view == "u8":
             return ((pcm >> 8) + 128).astype(np.uint8)
         if view == "mulaw":
             return _mulaw_codes()[pcm.view("<u2")]
-        return np.frombuffer(sample.data, np.uint8)
+        return pcm.view(np.uint8)
 
     def from_view(self, header: Header, payload: Bytes, view: str, patch: int) -> Sample:
         """The sample of a whole payload; ValueError where it ends inside a frame."""
         self.view_code(view)
         if view == FILE_VIEW:
             return raw_sample(self.name, header, payload.tobytes())
-        frame = header.channels * (2 if view in WIDE_VIEWS else 1)
+        frame = header.channels * self.view_value_bytes[view]
         if payload.size % frame:
             raise ValueError(
                 f"an audio payload of {payload.size} bytes is no whole number of frames of "
@@ -166,8 +160,29 @@ class Audio(Modality):
         elif view == "mulaw":
             pcm = _mulaw_values()[payload]
         else:
-            return Sample(self.name, header, payload.tobytes())
+            return Sample(self.name, header, payload.tobytes(), is_deep=view == "s24be")
         return Sample(self.name, header, pcm.tobytes())
+
+
+def frames(sample: Sample) -> npt.NDArray[np.signedinteger]:
+    """[n c] samples of a decoded sound: 16 bits, or 24 bits in the upper part of 32."""
+    if not sample.is_deep:
+        return np.frombuffer(sample.data, "<i2").reshape(-1, sample.header.channels)
+    wide = np.zeros((len(sample.data) // 3, 4), np.uint8)
+    wide[:, :3] = np.frombuffer(sample.data, np.uint8).reshape(-1, 3)
+    return wide.view(">i4").astype(np.int32).reshape(-1, sample.header.channels)
+
+
+def _narrowed(deep: bytes) -> bytes:
+    """16-bit little-endian samples: the upper bytes of 24-bit big-endian ones."""
+    return np.frombuffer(deep, np.uint8).reshape(-1, 3)[:, 1::-1].tobytes()
+
+
+def _widened(pcm: bytes) -> bytes:
+    """24-bit big-endian samples of 16-bit little-endian ones."""
+    wide = np.zeros((len(pcm) // 2, 3), np.uint8)
+    wide[:, 1::-1] = np.frombuffer(pcm, np.uint8).reshape(-1, 2)
+    return wide.tobytes()
 
 
 def fits_flac(header: Header) -> bool:

@@ -4,8 +4,9 @@
     file  <-- write_file --   sample  <-- from_view --  payload
 
 A *sample* is the canonical form that shards hold: UTF-8 (or any) bytes of a text, 8-bit pixels
-in raster order, little-endian 16-bit PCM; or a file's own bytes (a raw file). A *view* is a way to
-read a sample as the payload bytes that a model sees. The *header* holds what a decoder must know
+in raster order, little-endian 16-bit PCM; a *deep* sample has 16-bit pixels or 24-bit PCM,
+big-endian; a raw file is a file's own bytes. A *view* is a way to read a sample as the payload
+bytes that a model sees. The *header* holds what a decoder must know
 before the payload.
 
     n payload bytes
@@ -19,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, ClassVar, NamedTuple, TypeVar
+from typing import BinaryIO, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,8 @@ class Sample:
     """Whether `data` are the file's own bytes, which only the view `file` reads."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What decoding changed, in words that reports count: "converted from UTF-16"."""
+    is_deep: bool = False
+    """Whether `data` are 16-bit values of pixels, or 24-bit samples of a sound."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,9 @@ class DecodeOptions:
     """1 mixes sounds down to mono; None keeps the channels of each file, interleaved."""
     keep_files: bool = False
     """Make samples of the files' own bytes, to be read with the view `file`."""
+    keep_depth: bool = False
+    """Make deep samples of images of more than 8 bits and sounds of more than 16; otherwise the
+    low bits are dropped."""
 
 
 class Modality(ABC):
@@ -151,8 +157,14 @@ class Modality(ABC):
     """The id that opens a segment (start of modality)."""
     views: ClassVar[tuple[str, ...]]
     """Names of its views beside `file`, in the order of their codes in the stream's header."""
-    plain_views: ClassVar[frozenset[str]]
-    """Views whose payload is the stored bytes themselves."""
+    plain_views: ClassVar[tuple[str, str]]
+    """The view whose payload is the stored bytes themselves, of usual and of deep samples."""
+    whole_views: ClassVar[frozenset[str]] = frozenset()
+    """Views in which a part of the payload needs the whole sample."""
+    value_bytes: ClassVar[tuple[int, int]]
+    """Stored bytes of one value (a channel of a pixel, a sample of a channel), usual and deep."""
+    view_value_bytes: ClassVar[Mapping[str, int]]
+    """Payload bytes of one value, by view."""
     header_format: ClassVar[str]
     """`struct` format of the header's fields; view and offset follow them in the stream."""
     header_fields: ClassVar[tuple[str, ...]]
@@ -196,9 +208,16 @@ class Modality(ABC):
 
     # --- samples and payloads ---
 
-    @abstractmethod
-    def payload_size(self, size: Size, view: str) -> Size:
+    def payload_size(
+        self, size: Size, view: str, is_deep: bool | npt.NDArray[np.bool_] = False
+    ) -> Size:
         """Payload bytes under a view of a sample of `size` bytes, or of an array of such sizes."""
+        self.view_code(view)
+        if view == FILE_VIEW:
+            return size
+        usual, deep = self.value_bytes
+        values = size // (usual + (deep - usual) * is_deep)
+        return cast(Size, values * self.view_value_bytes[view])
 
     @abstractmethod
     def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
@@ -212,17 +231,34 @@ class Modality(ABC):
     def from_view(self, header: Header, payload: Bytes, view: str, patch: int) -> Sample:
         """The sample of a whole payload: the inverse of `to_view`.
 
-        The views `u8` and `mulaw` of audio lose precision, so their samples differ.
+        Views with fewer bits than the sample lose precision, so their samples differ.
         Raises ValueError for a payload that the header does not fit.
         """
 
-    def stored_range(self, view: str, start: int, stop: int) -> tuple[int, int, int] | None:
+    def options_for(self, view: str) -> DecodeOptions:
+        """Options that decode files to samples which have the view, with all the bits it shows."""
+        is_deep = self.view_value_bytes.get(view, 0) > self.value_bytes[False]
+        return DecodeOptions(keep_files=view == FILE_VIEW, keep_depth=is_deep)
+
+    def is_plain(self, view: str, is_deep: bool) -> bool:
+        """Whether the payload under a view is the sample's stored bytes themselves."""
+        return view in (self.plain_views[is_deep], FILE_VIEW)
+
+    def stored_range(
+        self, view: str, start: int, stop: int, is_deep: bool = False
+    ) -> tuple[int, int, int] | None:
         """The part of a sample's bytes that payload bytes [start, stop) come from.
 
         Returns the bounds of the part and the number of bytes in its payload before `start`; None
         where a part of the payload needs the whole sample.
         """
-        return (start, stop, 0) if view in self.plain_views or view == FILE_VIEW else None
+        if self.is_plain(view, is_deep):
+            return start, stop, 0
+        if view in self.whole_views:
+            return None
+        width, stored = self.view_value_bytes[view], self.value_bytes[is_deep]
+        first, last = start // width, -(-stop // width)
+        return first * stored, last * stored, start - first * width
 
     # --- headers in the stream ---
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 
 from bytelm.modalities.base import (
@@ -22,8 +23,8 @@ from bytelm.modalities.base import (
     Modality,
     Sample,
     ScoredSegment,
-    Size,
 )
+from bytelm.modalities.deep_png import deep_png
 from bytelm.modalities.image_decoding import decode_image
 from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 
@@ -34,6 +35,11 @@ SIGNATURES = {
     "gif": rb"GIF8[79]a",
     "bmp": rb"BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     "ppm": rb"P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s",
+    "pam": rb"P7\s+(?:#[^\n]*\n\s*)*(?:WIDTH|HEIGHT|DEPTH|MAXVAL|TUPLTYPE)\s",
+    "pfm": rb"P[Ff]4?\s+\d+\s+\d+\s+-?\d",
+    "tif": rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]",
+    "avif": rb".{4}ftyp(?:avi[fs]|(?:mif1|msf1|miaf).{4}(?:[ -~]{4})*?avi[fs])",
+    "heic": rb".{4}ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1|miaf)",
 }
 """Regular expressions for the first bytes of a file, by suffix."""
 
@@ -46,7 +52,9 @@ class ImageHead(EvaluationHead):
     def __init__(self) -> None:
         super().__init__()
         self.nats["pixels"] = 0.0
-        self.counts |= {"grey_bytes": 0, "rgb_bytes": 0}
+        self.counts |= dict.fromkeys(
+            ("grey_bytes", "rgb_bytes", "deep_grey_bytes", "deep_rgb_bytes"), 0
+        )
 
     def update(self, segment: ScoredSegment) -> None:
         super().update(segment)
@@ -54,22 +62,26 @@ class ImageHead(EvaluationHead):
             return
         self.nats["pixels"] += float(segment.payload_nats.sum())
         kind = "grey_bytes" if segment.header.channels == 1 else "rgb_bytes"
-        self.counts[kind] += segment.payload.size
+        self.counts[f"deep_{kind}" if segment.view == "deep" else kind] += segment.payload.size
 
     def metrics(self) -> dict[str, float]:
-        pixels = self.counts["grey_bytes"] + self.counts["rgb_bytes"] / 3
+        grey = self.counts["grey_bytes"] + self.counts["deep_grey_bytes"] / 2
+        pixels = grey + self.counts["rgb_bytes"] / 3 + self.counts["deep_rgb_bytes"] / 6
         bits = self.nats["pixels"] / math.log(2)
         return {**super().metrics(), "bits_per_pixel": bits / pixels if pixels else math.nan}
 
 
 class Image(Modality):
-    """PNG, JPEG, WebP, GIF (its first frame), BMP and PPM files."""
+    """PNG, JPEG, WebP, GIF, BMP, Netpbm, TIFF, AVIF and HEIC files; the first frame of several."""
 
     name = "image"
     code = 1
     som = 260
-    views = ("raster", "planar", "patch")
-    plain_views = frozenset({"raster"})
+    views = ("raster", "planar", "patch", "deep")
+    plain_views = ("raster", "deep")
+    whole_views = frozenset({"planar", "patch"})
+    value_bytes = (1, 2)
+    view_value_bytes: ClassVar = {"raster": 1, "planar": 1, "patch": 1, "deep": 2}
     header_format = ">HHB"
     header_fields = ("width", "height", "channels")
     head = ImageHead
@@ -79,31 +91,31 @@ class Image(Modality):
         return _SIGNATURE.match(start) is not None
 
     def decode_file(self, file: BinaryIO, options: DecodeOptions) -> Sample:
-        header, pixels = decode_image(file, options.limits)
+        header, pixels, notes = decode_image(file, options.limits)
         if options.keep_files:
             file.seek(0)
             return raw_sample(self.name, header, file.read())
-        return Sample(self.name, header, pixels)
+        return Sample(self.name, header, pixels, notes=notes)
 
     def member_suffix(self, sample: Sample) -> str:
         if sample.is_file:
             return RAW_SUFFIX
-        return "gray" if sample.header.channels == 1 else "rgb"
+        suffix = "gray" if sample.header.channels == 1 else "rgb"
+        return f"{suffix}16" if sample.is_deep else suffix
 
     def write_file(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
         """Write a sample as PNG, a raw file as it is."""
         if sample.is_file:
             return write_raw(sample, stem, SIGNATURES, default=RAW_SUFFIX)
         path = stem.with_name(f"{stem.name}.png")
+        if sample.is_deep:
+            path.write_bytes(deep_png(deep_pixels(sample)))
+            return path
         pixels = np.frombuffer(sample.data, np.uint8).reshape(_shape(sample.header))  # [h w c]
         if sample.header.channels == 1:
             pixels = pixels[:, :, 0]
         PIL.Image.fromarray(pixels).save(path, "PNG")
         return path
-
-    def payload_size(self, size: Size, view: str) -> Size:
-        self.view_code(view)
-        return size
 
     def check_view(self, view: str, channels: int, patch: int) -> None:
         """Raise ValueError for the view `patch` where the channels do not divide the patch."""
@@ -121,6 +133,10 @@ class Image(Modality):
         if raw is not None:
             return raw
         flat = np.frombuffer(sample.data, np.uint8)
+        if view == "deep":
+            return flat if sample.is_deep else flat.repeat(2)  # v / 255 is (257 v) / 65535
+        if sample.is_deep:
+            flat = flat[::2]  # the high bytes
         if view == "raster":
             return flat
         pixels = flat.reshape(_shape(sample.header))  # [h w c]
@@ -134,7 +150,7 @@ class Image(Modality):
         if view == FILE_VIEW:
             return raw_sample(self.name, header, payload.tobytes())
         height, width, channels = _shape(header)
-        if payload.size != height * width * channels:
+        if payload.size != height * width * channels * self.view_value_bytes[view]:
             raise ValueError(
                 f"an image payload of {payload.size} bytes where the header says "
                 f"{width} x {height} x {channels}"
@@ -143,7 +159,7 @@ class Image(Modality):
             payload = payload.reshape(channels, height, width).transpose(1, 2, 0)  # [h w c]
         elif view == "patch":
             payload = self._from_tiles(payload, _shape(header), patch)
-        return Sample(self.name, header, payload.tobytes())
+        return Sample(self.name, header, payload.tobytes(), is_deep=view == "deep")
 
     def _to_tiles(self, pixels: Bytes, patch: int) -> Bytes:
         """[h w c] to [h w c] bytes: whole tiles, the strip right of them, the strip below."""
@@ -183,6 +199,11 @@ class Image(Modality):
         area = patch // channels
         lines = next(a for a in range(math.isqrt(area), 0, -1) if area % a == 0)
         return lines, area // lines
+
+
+def deep_pixels(sample: Sample) -> npt.NDArray[np.uint16]:
+    """[h w c] values of a deep sample."""
+    return np.frombuffer(sample.data, ">u2").reshape(_shape(sample.header)).astype(np.uint16)
 
 
 def _shape(header: Header) -> tuple[int, int, int]:

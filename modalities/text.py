@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from bytelm.modalities.base import (
     Modality,
     Sample,
     ScoredSegment,
-    Size,
 )
 from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 from bytelm.modalities.text_decoding import is_text, read_text
@@ -47,7 +46,9 @@ class Text(Modality):
     code = 0
     som = 259
     views = ("utf8",)
-    plain_views = frozenset({"utf8"})
+    plain_views = ("utf8", "utf8")
+    value_bytes = (1, 1)
+    view_value_bytes: ClassVar = {"utf8": 1}
     header_format = ">"
     header_fields = ()
     head = TextHead
@@ -69,10 +70,6 @@ class Text(Modality):
 
     def write_file(self, sample: Sample, stem: Path, suffix: str | None = None) -> Path:
         return write_raw(sample, stem, signatures={}, default="txt")
-
-    def payload_size(self, size: Size, view: str) -> Size:
-        self.view_code(view)
-        return size
 
     def to_view(self, sample: Sample, view: str, patch: int) -> Bytes:
         self.view_code(view)

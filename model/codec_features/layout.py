@@ -24,7 +24,7 @@ OPENING_LENGTHS = {TEXT: 6, IMAGE: 11, AUDIO: 11}
 """Ids of a segment's opening: the opener and its header. A header ends with a view of one byte and
 an offset of four; those of images and audio begin with four bytes by modality and the channels."""
 PAD = 256
-RASTER, PLANAR, S16BE = 0, 1, 1
+RASTER, PLANAR, DEEP, S16BE = 0, 1, 3, 1
 """Header codes of the views that are read as pixels and as samples."""
 
 NONE = -1
@@ -98,8 +98,8 @@ class PayloadLayout:
             return cls("bytes")
         opener, high, low, _, _, channels, view, *offset = ids
         width, skipped = 256 * high + low, int.from_bytes(offset, "big")
-        if opener == IMAGE and view in (RASTER, PLANAR) and width > 1 and channels:
-            unit = channels if view == RASTER else 1
+        if opener == IMAGE and view in (RASTER, PLANAR, DEEP) and width > 1 and channels:
+            unit = {RASTER: channels, PLANAR: 1, DEEP: 2 * channels}[view]
             return cls("image", unit, width * unit, skipped % unit)
         if opener == AUDIO and view == S16BE and channels:
             return cls("audio", 2 * channels, 0, skipped % (2 * channels))

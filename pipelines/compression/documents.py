@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from bytelm.modalities import MODALITIES
-from bytelm.modalities.base import FILE_VIEW, Bytes, DecodeOptions, Header, Modality, Sample
+from bytelm.modalities.base import FILE_VIEW, Bytes, Header, Modality, Sample
 from bytelm.modalities.detect import START_BYTES, modality_of
 from bytelm.modalities.framing import Segment
 from bytelm.pipelines.compression.container import ContainerEntry
@@ -58,9 +58,11 @@ def encode_file(
 
 
 def _exact_sample(modality: Modality, data: bytes, view: str, patch: int) -> Sample | None:
-    """The sample in an image or sound file; None if the view does not preserve it exactly."""
+    """The sample in an image or sound file; None if decoding or the view loses something of it."""
     try:
-        sample = modality.decode_file(io.BytesIO(data), DecodeOptions(keep_files=view == FILE_VIEW))
+        sample = modality.decode_file(io.BytesIO(data), modality.options_for(view))
+        if sample.notes:
+            return None
         payload = modality.to_view(sample, view, patch)
         is_exact = modality.from_view(sample.header, payload, view, patch) == sample
     except ValueError:  # a broken file, or one that has no such view

@@ -25,7 +25,7 @@ from bytelm.modalities.base import FILE_VIEW
 from bytelm.pipelines.data.mixture import Mixture
 from bytelm.pipelines.data.packing import PACKINGS, PlanConfig
 from bytelm.pipelines.data.source_order import PlannedRow, ShardTable, SourceOrder
-from bytelm.pipelines.shards.format import Shard
+from bytelm.pipelines.shards.format import DEEP, OWN_FILE, Shard
 from bytelm.pipelines.shards.reader import ShardSet, header_of
 from bytelm.pipelines.storage.files import write_atomic
 
@@ -147,8 +147,9 @@ class Plan:
     def segment(self, row: np.void) -> framing.Segment:
         """The segment of an index row, under the plan's views."""
         modality = BY_CODE[row["modality"]]
-        view = FILE_VIEW if row["is_file"] else self.config.views[modality.name]
-        size = int(row["size"]) if row["is_file"] else modality.payload_size(int(row["size"]), view)
+        form = row["is_file"]
+        view = FILE_VIEW if form == OWN_FILE else self.config.views[modality.name]
+        size = modality.payload_size(int(row["size"]), view, bool(form == DEEP))
         return framing.Segment(modality, header_of(row), view, size)
 
     # --- sizes ---

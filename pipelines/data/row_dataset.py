@@ -20,6 +20,7 @@ from bytelm.pipelines.data.batch import Batch, Damage, Origin
 from bytelm.pipelines.data.plan import Plan, Position
 from bytelm.pipelines.data.source_order import PlannedRow
 from bytelm.pipelines.errors import DamageError
+from bytelm.pipelines.shards.format import DEEP
 from bytelm.pipelines.storage.lru import LruCache
 
 PAYLOAD_CACHE_BYTES = 1 << 26
@@ -63,7 +64,13 @@ class RowDataset(Dataset[Batch]):
         self._buffers = BufferPool()
         self._prefetched: set[tuple[int, str]] = set()
         views = plan.config.views
-        self._has_plain_view = np.array([views[m.name] in m.plain_views for m in BY_CODE])
+        self._is_plain = np.array(  # by modality and form
+            [
+                [m.is_plain(view, False), True, m.is_plain(view, True)]
+                for m in BY_CODE
+                for view in [views[m.name]]
+            ]
+        )
 
     def __getitems__(self, positions: Sequence[Position | None]) -> Batch:
         """The batch of the rows at some positions."""
@@ -134,7 +141,7 @@ class RowDataset(Dataset[Batch]):
         """The payload bytes of each span; zeros for a damaged one, which `damage` then names."""
         reader = self.plan.sources[planned.source].set.reader(planned.shard)
         index, spans = planned.index, planned.spans
-        is_plain = (index["is_file"] != 0) | self._has_plain_view[index["modality"]]
+        is_plain = self._is_plain[index["modality"], index["is_file"]]
         columns = (
             *(is_plain, spans.payload_start, spans.payload_stop),
             *(index["offset"], index["size"], index["first_crc"]),
@@ -161,7 +168,7 @@ class RowDataset(Dataset[Batch]):
         member = planned.index[span]
         modality = BY_CODE[member["modality"]]
         view = self.plan.config.views[modality.name]
-        stored = modality.stored_range(view, start, stop)
+        stored = modality.stored_range(view, start, stop, bool(member["is_file"] == DEEP))
         if stored is not None:
             stored_start, stored_stop, skip = stored
             sample = shard_set.sample(planned.shard, member, stored_start, stored_stop)

@@ -19,7 +19,7 @@ from bytelm.modalities import BY_CODE
 from bytelm.modalities.base import FILE_VIEW, FILE_VIEW_CODE, Header
 from bytelm.modalities.framing import Ints, RowSpans
 from bytelm.pipelines.data.packing import PackedShard, PlanConfig, pack_shard, shuffled
-from bytelm.pipelines.shards.format import Index, Shard
+from bytelm.pipelines.shards.format import DEEP, OWN_FILE, Index, Shard
 from bytelm.pipelines.shards.reader import ShardSet
 
 Floats = npt.NDArray[np.float64]
@@ -133,7 +133,9 @@ class SourceOrder:
             spans=RowSpans(
                 modality=index["modality"],
                 view=np.where(
-                    index["is_file"], np.uint8(FILE_VIEW_CODE), self._view_codes[index["modality"]]
+                    index["is_file"] == OWN_FILE,
+                    np.uint8(FILE_VIEW_CODE),
+                    self._view_codes[index["modality"]],
                 ),
                 headers={name: index[name] for name in Header._fields},
                 size=sizes[member],
@@ -224,7 +226,7 @@ class SourceOrder:
         sizes = index["size"].astype(np.int64)
         for modality in BY_CODE:
             view = self._config.views[modality.name]
-            decoded = (index["modality"] == modality.code) & (index["is_file"] == 0)
+            decoded = (index["modality"] == modality.code) & (index["is_file"] != OWN_FILE)
             if not decoded.any():
                 continue
             if view == FILE_VIEW:
@@ -232,7 +234,8 @@ class SourceOrder:
                     f"view {FILE_VIEW!r} of {modality.name}: {self._set.location} "
                     "holds decoded samples; prepare it with --keep-files, or choose another view"
                 )
-            sizes[decoded] = modality.payload_size(sizes[decoded], view)
+            is_deep = index["is_file"][decoded] == DEEP
+            sizes[decoded] = modality.payload_size(sizes[decoded], view, is_deep)
             for channels in np.unique(index["channels"][decoded]):
                 modality.check_view(view, int(channels), self._config.patch)
         return sizes

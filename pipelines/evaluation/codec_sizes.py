@@ -10,12 +10,13 @@ import io
 import lzma
 from collections import Counter
 
-import numpy as np
 import PIL.Image
 import soundfile
 
-from bytelm.modalities.audio import fits_flac
+from bytelm.modalities.audio import fits_flac, frames
 from bytelm.modalities.base import Bytes, Sample
+from bytelm.modalities.deep_png import deep_png
+from bytelm.modalities.image import deep_pixels
 
 WEBP_MAX_SIDE = 16_383
 """Longest side in pixels that the format allows."""
@@ -41,7 +42,8 @@ class CodecSizes:
             return
         if sample.modality == "image":
             self._count("PNG", _image_file(sample, "PNG", optimize=True), raw)
-            if max(sample.header.width, sample.header.height) <= WEBP_MAX_SIDE:
+            is_small = max(sample.header.width, sample.header.height) <= WEBP_MAX_SIDE
+            if is_small and not sample.is_deep:
                 self._count("WebP", _image_file(sample, "WEBP", lossless=True, method=6), raw)
         if sample.modality == "audio" and fits_flac(sample.header):
             self._count("FLAC", _flac(sample), raw)
@@ -57,6 +59,8 @@ class CodecSizes:
 
 def _image_file(sample: Sample, format_: str, **options: object) -> bytes:
     header, file = sample.header, io.BytesIO()
+    if sample.is_deep:
+        return deep_png(deep_pixels(sample))
     mode = "L" if header.channels == 1 else "RGB"
     image = PIL.Image.frombytes(mode, (header.width, header.height), sample.data)
     image.save(file, format_, **options)
@@ -65,6 +69,6 @@ def _image_file(sample: Sample, format_: str, **options: object) -> bytes:
 
 def _flac(sample: Sample) -> bytes:
     file = io.BytesIO()
-    frames = np.frombuffer(sample.data, "<i2").reshape(-1, sample.header.channels)
-    soundfile.write(file, frames, sample.header.rate, format="FLAC", subtype="PCM_16")
+    subtype = "PCM_24" if sample.is_deep else "PCM_16"
+    soundfile.write(file, frames(sample), sample.header.rate, format="FLAC", subtype=subtype)
     return file.getvalue()

@@ -127,9 +127,10 @@ def _image_requests(
     options: GenerateOptions,
     condition: Condition | None,
 ) -> list[Request]:
+    view = dataset_info.views["image"]
     prompt = None
     if options.prompt is not None:
-        prompt = read_sample("image", options.prompt, DecodeOptions())
+        prompt = read_sample("image", options.prompt, MODALITIES["image"].options_for(view))
     headers: Sequence[Header]
     if options.size is not None:
         headers = [Header(*options.size, options.channels or 3)] * options.count
@@ -137,7 +138,6 @@ def _image_requests(
         headers = [prompt.header] * options.count
     else:
         headers = _draw_headers(model, dataset_info, options, "--size")
-    view = dataset_info.views["image"]
     return [image_request(h, view, prompt, options.prompt_rows, condition) for h in headers]
 
 

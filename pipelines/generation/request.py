@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from bytelm.modalities import MODALITIES, framing, generation_guides
-from bytelm.modalities.base import FILE_VIEW, DecodeOptions, Header, Sample
+from bytelm.modalities.base import FILE_VIEW, Header, Sample
 from bytelm.pipelines.generation.media import Source, detect_modality, read_sample, source_name
 
 
@@ -77,7 +77,7 @@ def image_request(
     size = MODALITIES["image"].payload_size(header.width * header.height * header.channels, view)
     if prompt is None:
         return Request("image", header, view, size, condition=condition)
-    if view != "raster":
+    if view not in ("raster", "deep"):
         raise ValueError(
             f"the model's images are in the view {view!r}, where the top of an image does not "
             "come first: a prompt needs a model of the view 'raster'"
@@ -89,7 +89,8 @@ def image_request(
             "same"
         )
     _require_room(prompt_rows, min(header.height, prompt.header.height), "rows")
-    raw = prompt.data[: prompt_rows * header.width * header.channels]
+    payload = MODALITIES["image"].to_view(prompt, view, patch=1).tobytes()
+    raw = payload[: prompt_rows * size // header.height]
     return Request("image", header, view, size, raw, condition)
 
 
@@ -132,7 +133,7 @@ def condition_from_file(source: Source, views: Mapping[str, str], patch: int) ->
     if name not in ("image", "audio"):
         raise ValueError(f"{source_name(source)} is no image and no sound that a text can describe")
     view = views[name]
-    sample = read_sample(name, source, DecodeOptions(keep_files=view == FILE_VIEW))
+    sample = read_sample(name, source, MODALITIES[name].options_for(view))
     payload = MODALITIES[name].to_view(sample, view, patch).tobytes()
     segment = framing.Segment(MODALITIES[name], sample.header, view, len(payload))
     return Condition(segment, payload)

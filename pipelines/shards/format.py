@@ -37,7 +37,7 @@ INDEX_DTYPE = np.dtype(
     [
         ("document", "<u4"),  # ordinal of the document in its shard
         ("modality", "u1"),  # code of the modality
-        ("is_file", "u1"),  # 1 where the member holds the file's own bytes
+        ("is_file", "u1"),  # DECODED, OWN_FILE or DEEP
         ("channels", "u1"),
         ("width", "<u2"),
         ("height", "<u2"),
@@ -47,6 +47,8 @@ INDEX_DTYPE = np.dtype(
         ("size", "<u8"),  # bytes of the member
     ]
 )
+DECODED, OWN_FILE, DEEP = 0, 1, 2
+"""Values of `is_file`: a decoded sample, the file's own bytes, or a deep sample."""
 Index = npt.NDArray[np.void]
 """[segments] rows of INDEX_DTYPE."""
 Checksums = npt.NDArray[np.uint32]
@@ -144,11 +146,11 @@ def _with_checksum(text: bytes) -> bytes:
     return b'%b,\n "sha256": "%b"\n}\n' % (text, hashlib.sha256(text).hexdigest().encode())
 
 
-def index_bytes(rows: Sequence[tuple[int, ...]], checksums: Sequence[int]) -> bytes:
+def index_bytes(index: Index, checksums: Checksums) -> bytes:
     """The content of an index's file: two arrays in NumPy's format, one after the other."""
     file = io.BytesIO()
-    np.save(file, np.array(rows, dtype=INDEX_DTYPE))
-    np.save(file, np.array(checksums, dtype="<u4"))
+    np.save(file, index)
+    np.save(file, checksums)
     return file.getvalue()
 
 

@@ -88,6 +88,7 @@ def _sample(file: BinaryIO, member: TarMember, segment: dict[str, Any]) -> Sampl
         header=Header(**{name: segment[name] for name in fields if name in segment}),
         data=_data(file, member),
         is_file=segment.get("is_file", False),
+        is_deep=segment.get("is_deep", False),
     )
 
 
