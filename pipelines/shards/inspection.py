@@ -16,6 +16,7 @@ from bytelm.modalities.base import Modality
 from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.shards.format import SPLITS, Index, Shard
 from bytelm.pipelines.shards.reader import ShardSet, open_set
+from bytelm.pipelines.shards.set_summary import content_lines
 
 
 def inspect(
@@ -57,10 +58,8 @@ def show(shard_set: ShardSet, console: Console) -> None:
     counts = ", ".join(f"{n:,} in {split}" for split, n in documents.items())
     _print(console, f"documents: {counts}")
     console.print(_table(shard_set))
-    skipped = shard_set.report.get("skipped", {})
-    if skipped:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.items())
-        _print(console, f"skipped: {reasons}")
+    for line in content_lines(shard_set.report):
+        _print(console, line)
 
 
 def set_damage(shard_set: ShardSet) -> list[str]:

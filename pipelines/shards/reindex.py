@@ -71,6 +71,8 @@ def _members(path: Path) -> Iterator[TarMember]:
     for member in read_members(str(path)):
         if isinstance(member, TarFlaw):
             raise DamageError(f"{member.name}: {member.detail}" if member.name else member.detail)
+        if member.copy:
+            raise DamageError(f"{member.name} is in it twice")
         yield member
 
 

@@ -1,0 +1,122 @@
+"""How much of the sources was lost, and whether that is too much.
+
+A loss weighs what it loses. Three shares are counted, and the largest one decides:
+
+- of the files, with members of tars and rows of tables;
+- of their bytes, since a tar that was cut off is one file. Files of a kind that is no document,
+  such as a program, weigh by their number alone;
+- of the pairs: documents of several parts of which one was refused, and captions that fit no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bytelm.pipelines.prepare.documents import (
+    CAPTION_ALONE,
+    HARMLESS_REASONS,
+    SkippedFile,
+    SourceDocument,
+)
+from bytelm.pipelines.prepare.sources import FoundDocuments
+from bytelm.pipelines.prepare.tally import NAMES_SHOWN
+from bytelm.pipelines.shards.set_summary import reason_line
+
+WEIGHTLESS_REASONS = ("unknown kind", "compressed")
+"""Reasons by which no document of ours is lost, so that the file's bytes tell nothing."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A part of a whole, in files, bytes or pairs."""
+
+    lost: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; 0 of nothing."""
+        return min(self.lost / self.total, 1.0) if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What was lost of the sources. The field names stand in manifests."""
+
+    files: Loss
+    bytes: Loss
+    pairs: Loss
+
+    def as_report(self) -> dict[str, Any]:
+        """The losses for a manifest."""
+        return asdict(self)
+
+
+def count_losses(found: FoundDocuments, skipped: Sequence[SkippedFile]) -> Losses:
+    """Count what was lost of the sources.
+
+    Args:
+        found: the documents before they were decoded.
+        skipped: what did not become part of a document, then and now.
+    """
+    files = found.files + found.unseen_files
+    size = found.size + found.unseen_bytes
+    harmless = [s for s in skipped if s.reason in HARMLESS_REASONS and s.reason != CAPTION_ALONE]
+    bad = [s for s in skipped if s.reason not in HARMLESS_REASONS]
+    weightless = [s for s in bad if s.reason in WEIGHTLESS_REASONS]
+    lost_size = sum(s.size for s in bad) - sum(s.size for s in weightless)
+    total_size = size - sum(s.size for s in (*harmless, *weightless))
+    return Losses(
+        files=Loss(sum(s.count for s in bad), files - sum(s.count for s in harmless)),
+        bytes=Loss(lost_size, max(total_size, lost_size)),
+        pairs=_pair_loss(skipped, found.documents),
+    )
+
+
+def _pair_loss(skipped: Sequence[SkippedFile], documents: Sequence[SourceDocument]) -> Loss:
+    """Pairs of which a part was skipped, and captions that fit no file."""
+    skipped_names = {s.name for s in skipped if s.reason != CAPTION_ALONE}
+    alone = {s.name for s in skipped if s.reason == CAPTION_ALONE}
+    pairs = broken = 0
+    for document in documents:
+        if len(document.parts) > 1:
+            names = {part.name for part in document.parts}
+            pairs += 1
+            broken += not skipped_names.isdisjoint(names)
+            alone -= names
+    return Loss(broken + len(alone), pairs + len(alone))
+
+
+def check_losses(losses: Losses, skipped: Sequence[SkippedFile], max_share: float) -> None:
+    """Raise ValueError where one of the shares that were lost is above `max_share`."""
+    kinds = {"files": losses.files, "bytes": losses.bytes, "pairs": losses.pairs}
+    kind, loss = max(kinds.items(), key=lambda item: item[1].share)
+    if loss.share <= max_share:
+        return
+    causes = [s for s in skipped if s.reason not in HARMLESS_REASONS or kind == "pairs"]
+    raise ValueError(
+        f"{loss.lost:,} of {loss.total:,} {kind} ({loss.share:.1%}) are bad, more than "
+        f"{max_share:.0%}: {list_reasons(causes)}; mend or remove them, or allow more with "
+        "--max-bad-share"
+    )
+
+
+def list_reasons(skipped: Sequence[SkippedFile]) -> str:
+    """The number of skipped files for each reason, and their first names."""
+    reasons = group_reasons(skipped)
+    lines = (reason_line(reason, entry) for reason, entry in reasons.items())
+    return ", ".join(lines) or "the sources are empty"
+
+
+def group_reasons(skipped: Sequence[SkippedFile]) -> dict[str, dict[str, Any]]:
+    """For each reason the number of files, their bytes, and their first names, by reason."""
+    reasons: dict[str, dict[str, Any]] = {}
+    for entry in skipped:
+        reason = reasons.setdefault(entry.reason, {"count": 0, "bytes": 0, "names": []})
+        reason["count"] += entry.count
+        reason["bytes"] += entry.size
+        if len(reason["names"]) < NAMES_SHOWN:
+            reason["names"].append(entry.name)
+    return dict(sorted(reasons.items()))
