@@ -170,8 +170,8 @@ class ModelConfig:
     def _check_rates(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
-        if not (self.embedding_std > 0.0 and self.init_std > 0.0):
-            raise ValueError("embedding_std and init_std must be above 0")
+        if not (0.0 < self.embedding_std < math.inf and 0.0 < self.init_std < math.inf):
+            raise ValueError("embedding_std and init_std must be above 0 and finite")
 
     @property
     def patch(self) -> int:

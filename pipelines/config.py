@@ -12,17 +12,28 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from bytelm.model.config import ModelConfig
 from bytelm.model.presets import preset
+from bytelm.pipelines.config_file import parse_yaml, read_config_file
 from bytelm.pipelines.shards.reader import ShardSet, open_set
 from bytelm.pipelines.storage.cache import CACHE_FOLDER, CACHE_GB
+
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text (a number in quotes)",
+}
+"""The types of single values, in words."""
+SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
+"""What else is true or false, beside YAML 1.2's own words."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class SetConfig:
     """One shard set of a mixture."""
 
     path: str
-    """Folder or URL of the set."""
+    """Folder or URL of the set. A relative path begins at the working directory, not at the config
+    file."""
     weight: float | None = None
     """Share of the payload bytes that come from this set, relative to the other weights. Give it
     for all sets or for none; without it, each set counts by its size."""
@@ -44,12 +56,14 @@ class ViewsConfig:
 
     text: Literal["utf8", "file"] = "utf8"
     """`utf8`: the bytes of the text. `file`, in every modality: the bytes of the file as it is."""
-    image: Literal["raster", "planar", "patch", "file"] = "raster"
+    image: Literal["raster", "planar", "patch", "deep", "file"] = "raster"
     """`raster`: lines of pixels, channels interleaved. `planar`: a plane of each channel. `patch`:
-    square tiles whose bytes fill one patch of the model."""
-    audio: Literal["s16le", "s16be", "u8", "mulaw", "file"] = "s16be"
+    square tiles whose bytes fill one patch of the model. `deep`: as `raster`, two bytes a channel,
+    high byte first, for sets prepared with `--keep-depth`."""
+    audio: Literal["s16le", "s16be", "u8", "mulaw", "s24be", "file"] = "s16be"
     """`s16be`, `s16le`: 16-bit samples, high or low byte first. `u8`: high bytes plus 128. `mulaw`:
-    8-bit mu-law codes. The last two lose the rest of a sample."""
+    8-bit mu-law codes. `s24be`: 24-bit samples, high byte first, for sets prepared with
+    `--keep-depth`. A view of fewer bits than the sample loses the rest."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ class DataConfig:
     cache_folder: str = CACHE_FOLDER
     """Folder of the cache for shards of remote sets."""
     cache_gb: float = CACHE_GB
-    """Limit of the cache, in 10^9 bytes."""
+    """Limit of the cache, in 10^9 bytes; .inf sets none."""
     workers: int = 1
     """Processes per rank that read rows; 0 reads them in the rank itself."""
 
@@ -114,17 +128,17 @@ class OptimizerConfig:
         """List the values with which training is impossible, by key."""
         problems = []
         for name, value, remark in (
-            ("lr", self.adamw_lr, ""),
-            ("muon_lr", self.muon_lr, ""),
+            ("lr", self.adamw_lr, " and finite"),
+            ("muon_lr", self.muon_lr, " and finite"),
             ("max_grad_norm", self.max_grad_norm, " (.inf never clips)"),
         ):
-            if not value > 0:
+            if not value > 0 or (value == math.inf and name != "max_grad_norm"):
                 problems.append(f"optimizer.{name} is {value}, and must be above 0{remark}")
         if not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"optimizer.betas are {self.betas}, and must be at least 0 and below 1")
-        if not self.weight_decay >= 0:
+        if not 0 <= self.weight_decay < math.inf:
             problems.append(
-                f"optimizer.weight_decay is {self.weight_decay}, and must be at least 0"
+                f"optimizer.weight_decay is {self.weight_decay}, and must be at least 0 and finite"
             )
         if self.warmup_steps < 0:
             problems.append(
@@ -166,7 +180,8 @@ class TrainConfig:
     keep_every: int = 0
     """Checkpoints of steps divisible by this are never removed; 0 keeps only the newest."""
     rank_timeout: float = 600.0
-    """Seconds that a rank waits for another one before the run ends."""
+    """Seconds that a rank waits for another one, or for a batch of a data worker, before the run
+    ends; .inf sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +205,11 @@ class RunConfig:
         ]
         if not 0 <= self.data.max_bad_share <= 1:
             problems.append(f"data.max_bad_share is {self.data.max_bad_share}, and must be 0 to 1")
+        if not self.data.cache_gb * 1e9 >= 1:
+            problems.append(
+                f"data.cache_gb is {self.data.cache_gb}, and must be above 0 (.inf sets no limit)"
+            )
+        problems += self._set_problems()
         if not self.data.sets:
             problems.append("data.sets is empty: name at least one set made by `bytelm prepare`")
         if problems:
@@ -254,8 +274,18 @@ class RunConfig:
             ("data.shuffle_window", self.data.shuffle_window, 1),
             ("data.workers", self.data.workers, 0),
         ):
-            if value < least:
+            if not value >= least:
                 problems.append(f"{name} is {value}, and must be at least {least}")
+        return problems
+
+    def _set_problems(self) -> list[str]:
+        problems = []
+        for number, chosen in enumerate(self.data.sets):
+            for name, value in (("weight", chosen.weight), ("max_repeats", chosen.max_repeats)):
+                if value is not None and not 0 < value < math.inf:
+                    problems.append(
+                        f"data.sets[{number}].{name} is {value}, and must be above 0 and finite"
+                    )
         return problems
 
     def _sequence_parallel_problems(self) -> list[str]:
@@ -295,17 +325,10 @@ def load_config(path: Path, overrides: list[str]) -> RunConfig:
     Args:
         overrides: `section.key=value` texts; each replaces a value of the file.
     Raises:
-        ValueError: if the file is missing or no mapping, a key is missing or unknown (with the
-            nearest known one), or a value has the wrong type or range.
+        ValueError: if the file is missing or no mapping, a key is missing, unknown (with the
+            nearest known one) or there twice, or a value has the wrong type or range.
     """
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"config {path} must be a mapping with model, data and train")
+    values = read_config_file(path)
     for override in overrides:
         _override(values, override)
     return config_from_dict(values)
@@ -314,20 +337,9 @@ def load_config(path: Path, overrides: list[str]) -> RunConfig:
 def config_from_dict(values: dict[str, Any]) -> RunConfig:
     """Check plain values and make them a config; raises ValueError as `load_config` does."""
     values = {**values, "model": _resolve_model(values.get("model"))}
-    _check_keys(RunConfig, values, "")
-    return _parse(values)
-
-
-def _parse(values: dict[str, Any]) -> RunConfig:
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--run", type=RunConfig)
-    try:
-        return parser.instantiate(parser.parse_object({"run": values})).run
-    except ArgumentError as error:
-        message = " ".join(str(error).split())
-        raise ValueError(message.replace('Parser key "run.', 'config key "', 1)) from error
+    config = _build(RunConfig, values, "")
+    assert isinstance(config, RunConfig)
+    return config
 
 
 def _resolve_model(model: Any) -> Any:
@@ -336,7 +348,7 @@ def _resolve_model(model: Any) -> Any:
         return preset(model).to_dict()
     if isinstance(model, dict) and "preset" in model:
         changes = {key: value for key, value in model.items() if key != "preset"}
-        return {**preset(model["preset"]).to_dict(), **changes}
+        return {**preset(str(model["preset"])).to_dict(), **changes}
     return model
 
 
@@ -352,31 +364,98 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise ValueError(f"--set {override}: {section} is no section of the config")
         values = inner
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"--set {override}: the value {error}") from error
 
 
-def _check_keys(kind: Any, values: Any, path: str) -> None:
-    """Raise ValueError for a key that is unknown or missing in a dataclass, at any depth."""
+# --- from plain values to dataclasses ---
+
+
+def _build(kind: Any, value: Any, path: str) -> Any:
+    """Make a value of a type out of plain values.
+
+    Args:
+        kind: a dataclass, or the type of one of its fields.
+        path: the value's key, `section.key`, for messages.
+    Raises:
+        ValueError: for a key that is unknown or missing, or a value of another type.
+    """
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _build_dataclass(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple and isinstance(values, list | tuple):
-        for i, value in enumerate(values):
-            _check_keys(arguments[0], value, f"{path}[{i}]")
-        return
-    if not dataclasses.is_dataclass(kind):
-        return
+    if origin is tuple:
+        return _build_tuple(arguments, value, path)
+    if type(None) in arguments:
+        return None if value is None else _build(arguments[0], value, path)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{path} must be one of {', '.join(arguments)}, and is {value!r}")
+        return value
+    if kind is bool and isinstance(value, str):
+        value = SWITCHES.get(value.lower(), value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError(f"{path} is a number of {value.bit_length()} bits, and must fit 64")
+    if kind is not bool and isinstance(value, bool):
+        pass  # in Python a bool is an int
+    elif kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e3
+    elif kind is float and isinstance(value, int):
+        return float(value)
+    elif isinstance(value, kind):
+        return value
+    raise ValueError(f"{path} must be {TYPE_NAMES[kind]}, and is {value!r}")
+
+
+def _build_tuple(kinds: tuple[Any, ...], values: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{path} must be a list, and is {values!r}")
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(values)
+    if len(kinds) != len(values):
+        raise ValueError(f"{path} must be a list of {len(kinds)} values, and has {len(values)}")
+    pairs = enumerate(zip(kinds, values, strict=True))
+    return tuple(_build(kind, value, f"{path}[{i}]") for i, (kind, value) in pairs)
+
+
+def _build_dataclass(kind: type, values: Any, path: str) -> Any:
     if not isinstance(values, dict):
-        raise ValueError(f"{path or 'the config'} must be a mapping, not {values!r}")
+        raise ValueError(f"{path or 'the config'} must be a mapping, and is {values!r}")
     types = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    prefix = f"{path}." if path else ""
+    built = {}
     for key, value in values.items():
-        here = f"{path}.{key}" if path else str(key)
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
-            raise ValueError(f"unknown key {here}: did you mean {near[0]}?")
-        _check_keys(types[key], value, here)
+            near = _nearest_key(str(key), prefix, list(fields))
+            raise ValueError(f"unknown key {prefix}{key}: did you mean {near}?")
+        built[key] = _build(types[key], value, f"{prefix}{key}")
     for name, f in fields.items():
         optional = (
             f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         )
         if name not in values and not optional:
-            raise ValueError(f"{path + '.' if path else ''}{name} is missing from the config")
+            raise ValueError(f"{prefix}{name} is missing from the config")
+    return kind(**built)
+
+
+def _nearest_key(key: str, prefix: str, siblings: list[str]) -> str:
+    """The known key nearest to an unknown one: of its section, or with its section of another."""
+    near = difflib.get_close_matches(key, siblings, n=1)
+    if near:
+        return near[0]
+    elsewhere = {known.rpartition(".")[2]: known for known in _keys(RunConfig, "")}
+    near = difflib.get_close_matches(key, elsewhere, n=1)
+    if near:
+        return elsewhere[near[0]]
+    return difflib.get_close_matches(key, siblings, n=1, cutoff=0.0)[0]
+
+
+def _keys(kind: Any, prefix: str) -> Iterator[str]:
+    """Every `section.key` below a dataclass."""
+    for name, inner in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(inner):
+            yield from _keys(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -31,7 +31,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipelines/runtime": set(),
     "pipelines/storage": {"pipelines/errors.py"},
     "pipelines/shards": {"modalities", "pipelines/storage", "pipelines/errors.py"},
-    "pipelines/config.py": {"model", "pipelines/shards", "pipelines/storage"},
+    "pipelines/config_file.py": set(),
+    "pipelines/config.py": {
+        *{"model", "pipelines/shards", "pipelines/storage"},
+        "pipelines/config_file.py",
+    },
     "pipelines/prepare": BELOW_CONFIG,
     "pipelines/data": {*BELOW_CONFIG, "model/codec_features", "pipelines/runtime"},
     "pipelines/checkpoints": {

@@ -35,17 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Check the run, then train in this process or launch one process for each rank."""
-    from bytelm.pipelines.runtime.signals import SignalListener, block_until_listening
+    from bytelm.pipelines.runtime.launcher import check_environment, patience
+    from bytelm.pipelines.runtime.signals import SignalListener
 
     if options.processes < 1:
         raise ValueError(f"--processes is {options.processes}, and must be at least 1")
+    check_environment(options.processes)
     is_rank = "RANK" in os.environ
     is_launcher = options.processes > 1 and not is_rank
-    # Before the imports below, which take seconds.
-    if is_launcher:
-        block_until_listening()
-    else:
+    # Before the imports below, which take seconds. A launcher ends at a signal until it has ranks.
+    if not is_launcher:
         signals = SignalListener()
+        signals.set_patience(patience(1))
 
     from bytelm.pipelines.checkpoints import run_lock
     from bytelm.pipelines.config import load_config

@@ -1,18 +1,19 @@
-"""DataLoaders over the rows of a plan, with a bound on the memory of prefetched batches."""
+"""Loaders of the rows of a plan, with a bound on the memory of prefetched batches."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader
 
 from bytelm.model.codec_features.layout import FEATURES
 from bytelm.pipelines.data.batch import Batch
+from bytelm.pipelines.data.data_workers import WorkerBatches
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.data.row_dataset import RowDataset
 from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
-from bytelm.pipelines.runtime import signals
 
 PREFETCH_BYTES = 1 << 26
 """Limit on the bytes of the batches that all workers of a loader together hold ready; each worker
@@ -23,14 +24,44 @@ BYTES_PER_ID = 4
 FEATURE_BYTES_PER_ID = 2 * FEATURES
 
 
+@dataclass(frozen=True)
+class Loader:
+    """The batches of a sampler, anew for each iteration."""
+
+    dataset: RowDataset
+    rows: TrainingRows | EvaluationRows
+    workers: int
+    prefetch: int
+    """Batches that each worker holds ready."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches, with the defaults of `WorkerBatches` where workers read."""
+        return self.batches()
+
+    def batches(
+        self, timeout: float = math.inf, should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Batch]:
+        """Iterate over the batches; `timeout` and `should_stop` as in `WorkerBatches`."""
+        if self.workers:
+            return WorkerBatches(
+                self.dataset, self.rows, self.workers, self.prefetch, timeout, should_stop
+            )
+        return self._read_here()
+
+    def _read_here(self) -> Iterator[Batch]:
+        for positions in self.rows:
+            batch = self.dataset.__getitems__(positions)
+            yield batch.pin_memory() if torch.cuda.is_available() else batch
+
+
 def make_loader(
     plan: Plan,
     rows: TrainingRows | EvaluationRows,
     workers: int,
     mask_damage: bool = False,
     codec_patch: int = 0,
-) -> DataLoader[Batch]:
-    """A DataLoader over the rows; the batches are the same for any number of workers.
+) -> Loader:
+    """A loader of the rows; the batches are the same for any number of workers.
 
     Args:
         plan: the rows.
@@ -42,21 +73,5 @@ def make_loader(
     id_bytes = BYTES_PER_ID + (FEATURE_BYTES_PER_ID if codec_patch else 0)
     batch_bytes = batch_rows * plan.config.row_length * id_bytes
     ahead = max(1, PREFETCH_BYTES // (batch_bytes * max(1, workers)))
-    return DataLoader(
-        RowDataset(plan, mask_damage, codec_patch),
-        batch_sampler=rows,
-        collate_fn=_identity,
-        num_workers=workers,
-        prefetch_factor=min(ahead, MAX_PREFETCHED_BATCHES) if workers else None,
-        worker_init_fn=_ignore_signals,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _ignore_signals(worker: int) -> None:
-    signals.ignore_in_worker()
-
-
-def _identity(batch: Any) -> Any:
-    """Collate nothing: the dataset returns whole batches."""
-    return batch
+    dataset = RowDataset(plan, mask_damage, codec_patch)
+    return Loader(dataset, rows, workers, min(ahead, MAX_PREFETCHED_BATCHES))

@@ -8,6 +8,7 @@ that failed.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import signal
 import socket
@@ -16,10 +17,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from bytelm.pipelines.runtime import signals
+from bytelm.pipelines.runtime.processes import cpu_seconds, is_stopped
+from bytelm.pipelines.runtime.watchdog import NO_PATIENCE_LIMIT, PATIENCE_SECONDS, IdleClock
 
 Processes = Sequence[subprocess.Popen[bytes]]
 
@@ -27,6 +31,11 @@ LAUNCHER_LOCK = "BYTELM_LAUNCHER"
 """Environment variable with the path of a file that `launch` keeps locked while it runs."""
 GRACE_SECONDS = 10.0
 """Time in which the other ranks can report their errors after one has failed."""
+FOREIGN_PATIENCE_SECONDS = 30.0
+"""Idle time that a rank of another launcher has after a request to stop."""
+POLL_SECONDS = 1.0
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables with which a launcher describes a rank."""
 
 
 def launch(arguments: Sequence[str], ranks: int, inherited: Mapping[str, int]) -> int:
@@ -34,36 +43,86 @@ def launch(arguments: Sequence[str], ranks: int, inherited: Mapping[str, int]) -
 
     `signals.STOP` is forwarded to every rank. `signals.SAVE` is forwarded to the first rank only:
     all ranks do what one is asked, and two that heard of it in different steps would save twice.
-    When a rank fails, the others are ended.
+    When a rank fails, the others are ended. All are ended at a second SIGINT, and where they only
+    wait after a request to stop.
 
     Args:
         inherited: descriptors that the ranks inherit, by the environment variable that names each.
     Returns:
-        The exit status of the rank that failed, 1 if a signal ended it; 0 if none failed.
+        The exit status of the rank that failed, 1 if a signal ended it; 0 if none failed; 128 plus
+        the number of the signal at which they were ended.
     """
     signals.block_until_listening()
-    watched = {*signals.HANDLED, signal.SIGCHLD}
     with tempfile.NamedTemporaryFile(prefix="bytelm-") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         port = free_port()
         processes = [
             _start(arguments, rank, ranks, lock.name, port, inherited) for rank in range(ranks)
         ]
-        status = 0
         try:
-            while not status and _any_alive(processes):
-                received = signal.sigwaitinfo(watched).si_signo
-                if received in signals.HANDLED:
-                    _send(processes[:1] if received == signals.SAVE else processes, received)
-                status = _failure(processes)
-            deadline = time.monotonic() + GRACE_SECONDS
-            while _any_alive(processes) and (seconds := deadline - time.monotonic()) > 0:
-                signal.sigtimedwait(watched, seconds)
+            return _wait_for(processes, lock.name)
         finally:
             _send(processes, signal.SIGKILL)
             for process in processes:
                 process.wait()
-    return status
+
+
+def check_environment(processes: int) -> None:
+    """Check the environment variables of a launcher, if any, before anything waits for a rank.
+
+    Args:
+        processes: those that this command is asked to start.
+    Raises:
+        ValueError: if some are missing or no numbers, or a launched rank is to start processes.
+    """
+    if "RANK" not in os.environ or LAUNCHER_LOCK in os.environ:
+        return
+    way_out = "unset RANK to start from here, or start with torchrun"
+    missing = [name for name in RANK_VARIABLES if name not in os.environ]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise ValueError(f"RANK is set and {', '.join(missing)} {verb} not: {way_out}")
+    for name in RANK_VARIABLES:
+        if name != "MASTER_ADDR" and not os.environ[name].isdecimal():
+            raise ValueError(f"{name} is {os.environ[name]!r} and no number: {way_out}")
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank >= ranks:
+        raise ValueError(f"RANK is {rank} and WORLD_SIZE only {ranks}: {way_out}")
+    if processes > 1:
+        raise ValueError(
+            f"--processes {processes} beside RANK {rank}, which says that a launcher started this "
+            "process as one of its ranks: leave --processes out, or unset RANK"
+        )
+
+
+def patience(ranks: int) -> float:
+    """Return the seconds for which one of `ranks` may wait idle after a request to stop.
+
+    `launch` watches its ranks together, since one that waits may wait for one that works. Another
+    launcher kills its ranks itself, half a minute after its signal.
+    """
+    if LAUNCHER_LOCK in os.environ:
+        return NO_PATIENCE_LIMIT
+    return PATIENCE_SECONDS if ranks == 1 else FOREIGN_PATIENCE_SECONDS
+
+
+@contextmanager
+def saving() -> Iterator[None]:
+    """Tell the launcher, if there is one, that this rank writes a checkpoint in the body.
+
+    After a request to stop, the launcher takes ranks that use no processor for ones that hang; a
+    slow disk looks the same.
+    """
+    if LAUNCHER_LOCK not in os.environ:
+        yield
+        return
+    position = int(os.environ["RANK"])
+    with open(os.environ[LAUNCHER_LOCK], "r+b", buffering=0) as board:
+        os.pwrite(board.fileno(), b"\1", position)
+        try:
+            yield
+        finally:
+            os.pwrite(board.fileno(), b"\0", position)
 
 
 def exit_with_launcher() -> None:
@@ -112,6 +171,68 @@ def _start(
     return subprocess.Popen(
         command, env=environment, start_new_session=True, pass_fds=tuple(inherited.values())
     )
+
+
+def _wait_for(processes: Processes, board: str) -> int:
+    """Forward signals until all ranks have ended or one has failed; returns `launch`'s status.
+
+    Args:
+        board: file in which each rank notes whether it is saving.
+    """
+    watched = {*signals.HANDLED, signal.SIGCHLD}
+    request = _StopRequest(processes, Path(board))
+    deadline = math.inf  # once a rank has failed
+    status = 0
+    while _any_alive(processes) and (seconds := deadline - time.monotonic()) > 0:
+        received = signal.sigtimedwait(watched, min(seconds, POLL_SECONDS))
+        number = received.si_signo if received else 0
+        if number in signals.HANDLED:
+            _send(processes[:1] if number == signals.SAVE else processes, number)
+        if ended := request.status_after(number):
+            return ended
+        if not status and (status := _failure(processes)):
+            deadline = time.monotonic() + GRACE_SECONDS
+    return status or _failure(processes)
+
+
+class _StopRequest:
+    """A request to stop that the ranks have heard, and whether they answer it."""
+
+    def __init__(self, processes: Processes, board: Path):
+        self._processes = processes
+        self._board = board
+        self._number = 0
+        self._interrupts = 0
+        self._clock = IdleClock()
+
+    def status_after(self, number: int) -> int:
+        """The exit status with which to end the ranks now, after a line that says why; otherwise 0.
+
+        Args:
+            number: the signal that has arrived, if any.
+        """
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts == 2:
+            print("bytelm train: interrupted twice", file=sys.stderr)
+            return 128 + signal.SIGINT
+        if number in signals.STOP and not self._number:
+            self._number = number
+        if not self._number:
+            return 0
+        used = sum(cpu_seconds(process.pid) for process in self._processes)
+        idle = self._clock.idle_seconds(used)
+        stopped = [rank for rank, p in enumerate(self._processes) if is_stopped(p.pid)]
+        may_wait = 1 in self._board.read_bytes() and not stopped
+        if idle < PATIENCE_SECONDS or may_wait:
+            return 0
+        name = signal.Signals(self._number).name
+        ranks = ", ".join(f"rank {r} (process {self._processes[r].pid})" for r in stopped)
+        cause = f": {ranks} is stopped" if stopped else ""
+        print(
+            f"bytelm train: ended by {name} while its ranks waited for {idle:.0f} s{cause}",
+            file=sys.stderr,
+        )
+        return 128 + self._number
 
 
 def _any_alive(processes: Processes) -> bool:

@@ -17,7 +17,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -40,6 +42,11 @@ PART_SUFFIX = ".part"
 FOLDER_LOCK = ".lock"
 
 _log = logging.getLogger(__name__)
+
+
+def cache_limit(gigabytes: float) -> int:
+    """Return a limit of 10^9 bytes each as bytes; the largest index of memory if it is infinite."""
+    return sys.maxsize if gigabytes == math.inf else round(gigabytes * 1e9)
 
 
 class CacheFullError(Exception):

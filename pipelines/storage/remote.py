@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from bytelm.pipelines.errors import DamageError
+from bytelm.pipelines.storage import clients
 from bytelm.pipelines.storage.blob import Blob, check_name
 from bytelm.pipelines.storage.cache import Cache, CacheConfig, StoreClosedError, StoreStats
 from bytelm.pipelines.storage.clients import TransientError, check_client, read_chunks
@@ -35,6 +36,24 @@ MAX_BACKOFF_SECONDS = 30.0
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def find_objects(pattern: str) -> list[str]:
+    """The URLs of the remote objects that match a pattern with `*`, sorted.
+
+    Raises ValueError for a URL that is not allowed, and OSError where its store lists nothing.
+    """
+    protocol = _remote_scheme(pattern)
+    check_client(protocol, pattern)
+    return clients.find_objects(protocol, pattern)
+
+
+def is_remote(location: str) -> bool:
+    """Return whether a location is a URL whose objects are fetched.
+
+    Raises ValueError for a URL whose scheme is not allowed.
+    """
+    return _scheme(location) in REMOTE_SCHEMES
 
 
 def open_store(location: str | Path, cache: CacheConfig | None) -> Store:

@@ -12,6 +12,7 @@ from bytelm.pipelines.checkpoints.train_state import TrainState
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source, load_or_make_plan
+from bytelm.pipelines.storage.cache import cache_limit
 from bytelm.pipelines.training.config_changes import check_same_model
 from bytelm.pipelines.training.deepspeed_config import deepspeed_config
 
@@ -85,7 +86,7 @@ def check_cache(config: RunConfig, plan: Plan, ranks: int) -> None:
             shards = source.set.split(split) if source.set.is_remote else []
             sizes = sorted(shard.size + shard.index_size for shard in shards)
             needed += sum(sizes[-count * config.data.shuffle_window :])
-    limit = round(config.data.cache_gb * 1e9)
+    limit = cache_limit(config.data.cache_gb)
     if needed > limit:
         raise ValueError(
             f"data.cache_gb {config.data.cache_gb} is a limit of {limit:,} bytes, and the remote "
