@@ -20,7 +20,9 @@ from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.shards.format import (
     CRC_CHUNK,
+    DEEP,
     MAX_MANIFEST_BYTES,
+    OWN_FILE,
     SET_MANIFEST,
     Checksums,
     Index,
@@ -31,9 +33,9 @@ from bytelm.pipelines.shards.format import (
     parse_manifest,
 )
 from bytelm.pipelines.storage.blob import Blob
-from bytelm.pipelines.storage.cache import CACHE_FOLDER, CACHE_GB, CacheConfig
+from bytelm.pipelines.storage.cache import CACHE_FOLDER, CACHE_GB, CacheConfig, cache_limit
 from bytelm.pipelines.storage.lru import LruCache
-from bytelm.pipelines.storage.remote import open_store
+from bytelm.pipelines.storage.remote import is_remote, open_store
 from bytelm.pipelines.storage.store import LocalStore
 
 INDEX_CACHE_BYTES = 1 << 27
@@ -50,13 +52,22 @@ def open_set(
     Args:
         location: a folder, or the URL of one.
         cache_folder: keeps the shards of a remote set.
-        cache_gb: limit of that folder, in 10^9 bytes.
+        cache_gb: limit of that folder, in 10^9 bytes; infinite for none.
     Raises:
-        ValueError: where there is no complete set of this format version.
+        ValueError: where there is no complete set of this format version, and for a remote set
+            whose cache folder is in a home folder that does not exist.
         DamageError: where the manifest is damaged.
     """
-    folder = Path(cache_folder).expanduser()
-    return ShardSet(location, CacheConfig(folder, round(cache_gb * 1e9)))
+    if not is_remote(location):
+        return ShardSet(location)
+    try:
+        folder = Path(cache_folder).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{location} is remote, and there is no home folder for its cache: set "
+            "data.cache_folder, or HOME"
+        ) from error
+    return ShardSet(location, CacheConfig(folder, cache_limit(cache_gb)))
 
 
 class ShardSet:
@@ -94,12 +105,18 @@ class ShardSet:
                     "prepare` was interrupted; run it again"
                 ) from error
             raise ValueError(
-                f"no shard set at {self.location}, which lacks {SET_MANIFEST}: make one with "
-                "`bytelm prepare`"
+                f"no shard set at {self._absolute_location()}, which lacks {SET_MANIFEST}: make "
+                "one with `bytelm prepare`"
             ) from error
         except OSError as error:
             raise ValueError(f"{where} cannot be read: {error}") from error
         return parse_manifest(data, where)
+
+    def _absolute_location(self) -> str:
+        """The location; a relative path with what it is relative to."""
+        if self.is_remote or Path(self.location).is_absolute():
+            return self.location
+        return f"{self.location} ({Path(self.location).absolute()})"
 
     @property
     def is_remote(self) -> bool:
@@ -134,7 +151,8 @@ class ShardSet:
             modality=BY_CODE[row["modality"]].name,
             header=header_of(row),
             data=self.read(shard, row, start, stop),
-            is_file=bool(row["is_file"]),
+            is_file=bool(row["is_file"] == OWN_FILE),
+            is_deep=bool(row["is_file"] == DEEP),
         )
 
     def key(self, shard: Shard, row: np.void) -> str:
