@@ -65,6 +65,9 @@ def prepare(
     *,
     workers: int = os.cpu_count() or 1,
     captions: str | os.PathLike[str] | None = None,
+    text_field: str | None = None,
+    image_field: str | None = None,
+    audio_field: str | None = None,
     rate: int | None = None,
     channels: int | None = None,
     keep_files: bool = False,
@@ -77,10 +80,14 @@ def prepare(
     """Make a shard set of files, as `bytelm prepare` does.
 
     Args:
-        sources: files, folders and WebDataset tars, which may lie at URLs.
+        sources: files, folders, WebDataset tars and tables (.jsonl, .csv, .parquet); tars and
+            tables may lie at URLs.
         out: folder of the set. A set that is complete and of the same input is left as it is.
         workers: decoding processes.
         captions: JSON file that maps the names of files to captions.
+        text_field: column of tables that holds the text; guessed where one column may hold it.
+        image_field: the same for images, as bytes or paths.
+        audio_field: the same for sounds.
         rate: resample sounds to this many samples per second.
         channels: 1 mixes sounds down to mono.
         keep_files: store the bytes of the files, and decode nothing.
@@ -99,6 +106,7 @@ def prepare(
 
     from bytelm.modalities.base import DecodeOptions, Limits
     from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
+    from bytelm.pipelines.prepare.tables import TableFields
 
     decode = DecodeOptions(
         limits=Limits(max_bytes=int(max_mb * 1e6), max_side=max_side),
@@ -112,6 +120,7 @@ def prepare(
         shard_bytes=int(shard_mb * 1e6),
         captions=None if captions is None else Path(captions),
         max_bad_share=max_bad_share,
+        fields=TableFields(text_field, image_field, audio_field),
     )
     console = Console(stderr=True) if show_progress else None
     return prepare([os.fspath(source) for source in sources], Path(out), options, console)

@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SRC",
-        help="file, folder, or WebDataset tar; a pattern such as shard-{000..012}.tar names "
-        "several tars; tars may lie at URLs",
+        help="file, folder, WebDataset tar, or table of documents (.jsonl, .csv, .parquet); a "
+        "pattern such as shard-{000..012}.tar names several; tars and tables may lie at URLs",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="SET", help="folder of the set")
     parser.add_argument(
@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions", type=Path, help="JSON file that maps the names of files to captions"
     )
+    for modality in ("text", "image", "audio"):
+        parser.add_argument(
+            f"--{modality}-field",
+            metavar="COLUMN",
+            help=f"column of tables that holds the {modality}; guessed where one column may",
+        )
     parser.add_argument("--rate", type=int, help="resample sounds to this many samples per second")
     parser.add_argument("--channels", type=int, choices=[1], help="mix sounds down to mono")
     parser.add_argument(
@@ -58,6 +64,9 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         options.out,
         workers=options.workers,
         captions=options.captions,
+        text_field=options.text_field,
+        image_field=options.image_field,
+        audio_field=options.audio_field,
         rate=options.rate,
         channels=options.channels,
         keep_files=options.keep_files,

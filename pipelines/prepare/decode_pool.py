@@ -11,15 +11,10 @@ been killed or stopped from outside. The rest of the batch is sent again.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import io
-import multiprocessing
-import os
 import signal
-import subprocess
-import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,8 +23,6 @@ from multiprocessing.connection import Connection, wait
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, MediaError, Sample
 from bytelm.pipelines.prepare.decode_worker import (
-    BATCH_SAMPLE_BYTES,
-    PROGRESS_BYTES,
     BatchResult,
     FileTask,
     Refusal,
@@ -41,15 +34,20 @@ from bytelm.pipelines.prepare.documents import (
     SkippedFile,
     SourceDocument,
 )
+from bytelm.pipelines.prepare.table_decode import Instalment
+from bytelm.pipelines.prepare.table_pool import TableDecoding, TablePosition
+from bytelm.pipelines.prepare.tables import TableUnit
+from bytelm.pipelines.prepare.worker_process import (
+    REQUESTS_PER_WORKER,
+    START_ATTEMPTS,
+    Worker,
+    cause_of_death,
+)
 
 BATCH_FILE_BYTES = 1 << 20
 BATCH_DOCUMENTS = 64
 READY_BYTES = 1 << 26
 """Decoded bytes that wait for earlier documents, above which no further batch is sent."""
-BATCHES_PER_WORKER = 2
-START_ATTEMPTS = 3
-
-_MAIN = "from bytelm.pipelines.prepare.decode_worker import main; main()"
 
 FileId = tuple[int, int]
 """Position of a document among all, and of a part in it."""
@@ -68,6 +66,12 @@ class DecodedDocument:
         """Bytes of all samples."""
         return sum(len(s.data) for s in self.samples)
 
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Names of files, and what decoding changed in each."""
+        named = zip(self.sources, self.samples, strict=True)
+        return [(name, note) for name, sample in named for note in sample.notes]
+
 
 class DecodePool:
     """Worker processes that decode documents, as a context manager that ends them.
@@ -79,7 +83,7 @@ class DecodePool:
     def __init__(self, options: DecodeOptions, workers: int):
         self._options = options
         self._max_workers = workers
-        self._workers = [_Worker(options)]
+        self._workers = [Worker(options)]
         self._failures = _Failures()
         self._batches: list[_Batch] = []  # that no worker has, as a heap
         self._ready: dict[int, list[DecodedDocument]] = {}  # by position of the first document
@@ -99,11 +103,11 @@ class DecodePool:
         """
         self._batches += _batches(documents)
         missing = min(self._max_workers, len(self._batches)) - len(self._workers)
-        self._workers += (_Worker(self._options) for _ in range(missing))
+        self._workers += (Worker(self._options) for _ in range(missing))
         position = 0
         while position < len(documents):
             self._send_batches(position)
-            busy = {w.connection: w for w in self._workers if w.batches}
+            busy = {w.connection: w for w in self._workers if w.requests}
             need_not_wait = not busy or position in self._ready
             for connection in wait(list(busy), 0 if need_not_wait else None):
                 assert isinstance(connection, Connection)
@@ -114,25 +118,37 @@ class DecodePool:
                 position += len(decoded)
                 yield from decoded
 
+    def decode_tables(
+        self,
+        units: Sequence[TableUnit],
+        position: TablePosition,
+        shares: tuple[float, float, float],
+    ) -> Iterator[tuple[int, Instalment]]:
+        """Decode the rows of tables, after all documents; see TableDecoding.instalments."""
+        missing = min(self._max_workers, len(units)) - len(self._workers)
+        self._workers += (Worker(self._options) for _ in range(missing))
+        decoding = TableDecoding(units, shares, self._workers, lambda: Worker(self._options))
+        return decoding.instalments(position)
+
     def _send_batches(self, position: int) -> None:
         """Fill the workers up with batches; each gets one before any gets a second. The batch at
         `position`, which the caller waits for, is sent however much is ready."""
-        for held in range(BATCHES_PER_WORKER):
+        for held in range(REQUESTS_PER_WORKER):
             for worker in list(self._workers):
                 may_send = self._batches and (
                     self._batches[0].position == position or self._ready_bytes < READY_BYTES
                 )
-                if may_send and len(worker.batches) == held:
+                if may_send and len(worker.requests) == held:
                     batch = heapq.heappop(self._batches)
                     try:
                         worker.send(batch, self._nested_tasks(batch))
                     except OSError:
                         self._replace_dead(worker)
 
-    def _receive(self, worker: _Worker) -> None:
+    def _receive(self, worker: Worker) -> None:
         """Take a worker's results, or replace it where it has died."""
         try:
-            batch, results, has_ended = worker.receive()
+            batch, results, has_ended = _receive_batch(worker)
         except (EOFError, OSError):
             self._replace_dead(worker)
             return
@@ -186,22 +202,25 @@ class DecodePool:
             rest = _Batch(batch.position + done, batch.documents[done:])
             heapq.heappush(self._batches, rest)
 
-    def _replace_dead(self, worker: _Worker) -> None:
+    def _replace_dead(self, worker: Worker) -> None:
         exit_code = worker.exit_code()
-        begun = worker.files_begun()
+        begun = worker.begun()
         if begun:
-            file_id, task = list(self._tasks(worker.batches[0]))[begun - 1]
+            batch = worker.requests[0]
+            assert isinstance(batch, _Batch)
+            file_id, task = list(self._tasks(batch))[begun - 1]
             self._failures.add(file_id, task, exit_code)
         else:
             self._failures.add_at_start(exit_code, len(self._workers))
         self._replace(worker)
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: Worker) -> None:
         """Start a fresh worker for one that has ended, whose batches are sent again."""
-        for batch in worker.batches:
+        for batch in worker.requests:
+            assert isinstance(batch, _Batch)
             self._requeue(batch, 0)
         worker.end()
-        self._workers[self._workers.index(worker)] = _Worker(self._options)
+        self._workers[self._workers.index(worker)] = Worker(self._options)
 
 
 @dataclass(frozen=True)
@@ -230,66 +249,23 @@ def _batches(documents: Sequence[SourceDocument]) -> Iterator[_Batch]:
         yield _Batch(first, documents[first:])
 
 
-class _Worker:
-    """The parent's side of a worker process, and the batches that it has."""
+def _receive_batch(worker: Worker) -> tuple[_Batch, list[Refusal | Sample], bool]:
+    """A worker's oldest batch, the results of its first files, and whether the worker has ended.
 
-    def __init__(self, options: DecodeOptions):
-        self.connection, child_connection = multiprocessing.Pipe()
-        self.batches: deque[_Batch] = deque()
-        self._memories = deque(os.memfd_create("samples") for _ in range(BATCHES_PER_WORKER))
-        descriptors = (child_connection.fileno(), *self._memories)
-        command = [sys.executable, "-P", "-c", _MAIN, *map(str, descriptors)]
-        with child_connection:
-            self._process = subprocess.Popen(
-                command, pass_fds=descriptors, stdin=subprocess.DEVNULL
-            )
-        with contextlib.suppress(OSError):  # a dead worker shows when it gets a batch
-            self.connection.send(options)
-
-    def send(self, batch: _Batch, tasks: list[list[FileTask]]) -> None:
-        """Send a batch; OSError where the worker has died."""
-        os.pwrite(self._memories[len(self.batches)], bytes(PROGRESS_BYTES), 0)
-        self.batches.append(batch)
-        self.connection.send(tasks)
-
-    def receive(self) -> tuple[_Batch, list[Refusal | Sample], bool]:
-        """The oldest batch, the results of its first files, and whether the worker has ended.
-
-        Raises EOFError or OSError where it has died.
-        """
-        batch_result: BatchResult = self.connection.recv()
-        memory = self._memories[0]
-        results: list[Refusal | Sample] = []
-        offset = PROGRESS_BYTES
-        for result in batch_result.files:
-            if isinstance(result, Refusal):
-                results.append(result)
-                continue
-            data = os.pread(memory, result.size, offset)
-            assert len(data) == result.size
-            offset += result.size
-            sample = Sample(result.modality, result.header, data, result.is_file, result.notes)
-            results.append(sample)
-        if offset > 2 * BATCH_SAMPLE_BYTES:
-            os.ftruncate(memory, PROGRESS_BYTES)
-        self._memories.rotate(-1)
-        return self.batches.popleft(), results, batch_result.is_last
-
-    def files_begun(self) -> int:
-        """How many files of the oldest batch were begun."""
-        return int.from_bytes(os.pread(self._memories[0], PROGRESS_BYTES, 0))
-
-    def exit_code(self) -> int:
-        """Wait for the end of the process; its exit status, or a signal's number, negative."""
-        return self._process.wait()
-
-    def end(self) -> None:
-        """End the process, and wait for it."""
-        self.connection.close()
-        self._process.kill()
-        self._process.wait()
-        for memory in self._memories:
-            os.close(memory)
+    Raises EOFError or OSError where it has died.
+    """
+    batch, batch_result, memory = worker.receive()
+    assert isinstance(batch, _Batch)
+    assert isinstance(batch_result, BatchResult)
+    results: list[Refusal | Sample] = []
+    for result in batch_result.files:
+        if isinstance(result, Refusal):
+            results.append(result)
+            continue
+        data = memory.read(result.size)
+        sample = Sample(result.modality, result.header, data, result.is_file, result.notes)
+        results.append(sample)
+    return batch, results, batch_result.is_last
 
 
 class _Failures:
@@ -310,7 +286,7 @@ class _Failures:
             detail = f"decoding takes over {seconds:.0f} seconds of processor time"
             self.refusals[file_id] = Refusal("too slow", detail)
         elif is_second:
-            self.refusals[file_id] = Refusal("decoder died", _cause(exit_code))
+            self.refusals[file_id] = Refusal("decoder died", cause_of_death(exit_code))
 
     def add_at_start(self, exit_code: int, workers: int) -> None:
         """Record a death before the first file; RuntimeError after START_ATTEMPTS of each
@@ -318,15 +294,9 @@ class _Failures:
         self.at_start += 1
         if self.at_start == START_ATTEMPTS * workers:
             raise RuntimeError(
-                f"decoding workers die before their first file ({_cause(exit_code)}): "
+                f"decoding workers die before their first file ({cause_of_death(exit_code)}): "
                 "is there memory for them? Try fewer --workers"
             )
-
-
-def _cause(exit_code: int) -> str:
-    if exit_code < 0:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    return f"exit status {exit_code}"
 
 
 def _assemble(
@@ -339,7 +309,7 @@ def _assemble(
         part = parts[i]
         caption = parts[i - 1] if i and parts[i - 1].path is None else None
         if isinstance(result, Refusal):
-            decoded.skipped.append(SkippedFile(part.name, result.reason, result.detail))
+            decoded.skipped.append(SkippedFile(part.name, result.reason, result.detail, part.size))
             if caption:
                 detail = "its file was skipped"
                 decoded.skipped.append(SkippedFile(part.name, CAPTION_ALONE, detail))

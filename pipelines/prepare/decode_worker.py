@@ -29,6 +29,7 @@ from typing import BinaryIO, NamedTuple
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
 from bytelm.modalities.detect import START_BYTES, detect_modality
+from bytelm.pipelines.prepare.table_decode import Instalment, TableTask, UnitDecoder
 
 MEMORY_BYTES = 960 << 20
 """Memory of a worker: its modules, the file, the decoder and the samples. Where sounds are
@@ -41,7 +42,9 @@ BATCH_SAMPLE_BYTES = 1 << 24
 READ_WHOLE_BYTES = 1 << 20
 """Files up to this size are read at once."""
 PROGRESS_BYTES = 8
-"""Size of the number at the start of a file in memory: how many files of the batch were begun."""
+"""Size of the number at the start of a file in memory: how many files of the batch were begun; of
+a table's unit, READING_ROWS, or 2 more than the number of the row that is decoded."""
+READING_ROWS = 1
 DETAIL_CHARACTERS = 200
 
 
@@ -94,19 +97,65 @@ def main() -> None:
     """
     pipe, *memories = map(int, sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it for all
-    _silence()
+    silence()
     with Connection(pipe) as connection, contextlib.suppress(EOFError, OSError):
         options: DecodeOptions = connection.recv()
-        _limit_memory(options)
+        limit_memory(options)
+        tables = _Tables(options)
         is_fresh = True
         while True:
-            documents = connection.recv()
-            result = _decode_batch(documents, _SampleFile(memories[0]), options, is_fresh)
+            task = connection.recv()
+            samples = _SampleFile(memories[0])
+            result: BatchResult | Instalment
+            if isinstance(task, TableTask):
+                result = tables.read(task, samples, is_fresh)
+            else:
+                result = _decode_batch(task, samples, options, is_fresh)
             connection.send(result)
             if result.is_last:
                 return
             memories.reverse()
             is_fresh = False
+
+
+class _Tables:
+    """The units of tables that the process has open."""
+
+    def __init__(self, options: DecodeOptions):
+        self._options = options
+        self._open: dict[int, UnitDecoder] = {}
+        self._watch = _TableWatch()
+
+    def read(self, task: TableTask, samples: _SampleFile, is_fresh: bool) -> Instalment:
+        """The next instalment of a unit."""
+        self._watch.begin_instalment(samples, task.unit.size)
+        if task.position is not None:
+            self._open[task.number] = UnitDecoder(task, self._options, self._watch)
+        instalment, members = self._open[task.number].read(is_fresh)
+        samples.append_parts(members)
+        if instalment.is_end:
+            del self._open[task.number]
+        limit_time(0)
+        return instalment
+
+
+class _TableWatch:
+    """Tells the parent which row is decoded, and limits the time of that and of reading."""
+
+    def begin_instalment(self, samples: _SampleFile, unit_size: int) -> None:
+        """Rows are about to be read to a file in memory."""
+        self._samples, self._unit_size = samples, unit_size
+        self.end_row()
+
+    def begin_row(self, number: int, size: int) -> None:
+        """See RowWatch."""
+        self._samples.set_begun(number + 2)
+        limit_time(cpu_seconds(size))
+
+    def end_row(self) -> None:
+        """See RowWatch."""
+        self._samples.set_begun(READING_ROWS)
+        limit_time(cpu_seconds(self._unit_size))
 
 
 class _SampleFile:
@@ -119,8 +168,12 @@ class _SampleFile:
 
     def begin_file(self) -> None:
         """Tell the parent that the next file of the batch is begun."""
-        self._begun += 1
-        os.pwrite(self._descriptor, self._begun.to_bytes(PROGRESS_BYTES), 0)
+        self.set_begun(self._begun + 1)
+
+    def set_begun(self, begun: int) -> None:
+        """Tell the parent a number; see PROGRESS_BYTES."""
+        self._begun = begun
+        os.pwrite(self._descriptor, begun.to_bytes(PROGRESS_BYTES), 0)
 
     def append(self, sample: Sample) -> SampleInfo:
         """Store the bytes of a sample."""
@@ -129,6 +182,13 @@ class _SampleFile:
         assert written == size
         self.size += size
         return SampleInfo(sample.modality, sample.header, sample.is_file, size, sample.notes)
+
+    def append_parts(self, parts: Sequence[bytes]) -> None:
+        """Store the bytes of a table's documents."""
+        data = b"".join(parts)
+        written = os.pwrite(self._descriptor, data, self.size)
+        assert written == len(data)
+        self.size += written
 
 
 def _decode_batch(
@@ -155,13 +215,13 @@ def _decode_batch(
         is_fresh = False
         if is_last or samples.size > BATCH_SAMPLE_BYTES:
             break
-    _limit_time(0)
+    limit_time(0)
     return BatchResult(results, is_last)
 
 
 def _decode_file(task: FileTask, options: DecodeOptions) -> Sample | Refusal:
     """A file's sample, or the reason why there is none. Raises MemoryError."""
-    _limit_time(cpu_seconds(task.size))
+    limit_time(cpu_seconds(task.size))
     try:
         with _open(task) as file:
             modality = detect_modality(task.name, file.read(START_BYTES))
@@ -193,14 +253,14 @@ def _open(task: FileTask) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def _silence() -> None:
+def silence() -> None:
     """Discard stderr, where decoders complain. The report says what is wrong with a file."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)
 
 
-def _limit_memory(options: DecodeOptions) -> None:
+def limit_memory(options: DecodeOptions) -> None:
     """Let the process's own data grow by MEMORY_BYTES less what it holds now."""
     growth = MEMORY_BYTES - _status_bytes("VmRSS")
     if options.audio_rate:
@@ -216,7 +276,7 @@ def _status_bytes(field: str) -> int:
     return int(status.partition(f"{field}:")[2].split()[0]) << 10
 
 
-def _limit_time(seconds: float) -> None:
+def limit_time(seconds: float) -> None:
     """End the process after `seconds` of processor time; 0 removes the limit."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, seconds * WALL_FACTOR)

@@ -19,24 +19,29 @@ from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.prepare.captions import Captions, load_captions
 from bytelm.pipelines.prepare.decode_pool import DecodePool
 from bytelm.pipelines.prepare.download import download_sources
+from bytelm.pipelines.prepare.losses import check_losses, count_losses, list_reasons
+from bytelm.pipelines.prepare.patterns import NamePatterns
 from bytelm.pipelines.prepare.progress import PrepareProgress
-from bytelm.pipelines.prepare.report import (
-    check_bad_files,
-    list_reasons,
-    set_report,
-    summary_lines,
-)
+from bytelm.pipelines.prepare.report import set_report, write_skipped
+from bytelm.pipelines.prepare.scan import Source
 from bytelm.pipelines.prepare.set_folder import (
     PREPARE_STATE,
+    SKIPPED_LIST,
     clear_folder,
     locked_folder,
     resume,
 )
 from bytelm.pipelines.prepare.set_writer import SetWriter
 from bytelm.pipelines.prepare.sources import FoundDocuments, find_documents
+from bytelm.pipelines.prepare.table_scan import TableScan
+from bytelm.pipelines.prepare.tables import TableFields
 from bytelm.pipelines.shards.format import SET_FORMAT, SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet
+from bytelm.pipelines.shards.set_summary import content_lines, counted, split_lines
 from bytelm.pipelines.shards.writer import write_set_manifest
+
+_LATER_OPTIONS = ("include", "exclude", "fields")
+"""Options that are no part of the input's hash where they are not given."""
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +66,13 @@ class PrepareOptions:
     """Shares of train, val and test. Files below folders `train`, `val` and `test` of a source stay
     in those splits."""
     max_bad_share: float = 0.5
-    """Largest share of the files that may be bad."""
+    """Largest share that may be lost: of the files, of their bytes, and of the pairs."""
+    include: tuple[str, ...] = ()
+    """Patterns of names, one of which a file must match; empty lets all files in."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of names that no file may match."""
+    fields: TableFields = field(default_factory=TableFields)
+    """Columns of tables that hold the parts of documents; those not named are guessed."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -107,8 +118,8 @@ def prepare(
     and options are the same.
 
     Args:
-        sources: files, folders, and tars in WebDataset's layout. A tar can be a path or a URL, and
-            a pattern with braces names many: `part-{000..012}.tar`.
+        sources: files, folders, tars in WebDataset's layout, and tables. A tar or table can be a
+            path or a URL, and a pattern with braces names many: `part-{000..012}.tar`.
         out: the set's folder, created where it is missing.
         options: how files are decoded, split and laid into shards.
         console: shows the progress; None shows nothing.
@@ -116,37 +127,39 @@ def prepare(
         the root hash and the report of the complete set, and whether this call made it.
     Raises:
         ValueError: where no source exists, a URL cannot be downloaded, the captions file is none,
-            no file could be used, more than `max_bad_share` of the files are bad, `out` holds
+            no file could be used, more than `max_bad_share` of the sources is lost, `out` holds
             other things or a set of another input, or another prepare is writing it.
         DamageError: where `out` holds a complete set whose manifest is damaged.
         RuntimeError: where decoding processes do not start.
         OSError: where the disk does not take the set.
     """
     downloads = out.with_name(f"{out.name}.sources")
-    paths = download_sources(sources, downloads)
+    found_sources = download_sources(sources, downloads)
     with DecodePool(options.decode, options.workers) as pool:  # starts while sources are scanned
-        prepared = _prepare(paths, out, options, pool, console)
+        prepared = _prepare(found_sources, out, options, pool, console)
     shutil.rmtree(downloads, ignore_errors=True)
     return prepared
 
 
 def summary(prepared: Prepared, out: Path) -> str:
-    """Describe a set in a few lines: its documents and bytes, and what was skipped."""
+    """Describe a set: its documents and bytes, what they were made of, and what was skipped."""
     report = prepared.report
     state = "" if prepared.made else ", complete already"
     lines = [
-        f"{out}: {report['documents']} documents from {report['files']} files, "
+        f"{out}: {counted(report['documents'], 'document')} from "
+        f"{counted(report['files'], 'file')}, "
         f"root {prepared.root[:16]}{state}",
-        *summary_lines(report),
+        *split_lines(report),
+        *content_lines(report),
     ]
     if report["skipped"]:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in report["skipped"].items())
-        lines.append(f"skipped: {reasons} (each is named in {out / SET_MANIFEST})")
+        has_list = report.get("skipped_unnamed")
+        lines.append(f"each is named in {out / (SKIPPED_LIST if has_list else SET_MANIFEST)}")
     return "\n  ".join(lines)
 
 
 def _prepare(
-    sources: Sequence[Path],
+    sources: Sequence[Source],
     out: Path,
     options: PrepareOptions,
     pool: DecodePool,
@@ -155,12 +168,18 @@ def _prepare(
     """Make a set of local sources, or find it complete."""
     captions = load_captions(options.captions) if options.captions else None
     max_file_bytes = options.decode.limits.max_bytes
-    found = find_documents(sources, captions, options.shares, max_file_bytes, out)
+    patterns = NamePatterns(options.include, options.exclude)
+    with TableScan(options.fields) as scan:
+        found = find_documents(
+            sources, captions, options.shares, max_file_bytes, out, patterns, scan.is_table
+        )
+        units = scan.units(found.tables, options.shares, (d.split for d in found.documents))
+    found = replace(found, skipped=[*found.skipped, *scan.skipped])
     input_hash = _input_hash(found, options, captions)
     if (out / SET_MANIFEST).exists():
         return _complete_set(out, found, input_hash)
-    check_bad_files(found.files, found.skipped, options.max_bad_share)
-    if not found.documents:
+    check_losses(count_losses(found, found.skipped), found.skipped, options.max_bad_share)
+    if not found.documents and not units:
         raise ValueError(f"nothing to prepare: {list_reasons(found.skipped)}")
     with locked_folder(out):
         fingerprint = hashlib.sha256((input_hash + found.times_hash).encode()).hexdigest()
@@ -173,12 +192,32 @@ def _prepare(
             for document, decoded in zip(documents, pool.decode_documents(documents), strict=True):
                 writer.add(document, decoded)
                 progress.advance(decoded.size)
-        skipped = sorted(found.skipped + state.skipped)
-        check_bad_files(found.files, skipped, options.max_bad_share)
+            writer.close_shards()
+            if units:
+                position = state.tables.position
+                progress.begin_tables([unit.size for unit in units], position.first_unit)
+                for number, part in pool.decode_tables(units, position, options.shares):
+                    writer.add_rows(number, units[number], part)
+                    progress.advance_tables(part.is_end * units[number].size, part.size)
+        skipped = sorted(found.skipped + state.skipped + state.tables.skipped(units))
+        found = replace(found, files=found.files + state.tables.rows)
+        losses = count_losses(found, skipped)
+        check_losses(losses, skipped, options.max_bad_share)
         if not state.shards:
             clear_folder(out, keep=[])
             raise ValueError(f"nothing to prepare: {list_reasons(skipped)}")
-        report = set_report(input_hash, found.files, state.shards, skipped)
+        for name, note in found.notes:
+            state.tally.add_note(note, 1, [name])
+        report = set_report(
+            input_hash,
+            found.files,
+            state.shards,
+            skipped,
+            tally=state.tally,
+            remarks=found.remarks,
+            losses=losses,
+        )
+        write_skipped(out, skipped)
         write_set_manifest(out, state.shards, report)
         (out / PREPARE_STATE).unlink()
     return Prepared(ShardSet(out).root, report, made=True)
@@ -197,6 +236,9 @@ def _complete_set(out: Path, found: FoundDocuments, input_hash: str) -> Prepared
 
 def _input_hash(found: FoundDocuments, options: PrepareOptions, captions: Captions | None) -> str:
     """SHA-256 over the files' names and sizes and every option that the set depends on."""
-    content = replace(options, workers=1, captions=None, max_bad_share=0.0)
-    parts = [SET_FORMAT, found.names_hash, asdict(content), captions.sha256 if captions else None]
+    content = asdict(replace(options, workers=1, captions=None, max_bad_share=0.0))
+    for name in _LATER_OPTIONS:
+        if not any(content[name]):  # so that sets made before it are still found
+            del content[name]
+    parts = [SET_FORMAT, found.names_hash, content, captions.sha256 if captions else None]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

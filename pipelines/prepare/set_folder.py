@@ -16,14 +16,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bytelm.pipelines.prepare.documents import SkippedFile
+from bytelm.pipelines.prepare.table_progress import TableProgress
+from bytelm.pipelines.prepare.tally import Tally
 from bytelm.pipelines.shards.format import SET_MANIFEST, SPLITS, Shard
 from bytelm.pipelines.storage.files import write_atomic
 
 PREPARE_STATE = ".prepare.json"
+SKIPPED_LIST = "skipped.jsonl"
+"""Names all skipped files, where there are too many for the manifest."""
 
 _OWN_FILE = re.compile(
     rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(SET_MANIFEST)}|"
-    rf"{re.escape(PREPARE_STATE)})((\.\d+)?\.tmp)?"
+    rf"{re.escape(PREPARE_STATE)}|{re.escape(SKIPPED_LIST)})((\.\d+)?\.tmp)?"
 )
 
 
@@ -37,6 +41,9 @@ class PrepareState:
     """Documents that lie in `shards`, or gave nothing."""
     shards: list[Shard] = field(default_factory=list)
     skipped: list[SkippedFile] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    """Counts over the documents in `shards`."""
+    tables: TableProgress = field(default_factory=TableProgress)
 
     def save(self, out: Path) -> None:
         """Write the state file of the set in `out`."""
@@ -54,6 +61,8 @@ class PrepareState:
                 done=values["done"],
                 shards=[Shard(**s) for s in values["shards"]],
                 skipped=[SkippedFile(**s) for s in values["skipped"]],
+                tables=TableProgress.from_json(values["tables"]),
+                tally=Tally(**values["tally"]),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return cls(fingerprint)

@@ -1,17 +1,29 @@
-"""Writing decoded documents to the shards of a set."""
+"""Writing decoded documents to the shards of a set.
+
+The documents of files come first, sorted by their splits, so one shard is open at a time. The rows
+of tables come in any order of splits, so a shard of each split is open. Where `prepare` is resumed,
+each split begins after its last finished shard.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+
+import numpy as np
 
 from bytelm.pipelines.prepare.decode_pool import DecodedDocument
 from bytelm.pipelines.prepare.documents import SkippedFile, SourceDocument
 from bytelm.pipelines.prepare.set_folder import PrepareState
-from bytelm.pipelines.shards.format import Shard
+from bytelm.pipelines.prepare.table_decode import Instalment, SplitRows
+from bytelm.pipelines.prepare.table_progress import TableProgress
+from bytelm.pipelines.prepare.tables import TableUnit
+from bytelm.pipelines.prepare.tally import Tally
+from bytelm.pipelines.shards.format import SPLITS, Shard
 from bytelm.pipelines.shards.writer import ShardWriter
 
 
@@ -33,11 +45,12 @@ class SetWriter:
         self._shard_bytes = shard_bytes
         self._state = state
         self._done = state.done
+        self._tables = copy.deepcopy(state.tables)
         self._shards_per_split = Counter(s.split for s in state.shards)
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._open: ShardWriter | None = None
+        self._open: dict[str, ShardWriter] = {}
         self._closing: _ClosingShard | None = None
-        self._skipped: list[SkippedFile] = []  # since the last full shard
+        self._news = _News()
 
     def __enter__(self) -> SetWriter:
         return self
@@ -50,53 +63,109 @@ class SetWriter:
     ) -> None:
         try:
             if error is None:
-                self._finish()
+                self.close_shards()
+                self._settle()
+                self._update_state(self._snapshot())
         finally:
             self._thread.shutdown()
 
     def add(self, document: SourceDocument, decoded: DecodedDocument) -> None:
-        """Write the next document, if it has samples."""
+        """Write the next document of files, if it has samples."""
         if decoded.samples:
-            writer = self._open
-            if writer and not self._fits(writer, document, decoded):
-                self._close_shard(writer)
-            if self._open is None:
-                self._open = ShardWriter(
-                    self._out, document.split, self._shards_per_split[document.split]
-                )
-                self._shards_per_split[document.split] += 1
-            self._open.add(document.key, decoded.sources, decoded.samples)
-        self._skipped += decoded.skipped
+            for split, writer in list(self._open.items()):
+                is_full = writer.size + decoded.size > self._shard_bytes
+                if is_full or split != document.split:
+                    self._close_shard(split)
+            writer = self._writer(document.split)
+            writer.add(document.key, decoded.sources, decoded.samples)
+        self._news.tally.add(decoded.sources, decoded.samples, decoded.notes)
+        self._news.skipped += decoded.skipped
         self._done += 1
 
-    def _finish(self) -> None:
-        """Finish the last shard."""
-        if self._open:
-            self._close_shard(self._open)
-        self._settle()
-        self._state.skipped += self._skipped
+    def close_shards(self) -> None:
+        """Close the open shard of each split."""
+        for split in SPLITS:
+            if split in self._open:
+                self._close_shard(split)
 
-    def _fits(
-        self, writer: ShardWriter, document: SourceDocument, decoded: DecodedDocument
-    ) -> bool:
-        is_full = writer.size + decoded.size > self._shard_bytes
-        return not is_full and writer.split == document.split
+    def add_rows(self, number: int, unit: TableUnit, instalment: Instalment) -> None:
+        """Write the documents of the next rows of unit `number`."""
+        stop = (number + 1, 0) if instalment.is_end else (number, instalment.stop)
+        for split in SPLITS:
+            if split in instalment.splits:
+                self._add_split_rows(split, number, instalment.splits[split])
+            if split not in self._open:
+                self._tables.done[split] = stop
+        self._tables.count(unit, instalment, stop, self._news.tally)
 
-    def _close_shard(self, writer: ShardWriter) -> None:
-        """Let the thread finish the open shard, once it has finished the one before."""
+    def _add_split_rows(self, split: str, number: int, rows: SplitRows) -> None:
+        """Write the documents of one split to as many shards as they need."""
+        ends = rows.piece.ends
+        first, count = 0, len(ends)
+        while first < count:
+            start = int(ends[first - 1]) if first else 0
+            size = self._open[split].size if split in self._open else 0
+            fitting = int(np.searchsorted(ends, start + self._shard_bytes - size, side="right"))
+            if fitting <= first and split in self._open:
+                self._tables.done[split] = (number, int(rows.numbers[first]))
+                self._close_shard(split)
+                continue
+            if split not in self._open:
+                self._tables.done[split] = (number, int(rows.numbers[first]))
+            stop = max(fitting, first + 1)
+            self._writer(split).append(rows.piece.part(first, stop))
+            first = stop
+
+    def _writer(self, split: str) -> ShardWriter:
+        """The open shard of a split."""
+        if split not in self._open:
+            self._open[split] = ShardWriter(self._out, split, self._shards_per_split[split])
+            self._shards_per_split[split] += 1
+        return self._open[split]
+
+    def _close_shard(self, split: str) -> None:
+        """Let the thread finish the open shard of a split, once it has finished the one before."""
         self._settle()
-        self._closing = _ClosingShard(self._thread.submit(writer.close), self._done, self._skipped)
-        self._open, self._skipped = None, []
+        shard = self._thread.submit(self._open.pop(split).close)
+        self._closing = _ClosingShard(shard, self._snapshot())
+
+    def _snapshot(self) -> _Snapshot:
+        """What is done with the shard that is closed last; takes the news since the one before."""
+        news, self._news = self._news, _News()
+        return _Snapshot(self._done, copy.deepcopy(self._tables), news)
 
     def _settle(self) -> None:
         """Wait until the shard that is being finished is final, and save that it is."""
         if self._closing is None:
             return
         self._state.shards.append(self._closing.shard.result())
-        self._state.skipped += self._closing.skipped
-        self._state.done = self._closing.done
+        self._update_state(self._closing.snapshot)
         self._state.save(self._out)
         self._closing = None
+
+    def _update_state(self, snapshot: _Snapshot) -> None:
+        self._state.done = snapshot.done
+        self._state.tables = snapshot.tables
+        self._state.skipped += snapshot.news.skipped
+        self._state.tally.merge(snapshot.news.tally)
+
+
+@dataclass
+class _News:
+    """What is to be reported of the documents since the shard before."""
+
+    skipped: list[SkippedFile] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+
+@dataclass
+class _Snapshot:
+    """What is done once a shard is final."""
+
+    done: int
+    """Documents of files."""
+    tables: TableProgress
+    news: _News
 
 
 @dataclass
@@ -104,7 +173,4 @@ class _ClosingShard:
     """A full shard that the thread is finishing."""
 
     shard: Future[Shard]
-    done: int
-    """Documents up to its end."""
-    skipped: list[SkippedFile]
-    """Files skipped among these documents since the preceding shard."""
+    snapshot: _Snapshot

@@ -49,6 +49,13 @@ class Tally:
         for name, note in notes:
             self.add_note(note, 1, [name])
 
+    def add_rows(self, table: str, modalities: Sequence[str], count: int) -> None:
+        """Count `count` rows of a table whose documents have segments of these modalities."""
+        for modality in modalities:
+            _count(self.taken.setdefault(modality, {}), suffix_of(table), count)
+        if len(modalities) > 1:
+            _count(self.pairs, " + ".join(modalities), count)
+
     def add_note(self, note: str, count: int, names: Sequence[str]) -> None:
         """Count `count` files to which a note applies; `names` are the first of them."""
         before, first = self.notes.get(note, (0, []))

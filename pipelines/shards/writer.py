@@ -6,21 +6,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bytelm.modalities import MODALITIES
+import numpy as np
+
+from bytelm.modalities import BY_CODE, MODALITIES
 from bytelm.modalities.base import Sample
 from bytelm.pipelines.shards.format import (
+    INDEX_DTYPE,
     SET_MANIFEST,
+    Checksums,
+    Index,
     Shard,
     chunk_checksums,
     index_bytes,
     manifest_bytes,
     root_hash,
 )
+from bytelm.pipelines.shards.pieces import ShardPiece, add_document, index_row
 from bytelm.pipelines.storage.files import rename_durably, write_atomic
 from bytelm.pipelines.storage.tar_writer import TarWriter
 
@@ -52,18 +57,15 @@ class ShardWriter:
             sources: for each segment, the name of its source file.
             samples: the segments.
         """
-        suffixes = [MODALITIES[s.modality].member_suffix(s) for s in samples]
-        if len(set(suffixes)) < len(suffixes):
-            suffixes = [f"{i}.{suffix}" for i, suffix in enumerate(suffixes)]
-        segments = [
-            _description(sample, f"{key}.{suffix}", source)
-            for source, suffix, sample in zip(sources, suffixes, samples, strict=True)
-        ]
-        self._tar.add(f"{key}.json", json.dumps({"key": key, "segments": segments}).encode())
-        for suffix, sample in zip(suffixes, samples, strict=True):
-            offset = self._tar.add(f"{key}.{suffix}", sample.data)
+        offsets = add_document(self._tar.add, key, sources, samples)
+        for sample, offset in zip(samples, offsets, strict=True):
             self._index.add_segment(sample, offset)
         self._index.end_document()
+
+    def append(self, piece: ShardPiece) -> None:
+        """Append the documents of a piece."""
+        self._index.append(piece, self._tar.size)
+        self._tar.append(piece.members)
 
     def close(self) -> Shard:
         """Make tar and index durable, and return the shard's entry in the manifest."""
@@ -74,37 +76,49 @@ class ShardWriter:
 
 
 class IndexBuilder:
-    """Collects the index of one shard, segment by segment."""
+    """Collects the index of one shard, by segments or by pieces."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, ...]] = []
-        self._checksums: list[int] = []
+        self._indexes: list[Index] = []
+        self._rows: list[tuple[int, ...]] = []  # that follow the indexes
+        self._checksum_arrays: list[Checksums] = []
+        self._checksums: list[int] = []  # that follow the arrays
+        self._first_crc = 0  # number of all checksums
         self._documents = 0
         self._bytes = dict.fromkeys(MODALITIES, 0)
 
     def add_segment(self, sample: Sample, offset: int) -> None:
         """Add a segment of the current document, whose member begins at `offset` in the tar."""
-        header = sample.header
-        self._rows.append(
-            (
-                self._documents,
-                MODALITIES[sample.modality].code,
-                sample.is_file,
-                header.channels,
-                header.width,
-                header.height,
-                header.rate,
-                len(self._checksums),
-                offset,
-                len(sample.data),
-            )
-        )
-        self._checksums += chunk_checksums(sample.data)
+        self._rows.append(index_row(self._documents, sample, offset, self._first_crc))
+        checksums = chunk_checksums(sample.data)
+        self._checksums += checksums
+        self._first_crc += len(checksums)
         self._bytes[sample.modality] += len(sample.data)
 
     def end_document(self) -> None:
         """End the current document."""
         self._documents += 1
+
+    def append(self, piece: ShardPiece, start: int) -> None:
+        """Add the documents of a piece whose members begin at `start` in the tar."""
+        self._gather()
+        index = piece.index.copy()
+        index["document"] += self._documents
+        index["offset"] += start
+        index["first_crc"] += self._first_crc
+        self._indexes.append(index)
+        self._checksum_arrays.append(piece.checksums)
+        self._first_crc += len(piece.checksums)
+        self._documents += len(piece.ends)
+        for code in np.unique(index["modality"]):
+            size = index["size"][index["modality"] == code].sum()
+            self._bytes[BY_CODE[code].name] += int(size)
+
+    def _gather(self) -> None:
+        """Turn the segments that were added one by one into arrays."""
+        self._indexes.append(np.array(self._rows, INDEX_DTYPE))
+        self._checksum_arrays.append(np.array(self._checksums, "<u4"))
+        self._rows, self._checksums = [], []
 
     def finish(self, tar: Path, sha256: str, size: int) -> Shard:
         """Write the index beside its tar, and return the shard's entry in the manifest.
@@ -114,7 +128,8 @@ class IndexBuilder:
             sha256: hash of the tar.
             size: bytes of the tar.
         """
-        data = index_bytes(self._rows, self._checksums)
+        self._gather()
+        data = index_bytes(np.concatenate(self._indexes), np.concatenate(self._checksum_arrays))
         shard = Shard(
             name=tar.name,
             split=tar.name.split("-")[0],
@@ -133,14 +148,3 @@ def write_set_manifest(folder: Path, shards: Sequence[Shard], report: dict[str, 
     """Write the manifest, which makes the set complete, and return the root hash."""
     write_atomic(folder / SET_MANIFEST, manifest_bytes(shards, report))
     return root_hash(shards)
-
-
-def _description(sample: Sample, member: str, source: str) -> dict[str, Any]:
-    """A segment's entry in its document's JSON; values of zero are left out."""
-    return {
-        "modality": sample.modality,
-        "member": member,
-        "source": source,
-        **{name: value for name, value in sample.header._asdict().items() if value},
-        **({"is_file": True} if sample.is_file else {}),
-    }

@@ -34,18 +34,26 @@ class TarWriter:
         self._pending: deque[Future[None]] = deque()
         self._sha256 = hashlib.sha256()
         self._unsynced = 0
-        self._chunk: list[bytes] = []
+        self._chunk: list[bytes | memoryview] = []
         self._chunk_bytes = 0
         self.size = 0
         """Bytes so far, those that are not yet written included."""
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member, and return the offset of its data."""
-        offset = self.size + tarfile.BLOCKSIZE
-        padding = -len(data) % tarfile.BLOCKSIZE
-        self._chunk += (_header(name, len(data)), data, bytes(padding))
-        self._grow(tarfile.BLOCKSIZE + len(data) + padding)
+        header, data, padding = member_parts(name, data)
+        offset = self.size + len(header)
+        self._chunk += (header, data, padding)
+        self._grow(len(header) + len(data) + len(padding))
         return offset
+
+    def append(self, members: bytes | memoryview) -> None:
+        """Append whole members, as `member_parts` makes them."""
+        self._flush()
+        for start in range(0, len(members), CHUNK_BYTES):
+            part = members[start : start + CHUNK_BYTES]
+            self._chunk.append(part)
+            self._grow(len(part))
 
     def close(self) -> str:
         """Write the end mark, make the file durable, and return its SHA-256.
@@ -78,9 +86,9 @@ class TarWriter:
         self._pending.append(self._thread.submit(self._write, self._chunk))
         self._chunk, self._chunk_bytes = [], 0
 
-    def _write(self, chunk: list[bytes]) -> None:
+    def _write(self, chunk: list[bytes | memoryview]) -> None:
         """Hash and write a chunk; runs in the thread."""
-        unwritten = memoryview(b"".join(chunk))
+        unwritten = memoryview(chunk[0] if len(chunk) == 1 else b"".join(chunk))
         self._sha256.update(unwritten)
         self._unsynced += len(unwritten)
         while unwritten:
@@ -88,6 +96,11 @@ class TarWriter:
         if self._unsynced >= SYNC_BYTES:
             os.fdatasync(self._file.fileno())
             self._unsynced = 0
+
+
+def member_parts(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """A member's header, data and padding."""
+    return _header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def _header(name: str, size: int) -> bytes:

@@ -1,0 +1,320 @@
+"""Decoding a table's rows to pieces of shards, in a worker, one instalment after the other."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bytelm.modalities import MODALITIES
+from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
+from bytelm.modalities.detect import START_BYTES
+from bytelm.pipelines.prepare.table_rows import Row, read_rows
+from bytelm.pipelines.prepare.tables import TableUnit, row_key, row_split
+from bytelm.pipelines.shards.pieces import PieceBuilder, ShardPiece
+
+INSTALMENT_BYTES = 1 << 24
+"""An instalment ends where its documents or the rows that it has read are larger than this."""
+FIRST_ROWS = 3
+"""Rows that a report names for each reason."""
+DETAIL_CHARACTERS = 200
+
+_NO_HEADER = Header()
+
+
+@dataclass
+class BadRows:
+    """Rows of a table that did not become documents, for one reason."""
+
+    count: int = 0
+    size: int = 0
+    """Bytes, as far as they are known."""
+    first: list[tuple[int, str]] = field(default_factory=list)
+    """Numbers of the first rows, and what is wrong with each."""
+
+    def add(self, row: int, detail: str, size: int) -> None:
+        """Count a row."""
+        self.merge(BadRows(1, size, [(row, detail)]))
+
+    def merge(self, other: BadRows) -> None:
+        """Count other rows of the same table and reason."""
+        self.count += other.count
+        self.size += other.size
+        self.first = sorted([*self.first, *other.first])[:FIRST_ROWS]
+
+
+class RowPosition(NamedTuple):
+    """Where to begin in a unit, and what is done already."""
+
+    done: dict[str, int]
+    """For each split, the row number before which its documents are written."""
+    counted: int
+    """The row number before which bad rows and notes are counted."""
+
+    @property
+    def first(self) -> int:
+        """The first row that is not done."""
+        return min(self.counted, *self.done.values())
+
+
+class TableTask(NamedTuple):
+    """Asks a worker for the next instalment of a unit."""
+
+    number: int
+    """Number of the unit among all."""
+    unit: TableUnit
+    shares: tuple[float, float, float]
+    position: RowPosition | None
+    """Where to begin; None where the worker has the unit open, and continues."""
+    refused: dict[int, tuple[str, str]]
+    """Reason and detail of rows that are not to be decoded, since they have ended workers."""
+
+
+@dataclass
+class SplitRows:
+    """The documents of one split in an instalment."""
+
+    numbers: npt.NDArray[np.int64]
+    """[documents] row of each."""
+    piece: ShardPiece
+    size: int
+    """Bytes of its members."""
+
+
+@dataclass
+class Instalment:
+    """Some consecutive rows of a unit, decoded."""
+
+    stop: int = 0
+    """Row number after the last row that was read."""
+    is_end: bool = False
+    """Whether the unit ends with it."""
+    splits: dict[str, SplitRows] = field(default_factory=dict)
+    bad: dict[str, BadRows] = field(default_factory=dict)
+    """Rows that became no document, by reason."""
+    kinds: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    """Documents by the modalities of their segments."""
+    notes: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    """Count and first names of the rows to which a note of decoding applies."""
+    read_bytes: int = 0
+    """Bytes of the rows."""
+    is_last: bool = False
+    """Whether the worker ends after it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all members."""
+        return sum(rows.size for rows in self.splits.values())
+
+
+class RowWatch(Protocol):
+    """Hears when a row with an image or a sound is decoded, which may end the process."""
+
+    def begin_row(self, number: int, size: int) -> None:
+        """A row of `size` bytes is about to be decoded."""
+
+    def end_row(self) -> None:
+        """The row is decoded, and further rows are read."""
+
+
+class UnitDecoder:
+    """Decodes the rows of one unit from a position on."""
+
+    def __init__(self, task: TableTask, options: DecodeOptions, watch: RowWatch):
+        assert task.position is not None
+        self._unit, self._shares, self._position = task.unit, task.shares, task.position
+        self._refused, self._moved = task.refused, dict(task.unit.moved)
+        self._options = options
+        self._watch = watch
+        self._rows = read_rows(task.unit, self._position.first, options.limits.max_bytes)
+        self._next_row = self._position.first
+        self._builders: dict[str, tuple[list[int], PieceBuilder]] = {}
+        self._instalment = Instalment()
+
+    def read(self, is_fresh: bool) -> tuple[Instalment, list[bytes]]:
+        """The next instalment and the bytes of its members, one split after the other.
+
+        Args:
+            is_fresh: whether the process has decoded nothing yet. A row for which another process
+                has too little memory ends the instalment, and is tried again in a fresh one.
+        """
+        instalment, self._builders = Instalment(), {}
+        self._instalment = instalment
+        size = 0
+        try:
+            for row in self._rows:
+                size += self._add(row)
+                self._next_row = row.number + 1
+                if max(size, instalment.read_bytes) > INSTALMENT_BYTES:
+                    break
+            else:
+                instalment.is_end = True
+        except MemoryError:
+            instalment.is_last = True
+            if is_fresh and not self._builders:
+                self._refuse_rest(MediaError("over the memory limit", "the rest of the rows"))
+        except (MediaError, OSError) as error:
+            self._refuse_rest(error)
+        except Exception as error:  # a reader's bug costs this unit only
+            detail = " ".join(f"{type(error).__name__}: {error}".split())
+            self._refuse_rest(MediaError("decoder failed", detail))
+        instalment.stop = self._next_row
+        return instalment, self._finish_pieces()
+
+    def _finish_pieces(self) -> list[bytes]:
+        """Put the pieces of all splits into the instalment; returns the bytes of their members."""
+        parts: list[bytes] = []
+        for split, (numbers, builder) in self._builders.items():
+            members, piece = builder.finish()
+            parts += members
+            rows = SplitRows(np.array(numbers, np.int64), piece, builder.size)
+            self._instalment.splits[split] = rows
+        return parts
+
+    def _add(self, row: Row) -> int:
+        """Add a row's document, or count the row as bad; returns the bytes of the document."""
+        key = row_key(self._unit, row.number)
+        split = self._moved.get(row.number) or self._unit.split or row_split(key, self._shares)
+        is_written = row.number < self._position.done[split]
+        is_counted = row.number < self._position.counted
+        if is_written and is_counted:
+            return 0
+        self._instalment.read_bytes += row.size
+        try:
+            samples = self._decode(row)
+        except MediaError as error:
+            if not is_counted:
+                self._count_bad(row, error)
+            return 0
+        if not is_counted:
+            self._count(row, samples)
+        if is_written:
+            return 0
+        numbers, builder = self._builders.setdefault(split, ([], PieceBuilder()))
+        size = builder.size
+        builder.add(key, [self._unit.name] * len(samples), samples)
+        numbers.append(row.number)
+        return builder.size - size
+
+    def _decode(self, row: Row) -> list[Sample]:
+        """The samples of a row. MediaError where it is bad."""
+        if isinstance(row.values, MediaError):
+            raise row.values
+        if row.number in self._refused:
+            raise MediaError(*self._refused[row.number])
+        text, image, audio = row.values
+        fields = self._unit.fields
+        samples = []
+        if fields.text is not None:
+            samples.append(text_sample(text, fields.text, self._options))
+        if fields.image is not None or fields.audio is not None:
+            self._watch.begin_row(row.number, row.size)
+            for modality, field_name, value in (
+                ("image", fields.image, image),
+                ("audio", fields.audio, audio),
+            ):
+                if field_name is not None:
+                    samples.append(self._media_sample(modality, field_name, value))
+            self._watch.end_row()
+        return samples
+
+    def _media_sample(self, modality: str, field_name: str, value: object) -> Sample:
+        """The sample of an image or a sound."""
+        decoder = MODALITIES[modality]
+        with open_media(self._unit.path, field_name, value) as file:
+            if not decoder.recognises(file.read(START_BYTES)):
+                raise MediaError("name and content disagree", f"{field_name!r} holds no {modality}")
+            file.seek(0)
+            try:
+                return decoder.decode_file(file, self._options)
+            except (MediaError, MemoryError):
+                raise
+            except Exception as error:  # a decoder's bug costs this row only
+                detail = " ".join(f"{type(error).__name__}: {error}".split())
+                raise MediaError("decoder failed", detail) from error
+
+    def _count(self, row: Row, samples: list[Sample]) -> None:
+        """Count a row's document and its notes."""
+        self._instalment.kinds[tuple(s.modality for s in samples)] += 1
+        for note in {note for sample in samples for note in sample.notes}:
+            count, names = self._instalment.notes.get(note, (0, []))
+            name = f"{self._unit.name} row {row.number}"
+            self._instalment.notes[note] = (count + 1, [*names, name][:FIRST_ROWS])
+
+    def _count_bad(self, row: Row, error: MediaError) -> None:
+        bad = self._instalment.bad.setdefault(error.reason, BadRows())
+        bad.add(row.number, error.detail[:DETAIL_CHARACTERS], row.size)
+
+    def _refuse_rest(self, error: MediaError | OSError) -> None:
+        """Count what follows the last row as bad, and end the unit."""
+        if isinstance(error, OSError):
+            error = MediaError("unreadable", error.strerror or "cannot be read")
+        rest = rest_of_unit(self._unit, self._next_row, error.reason, error.detail)
+        for reason, bad in rest.bad.items():
+            self._instalment.bad.setdefault(reason, BadRows()).merge(bad)
+        self._instalment.is_end = True
+
+
+def rest_of_unit(unit: TableUnit, row: int, reason: str, detail: str) -> Instalment:
+    """An instalment that refuses a unit from a row on.
+
+    Where the rows of the unit are not known, they count as one.
+    """
+    rows = 1 if unit.rows is None else max(unit.first_row + unit.rows - row, 1)
+    size = unit.stop - row if unit.stop else unit.size * rows // (unit.rows or 1)
+    bad = BadRows(rows, max(size, 0), [(row, detail[:DETAIL_CHARACTERS])])
+    return Instalment(stop=row, is_end=True, bad={reason: bad})
+
+
+def text_sample(value: object, field_name: str, options: DecodeOptions) -> Sample:
+    """The sample of a text. MediaError for a value that is no text, empty, or over the limit."""
+    if isinstance(value, str):
+        try:
+            data = value.encode()
+        except UnicodeEncodeError as error:
+            raise MediaError("broken row", f"half a surrogate pair in {field_name!r}") from error
+    elif isinstance(value, bytes):
+        data = value
+    elif value is None:
+        raise MediaError("field missing", f"no value in {field_name!r}")
+    else:
+        raise MediaError("broken row", f"the value in {field_name!r} is no string")
+    if not data:
+        raise MediaError("empty", f"a text of 0 bytes in {field_name!r}")
+    if len(data) > options.limits.max_bytes:
+        raise MediaError("over the limit", f"more than {options.limits.max_bytes} bytes of text")
+    if b"\0" in data:
+        raise MediaError("unknown kind", f"binary: a zero byte in {field_name!r}")
+    return Sample("text", _NO_HEADER, data, options.keep_files)
+
+
+def open_media(table_path: str, field_name: str, value: object) -> BinaryIO:
+    """The file of an image or a sound: bytes in the row, or a path relative to the table's folder.
+
+    Hugging Face's datasets store a struct of both, of which the bytes count if there are any.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return io.BytesIO(value)
+    if value is None or value == "":
+        raise MediaError("field missing", f"no value in {field_name!r}")
+    if not isinstance(value, str) or "\0" in value:
+        raise MediaError("broken row", f"the value in {field_name!r} is neither bytes nor a path")
+    if os.path.isabs(value) or "://" in value:
+        detail = f"{field_name!r} has to be a path relative to the table's folder"
+        raise MediaError("missing", detail)
+    path = os.path.join(os.path.dirname(table_path), value)
+    try:
+        if not os.path.isfile(path):
+            raise FileNotFoundError
+        return open(path, "rb")
+    except (FileNotFoundError, UnicodeEncodeError) as error:
+        raise MediaError("missing", f"no such file: {value[:100]}") from error
+    except OSError as error:
+        raise MediaError("unreadable", error.strerror or "cannot be read") from error

@@ -1,0 +1,233 @@
+"""Inspection of tables: their columns and row groups, in a process with limits of memory and time.
+
+A table is untrusted, so the process that scans sources does not open it. `inspect_table` runs in a
+process of its own, which `table_scan.py` starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+from bytelm.modalities.base import DecodeOptions, MediaError
+from bytelm.modalities.detect import START_BYTES, claimed_modality, modality_of
+from bytelm.pipelines.prepare.decode_worker import cpu_seconds, limit_memory, limit_time, silence
+from bytelm.pipelines.prepare.table_decode import text_sample
+from bytelm.pipelines.prepare.table_fields import AUDIO, IMAGE, OTHER, TEXT, choose_fields
+from bytelm.pipelines.prepare.table_rows import (
+    JSON_ERRORS,
+    MISSING_ARROW,
+    csv_rows,
+    json_lines,
+    open_table,
+    read_rows,
+)
+from bytelm.pipelines.prepare.tables import (
+    CSV,
+    PARQUET,
+    RowGroup,
+    TableFields,
+    TableFormat,
+    TableUnit,
+    table_units,
+)
+
+SAMPLE_ROWS = 100
+"""Rows that show the kinds of columns."""
+SAMPLE_BYTES = 1 << 22
+SMALL_ROWS = 1000
+SMALL_BYTES = 1 << 20
+"""Bytes of a table whose rows are listed, so that no split of a small set is empty."""
+
+
+@dataclass
+class TableInspection:
+    """What is known of a table before its rows are decoded. It travels as JSON."""
+
+    fields: tuple[str | None, ...] | None = None
+    """The chosen columns; None where they cannot be told."""
+    columns: list[str] = field(default_factory=list)
+    row_groups: list[tuple[int, int]] | None = None
+    """Rows and bytes of each row group of a Parquet file."""
+    rows: list[int] | None = None
+    """Numbers of the rows that have a text, of a small table."""
+    reason: str = ""
+    """Why the table is refused; empty where it is not."""
+    detail: str = ""
+
+
+def main() -> None:
+    """Answer a line of JSON for each one that comes: path and name of a table, and the columns that
+    the user named."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it for all
+    silence()
+    limit_memory(DecodeOptions())
+    print(flush=True)
+    for line in sys.stdin:
+        path, name, kind, compression, named = json.loads(line)
+        limit_time(cpu_seconds(os.path.getsize(path) if os.path.exists(path) else 0))
+        result = inspect_table(path, name, TableFormat(kind, compression), TableFields(*named))
+        limit_time(0)
+        print(json.dumps(asdict(result)), flush=True)
+
+
+def inspect_table(
+    path: str, name: str, table_format: TableFormat, named: TableFields
+) -> TableInspection:
+    """Inspect a table; one that cannot be read has a reason."""
+    result = TableInspection()
+    try:
+        _inspect(path, name, table_format, named, result)
+    except MediaError as error:
+        result.reason, result.detail = error.reason, error.detail
+    except MemoryError:
+        result.reason, result.detail = "over the memory limit", "its first rows are too large"
+    except Exception as error:  # a reader's bug, or what is wrong with the table
+        detail = " ".join(f"{type(error).__name__}: {error}".split())
+        result.reason, result.detail = "damaged", detail[:200]
+    return result
+
+
+def _inspect(
+    path: str, name: str, table_format: TableFormat, named: TableFields, result: TableInspection
+) -> None:
+    kind = table_format.kind
+    if kind == PARQUET:
+        columns = _parquet_columns(path, result)
+    else:
+        with open_table(path, table_format.compression) as file:
+            if kind == CSV:
+                records = csv_rows(file, name, SAMPLE_BYTES)
+                header = next(records, [])
+                rows = (dict(zip(header, record, strict=False)) for record in records)
+                columns = dict.fromkeys(header, OTHER) | _kinds_of(rows, path)
+            else:
+                columns = _kinds_of(_json_objects(json_lines(file, SAMPLE_BYTES)), path)
+    result.columns = list(columns)
+    fields, result.detail = choose_fields(columns, named, kind)
+    if fields is None:
+        result.reason = "table"
+        return
+    result.fields = tuple(fields)
+    groups = [RowGroup(*group) for group in result.row_groups or ()]
+    is_small = sum(g.rows for g in groups) <= SMALL_ROWS and os.path.getsize(path) <= SMALL_BYTES
+    if is_small:
+        size = os.path.getsize(path)
+        table = TableUnit(name, "", path, table_format, fields, None, 0, size, 0, None, size)
+        units = table_units(table, groups if kind == PARQUET else None)
+        result.rows = list(islice(_text_rows(units), SMALL_ROWS + 1))
+
+
+def _text_rows(units: Iterable[TableUnit]) -> Iterator[int]:
+    """Numbers of the rows that can be read and have a text, where the table has a field for it."""
+    options = DecodeOptions()
+    for unit in units:
+        try:
+            for row in read_rows(unit, 0, SMALL_BYTES):
+                try:
+                    if isinstance(row.values, MediaError):
+                        continue
+                    if unit.fields.text is not None:
+                        text_sample(row.values[0], unit.fields.text, options)
+                except MediaError:
+                    continue
+                yield row.number
+        except MediaError:  # the report will say it
+            continue
+
+
+def _json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The objects of lines that are JSON objects."""
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except JSON_ERRORS:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _kinds_of(rows: Iterable[dict[str, Any]], path: str) -> dict[str, str]:
+    """The kind of each column, by the first SAMPLE_ROWS rows."""
+    kinds: dict[str, str] = {}
+    for row in islice(rows, SAMPLE_ROWS):
+        for name, value in row.items():
+            kind = _kind_of(value, path)
+            if kind is not None and kinds.setdefault(name, kind) != kind:
+                kinds[name] = TEXT if {kind, kinds[name]} <= {TEXT, IMAGE, AUDIO} else OTHER
+    return kinds
+
+
+def _kind_of(value: object, table_path: str) -> str | None:
+    """The kind of a column that has a value; None where it tells nothing."""
+    if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
+        kinds = [_kind_of(value.get(part), table_path) for part in ("bytes", "path")]
+        return next((kind for kind in kinds if kind in (IMAGE, AUDIO)), OTHER)
+    if isinstance(value, bytes):
+        modality = modality_of(value[:START_BYTES])
+        return modality if modality in (IMAGE, AUDIO) else OTHER
+    if not isinstance(value, str):
+        return None if value is None else OTHER
+    modality = claimed_modality(value) if len(value) < 1000 and "\0" not in value else None
+    is_media = modality in (IMAGE, AUDIO) and not os.path.isabs(value)
+    if is_media and os.path.isfile(os.path.join(os.path.dirname(table_path), value)):
+        return modality
+    return TEXT
+
+
+def _parquet_columns(path: str, result: TableInspection) -> dict[str, str]:
+    """The kind of each column of a Parquet file; its row groups go to `result`."""
+    try:
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MediaError("table", MISSING_ARROW) from error
+    with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        metadata, schema = file.metadata, file.schema_arrow
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        result.row_groups = [(g.num_rows, _stored_bytes(g)) for g in groups]
+        kinds = dict.fromkeys(schema.names, OTHER)
+        shown = [f.name for f in schema if not pa.types.is_nested(f.type) or _is_media(f.type)]
+        shown = [n for n in shown if _may_be_part(schema.field(n).type)]
+        if shown and metadata.num_rows:
+            batch = next(file.iter_batches(4, columns=shown, use_threads=False))
+            kinds |= _kinds_of(batch.to_pylist(), path)
+        for name in shown:
+            if _is_string(schema.field(name).type) and kinds[name] == OTHER:
+                kinds[name] = TEXT
+        return kinds
+
+
+def _stored_bytes(group: Any) -> int:
+    """Bytes of a row group in its file."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    return sum(column.total_compressed_size for column in columns)
+
+
+def _is_string(type_: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
+
+
+def _is_media(type_: Any) -> bool:
+    """Whether a type is Hugging Face's struct of bytes and path."""
+    import pyarrow as pa
+
+    return pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0
+
+
+def _may_be_part(type_: Any) -> bool:
+    """Whether a column can hold texts, images or sounds."""
+    import pyarrow as pa
+
+    binary = pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
+    return bool(binary or _is_string(type_) or _is_media(type_))

@@ -1,0 +1,261 @@
+"""Reading the rows of a table's unit, in a worker, with memory for a few rows at a time."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from bytelm.modalities.base import MediaError
+from bytelm.pipelines.prepare.tables import CSV, JSONL, PARQUET, TableFields, TableUnit
+
+LINE_START = b"\xef\xbb\xbf"
+BATCH_BYTES = 1 << 22
+"""Decoded bytes of a batch of Parquet rows, as the file's metadata state them."""
+BATCH_ROWS = 1024
+CSV_FIELD_BYTES = 1 << 26
+"""Longest field or line of a CSV file; its reader takes four times as much memory."""
+MISSING_ZSTD = "reading it needs zstandard: pip install 'bytelm[tables]'"
+MISSING_ARROW = "reading it needs pyarrow: pip install 'bytelm[tables]'"
+JSON_ERRORS = (ValueError, RecursionError)
+
+
+class Row(NamedTuple):
+    """A row as it was read."""
+
+    number: int
+    """See TableUnit.first_row."""
+    size: int
+    """Bytes of the row, as far as its format tells."""
+    values: tuple[Any, Any, Any] | MediaError
+    """Values of the text, image and audio fields, None where the row has none; or the reason why
+    the row could not be read."""
+
+
+def read_rows(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
+    """The rows of a unit from row number `first` on.
+
+    Args:
+        limit: bytes of the longest line.
+    Raises:
+        MediaError: where the rest of the unit cannot be read.
+        OSError: where the file cannot be read.
+        MemoryError: where a row takes more memory than the process may have.
+    """
+    readers: dict[str, Callable[[TableUnit, int, int], Iterator[Row]]] = {
+        JSONL: _read_json_lines,
+        CSV: _read_csv,
+        PARQUET: _read_parquet,
+    }
+    try:
+        yield from readers[unit.format.kind](unit, first, limit)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        reason = "truncated" if isinstance(error, EOFError) else "damaged"
+        raise MediaError(reason, f"the rest of the compressed rows: {error}") from error
+
+
+def _read_json_lines(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
+    for number, line in _lines(unit, first, limit):
+        if not line or line.isspace():
+            continue
+        if len(line) > limit:
+            error = MediaError("over the limit", f"a row of more than {limit} bytes")
+            yield Row(number, len(line), error)
+        else:
+            yield Row(number, len(line), json_values(line, unit.fields))
+
+
+def json_values(line: bytes, fields: TableFields) -> tuple[Any, Any, Any] | MediaError:
+    """The values of a line's fields, or the reason why it has none."""
+    try:
+        row = json.loads(line)
+    except JSON_ERRORS:
+        return MediaError("broken row", "no JSON")
+    except MemoryError:
+        return MediaError("over the memory limit", "a row takes too much memory")
+    if not isinstance(row, dict):
+        return MediaError("broken row", "no JSON object")
+    get = row.get
+    return get(fields.text), get(fields.image), get(fields.audio)
+
+
+def _lines(unit: TableUnit, first: int, limit: int) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of each line from `first` on; of a line over the limit, its first bytes."""
+    if not unit.format.compression:
+        yield from _range_lines(unit, first, limit)
+        return
+    with open_table(unit.path, unit.format.compression) as file:
+        for number, line in enumerate(json_lines(file, limit)):
+            if number >= first:
+                yield number, line
+
+
+def json_lines(file: BinaryIO, limit: int) -> Iterator[bytes]:
+    """The lines of a file from its start, as `bounded_lines` gives them, without the mark of
+    UTF-8."""
+    for number, line in enumerate(_bounded_lines(file, limit)):
+        yield line if number else line.removeprefix(LINE_START)
+
+
+def _range_lines(unit: TableUnit, first: int, limit: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in a byte range, numbered by their first byte, from byte `first` on."""
+    with open(unit.path, "rb") as file:
+        position = max(first, unit.start)
+        file.seek(max(position - 1, 0))
+        if position:  # the line of the byte before belongs to the part before
+            position += len(next(_bounded_lines(file, limit), b"")) - 1
+        for line in _bounded_lines(file, limit):
+            if position >= unit.stop:
+                return
+            yield position, line.removeprefix(LINE_START) if position == 0 else line
+            position = file.tell()
+
+
+def _bounded_lines(file: BinaryIO, limit: int) -> Iterator[bytes]:
+    """The lines of a file with their ends; a line over the limit gives its first bytes."""
+    while line := file.readline(limit + 2):
+        rest = line
+        while len(line) == limit + 2 and rest and not rest.endswith(b"\n"):
+            rest = file.readline(1 << 20)
+        yield line
+
+
+def open_table(path: str, compression: str) -> BinaryIO:
+    """Open a table's file, and decompress it as it is read.
+
+    Raises MediaError where the package for that is missing.
+    """
+    if compression == "gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if compression == "zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise MediaError("table", MISSING_ZSTD) from error
+        return cast(BinaryIO, io.BufferedReader(zstandard.open(path, "rb"), 1 << 16))
+    return open(path, "rb")
+
+
+def separator_of(header: str, name: str) -> str:
+    """The character between the fields of a CSV file, by its name and first line."""
+    if ".tsv" in name.lower():
+        return "\t"
+    return max(",;\t", key=header.count)
+
+
+def csv_rows(file: BinaryIO, name: str, limit: int) -> Iterator[list[str]]:
+    """The records of a CSV file, the header first. Invalid UTF-8 becomes surrogates.
+
+    Raises MediaError at a record that is too long or cannot be read.
+    """
+
+    def text_lines() -> Iterator[str]:
+        for line in _bounded_lines(file, field_limit):
+            if len(line) > field_limit:
+                raise MediaError("over the limit", f"a line of more than {field_limit} bytes")
+            yield line.decode("utf-8", "surrogateescape")
+
+    field_limit = min(limit, CSV_FIELD_BYTES)
+    csv.field_size_limit(field_limit)
+    lines = text_lines()
+    header = next(lines, "").removeprefix("\ufeff")
+    separator = separator_of(header, name)
+    try:
+        yield from csv.reader(chain([header], lines), delimiter=separator)
+    except csv.Error as error:
+        raise MediaError("broken row", f"the rest of the table: {error}") from error
+
+
+def _read_csv(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
+    with open_table(unit.path, unit.format.compression) as file:
+        records = csv_rows(file, unit.name, limit)
+        columns = {name: i for i, name in reversed(list(enumerate(next(records, []))))}
+        places = [columns.get(field) if field else None for field in unit.fields]
+        number = -1
+        for record in records:
+            if not record:
+                continue
+            number += 1
+            if number < first:
+                continue
+            size = sum(map(len, record))
+            text, image, audio = (
+                None if i is None or i >= len(record) else record[i] for i in places
+            )
+            data = None if text is None else text.encode("utf-8", "surrogateescape")
+            yield Row(number, size, (data, image or None, audio or None))
+
+
+def _read_parquet(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
+    """The rows of a row group. A text is checked to be UTF-8, and stays bytes."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MediaError("table", MISSING_ARROW) from error
+    assert unit.rows is not None
+    number = unit.first_row
+    try:
+        for columns in _parquet_batches(unit):
+            for text, image, audio in zip(*columns, strict=True):
+                if number >= first:
+                    yield Row(
+                        number,
+                        _size_of(text) + _size_of(image) + _size_of(audio),
+                        (text, image, audio),
+                    )
+                number += 1
+    except (pyarrow.ArrowException, ValueError, KeyError) as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise MediaError(
+            "damaged", f"the rest of a row group: {' '.join(str(error).split())}"
+        ) from error
+    if number < unit.first_row + unit.rows:
+        raise MediaError("truncated", "a row group has fewer rows than the file states")
+
+
+def _parquet_batches(unit: TableUnit) -> Iterator[list[list[Any]]]:
+    """The values of the three fields, for some rows at a time."""
+    from pyarrow.parquet import ParquetFile
+
+    names = list(dict.fromkeys(field for field in unit.fields if field))
+    with ParquetFile(
+        unit.path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+    ) as file:
+        group = file.metadata.row_group(unit.start)
+        row_bytes = max(group.total_byte_size, 1) / max(group.num_rows, 1)
+        batch_rows = int(min(max(BATCH_BYTES / row_bytes, 1), BATCH_ROWS))
+        batches = file.iter_batches(
+            batch_rows, row_groups=[unit.start], columns=names, use_threads=False
+        )
+        for batch in batches:
+            yield [
+                [None] * batch.num_rows if field is None else _column_values(batch.column(field))
+                for field in unit.fields
+            ]
+
+
+def _column_values(column: Any) -> list[Any]:
+    """A column's values; strings as bytes, since one of invalid UTF-8 must not cost the others."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _size_of(value: Any) -> int:
+    """Bytes of a value, as far as it has any."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return len(value) if isinstance(value, (str, bytes)) else 0
