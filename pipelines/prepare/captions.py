@@ -67,10 +67,14 @@ def caption_of_json(data: bytes) -> str | None:
         return None
     if not isinstance(values, dict):
         return None
-    for field in CAPTION_FIELDS:
-        value = values.get(field)
-        texts = value if isinstance(value, list) else [value]
-        for text in texts:
-            if isinstance(text, str) and text.strip() and is_unicode(text):
-                return text
+    texts = (first_text(values.get(field)) for field in CAPTION_FIELDS)
+    return next((text for text in texts if text), None)
+
+
+def first_text(value: object) -> str | None:
+    """A text that is not blank, or the first one in a list; None for other values."""
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if isinstance(text, str) and text.strip() and is_unicode(text):
+            return text
     return None
