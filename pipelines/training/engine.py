@@ -364,7 +364,10 @@ def join_process_group(timeout: float) -> None:
     if not torch.cuda.is_available():
         # Its shared-memory all-reduce needs a compiler; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    log = logging.getLogger("DeepSpeed")
+    log.setLevel(logging.WARNING)
+    # Our own optimizers are tested here, and `zero_allow_untested_optimizer` says so.
+    log.addFilter(lambda record: "untested optimizer" not in record.getMessage())
     # DeepSpeed calls collectives by names that torch has begun to rename, in every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.init_distributed(verbose=False, timeout=_finite(timeout))
