@@ -104,9 +104,15 @@ def check_losses(losses: Losses, skipped: Sequence[SkippedFile], max_share: floa
 
 
 def list_reasons(skipped: Sequence[SkippedFile]) -> str:
-    """The number of skipped files for each reason, and their first names."""
-    reasons = group_reasons(skipped)
-    lines = (reason_line(reason, entry) for reason, entry in reasons.items())
+    """The number of skipped files for each reason, their first names, and the detail that they
+    share, such as a way out."""
+    details: dict[str, set[str]] = {}
+    for entry in skipped:
+        details.setdefault(entry.reason, set()).add(entry.detail)
+    lines = []
+    for reason, group in group_reasons(skipped).items():
+        shared = f": {details[reason].pop()}" if len(details[reason]) == 1 else ""
+        lines.append(reason_line(reason, group) + shared)
     return ", ".join(lines) or "the sources are empty"
 
 
