@@ -102,7 +102,7 @@ def _read_image_folder(file: SourceFile, index: FileIndex, found: TableCaptions)
         return True
     text = table.columns.index(text_column)
     names = [table.columns.index(column) for column in name_columns]
-    captions = {}
+    captions: dict[str, str] = {}
     for row in table.rows:
         name = next((row[i] for i in names if row[i]), "")
         if name and row[text].strip():

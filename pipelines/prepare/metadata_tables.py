@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bytelm.pipelines.prepare.captions import first_text
 
@@ -53,7 +54,7 @@ def read_records(path: str, delimiter: str) -> Iterator[list[str]]:
 
     Raises OSError, ValueError for other encodings, and csv.Error.
     """
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     limit = csv.field_size_limit(MAX_FIELD_BYTES)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
