@@ -19,7 +19,10 @@ KEY_HASH = 8
 
 CAPTION_ALONE = "caption without a file"
 METADATA = "metadata"
-HARMLESS_REASONS = (CAPTION_ALONE, METADATA)
+BOOKKEEPING = "bookkeeping"
+SAME_FILE = "the same file as another"
+EXCLUDED = "excluded"
+HARMLESS_REASONS = (CAPTION_ALONE, METADATA, BOOKKEEPING, SAME_FILE, EXCLUDED)
 """Reasons that do not make a file count as bad."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
@@ -86,7 +89,12 @@ def make_key(stem: str) -> str:
 
 def split_of(digest: bytes, shares: tuple[float, float, float]) -> str:
     """The split of a document by the SHA-256 of its key; `shares` are of train, val and test."""
-    position = int.from_bytes(digest[-8:]) / 2**64
+    position = hash_position(digest)
     if position < shares[0]:
         return "train"
     return "val" if position < shares[0] + shares[1] else "test"
+
+
+def hash_position(digest: bytes) -> float:
+    """Where a hash lies among all, from 0 to 1."""
+    return int.from_bytes(digest[-8:]) / 2**64

@@ -1,4 +1,4 @@
-"""Sources of `prepare` at URLs: WebDataset tars, downloaded whole before they are read.
+"""Sources of `prepare` at URLs: tars and tables, downloaded whole before they are read.
 
 They are kept beside the set until it is complete, so that an interrupted `prepare` does not
 download them again.
@@ -10,33 +10,60 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from bytelm.pipelines.prepare.webdataset_tars import expand_braces, is_tar
+from bytelm.pipelines.prepare.scan import Source, is_container, local_source
+from bytelm.pipelines.prepare.webdataset_tars import expand_braces
 from bytelm.pipelines.storage.cache import CacheConfig
-from bytelm.pipelines.storage.remote import RemoteStore
+from bytelm.pipelines.storage.remote import RemoteStore, find_objects
 
 
-def download_sources(sources: Sequence[str | Path], folder: Path) -> list[Path]:
-    """The local paths of sources. Tars at URLs, with braces expanded, are downloaded to `folder`.
+def download_sources(sources: Sequence[str | Path], folder: Path) -> list[Source]:
+    """The sources on this machine. Tars and tables at URLs are downloaded to `folder`.
 
-    Raises ValueError for a URL that names no tar or cannot be downloaded.
+    A URL can be a pattern with braces, and with `*` where the store lists its objects; a URL that
+    ends in a slash stands for all tars and tables below.
+
+    Raises ValueError for a URL that names no tar or table, or cannot be downloaded.
     """
-    paths: list[Path] = []
+    found: list[Source] = []
     for source in sources:
-        if "://" in str(source):
-            paths += [_download(url, folder) for url in expand_braces(str(source))]
-        else:
-            paths.append(Path(source))
-    return paths
+        if "://" not in str(source):
+            found.append(local_source(source))
+            continue
+        for pattern in expand_braces(str(source)):
+            found += [_download(url, folder) for url in _matching(pattern)]
+    return found
 
 
-def _download(url: str, folder: Path) -> Path:
+def _matching(pattern: str) -> list[str]:
+    """The URLs that a pattern stands for."""
+    is_folder = pattern.endswith("/")
+    if not is_folder and "*" not in pattern:
+        return [pattern]
+    try:
+        urls = find_objects(f"{pattern}**" if is_folder else pattern)
+    except OSError as error:
+        raise ValueError(f"source {error}") from error
+    urls = [url for url in urls if is_container(url)]
+    if not urls:
+        raise ValueError(f"no tar or table matches {pattern}")
+    return urls
+
+
+def _download(url: str, folder: Path) -> Source:
+    """The local copy of a tar or table, which keeps the names of its URL's folders."""
     location, _, name = url.rpartition("/")
-    if not is_tar(name):
-        raise ValueError(f"{url} is no tar: a source at a URL is a WebDataset shard, or a pattern")
+    if not is_container(name):
+        raise ValueError(
+            f"{url} is no tar and no table: a source at a URL is a WebDataset shard, a table "
+            "(.jsonl, .csv, .parquet), or a pattern of them"
+        )
     path = folder / hashlib.sha256(location.encode()).hexdigest()[:8] / name
+    parts = urlsplit(location)
+    place = (parts.netloc, *(unquote(part) for part in parts.path.split("/") if part))
     if path.exists():
-        return path
+        return Source(path, place)
     store = RemoteStore(location, CacheConfig(folder, limit_bytes=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -44,4 +71,4 @@ def _download(url: str, folder: Path) -> Path:
         os.utime(path, (0, 0))  # a tar that is downloaded again is no newer than the set made of it
     except OSError as error:
         raise ValueError(f"source {error}") from error
-    return path
+    return Source(path, place)

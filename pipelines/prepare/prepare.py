@@ -240,5 +240,7 @@ def _input_hash(found: FoundDocuments, options: PrepareOptions, captions: Captio
     for name in _LATER_OPTIONS:
         if not any(content[name]):  # so that sets made before it are still found
             del content[name]
+    if not content["decode"]["keep_depth"]:
+        del content["decode"]["keep_depth"]
     parts = [SET_FORMAT, found.names_hash, content, captions.sha256 if captions else None]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

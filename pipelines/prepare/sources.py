@@ -1,38 +1,43 @@
 """Which documents the sources of `prepare` make.
 
-A document is a file, or the files of equal stem in one folder that are of different modalities,
-together with their captions. Nothing is decoded here. A file's modality shows in its first bytes,
-which are read here only where files share a stem.
+The files of all sources are listed; names of one file that is reached twice, bookkeeping, and what
+patterns exclude are left out; tars are read; and the rest is grouped into documents. Nothing is
+decoded here. A file's modality shows in its first bytes, which are read here only where files share
+a stem.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
+import glob
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
-from bytelm.modalities import MODALITIES
-from bytelm.modalities.base import MediaError
-from bytelm.modalities.detect import START_BYTES, detect_modality
 from bytelm.pipelines.prepare.captions import Captions
+from bytelm.pipelines.prepare.dataset_layouts import recognise_layout
 from bytelm.pipelines.prepare.documents import (
+    BOOKKEEPING,
     CAPTION_ALONE,
-    DocumentPart,
     SkippedFile,
     SourceDocument,
-    split_of,
 )
-from bytelm.pipelines.prepare.scan import SourceFile, SourceScan
+from bytelm.pipelines.prepare.grouping import Grouping
+from bytelm.pipelines.prepare.keys import KeyCandidate, unique_keys
+from bytelm.pipelines.prepare.patterns import NamePatterns
+from bytelm.pipelines.prepare.same_files import drop_same_files
+from bytelm.pipelines.prepare.scan import (
+    Source,
+    SourceFile,
+    SourceScan,
+    is_container,
+    local_source,
+    split_of_container,
+)
+from bytelm.pipelines.prepare.splits import divide_sources, split_of_file_name
 from bytelm.pipelines.prepare.webdataset_tars import expand_braces, is_tar
-from bytelm.pipelines.shards.format import SPLITS
-
-_PART_ORDER = {modality: position for position, modality in enumerate((None, *MODALITIES))}
-"""Position of each modality among a document's parts."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class FoundDocuments:
 
     documents: list[SourceDocument]
     """Documents in the set's order: by split, then by the SHA-256 of the key."""
+    tables: list[SourceFile]
+    """Tables whose rows are documents. No two have the same key."""
     skipped: list[SkippedFile]
     files: int
     """Files and members of tars that were seen."""
@@ -50,42 +57,71 @@ class FoundDocuments:
     """SHA-256 over every file's name, size and modification time."""
     newest_ns: int
     """The latest modification time of a file."""
+    size: int = 0
+    """Bytes of the files that were seen."""
+    unseen_files: int = 0
+    """Members that damaged tars have lost, by estimate, beside `files`."""
+    unseen_bytes: int = 0
+    """Bytes that they have lost beside `size`."""
+    notes: Sequence[tuple[str, str]] = ()
+    """Names of files, and what was noted about them."""
+    remarks: Sequence[str] = ()
+    """Lines for the summary: datasets that were recognised, and how the sources were divided."""
 
 
 def find_documents(
-    sources: Sequence[Path],
+    sources: Sequence[Source],
     captions: Captions | None,
     shares: tuple[float, float, float],
     max_file_bytes: int,
     out: Path,
+    patterns: NamePatterns,
+    is_table: Callable[[SourceFile], bool] | None = None,
 ) -> FoundDocuments:
     """Find the documents of all sources.
 
     Args:
-        sources: files, folders, and patterns of tars with braces. Folders are walked in sorted
-            order without hidden files and links to folders. The members of tars count as files.
+        sources: files, folders, patterns of names, and patterns of tars with braces. Folders are
+            walked in sorted order without hidden files and links to folders. The members of tars
+            count as files.
         captions: captions by file name.
-        shares: shares of train, val and test, for documents that no folder of their source assigns.
+        shares: shares of train, val and test, for documents that no name assigns.
         max_file_bytes: larger files are skipped.
         out: the set's folder, which is no source where it lies in one.
+        patterns: decide which files are used.
+        is_table: tells files whose rows are documents; None knows none.
     Raises:
         ValueError: where not one of the sources exists.
     """
     sources = [expanded for source in sources for expanded in _expand(source)]
-    if not any(s.exists() for s in sources):
-        raise ValueError(f"no such source: {', '.join(map(str, sources))}")
-    scan = SourceScan(captions.path if captions else None, max_file_bytes, out)
+    if not any(s.path.exists() for s in sources):
+        raise ValueError(f"no such source: {', '.join(str(s.path) for s in sources)}")
+    scan = SourceScan(captions.path if captions else None, max_file_bytes, out, patterns)
     with _collector_paused():
-        files = [scan.list_files(source) for source in sources]
-        grouping = _Grouping(captions, shares)
-        documents = grouping.documents(files)
+        listed = _list_sources(scan, sources)
+        listed, skipped = drop_same_files(listed, scan.inodes, scan.blob_folders)
+        remarks: list[str] = []
+        for i, source_files in enumerate(listed):
+            named = _without_blobs(source_files, scan.blob_folders, skipped)
+            listed[i], recognised = _apply_layout(named, skipped)
+            remarks += recognised
+        files, tables = _open_containers(scan, sources, listed, is_table)
+        unseen_files, unseen_bytes = scan.skip_damaged_tars()
+        grouping = Grouping(captions, shares)
+        documents = grouping.documents(sources, files)
     return FoundDocuments(
         documents=documents,
-        skipped=scan.skipped + grouping.skipped,
+        tables=tables,
+        skipped=[*skipped, *scan.skipped, *patterns.left_out(), *grouping.skipped],
         files=scan.files,
         names_hash=scan.names_hash,
         times_hash=scan.times_hash,
         newest_ns=scan.newest_ns,
+        size=scan.size,
+        unseen_files=unseen_files,
+        unseen_bytes=unseen_bytes,
+        notes=scan.notes,
+        remarks=[*remarks, *_split_remarks(scan, grouping.moved)],
     )
 
 
@@ -102,106 +138,128 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _expand(source: Path) -> list[Path]:
-    """A source, or the tars that a pattern with braces names."""
-    if is_tar(source.name) and "{" in str(source) and not source.exists():
-        return [Path(name) for name in expand_braces(str(source))]
-    return [source]
+def _expand(source: Source) -> list[Source]:
+    """A source, or the files that a pattern names, where no file is spelled like it."""
+    spelled = str(source.path)
+    if source.path.exists() or source.path.is_symlink():
+        return [source]
+    paths = expand_braces(spelled) if is_container(spelled) else [spelled]
+    if any(glob.has_magic(path) for path in paths):
+        paths = [name for path in paths for name in sorted(glob.glob(path, recursive=True))]
+    return [local_source(path) for path in paths] or [source]
 
 
-class _Grouping:
-    """Groups files into documents."""
-
-    def __init__(self, captions: Captions | None, shares: tuple[float, float, float]):
-        self._captions = captions
-        self._shares = shares
-        self._used_captions: set[str] = set()
-        self.skipped: list[SkippedFile] = []
-
-    def documents(self, files_by_source: Sequence[Sequence[SourceFile]]) -> list[SourceDocument]:
-        """The documents of the files of each source, in the set's order. To be called once."""
-        count = Counter(file.key for files in files_by_source for file in files)
-        ranked: list[tuple[int, bytes, SourceDocument]] = []  # by split and SHA-256 of the key
-        keys: set[str] = set()
+def _list_sources(scan: SourceScan, sources: Sequence[Source]) -> list[list[SourceFile]]:
+    """The files of each source, with the splits that names of folders and files say."""
+    own_splits = divide_sources([(s.place or ("",))[-1] for s in sources])
+    files_by_source = []
+    for source, split in zip(sources, own_splits, strict=True):
+        if len(sources) > 1:
+            scan.add_identity("/".join(source.place[-1:]))
+        files = scan.list_files(source, split)
+        files_by_source.append([_with_folder_split(source, file) for file in files])
+    containers = [f for files in files_by_source for f in files if is_container(f.name)]
+    named = {f.path: split_of_file_name(f.name) for f in containers if f.split is None}
+    if "train" in {*named.values(), *(f.split for f in containers)}:
         for files in files_by_source:
-            single = ([file] for file in files if count[file.key] == 1)
-            groups = self._groups(file for file in files if count[file.key] > 1)
-            for group in chain(single, groups):
-                key = group[0].key
-                parts = self._parts(group)
-                if key in keys:
-                    self._skip_duplicates(parts)
-                    continue
-                keys.add(key)
-                digest = hashlib.sha256(key.encode()).digest()
-                split = group[0].split or split_of(digest, self._shares)
-                ranked.append((SPLITS.index(split), digest, SourceDocument(key, split, parts)))
-        self._skip_unused_captions()
-        return [document for _, _, document in sorted(ranked)]
+            files[:] = [
+                f._replace(split=named[f.path]) if f.split is None and f.path in named else f
+                for f in files
+            ]
+    return files_by_source
 
-    def _skip(self, name: str, reason: str, detail: str) -> None:
-        self.skipped.append(SkippedFile(name, reason, detail))
 
-    def _groups(self, files: Iterable[SourceFile]) -> Iterable[list[SourceFile]]:
-        """Files of one source that share their keys with others, grouped by stem. A group has one
-        file of each modality, as their first bytes show it; the rest is skipped."""
-        groups: dict[str, list[SourceFile]] = {}
+def _with_folder_split(source: Source, file: SourceFile) -> SourceFile:
+    """A tar or table with the split that its folder says, whatever lies beside that folder."""
+    if file.split is None and is_container(file.name):
+        return file._replace(split=split_of_container(source, file))
+    return file
+
+
+def _apply_layout(
+    files: Sequence[SourceFile], skipped: list[SkippedFile]
+) -> tuple[list[SourceFile], list[str]]:
+    """Recognise the datasets in a source.
+
+    Returns:
+        the files without those that are no documents, with captions and splits of the dataset's
+        tables; and what was recognised. Left out files and captions of no file are added to
+        `skipped`.
+    """
+    layout = recognise_layout(files)
+    if not (layout.captions or layout.left_out or layout.splits):
+        return list(files), layout.names
+    kept = []
+    for file in files:
+        if file.name in layout.left_out:
+            reason, detail = layout.left_out[file.name]
+            skipped.append(SkippedFile(file.name, reason, detail, file.size))
+            continue
+        split = layout.splits.get(file.name, file.split)
+        caption = layout.captions.pop(file.name, None)
+        kept.append(file._replace(split=split, caption=caption))
+    for name, text in layout.captions.items():
+        detail = "no file of this name became a document"
+        skipped.append(SkippedFile(name, CAPTION_ALONE, detail, len(text.encode())))
+    return kept, layout.names
+
+
+def _without_blobs(
+    files: Sequence[SourceFile], blob_folders: set[str], skipped: list[SkippedFile]
+) -> Sequence[SourceFile]:
+    """The files without those of Hugging Face's cache that no snapshot names; these are added to
+    `skipped`."""
+    if not blob_folders:
+        return files
+    named = []
+    for file in files:
+        if file.path.rpartition("/")[0] in blob_folders:
+            detail = "in Hugging Face's cache, named by no snapshot"
+            skipped.append(SkippedFile(file.name, BOOKKEEPING, detail, file.size))
+        else:
+            named.append(file)
+    return named
+
+
+def _open_containers(
+    scan: SourceScan,
+    sources: Sequence[Source],
+    files_by_source: Sequence[Sequence[SourceFile]],
+    is_table: Callable[[SourceFile], bool] | None,
+) -> tuple[list[list[SourceFile]], list[SourceFile]]:
+    """The files of each source, with the members of tars and without tables; and the tables."""
+    opened: list[list[SourceFile]] = []
+    tables: list[SourceFile] = []
+    candidates: list[KeyCandidate] = []
+    for number, (source, files) in enumerate(zip(sources, files_by_source, strict=True)):
+        usable: list[SourceFile] = []
         for file in files:
-            modality = file.modality or self._detect(file)
-            if modality is None:
-                continue
-            group = groups.setdefault(file.stem, [])
-            twin = next((f for f in group if f.modality == modality), None)
-            if twin:
-                self._skip(file.name, "duplicate key", f"{twin.name} has the same key")
-            else:
-                group.append(file._replace(modality=modality))
-        return groups.values()
+            if is_tar(file.name):
+                usable += scan.read_tar(file)
+            elif is_table and is_table(file):
+                tables.append(file)
+                candidates.append(KeyCandidate(file.name, source.place, None, number))
+            elif scan.has_good_size(file):
+                usable.append(file)
+        opened.append(usable)
+    keys = unique_keys(candidates, set())
+    return opened, [t._replace(key=key) for t, key in zip(tables, keys, strict=True)]
 
-    def _detect(self, file: SourceFile) -> str | None:
-        """The modality that a file's first bytes show; where they show none, or other content than
-        its name says, it is skipped."""
-        try:
-            with open(file.path, "rb") as opened:
-                opened.seek(file.offset or 0)
-                return detect_modality(file.name, opened.read(START_BYTES))
-        except OSError as error:
-            self._skip(file.name, "unreadable", error.strerror or "cannot be opened")
-        except MediaError as error:
-            self._skip(file.name, error.reason, error.detail)
-        return None
 
-    def _parts(self, group: Sequence[SourceFile]) -> tuple[DocumentPart, ...]:
-        """The parts of a document in their order, each caption before its file."""
-        parts: list[DocumentPart] = []
-        for file in sorted(group, key=lambda f: _PART_ORDER[f.modality]):
-            caption = self._caption(file)
-            if caption is not None:
-                size = len(caption.encode())
-                parts.append(DocumentPart("text", file.name, None, size, caption))
-            parts.append(
-                DocumentPart(file.modality, file.name, file.path, file.size, offset=file.offset)
-            )
-        return tuple(parts)
-
-    def _caption(self, file: SourceFile) -> str | None:
-        """A file's caption, from the captions file or else from its tar."""
-        name = self._captions.name_of(file.path, file.name) if self._captions else None
-        if self._captions is None or name is None:
-            return file.caption
-        self._used_captions.add(name)
-        return self._captions.texts[name]
-
-    def _skip_duplicates(self, parts: Sequence[DocumentPart]) -> None:
-        for part in parts:
-            if part.path is None:
-                self._skip(part.name, CAPTION_ALONE, "its file has a duplicate key")
-            else:
-                detail = "a file of another source has the same key"
-                self._skip(part.name, "duplicate key", detail)
-
-    def _skip_unused_captions(self) -> None:
-        if self._captions:
-            for name in self._captions.texts:
-                if name not in self._used_captions:
-                    self._skip(name, CAPTION_ALONE, "no file of this name became a document")
+def _split_remarks(scan: SourceScan, moved: Counter[str]) -> list[str]:
+    """How names and small numbers decided splits, in words for the summary."""
+    remarks = []
+    folders: dict[str, list[str]] = {}
+    for name, split in scan.split_folders.items():
+        if name != split:
+            folders.setdefault(split, []).append(f"{name}/")
+    for split, names in folders.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        remarks.append(f"taken as {split}: {', '.join(names[:3])}{more}")
+    if scan.outside_split_folders:
+        count = scan.outside_split_folders
+        remarks.append(f"outside of split folders, taken as train: {count} files")
+    if moved:
+        counts = ", ".join(f"{n} to {split}" for split, n in moved.items())
+        remarks.append(f"moved so that the splits of a small set are not empty: {counts}")
+    return remarks

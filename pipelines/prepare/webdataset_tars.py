@@ -1,41 +1,46 @@
 """WebDataset tars of other programs: which of their members make documents.
 
-The convention is webdataset's: the key is a member's name up to the first dot of its base name,
-and the members of one key are one sample. webdataset drops names without a suffix and joins keys
-with a dot, both silently; here they are skipped by name. A member's name is a label and never a
-path; its suffix tells its kind.
+A member is a file like any other: its content tells its modality, and the members of one key are
+one sample. The key is the member's name without its last suffix, as in a folder. (webdataset ends
+the key at the first dot, which joins `v1.0.jpg` with `v1.1.txt`.) Of several members of one name
+the second ones belong together, and so on. A member's name is a label and never a path.
+
+A JSON member describes the other members of its key: it holds their caption or is metadata. A JSON
+that describes no member is a text.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bytelm.pipelines.prepare.captions import is_unicode
-from bytelm.pipelines.prepare.documents import METADATA
+from bytelm.modalities.base import MediaError
+from bytelm.modalities.detect import START_BYTES, claimed_modality, detect_modality
+from bytelm.pipelines.prepare.captions import caption_of_json
+from bytelm.pipelines.prepare.documents import METADATA, SAME_FILE
 from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.storage.tar_reader import (
     COMPRESSED_SUFFIXES,
+    JOINED_TARS,
     TarFlaw,
     TarMember,
     read_members,
 )
 
-MODALITY_BY_SUFFIX = {
-    "txt": "text",
-    **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif", "bmp"), "image"),
-    **dict.fromkeys(("wav", "flac", "ogg", "mp3"), "audio"),
-}
-CAPTION_SUFFIX = "json"
-CAPTION_FIELDS = ("caption", "text")
+CAPTION_SUFFIX = ".json"
 MAX_JSON_BYTES = 1 << 20
+HIDDEN_NOTE = "hidden members left out"
+JOINED_NOTE = "several tars joined in one file"
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+_HIDDEN = re.compile(r"(^|/)(\.(?!\.?(/|$))|__MACOSX/|PaxHeaders(\.\d+)?/)")
+"""What tar programs add for a system (AppleDouble, pax headers), and what a folder would hide."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,31 @@ class MemberFile:
 
     name: str
     key: str
-    modality: str
+    modality: str | None
+    """None where the first bytes are yet to tell."""
     offset: int
     """Position of its first byte in the tar."""
     size: int
     caption: str | None = None
     """From the JSON member of the same key."""
+
+
+@dataclass
+class TarContents:
+    """What a tar holds."""
+
+    size: int = 0
+    """Bytes of the tar."""
+    members: int = 0
+    """Members that could be read, without hidden ones."""
+    parts: int = 1
+    """Tars that were joined to this one, and itself."""
+    files: list[MemberFile] = field(default_factory=list)
+    flaws: list[TarFlaw] = field(default_factory=list)
+    """Members that are skipped."""
+    damage: TarFlaw | None = None
+    """What is wrong with the tar itself."""
+    notes: list[str] = field(default_factory=list)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -73,99 +97,143 @@ def is_tar(name: str) -> bool:
     return name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))
 
 
-def read_webdataset_tar(path: str, max_member_bytes: int) -> tuple[list[MemberFile], list[TarFlaw]]:
+def read_webdataset_tar(path: str, max_member_bytes: int) -> TarContents:
     """The members of a tar that become parts of documents, and what is skipped with its reason."""
+    contents = TarContents()
+    try:
+        contents.size = os.stat(path).st_size
+        contents.damage = _refusal(path, contents.size)
+        if contents.damage is None:
+            _read(path, max_member_bytes, contents)
+    except OSError as error:
+        cause = error.strerror or "cannot be read"
+        contents.damage = TarFlaw("", "unreadable", cause, contents.size)
+    return contents
+
+
+def _refusal(path: str, size: int) -> TarFlaw | None:
+    """Why a tar is not opened at all."""
     if path.lower().endswith(COMPRESSED_SUFFIXES):
-        return [], [TarFlaw("", "compressed tar", "decompress it first")]
+        return TarFlaw("", "compressed tar", "decompress it first", size)
     if Path(path).with_suffix(".npy").exists() and Path(path).with_name(SET_MANIFEST).exists():
         detail = "a shard of a set that is prepared already; use the set as it is"
-        return [], [TarFlaw("", "bytelm shard", detail)]
-    files: list[MemberFile] = []
-    flaws: list[TarFlaw] = []
-    descriptions: list[tuple[str, TarMember]] = []  # a key and its JSON member
-    captions: dict[str, str] = {}
-    try:
-        for member in read_members(path):
-            match _classify(member, max_member_bytes):
-                case TarFlaw() as flaw:
-                    flaws.append(flaw)
-                case MemberFile() as file:
-                    files.append(file)
-                case key, description:
-                    descriptions.append((key, description))
-        captions = _captions(path, descriptions, files, flaws)
-    except OSError as error:
-        flaws.append(TarFlaw("", "unreadable", error.strerror or "cannot be read"))
-    return [replace(f, caption=captions.get(f.name)) for f in files], flaws
+        return TarFlaw("", "bytelm shard", detail, size)
+    return None
 
 
-def _classify(
-    member: TarMember | TarFlaw, max_member_bytes: int
-) -> MemberFile | TarFlaw | tuple[str, TarMember]:
-    """A member as a part of a document, or as a flaw, or with its key where it is a JSON that
-    describes the other members of that key."""
-    if isinstance(member, TarFlaw):
-        return member
-    folder, _, base = member.name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    suffix = suffix.lower()
-    if not (stem and suffix):
-        detail = "its name has no key, or no suffix that tells its kind"
-        return TarFlaw(member.name, "no suffix", detail)
-    if not _is_known(suffix):
-        if "." in suffix and _is_known(suffix.rpartition(".")[2]):
-            return TarFlaw(member.name, "dot in the key", f"a key ends at the first dot: {stem}")
-        return TarFlaw(member.name, "unknown kind", f"a member with the suffix {suffix[:40]}")
-    is_description = suffix == CAPTION_SUFFIX
+def _read(path: str, max_member_bytes: int, contents: TarContents) -> None:
+    """Add what a tar holds to `contents`."""
+    members: list[TarMember] = []
+    hidden = 0
+    links: list[TarFlaw] = []
+    for member in read_members(path):
+        if _HIDDEN.search(member.name):
+            hidden += 1
+        elif isinstance(member, TarMember):
+            members.append(member)
+        elif member.name:
+            (links if member.target else contents.flaws).append(member)
+        elif member.reason == JOINED_TARS:
+            contents.parts = member.count
+            contents.notes.append(JOINED_NOTE)
+        else:
+            contents.damage = member
+    contents.members = len(members) + len(links) + len(contents.flaws)
+    contents.notes += [HIDDEN_NOTE] * hidden
+    contents.flaws += _link_flaws(links, members)
+    sound: list[TarMember] = []
+    for member in members:
+        flaw = _size_flaw(member, max_member_bytes)
+        if flaw:
+            contents.flaws.append(flaw)
+        else:
+            sound.append(member)
+    with open(path, "rb", buffering=0) as tar:
+        contents.files = _files(tar.fileno(), sound, contents.flaws)
+
+
+def _link_flaws(links: Sequence[TarFlaw], members: Sequence[TarMember]) -> Iterable[TarFlaw]:
+    """The flaws of links. One that leads to a member of the tar loses nothing."""
+    if not links:
+        return
+    names = {os.path.normpath(member.name) for member in members}
+    for link in links:
+        if link.target in names:
+            yield replace(link, reason=SAME_FILE, detail=f"a link to {link.target}")
+        else:
+            yield link
+
+
+def _size_flaw(member: TarMember, max_bytes: int) -> TarFlaw | None:
+    """Why a member's size makes it no document."""
     if member.size == 0:
         return TarFlaw(member.name, "empty", "a member of 0 bytes")
-    if member.size > (MAX_JSON_BYTES if is_description else max_member_bytes):
-        return TarFlaw(member.name, "over the limit", f"a member of {member.size} bytes")
-    key = f"{folder}/{stem}" if folder else stem
-    if is_description:
-        return key, member
-    return MemberFile(member.name, key, MODALITY_BY_SUFFIX[suffix], member.offset, member.size)
+    if member.size > max_bytes:
+        detail = f"a member of {member.size} bytes"
+        return TarFlaw(member.name, "over the limit", detail, member.size)
+    return None
 
 
-def _is_known(suffix: str) -> bool:
-    return suffix in MODALITY_BY_SUFFIX or suffix == CAPTION_SUFFIX
+def _files(tar: int, members: Sequence[TarMember], flaws: list[TarFlaw]) -> list[MemberFile]:
+    """The members that become parts of documents, in the tar's order. A JSON that describes others
+    and gives no caption is added to `flaws`."""
+    by_key: dict[str, list[TarMember]] = {}
+    for member in members:
+        by_key.setdefault(_key(member), []).append(member)
+    files: list[MemberFile] = []
+    for key, group in by_key.items():
+        is_alone = len(group) == 1
+        described = [
+            MemberFile(m.name, key, None if is_alone else _modality(tar, m), m.offset, m.size)
+            for m in group
+            if is_alone or not _is_json(m)
+        ]
+        descriptions = [] if is_alone else [m for m in group if _is_json(m)]
+        is_described = [bool(f.modality or claimed_modality(f.name)) for f in described]
+        if any(is_described):
+            captions = [_caption(tar, m, described, flaws) for m in descriptions]
+            caption = next((c for c in captions if c is not None), None)
+            first = is_described.index(True)
+            described[first] = replace(described[first], caption=caption)
+        else:
+            described += (MemberFile(m.name, key, "text", m.offset, m.size) for m in descriptions)
+        files += described
+    return sorted(files, key=lambda file: file.offset)
 
 
-def _captions(
-    path: str,
-    descriptions: Sequence[tuple[str, TarMember]],
-    files: Sequence[MemberFile],
-    flaws: list[TarFlaw],
-) -> dict[str, str]:
-    """Captions by the name of the member that they describe: the first one of their key. A JSON
-    that gives none is added to `flaws`."""
-    files_by_key: dict[str, list[MemberFile]] = {}
-    for file in files:
-        files_by_key.setdefault(file.key, []).append(file)
-    captions: dict[str, str] = {}
-    with open(path, "rb", buffering=0) as tar:
-        for key, member in descriptions:
-            caption = _caption(os.pread(tar.fileno(), member.size, member.offset))
-            described = files_by_key.get(key, [])
-            if caption is None:
-                flaws.append(TarFlaw(member.name, METADATA, "no caption or text in it"))
-            elif not described:
-                flaws.append(TarFlaw(member.name, METADATA, "a caption of no file in the tar"))
-            elif any(f.modality == "text" for f in described):
-                detail = "a text of the same key is used instead"
-                flaws.append(TarFlaw(member.name, METADATA, detail))
-            else:
-                captions[described[0].name] = caption
-    return captions
+def _key(member: TarMember) -> str:
+    """The name without its last suffix. A further member of the same name has its number in the
+    key, so that it is a document of its own."""
+    key = os.path.splitext(member.name)[0]
+    return f"{key}#{member.copy + 1}" if member.copy else key
 
 
-def _caption(data: bytes) -> str | None:
-    """The text of the first caption field of a JSON object that has one; None without any."""
+def _is_json(member: TarMember) -> bool:
+    return member.name.lower().endswith(CAPTION_SUFFIX)
+
+
+def _modality(tar: int, member: TarMember) -> str | None:
+    """The modality that a member's first bytes show; None where they show none, or other content
+    than its name says."""
+    start = os.pread(tar, min(member.size, START_BYTES), member.offset)
     try:
-        values = json.loads(data)
-    except (ValueError, RecursionError):
+        return detect_modality(member.name, start)
+    except MediaError:
         return None
-    if not isinstance(values, dict):
-        return None
-    texts = (values.get(field) for field in CAPTION_FIELDS)
-    return next((t for t in texts if isinstance(t, str) and t and is_unicode(t)), None)
+
+
+def _caption(
+    tar: int, member: TarMember, described: Sequence[MemberFile], flaws: list[TarFlaw]
+) -> str | None:
+    """The caption in a JSON for the members that it describes; without one it is metadata, and is
+    added to `flaws`."""
+    if any(f.modality == "text" for f in described):
+        detail, caption = "a text of the same key is used instead", None
+    elif member.size > MAX_JSON_BYTES:
+        detail, caption = f"a JSON of {member.size} bytes is not read for a caption", None
+    else:
+        detail = "no caption or text in it"
+        caption = caption_of_json(os.pread(tar, member.size, member.offset))
+    if caption is None:
+        flaws.append(TarFlaw(member.name, METADATA, detail, member.size))
+    return caption

@@ -55,6 +55,21 @@ def read_chunks(protocol: str, url: str) -> Iterator[bytes]:
         raise _meaning(error, url) from error
 
 
+def find_objects(protocol: str, pattern: str) -> list[str]:
+    """The URLs of the objects that match a pattern with `*`, and `**` for any folders, sorted.
+
+    Raises OSError where the store cannot list them.
+    """
+    if protocol in ("http", "https"):
+        raise OSError(f"{pattern}: a web server does not list its files; write {{000..012}}")
+    try:
+        found = fsspec.filesystem(protocol).glob(pattern)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise OSError(f"{pattern} cannot be listed: {reason}") from error
+    return sorted(f"{protocol}://{name.lstrip('/')}" for name in found)
+
+
 def _open(protocol: str, url: str) -> Any:
     """A remote object as a file that is read once, from start to end. fsspec keeps one client for
     each process, thread and set of options."""

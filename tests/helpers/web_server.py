@@ -41,7 +41,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Web:
-    """An HTTP server with objects by name, and a script of its next answers for each name.
+    """An HTTP server with objects by name or whole path, and a script of its next answers for each.
 
     An answer is a status, or `wrong`, `long`, `short` (fewer bytes than announced), `clean short`
     (as announced), or `stall` and `wait`, which send half of the bytes; after `go_on` is set,
@@ -59,7 +59,8 @@ class Web:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                name = self.path.rpartition("/")[2]
+                is_whole = self.path in web.objects
+                name = self.path if is_whole else self.path.rpartition("/")[2]
                 web.asked.append(name)
                 answers = web.script[name]
                 answer = answers.popleft() if answers else "ok"

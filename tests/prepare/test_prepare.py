@@ -183,7 +183,6 @@ BAD_FILES = {
     "link": "link",
     "pipe.wav": "unknown kind",
     "large.txt": "over the limit",
-    "two.ppm": "duplicate key",
     "claims.wav": "over the limit",
     "cut.wav": "truncated",
     "bomb.png": "over the limit",
@@ -192,7 +191,7 @@ BAD_FILES = {
 
 
 def write_bad_files(source: Path) -> None:
-    """Write the files of BAD_FILES, some beside a good one of the same key, and hidden files."""
+    """Write the files of BAD_FILES, some beside a good one of the same stem, and hidden files."""
     png(source / "pair.png", 60, 60)
     txt(source / "pair.txt", "goes on alone")
     whole = (source / "pair.png").read_bytes()
@@ -224,22 +223,25 @@ def test_bad_files_are_counted_under_their_reasons(tmp_path: Path) -> None:
     for i in range(15):
         txt(source / f"good{i}.txt")
     write_bad_files(source)
-    txt(other / "good3.txt", "the same key again")
+    txt(other / "good3.txt", "the same name again")
     sources = [source, other, tmp_path / "not_there"]
     options = PrepareOptions(decode=DecodeOptions(limits=Limits(max_bytes=30_000)), workers=2)
     prepared = prepare(sources, out, options)
     assert skipped(prepared) == {
         **BAD_FILES,
-        "good3.txt": "duplicate key",
         "not_there": "missing",
     }
     found = documents(out)
-    assert set(found) == {*(f"good{i}" for i in range(15)), "pair", "two"}
+    assert set(found) == {
+        *(f"good{i}" for i in range(15) if i != 3),
+        *(make_key(f"{folder}/good3.txt") for folder in ("source", "other")),
+        *(make_key(name) for name in ("two.png", "two.ppm")),
+        "pair",
+    }
     assert [s["source"] for s in found["pair"]] == ["pair.txt"]
-    assert found["good3"][0]["data"] == b"a text"
+    assert found[make_key("other/good3.txt")][0]["data"] == b"the same name again"
     assert str(tmp_path) not in (out / SET_MANIFEST).read_text()
-    assert "1 duplicate key" not in summary(prepared, out)
-    assert "2 duplicate key" in summary(prepared, out)
+    assert "duplicate key" not in summary(prepared, out)
 
 
 def test_an_unreadable_file_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +255,7 @@ def test_an_unreadable_file_is_counted(tmp_path: Path, monkeypatch: pytest.Monke
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return open(path, mode)
 
-    monkeypatch.setattr("bytelm.pipelines.prepare.sources.open", refusing, raising=False)
+    monkeypatch.setattr("bytelm.pipelines.prepare.grouping.open", refusing, raising=False)
     prepared = prepare([tmp_path / "source"], tmp_path / "set", PrepareOptions())
     assert skipped(prepared) == {"b.txt": "unreadable"}
     assert prepared.report["skipped_files"][0]["detail"] == "Permission denied"

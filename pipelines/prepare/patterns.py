@@ -1,0 +1,84 @@
+"""The patterns of `prepare --include` and `--exclude`.
+
+A pattern is matched with the name of a file relative to its source (of a member, `TAR/MEMBER`), or
+with that of a folder above it; a pattern without a slash also with the last part of these names.
+`*` and `?` match slashes too, and `**/` any number of folders, none included. Upper and lower case
+differ.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from bytelm.pipelines.prepare.documents import EXCLUDED, SkippedFile
+
+NAMES_SHOWN = 3
+
+_ANY_FOLDERS = "(?:.*/)?"
+
+
+class NamePatterns:
+    """Decides by name which files are used, and counts those that are not."""
+
+    def __init__(self, include: Sequence[str], exclude: Sequence[str]):
+        """
+        Args:
+            include: patterns, one of which a file must match; empty lets all files in.
+            exclude: patterns none of which a file may match.
+        """
+        self._include = [_compile(pattern) for pattern in include]
+        self._exclude = {pattern: _compile(pattern) for pattern in exclude}
+        self._count: Counter[str] = Counter()
+        self._first: dict[str, list[str]] = {}
+
+    def admits(self, name: str) -> bool:
+        """Whether a file is used. One that is not is counted."""
+        if not self.admits_tar(name):
+            return False
+        if self._include and not any(p.fullmatch(name) for p in self._include):
+            self._leave_out("matches no --include", name)
+            return False
+        return True
+
+    def admits_tar(self, name: str) -> bool:
+        """Whether a tar is opened, whose members are then asked for by their own names."""
+        for pattern, compiled in self._exclude.items():
+            if compiled.fullmatch(name):
+                self._leave_out(f"matches --exclude {pattern}", name)
+                return False
+        return True
+
+    def left_out(self) -> list[SkippedFile]:
+        """An entry for each cause, which names the first files."""
+        entries = []
+        for cause, count in self._count.items():
+            first = self._first[cause]
+            names = ", ".join(first) + (", ..." if count > len(first) else "")
+            entries.append(SkippedFile(first[0], EXCLUDED, f"{cause}: {names}", count=count))
+        return entries
+
+    def _leave_out(self, cause: str, name: str) -> None:
+        self._count[cause] += 1
+        first = self._first.setdefault(cause, [])
+        if len(first) < NAMES_SHOWN:
+            first.append(name)
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    """A regular expression for the names that a pattern matches, or that are spelled like it."""
+    spelled = pattern.removeprefix("./").strip("/")
+    if not spelled:
+        raise ValueError(f"the pattern {pattern!r} is empty: write a name, or * for all files")
+    rest = spelled.removeprefix("**/")
+    folders = _ANY_FOLDERS if rest != spelled or "/" not in spelled else ""
+    parts = [_translate(part) for part in rest.split("/**/")]
+    glob = f"/{_ANY_FOLDERS}".join(parts)
+    return re.compile(f"(?s:{folders}(?:{glob}|{re.escape(spelled)})(?:/.*)?)")
+
+
+def _translate(pattern: str) -> str:
+    """The regular expression of a pattern, out of the `(?s:...)` and end mark around it."""
+    return fnmatch.translate(pattern)[len("(?s:") : -len(r")\Z")]
