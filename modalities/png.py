@@ -17,7 +17,13 @@ import PIL.Image
 from isal import isal_zlib
 
 from bytelm.modalities.base import Limits, MediaError
-from bytelm.modalities.decoded_image import NO_END_NOTE, DecodedImage, check_size, fill_scale
+from bytelm.modalities.decoded_image import (
+    NO_END_NOTE,
+    SEVERAL_NOTE,
+    DecodedImage,
+    check_size,
+    fill_scale,
+)
 from bytelm.modalities.image_metadata import orientation
 from bytelm.modalities.png_pixels import (
     GREY,
@@ -51,6 +57,8 @@ def decode_png(data: bytes, limits: Limits) -> DecodedImage:
     channels = 1 if header.colour_type in (GREY, GREY_ALPHA) else 3
     check_size(header.width, header.height, channels, limits)
     chunks, notes = _read_chunks(data)
+    if b"acTL" in chunks:  # an animation
+        notes.append(SEVERAL_NOTE)
     image = DecodedImage(header.width, header.height, channels, notes=notes)
     image.profile = _profile(chunks)
     image.orientation = _orientation(chunks)
