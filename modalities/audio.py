@@ -33,12 +33,12 @@ SIGNATURES = {
     "wav": rb"(?:RIFF|RIFX|RF64)....WAVE",
     "flac": rb"fLaC[\0\x80]\0\0\x22",
     "ogg": rb"OggS\0",
-    "mp3": rb"ID3[\x02-\x04]\0|\0{,64}\xff[\xe2\xe3\xf2\xf3\xfa\xfb][^\xf0-\xff]",
+    "mp3": rb"ID3[\x02-\x04]\0|\0{,64}\xff[\xe2\xe3\xf2-\xf5\xfa-\xfd][^\xf0-\xff]",
     "aiff": rb"FORM....AIF[FC]",
     "w64": rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0",
     "caf": rb"caff\0[\1\2]",
     "au": rb"\.snd\0\0..",
-    "m4a": rb"....ftyp(?!avif|avis|mif1|msf1|he[iv]|jp2 |jpx |crx )|\0...(?:moov|mdat|wide|free|skip)",
+    "m4a": rb"....ftyp(?!av[ci][fis]|mi[af]|msf1|he[iv]|jp[2x] |crx )|\0...(?:moov|mdat|wide|free)",
     "webm": rb"\x1a\x45\xdf\xa3",
     "wma": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c",
     "aac": rb"\xff[\xf0\xf1\xf8\xf9][\x40-\xff]",
@@ -94,12 +94,12 @@ class Audio(Modality):
         return _SIGNATURE.match(start) is not None
 
     def decode_file(self, file: BinaryIO, options: DecodeOptions) -> Sample:
-        pcm, rate, notes = decode_sound(file, options)
-        header = Header(channels=pcm.shape[1], rate=rate)
+        sound = decode_sound(file, options)
+        header = Header(channels=sound.samples.shape[1], rate=sound.rate)
         if options.keep_files:
             file.seek(0)
             return raw_sample(self.name, header, file.read())
-        return Sample(self.name, header, pcm.astype("<i2", copy=False).tobytes(), notes=notes)
+        return Sample(self.name, header, sound.data(), notes=sound.notes, is_deep=sound.is_deep)
 
     def member_suffix(self, sample: Sample) -> str:
         if sample.is_file:

@@ -9,10 +9,12 @@ import os
 from collections.abc import Callable
 from typing import BinaryIO
 
+from bytelm.modalities.audio_containers import TRAILING, TRAILING_BYTES
+from bytelm.modalities.audio_mp3 import id3_size
 from bytelm.modalities.base import MediaError
 
-BOX_NAMES = frozenset(range(0x20, 0x7F)) | {0xA9}
-UNKNOWN_TAIL_BYTES = 1 << 16
+BOXES = frozenset(b"ftyp moov mdat moof mfra sidx styp free skip wide udta meta uuid".split())
+"""Names of MP4 boxes that stand at the top."""
 
 EBML_SEGMENT = 0x18538067
 
@@ -28,34 +30,41 @@ AMR_FRAME_BYTES = {
 """Bytes of a frame by the type in its first byte, by the file's first bytes."""
 
 
-def check_boxes(file: BinaryIO, demuxer: str) -> None:
-    """Raise MediaError where a file for a demuxer of FFmpeg ends before it says it does."""
-    checks: dict[str, Callable[[BinaryIO, int], None]] = {
+def check_boxes(file: BinaryIO, demuxer: str) -> list[str]:
+    """Check that a file for a demuxer of FFmpeg does not end before it says it does.
+
+    Returns notes; raises MediaError.
+    """
+    checks: dict[str, Callable[[BinaryIO, int], int]] = {
         "mov": _check_mp4,
         "matroska": _check_matroska,
         "asf": _check_asf,
         "aac": _check_adts,
         "amr": _check_amr,
     }
-    if demuxer in checks:
-        checks[demuxer](file, file.seek(0, os.SEEK_END))
+    size = file.seek(0, os.SEEK_END)
+    end = checks[demuxer](file, size) if demuxer in checks else size
+    if size - end > TRAILING_BYTES:
+        raise MediaError("damaged", f"{size - end} bytes at {end} that are no part of the file")
+    return [TRAILING] if size > end else []
 
 
 def _cut(position: int, what: str) -> MediaError:
     return MediaError("truncated", f"the {what} at byte {position} is cut")
 
 
-def _check_mp4(file: BinaryIO, size: int) -> None:
-    """Walk the boxes of ISO 14496-12: a size u32, a name, and a size u64 where the first is 1."""
-    position, has_index = 0, False
+def _check_mp4(file: BinaryIO, size: int) -> int:
+    """Walk the boxes of ISO 14496-12: a size u32, a name, and a size u64 where the first is 1.
+
+    Returns the end of the last box, as the checks of the other formats do.
+    """
+    position, found = 0, set()
     while position + 8 <= size:
         file.seek(position)
         head = file.read(16)
         length, name = int.from_bytes(head[:4]), head[4:8]
-        if not BOX_NAMES.issuperset(name):
-            if has_index and size - position <= UNKNOWN_TAIL_BYTES:
-                return
-            raise MediaError("damaged", f"no MP4 box at byte {position}")
+        if name not in BOXES and b"moov" in found:
+            break
         if length == 1:
             length = int.from_bytes(head[8:])
         length = length or size - position
@@ -63,22 +72,21 @@ def _check_mp4(file: BinaryIO, size: int) -> None:
             raise MediaError("damaged", f"an MP4 box of {length} bytes at byte {position}")
         if position + length > size:
             raise _cut(position, f"MP4 box {name.decode('latin-1')}")
-        has_index = has_index or name == b"moov"
+        found.add(name)
         position += length
-    if not has_index:
+    if b"moov" not in found:
         raise MediaError("truncated", "an MP4 without its index (moov): it was never completed")
+    return position
 
 
-def _check_matroska(file: BinaryIO, size: int) -> None:
+def _check_matroska(file: BinaryIO, size: int) -> int:
     """Walk the elements of RFC 8794 that the segment holds. Those without a size are entered."""
-    position = 0
-    while position < size:
+    position, end = 0, size
+    while position < end:
         file.seek(position)
         head = file.read(12)
         id_bytes = 9 - head[0].bit_length()
         if id_bytes > 4 or len(head) <= id_bytes:
-            if position and size - position <= UNKNOWN_TAIL_BYTES:
-                return
             raise MediaError("damaged", f"no Matroska element at byte {position}")
         element = int.from_bytes(head[:id_bytes])
         size_bytes = 9 - head[id_bytes].bit_length()
@@ -92,11 +100,14 @@ def _check_matroska(file: BinaryIO, size: int) -> None:
             continue
         if position + length > size:
             raise _cut(position - start, "Matroska element")
-        if element != EBML_SEGMENT:
+        if element == EBML_SEGMENT:
+            end = position + length
+        else:
             position += length
+    return end
 
 
-def _check_asf(file: BinaryIO, size: int) -> None:
+def _check_asf(file: BinaryIO, size: int) -> int:
     """Compare the size in the file properties object, which a broadcast does not know."""
     file.seek(0)
     header = file.read(min(size, 1 << 20))
@@ -107,28 +118,30 @@ def _check_asf(file: BinaryIO, size: int) -> None:
     flags = int.from_bytes(header[found + 88 : found + 92], "little")
     if stated > size and not flags & ASF_BROADCAST:
         raise MediaError("truncated", f"{size} bytes where the header says {stated}")
+    return size
 
 
-def _check_adts(file: BinaryIO, size: int) -> None:
+def _check_adts(file: BinaryIO, size: int) -> int:
     """Walk the frames of AAC in ADTS (ISO 13818-7): 12 bits of sync, 13 bits of size."""
     file.seek(0)
     data = file.read()
-    position = 0
+    position = id3_size(data[:64])
     while position < size:
         head = data[position : position + ADTS_HEADER_BYTES]
-        if head[:3] in (b"TAG", b"ID3") and position:
-            return
+        if head[:1] != b"\xff":
+            break
         if len(head) < ADTS_HEADER_BYTES:
             raise _cut(position, "AAC frame")
         length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
-        if head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or length < ADTS_HEADER_BYTES:
+        if head[1] & 0xF6 != 0xF0 or length < ADTS_HEADER_BYTES:
             raise MediaError("damaged", f"no AAC frame at byte {position}")
         position += length
         if position > size:
             raise _cut(position - length, "AAC frame")
+    return position
 
 
-def _check_amr(file: BinaryIO, size: int) -> None:
+def _check_amr(file: BinaryIO, size: int) -> int:
     """Walk the frames of AMR (RFC 4867, section 5): their size follows from the first byte."""
     file.seek(0)
     data = file.read()
@@ -140,5 +153,5 @@ def _check_amr(file: BinaryIO, size: int) -> None:
                 if position + length > size:
                     raise _cut(position, "AMR frame")
                 position += length
-            return
+            return position
     raise MediaError("unreadable", "AMR of several channels")

@@ -81,7 +81,11 @@ def mend_container(file: BinaryIO, limit: int) -> tuple[BinaryIO, list[str]]:
             raise MediaError(
                 "truncated", f"{present} bytes of samples where the header says {stated}"
             )
-        return file, _check_rest(file, samples, stated, size)
+        end = samples.start + max(stated, 0)
+        notes = _check_rest(file, samples, end, size)
+        if samples.size.width == 8:  # libsndfile reads on to the end of a W64
+            file = spliced(file, [range(end)])
+        return file, notes
     if present > limit:
         raise MediaError("over the limit", f"{present} bytes of samples")
     if samples.start > HEADER_BYTES:
@@ -174,9 +178,12 @@ def _unknown_size(file: BinaryIO, samples: _Samples, stated: int, size: int) -> 
     or 0; a recorder that crashes leaves 0.
     """
     present = size - samples.start
-    whole = 1 << 8 * samples.size.width
-    near_2_gib = samples.size.width == 4 and 0x7FFFF000 <= stated + samples.extra <= 0x80000000
-    if stated > present and (near_2_gib or stated + samples.extra >= whole - 4096):
+    written = stated + samples.extra
+    if samples.size.width == 8:
+        is_placeholder = written >= 1 << 62
+    else:
+        is_placeholder = 0x7FFFF000 <= written <= 0x80000000 or written >= 0xFFFFF000
+    if stated > present and is_placeholder:
         return STREAMED
     if stated <= 0 < present and not _is_chunk_list(file, samples, samples.start, size):
         return UNFINISHED
@@ -194,9 +201,8 @@ def _is_chunk_list(file: BinaryIO, samples: _Samples, position: int, size: int) 
     return position >= size - 7
 
 
-def _check_rest(file: BinaryIO, samples: _Samples, stated: int, size: int) -> list[str]:
+def _check_rest(file: BinaryIO, samples: _Samples, end: int, size: int) -> list[str]:
     """Check that what follows the samples is no part of them; returns notes."""
-    end = samples.start + max(stated, 0)
     if samples.rest == "chunks":
         end += end % 2
         for start, name, length in _chunks(file, size, end, samples.order):

@@ -21,13 +21,15 @@ from bytelm.modalities import audio_ogg
 from bytelm.modalities.audio_containers import mend_container
 from bytelm.modalities.audio_flac import NO_CHECKSUM, checked_blocks, parse_stream_info
 from bytelm.modalities.audio_libav import DEMUXERS, open_with_libav
-from bytelm.modalities.audio_libsndfile import open_joined, open_sound
-from bytelm.modalities.audio_mp3 import id3_size, mended_part, read_parts
+from bytelm.modalities.audio_libsndfile import error_detail, open_joined, open_sound
+from bytelm.modalities.audio_mp3 import ID3V1_BYTES, id3_size, is_layer_2, mended_part, read_parts
 from bytelm.modalities.audio_reduction import (
     FULL_SCALE,
-    Pcm,
+    Samples,
     mix_to_mono,
-    reduce_to_16_bits,
+    reduce_stream,
+    to_deep_pcm,
+    to_floats,
     to_pcm,
 )
 from bytelm.modalities.audio_stream import SoundStream
@@ -37,18 +39,31 @@ from bytelm.modalities.spliced_file import spliced
 MAX_RESAMPLING_TAPS = 1 << 24
 FLAC_HEADER_BYTES = 42
 """`fLaC`, and STREAMINFO with its block's header."""
+CONTAINER_DEMUXERS = {b"RIFF": "wav", b"FORM": "aiff", b"caff": "caf"}
+"""FFmpeg's demuxers of containers that hold codecs which libsndfile lacks."""
 LIBSNDFILE_FLAC_BITS = (8, 16, 24)
 
 
 class DecodedSound(NamedTuple):
     """A sound as shards hold it."""
 
-    pcm: Pcm
-    """[n c] samples."""
+    samples: Samples
+    """[n c] samples of 16 bits; of 24 where the file has more and they are to be kept."""
     rate: int
     """Samples a second in each channel."""
     notes: tuple[str, ...]
     """What decoding changed, in words that reports count."""
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the samples have 24 bits."""
+        return self.samples.dtype == np.int32
+
+    def data(self) -> bytes:
+        """The samples as shards hold them: 16 bits little-endian, or 24 bits big-endian."""
+        if not self.is_deep:
+            return self.samples.astype("<i2", copy=False).tobytes()
+        return self.samples.astype(">i4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
 
 
 def decode_sound(file: BinaryIO, options: DecodeOptions) -> DecodedSound:
@@ -65,50 +80,47 @@ def decode_sound(file: BinaryIO, options: DecodeOptions) -> DecodedSound:
     try:
         stream = _open_stream(file, options.limits)
         _check_stream(stream, options)
-        pcm, lost = reduce_to_16_bits(stream, options.limits.max_bytes)
+        samples, lost = reduce_stream(stream, options.limits.max_bytes, options.keep_depth)
     except soundfile.LibsndfileError as error:
-        detail = " ".join(error.error_string.split()) or f"libsndfile's error {error.code}"
-        raise MediaError("unreadable", detail) from error
-    if not len(pcm):
-        raise MediaError("empty", "a sound of 0 frames")
-    notes = [*stream.notes, *lost]
-    rate = options.audio_rate or stream.rate
-    mix = options.audio_channels == 1 and stream.channels > 1
-    if not mix and rate == stream.rate:
-        return DecodedSound(pcm, rate, tuple(notes))
-    _check_size(len(pcm), stream, options)
-    samples = pcm.astype(np.float32)
-    del pcm
-    samples /= np.float32(FULL_SCALE)
+        raise MediaError("unreadable", error_detail(error)) from error
+    notes = (*stream.notes, *lost)
+    _check_size(len(samples), stream, options)
+    return _converted(DecodedSound(samples, stream.rate, notes), options)
+
+
+def _converted(sound: DecodedSound, options: DecodeOptions) -> DecodedSound:
+    """A sound mixed down and resampled, where the options ask for it."""
+    rate = options.audio_rate or sound.rate
+    mix = options.audio_channels == 1 and sound.samples.shape[1] > 1
+    if not mix and rate == sound.rate:
+        return sound
+    notes = list(sound.notes)
+    floats = to_floats(sound.samples)
     if mix:
-        samples, cancelled = mix_to_mono(samples)
+        floats, cancelled = mix_to_mono(floats)
         notes += cancelled
-    if rate != stream.rate:
-        samples = _resample(samples, stream.rate, rate)
-    return DecodedSound(to_pcm(samples, FULL_SCALE), rate, tuple(notes))
+    if rate != sound.rate:
+        floats = _resample(floats, sound.rate, rate)
+    convert = to_deep_pcm if sound.is_deep else to_pcm
+    return DecodedSound(convert(floats, FULL_SCALE), rate, tuple(notes))
 
 
 def _open_stream(file: BinaryIO, limits: Limits) -> SoundStream:
     """Open a file by the reader for its first bytes."""
     file.seek(0)
+    after_id3 = id3_size(file.read(64))
+    file.seek(after_id3)
     start = file.read(64)
-    after_id3 = id3_size(start)
-    if after_id3:
-        file.seek(after_id3)
-        marker = file.read(4)
     for signature, (demuxer, kind) in DEMUXERS.items():
         if signature.match(start):
             return open_with_libav(file, demuxer, kind, limits)
-    if start[:4] == b"fLaC" or (after_id3 and marker == b"fLaC"):
+    if start[:4] == b"fLaC":
         return _open_flac(file, after_id3, limits)
     if start[:4] == b"OggS":
         return _open_ogg(file, limits)
     if after_id3 or start[:1] in (b"\0", b"\xff"):
-        return _open_mp3(file)
-    mended, notes = mend_container(file, limits.max_bytes)
-    stream = open_sound(mended)
-    stream.notes += notes
-    return stream
+        return _open_mp3(file, limits)
+    return _open_container(file, start, limits)
 
 
 def _open_flac(file: BinaryIO, start: int, limits: Limits) -> SoundStream:
@@ -118,15 +130,34 @@ def _open_flac(file: BinaryIO, start: int, limits: Limits) -> SoundStream:
     info = parse_stream_info(header[8:])
     if not info.rate:
         raise MediaError("unreadable", "0 samples a second")
-    if start:
-        size = file.seek(0, io.SEEK_END)
-        file = spliced(file, [range(start, size)])
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - ID3V1_BYTES))
+    end = size - ID3V1_BYTES if file.read(3) == b"TAG" else size
+    if (start, end) != (0, size):
+        file = spliced(file, [range(start, end)])
     if info.bits in LIBSNDFILE_FLAC_BITS:
         stream = open_sound(file)
     else:
         stream = open_with_libav(file, "flac", f"FLAC of {info.bits} bits", limits)
     if info.checksum != NO_CHECKSUM:
         stream.blocks = checked_blocks(stream.blocks, info)
+    return stream
+
+
+def _open_container(file: BinaryIO, start: bytes, limits: Limits) -> SoundStream:
+    """Open WAV, AIFF, CAF and their like; by FFmpeg where libsndfile lacks the codec."""
+    mended, notes = mend_container(file, limits.max_bytes)
+    try:
+        stream = open_sound(mended)
+    except soundfile.LibsndfileError as error:
+        demuxer = CONTAINER_DEMUXERS.get(start[:4])
+        if demuxer is None:
+            raise
+        try:
+            stream = open_with_libav(mended, demuxer, error_detail(error), limits)
+        except MediaError as refusal:
+            raise error from refusal
+    stream.notes += notes
     return stream
 
 
@@ -156,11 +187,13 @@ def _open_ogg(file: BinaryIO, limits: Limits) -> SoundStream:
     return stream
 
 
-def _open_mp3(file: BinaryIO) -> SoundStream:
+def _open_mp3(file: BinaryIO, limits: Limits) -> SoundStream:
     """Open an MP3; each of several joined files by itself."""
     file.seek(0)
     data = file.read()
     mp3 = read_parts(data)
+    if is_layer_2(data, mp3.parts[0]):
+        return open_with_libav(file, "mp3", "MPEG layer II", limits)
     parts = [(part.start, io.BytesIO(mended_part(data, part, mp3))) for part in mp3.parts]
     stream = open_joined(parts)
     stream.notes += mp3.notes

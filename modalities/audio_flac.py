@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from bytelm.modalities.audio_stream import Block
 from bytelm.modalities.base import MediaError
@@ -67,4 +68,16 @@ def _stored_bytes(block: Block, bits: int) -> memoryview | bytes:
     if bits == 8 * width:
         return samples.data
     samples = samples >> (8 * width - bits)
+    if width == 4 and wanted == 3 and samples.size % 4 == 0:
+        return _three_byte_samples(samples.view(np.uint32).reshape(-1, 4)).data
     return samples.view(np.uint8).reshape(-1, width)[:, :wanted].tobytes()
+
+
+def _three_byte_samples(samples: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """[k 3] numbers that hold the low 24 bits of [k 4] samples, in a third of the time of bytes."""
+    low = samples & 0xFFFFFF
+    packed = np.empty((len(samples), 3), "<u4")
+    packed[:, 0] = low[:, 0] | low[:, 1] << 24
+    packed[:, 1] = low[:, 1] >> 8 | low[:, 2] << 16
+    packed[:, 2] = low[:, 2] >> 16 | low[:, 3] << 8
+    return packed

@@ -56,7 +56,7 @@ def open_with_libav(file: BinaryIO, demuxer: str, kind: str, limits: Limits) -> 
         raise MediaError(
             "needs bytelm[media]", f"{kind} is read by PyAV: pip install 'bytelm[media]'"
         ) from error
-    check_boxes(file, demuxer)
+    notes = check_boxes(file, demuxer)
     file.seek(0)
     try:
         container = av.open(file, "r", format=demuxer, metadata_errors="replace")
@@ -72,7 +72,7 @@ def open_with_libav(file: BinaryIO, demuxer: str, kind: str, limits: Limits) -> 
     if expected and expected * channels * 2 > limits.max_bytes:
         container.close()
         raise MediaError("over the limit", f"a sound of {expected} frames of {channels} channels")
-    sound = SoundStream(rate, channels, None, iter(()))
+    sound = SoundStream(rate, channels, None, iter(()), notes=notes)
     sound.is_float = stream.codec_context.name.startswith("pcm_f")
     if len(container.streams) > 1:
         sound.notes.append(OTHER_STREAMS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+import numpy as np
 import soundfile
 
 from bytelm.modalities.audio_stream import BLOCK_FRAMES, FULL_SCALE, Block, SoundStream
@@ -12,6 +13,7 @@ from bytelm.modalities.base import MediaError
 
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU")
 """Formats that may be opened, by libsndfile's names."""
+FLAC_CHECKSUM_ERROR = 161  # libsndfile's "unknown error in flac decoder"
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's number of frames for a FLAC header without a length
 VORBIS_FULL_SCALE = 32767  # libsndfile scales Ogg by this, and integers by 32768
 WIDE_SUBTYPES = ("PCM_24", "PCM_32", "ALAC_20", "ALAC_24", "ALAC_32")
@@ -28,6 +30,12 @@ class _ForwardSound(soundfile.SoundFile):
 
     def seekable(self) -> bool:
         return False
+
+
+def error_detail(error: soundfile.LibsndfileError) -> str:
+    """libsndfile's message on one line."""
+    words = error.error_string.removeprefix("Error : ").split()
+    return " ".join(words) or f"libsndfile's error {error.code}"
 
 
 def open_sound(file: BinaryIO) -> SoundStream:
@@ -91,20 +99,27 @@ def _read_parts(
 
 
 def _read_blocks(sound: soundfile.SoundFile, file: BinaryIO, kind: str) -> Iterator[Block]:
-    """Blocks up to the end, which has to come where the header says."""
+    """Blocks up to the end, which has to come where the header says.
+
+    Samples that stay as they are come in one block where their number is known.
+    """
     if sound.format in ("MP3", "OGG"):
         sound.seek(0)  # without it a few last bits of an MP3 differ from soundfile's
+    is_known = sound.frames < UNKNOWN_FRAMES
+    is_kept = kind == "int16" or sound.subtype in FLOAT_SUBTYPES
+    size = sound.frames if is_known and is_kept else min(sound.frames, BLOCK_FRAMES)
+    buffer = None if is_kept else np.empty((size, sound.channels), kind)
     read = 0
     while read < sound.frames:
         try:
-            block = sound.read(min(BLOCK_FRAMES, sound.frames - read), kind, always_2d=True)
+            block = sound.read(size, kind, always_2d=True, out=buffer)
         except soundfile.LibsndfileError as error:
-            if file.read(1):
-                raise
+            if file.read(1) or error.code == FLAC_CHECKSUM_ERROR:
+                raise MediaError("damaged", error_detail(error)) from error
             raise MediaError("truncated", "the file ends inside its samples") from error
         if not len(block):
             break
         read += len(block)
         yield block
-    if read < sound.frames < UNKNOWN_FRAMES or not read:
+    if not read or (is_known and read < sound.frames):
         raise MediaError("truncated", f"{read} frames where the header says {sound.frames}")

@@ -26,8 +26,12 @@ INFO_FRAME_BYTES = 192
 """Least size of a frame that decoders look into for a header."""
 
 _RATES = (44100, 48000, 32000)
-_BITRATES_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s
-_BITRATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_BITRATES = {  # kbit/s, by whether the version is 1, and by the layer
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
 _INFO = re.compile(b"Xing|Info|VBRI")
 
 
@@ -118,8 +122,13 @@ def mended_part(data: bytes, part: Mp3Part, file: Mp3File) -> bytes:
         raise MediaError("truncated", f"{part.frames} frames where the header says {stated}")
     if not counts_itself:
         file.note(LENGTH_MENDED)
-    count = struct.pack(">I", part.frames)
-    return data[position : field + 4] + count + data[field + 8 : part.end]
+    numbers = struct.pack(">II", part.frames, part.end - position)[: 8 if flags & 2 else 4]
+    return data[position : field + 4] + numbers + data[field + 4 + len(numbers) : part.end]
+
+
+def is_layer_2(data: bytes, part: Mp3Part) -> bool:
+    """Whether the frames of a part are of layer II, for which no header says the length."""
+    return data[part.start + 1] >> 1 & 3 == 2
 
 
 def _frame_size(data: bytes, position: int) -> int:
@@ -134,24 +143,16 @@ def _frame_size(data: bytes, position: int) -> int:
 @functools.cache
 def _stated_size(second: int, third: int) -> int:
     """Frame size by the header's second and third byte; 0 for no frame, -1 for free format."""
-    version, layer = second >> 3 & 3, second >> 1 & 3
+    version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
     bitrate, rate = third >> 4, third >> 2 & 3
-    if second < 0xE0 or version == 1 or layer != 1 or bitrate == 15 or rate == 3:
+    if second < 0xE0 or version == 1 or layer not in (2, 3) or bitrate == 15 or rate == 3:
         return 0
     if bitrate == 0:
         return -1
-    kilobits = (_BITRATES_1 if version == 3 else _BITRATES_2)[bitrate]
-    return _samples(version) // 8 * kilobits * 1000 // _rate(version, rate) + (third >> 1 & 1)
-
-
-def _samples(version: int) -> int:
-    """Frames of samples in an MP3 frame."""
-    return 1152 if version == 3 else 576
-
-
-def _rate(version: int, index: int) -> int:
-    """Samples a second: halved in version 2, halved again in 2.5."""
-    return _RATES[index] >> {3: 0, 2: 1, 0: 2}[version]
+    kilobits = _BITRATES[version == 3, layer][bitrate]
+    samples = 576 if layer == 3 and version != 3 else 1152
+    per_second = _RATES[rate] >> {3: 0, 2: 1, 0: 2}[version]  # halved in version 2, again in 2.5
+    return samples // 8 * kilobits * 1000 // per_second + (third >> 1 & 1)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,8 +1,10 @@
-"""From samples as wide as the file has them to 16 bits, and the mix to mono.
+"""From samples as wide as the file has them to 16 bits, or to 24 where the depth is kept.
 
     integers of b bits    x -> floor(x / 2^(b-16))
     floats                x -> round(32768 x), clipped; with full scale 2^(k-1) - 1 in place of 1
                           where they were written as integers of k bits
+
+Samples of 24 bits are held as int32 whose low byte is 0.
 
 n frames (one sample of each channel)    c channels
 """
@@ -15,10 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.modalities.audio_stream import BLOCK_FRAMES, FULL_SCALE, SoundStream
+from bytelm.modalities.audio_stream import BLOCK_FRAMES, FULL_SCALE, Block, SoundStream
 from bytelm.modalities.base import MediaError
 
-FLOAT_NOTE = "floating point kept as 16 bits"
 CLIPPED_NOTE = "clipped at full scale"
 CANCEL_NOTE = "channels cancel out: the first is kept"
 
@@ -31,31 +32,45 @@ CANCELLED = 1e-3
 """Power of the mix, as a share of the channels' mean power, below which they cancel out."""
 
 Pcm = npt.NDArray[np.int16]
+Samples = npt.NDArray[np.int16] | npt.NDArray[np.int32]
+"""[n c] samples of 16 bits, or of 24 bits in the upper part of 32."""
 Floats = npt.NDArray[np.float32]
 
 
-def reduce_to_16_bits(stream: SoundStream, limit: int) -> tuple[Pcm, list[str]]:
+def reduce_stream(stream: SoundStream, limit: int, keep_depth: bool) -> tuple[Samples, list[str]]:
     """Read a stream to its end.
 
+    Args:
+        limit: bytes of the samples of 16 bits.
+        keep_depth: give samples of 24 bits where the file has more than 16.
     Returns:
         samples [n c], and notes on what they lost.
     Raises:
-        MediaError: the samples take over `limit` bytes, or are no sound.
+        MediaError: the samples are over the limit, or are no sound.
     """
     if stream.is_float:
-        return _reduce_floats(_collect_floats(stream, 2 * limit))
-    pcm = bytearray()
+        return _reduce_floats(_joined(stream.blocks, limit // 2), keep_depth)
     low_bits = 0
-    for block in stream.blocks:
-        if block.dtype == np.int32:
-            low_bits |= int(np.bitwise_or.reduce(block, axis=None)) & 0xFFFF
-            block = (block >> 16).astype(np.int16)
-        elif block.dtype != np.int16:
-            _check_finite(block)
-            block = to_pcm(block, stream.float_scale)
-        _append(pcm, block, limit)
-    notes = [f"{32 if low_bits & 0xFF else 24} bits kept as 16"] if low_bits else []
-    return np.frombuffer(pcm, np.int16).reshape(-1, stream.channels), notes
+
+    def reduced() -> Iterator[Samples]:
+        nonlocal low_bits
+        for block in stream.blocks:
+            if block.dtype == np.int16:
+                yield block
+            elif block.dtype == np.int32:
+                low_bits |= int(np.bitwise_or.reduce(block, axis=None)) & 0xFFFF
+                yield block.copy() if keep_depth else _upper_bits(block)
+            else:
+                _check_finite(block)
+                yield to_pcm(block, stream.float_scale)
+
+    samples = _joined(reduced(), limit // 2)
+    if keep_depth and samples.dtype == np.int32:
+        if not low_bits:
+            return _upper_bits(samples), []
+        samples &= np.int32(~0xFF)
+        return samples, ["32 bits kept as 24"] if low_bits & 0xFF else []
+    return samples, [f"{32 if low_bits & 0xFF else 24} bits kept as 16"] if low_bits else []
 
 
 def to_pcm(samples: npt.NDArray[np.floating], scale: float) -> Pcm:
@@ -68,6 +83,24 @@ def to_pcm(samples: npt.NDArray[np.floating], scale: float) -> Pcm:
     return pcm
 
 
+def to_deep_pcm(samples: Floats, scale: float) -> npt.NDArray[np.int32]:
+    """Convert floating-point samples to 24 bits, clipped; the scale is that to 16 bits."""
+    pcm = np.empty(samples.shape, np.int32)
+    for first in range(0, len(samples), BLOCK_FRAMES):
+        block = slice(first, first + BLOCK_FRAMES)
+        scaled = np.rint(samples[block] * np.float32(scale * 256))
+        pcm[block] = np.clip(scaled, -(1 << 23), (1 << 23) - 1)
+    pcm <<= 8
+    return pcm
+
+
+def to_floats(samples: Samples) -> Floats:
+    """[n c] samples of full scale 1."""
+    floats = samples.astype(np.float32)
+    floats /= np.float32(FULL_SCALE if samples.dtype == np.int16 else 1 << 31)
+    return floats
+
+
 def mix_to_mono(samples: Floats) -> tuple[Floats, list[str]]:
     """[n 1] mean of the channels of [n c], and notes.
 
@@ -76,16 +109,21 @@ def mix_to_mono(samples: Floats) -> tuple[Floats, list[str]]:
     """
     mono = samples.mean(axis=1, keepdims=True, dtype=np.float32)
     power = np.array([_power(samples[:, channel]) for channel in range(samples.shape[1])])
-    if _power(mono[:, 0]) >= CANCELLED * power.mean() or not power.any():
+    if _power(mono[:, 0]) >= CANCELLED * power.mean():
         return mono, []
     first = int(np.argmax(power >= power.mean() / 2))
     return samples[:, first : first + 1], [CANCEL_NOTE]
 
 
+def _upper_bits(samples: Block) -> Pcm:
+    """The upper 16 bits of integers of 32."""
+    return (samples >> 16).astype(np.int16)
+
+
 def _power(samples: Floats) -> float:
     """Mean square of the samples."""
     squares = (np.square(block, dtype=np.float64).sum() for block in _blocks(samples))
-    return float(sum(squares)) / max(1, len(samples))
+    return float(sum(squares)) / len(samples)
 
 
 def _blocks(samples: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -94,19 +132,18 @@ def _blocks(samples: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         yield samples[first : first + BLOCK_FRAMES]
 
 
-def _collect_floats(stream: SoundStream, limit: int) -> Floats:
-    """All samples [n c] of a stream."""
-    collected = bytearray()
-    for block in stream.blocks:
-        _check_finite(block)
-        _append(collected, block, limit)
-    return np.frombuffer(collected, np.float32).reshape(-1, stream.channels)
-
-
-def _append(collected: bytearray, block: npt.NDArray[Any], limit: int) -> None:
-    if len(collected) + block.nbytes > limit:
-        raise MediaError("over the limit", f"a sound of over {limit} bytes")
-    collected += np.ascontiguousarray(block).data.cast("B")
+def _joined(blocks: Iterator[npt.NDArray[Any]], limit: int) -> npt.NDArray[Any]:
+    """Blocks as one array; MediaError where they have over `limit` samples, or where none is."""
+    kept: list[npt.NDArray[Any]] = []
+    size = 0
+    for block in blocks:
+        size += block.size
+        if size > limit:
+            raise MediaError("over the limit", f"a sound of over {limit} samples")
+        kept.append(block)
+    if not kept:
+        raise MediaError("empty", "a sound of 0 frames")
+    return kept[0] if len(kept) == 1 else np.concatenate(kept)
 
 
 def _check_finite(block: npt.NDArray[np.floating]) -> None:
@@ -114,27 +151,37 @@ def _check_finite(block: npt.NDArray[np.floating]) -> None:
         raise MediaError("unreadable", "samples that are not finite numbers")
 
 
-def _reduce_floats(samples: Floats) -> tuple[Pcm, list[str]]:
+def _reduce_floats(samples: Floats, keep_depth: bool) -> tuple[Samples, list[str]]:
     """Samples of a file of floats, whose range may be that of integers."""
+    _check_finite(samples)
     peak = max(float(np.abs(block).max()) for block in _blocks(samples))
-    if peak <= LOUD:
-        pcm = to_pcm(samples, FULL_SCALE)
-        notes = [FLOAT_NOTE] if _is_rounded(samples, pcm) else []
-        return pcm, [CLIPPED_NOTE, *notes] if peak > 1 else notes
+    scale: float = FULL_SCALE
+    notes = [CLIPPED_NOTE] if peak > 1 else []
+    if peak > LOUD:
+        bits = _integer_bits(samples, peak)
+        scale, notes = FULL_SCALE / 2 ** (bits - 1), [f"scaled from +-{2 ** (bits - 1) - 1}"]
+    reduced: Samples = to_pcm(samples, scale)
+    kept_bits = 16
+    if keep_depth and _is_rounded(samples, scale):
+        reduced, scale, kept_bits = to_deep_pcm(samples, scale), scale * 256, 24
+    if _is_rounded(samples, scale):
+        notes.append(f"floating point kept as {kept_bits} bits")
+    return reduced, notes
+
+
+def _integer_bits(samples: Floats, peak: float) -> int:
+    """Bits of the integers that loud floats were made of; MediaError where they look like none."""
     bits = next((b for b in INTEGER_BITS if peak <= 2 ** (b - 1)), None)
-    sounding = np.count_nonzero(samples)
     outside = sum(np.count_nonzero(np.abs(block) > 1) for block in _blocks(samples))
-    if bits is None or peak < INTEGER_PEAK or outside < sounding / 2:
+    if bits is None or peak < INTEGER_PEAK or outside < np.count_nonzero(samples) / 2:
         raise MediaError(
             "unreadable",
             f"floating-point samples up to {peak:.4g} where full scale is 1: normalise them",
         )
-    return to_pcm(samples, FULL_SCALE / 2 ** (bits - 1)), [f"scaled from +-{2 ** (bits - 1) - 1}"]
+    return bits
 
 
-def _is_rounded(samples: Floats, pcm: Pcm) -> bool:
-    """Whether 16 bits are too few for floats within full scale."""
-    return any(
-        ((block * np.float32(FULL_SCALE)).clip(-FULL_SCALE, FULL_SCALE - 1) != reduced).any()
-        for block, reduced in zip(_blocks(samples), _blocks(pcm), strict=True)
-    )
+def _is_rounded(samples: Floats, scale: float) -> bool:
+    """Whether floats at a scale are no whole numbers."""
+    scaled = (block * np.float32(scale) for block in _blocks(samples))
+    return any((block != np.rint(block)).any() for block in scaled)

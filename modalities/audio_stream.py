@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-BLOCK_FRAMES = 1 << 18
+BLOCK_FRAMES = 1 << 16
 """Frames that are read or converted at once, which bounds memory."""
 FULL_SCALE = 32768
 
 Block = npt.NDArray[Any]
-"""[m c] samples: int16; int32 with the most significant bit first; or float32 of full scale 1."""
+"""[m c] samples: int16; int32 with the high bits used; or float32 of full scale 1."""
 
 
 @dataclass
@@ -29,7 +29,8 @@ class SoundStream:
     frames: int | None
     """Frames that the file states; None where it states none."""
     blocks: Iterator[Block]
-    """All samples, in order. Raises MediaError where they are damaged or end early."""
+    """All samples, in order. A block of int32, or of floats where `is_float` is False, may be
+    overwritten by the next. Raises MediaError where samples are damaged or end early."""
     is_float: bool = False
     """Whether the file holds floating-point samples, whose range no format enforces; a lossy codec
     that decodes to them does not count."""
