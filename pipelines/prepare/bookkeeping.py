@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from bytelm.pipelines.prepare.documents import BOOKKEEPING
-from bytelm.pipelines.prepare.file_index import FileIndex, folder_of
+from bytelm.pipelines.prepare.file_index import FileIndex, folder_of, join
 from bytelm.pipelines.prepare.scan import SourceFile
 
 _ALWAYS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "_success", "_committed", "_started")
@@ -49,11 +49,9 @@ def _detail(file: SourceFile, index: FileIndex) -> str | None:
         return "describes a folder of images beside it"
     if base in _BESIDE_TARS and folder in index.tar_folders:
         return "lists the tars beside it"
-    if (base in _BESIDE_DATA or base.endswith(_CHECKSUMS)) and folder in index.data_folders:
-        return "describes the data beside it"
-    if base == _STATE and f"{folder}/dataset_info.json".lstrip("/") in index.by_name:
-        return "describes the data beside it"
-    return None
+    is_beside_info = base == _STATE and join(folder, "dataset_info.json") in index.by_name
+    is_named = is_beside_info or base in _BESIDE_DATA or base.endswith(_CHECKSUMS)
+    return "describes the data beside it" if is_named and folder in index.data_folders else None
 
 
 def _is_number(stem: str) -> bool:

@@ -32,13 +32,13 @@ COMMON_VOICE_SPLITS = {"train": "train", "dev": "val", "test": "test"}
 COMMON_VOICE_TABLES = (*COMMON_VOICE_SPLITS, "validated")
 """Tables of Common Voice whose sentences are right."""
 
-_METADATA = re.compile(r"metadata[^/]*\.(?:csv|jsonl|parquet)", re.IGNORECASE)
+_METADATA = re.compile(r"metadata[^/]*\.(?:csv|tsv|jsonl|parquet)", re.IGNORECASE)
 _COMMON_VOICE = re.compile(
     r"(?:train|dev|test|(?:in)?validated|other|reported|clip_durations|(?:un)?validated_sentences)"
     r"\.tsv"
 )
 _TRANSCRIPTS = re.compile(r".*\.trans\.txt")
-TABLE_NAMES = ("metadata.csv", ".csv", ".jsonl", ".parquet", ".tsv", ".trans.txt")
+TABLE_NAMES = (".csv", ".jsonl", ".parquet", ".tsv", ".trans.txt")
 """Ends of names, in lower case, that can be tables of captions."""
 
 
