@@ -127,10 +127,10 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> dict[str, list[StoredSegm
         assert described["member"] == name
         assert described["modality"] == modality
         assert {k: described[k] for k in described.keys() & RECORD.names} == fields | (
-            {"is_file": True} if record["is_file"] else {}
+            {1: {"is_file": True}, 2: {"is_deep": True}}.get(int(record["is_file"]), {})
         ) | {"modality": modality}
         segments.append(
-            StoredSegment(modality, fields, data, bool(record["is_file"]), described["source"])
+            StoredSegment(modality, fields, data, bool(record["is_file"] == 1), described["source"])
         )
         assert record["document"] == list(documents).index(key)
     assert expected_crc == len(checksums)
