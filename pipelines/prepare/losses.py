@@ -1,6 +1,6 @@
 """How much of the sources was lost, and whether that is too much.
 
-A loss weighs what it loses. Three shares are counted, and the largest one decides:
+A loss weighs what it loses. Three shares are counted, and none may be too large:
 
 - of the files, with members of tars and rows of tables;
 - of their bytes, since a tar that was cut off is one file. Files of a kind that is no document,
@@ -10,6 +10,7 @@ A loss weighs what it loses. Three shares are counted, and the largest one decid
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,8 +25,15 @@ from bytelm.pipelines.prepare.sources import FoundDocuments
 from bytelm.pipelines.prepare.tally import NAMES_SHOWN
 from bytelm.pipelines.shards.set_summary import reason_line
 
-WEIGHTLESS_REASONS = ("unknown kind", "compressed")
-"""Reasons by which no document of ours is lost, so that the file's bytes tell nothing."""
+WEIGHTLESS_REASONS = ("unknown kind", "compressed", "over the limit")
+"""Reasons that keep out whole files by their kind or by the user's limit, so that their bytes tell
+nothing about what was lost of the rest."""
+SMALLEST_JUDGED = {"files": 1, "bytes": 10_000, "pairs": 3}
+"""Smallest loss whose share is judged: in a handful of small files a share of bytes or pairs means
+little beside that of the files."""
+
+_WAY_OUT = re.compile(r"`|pip install|first$")
+"""Details that name a command or an act, rather than describe a file."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,12 @@ def _pair_loss(skipped: Sequence[SkippedFile], documents: Sequence[SourceDocumen
 def check_losses(losses: Losses, skipped: Sequence[SkippedFile], max_share: float) -> None:
     """Raise ValueError where one of the shares that were lost is above `max_share`."""
     kinds = {"files": losses.files, "bytes": losses.bytes, "pairs": losses.pairs}
-    kind, loss = max(kinds.items(), key=lambda item: item[1].share)
-    if loss.share <= max_share:
+    judged = {kind: loss for kind, loss in kinds.items() if loss.lost >= SMALLEST_JUDGED[kind]}
+    too_large = [kind for kind, loss in judged.items() if loss.share > max_share]
+    if not too_large:
         return
+    kind = "files" if "files" in too_large else too_large[0]
+    loss = judged[kind]
     causes = [s for s in skipped if s.reason not in HARMLESS_REASONS or kind == "pairs"]
     raise ValueError(
         f"{loss.lost:,} of {loss.total:,} {kind} ({loss.share:.1%}) are bad, more than "
@@ -104,24 +115,23 @@ def check_losses(losses: Losses, skipped: Sequence[SkippedFile], max_share: floa
 
 
 def list_reasons(skipped: Sequence[SkippedFile]) -> str:
-    """The number of skipped files for each reason, their first names, and the detail that they
-    share, such as a way out."""
-    details: dict[str, set[str]] = {}
-    for entry in skipped:
-        details.setdefault(entry.reason, set()).add(entry.detail)
-    lines = []
-    for reason, group in group_reasons(skipped).items():
-        shared = f": {details[reason].pop()}" if len(details[reason]) == 1 else ""
-        lines.append(reason_line(reason, group) + shared)
-    return ", ".join(lines) or "the sources are empty"
+    """The number of skipped files for each reason, their first names, and the ways out that their
+    details name."""
+    lines = [reason_line(reason, group) for reason, group in group_reasons(skipped).items()]
+    ways_out = dict.fromkeys(s.detail for s in skipped if _WAY_OUT.search(s.detail))
+    shown = "".join(f"; {detail}" for detail in list(ways_out)[:NAMES_SHOWN])
+    return (", ".join(lines) or "the sources are empty") + shown
 
 
 def group_reasons(skipped: Sequence[SkippedFile]) -> dict[str, dict[str, Any]]:
-    """For each reason the number of files, their bytes, and their first names, by reason."""
+    """The files, entries, bytes and first names of each reason, in the order of the reasons."""
     reasons: dict[str, dict[str, Any]] = {}
     for entry in skipped:
-        reason = reasons.setdefault(entry.reason, {"count": 0, "bytes": 0, "names": []})
+        reason = reasons.setdefault(
+            entry.reason, {"count": 0, "entries": 0, "bytes": 0, "names": []}
+        )
         reason["count"] += entry.count
+        reason["entries"] += 1
         reason["bytes"] += entry.size
         if len(reason["names"]) < NAMES_SHOWN:
             reason["names"].append(entry.name)

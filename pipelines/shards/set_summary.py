@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bytelm.pipelines.shards.format import SPLITS
@@ -67,7 +67,7 @@ def skipped_lines(report: Mapping[str, Any]) -> list[str]:
 
 def reason_line(reason: str, entry: Mapping[str, Any]) -> str:
     """A reason with its count and first names: `3 empty (a.txt, b.txt, c.txt)`."""
-    return f"{entry['count']:,} {reason} ({_names(entry)})"
+    return f"{entry['count']:,} {reason} ({_names(entry['names'], entry['entries'])})"
 
 
 def counted(count: int, noun: str) -> str:
@@ -95,15 +95,13 @@ def _taken_line(modality: str, taken: Mapping[str, Any]) -> str:
 
 
 def _note_line(note: str, entry: Mapping[str, Any]) -> str:
-    return f"{note}: {counted(entry['count'], 'file')} ({_names(entry)})"
+    return f"{note}: {counted(entry['count'], 'file')} ({_names(entry['names'], entry['count'])})"
 
 
-def _names(entry: Mapping[str, Any]) -> str:
-    """The first names of an entry; an ellipsis where there are more."""
-    names = [_short(name) for name in entry["names"]]
-    if entry["count"] > len(names):
-        names.append("...")
-    return ", ".join(names)
+def _names(first: Sequence[str], count: int) -> str:
+    """The first of `count` names; an ellipsis where there are more."""
+    shown = [_short(name) for name in first]
+    return ", ".join([*shown, "..."] if count > len(shown) else shown)
 
 
 def _short(name: str) -> str:

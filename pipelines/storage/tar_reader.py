@@ -237,15 +237,20 @@ class _TarWalk:
         if found is None:
             rest = self._tar_size - self._offset
             if rest < 2 * BLOCKSIZE:
+                self._member_start = self._tar_size
                 raise _DamageError(f"it ends at byte {self._tar_size} inside its end mark")
             if rest > MAX_PADDING_BYTES:
                 raise _DamageError(f"{rest} zeros from byte {self._offset} to its end")
             return b""
         start = found // BLOCKSIZE * BLOCKSIZE
         header = os.pread(self._descriptor, BLOCKSIZE, start)
-        is_aligned = (start - self._part_start) % RECORDSIZE == 0
-        if not is_aligned or len(header) < BLOCKSIZE or not _checksum_fits(header):
-            raise _DamageError(f"no header behind the zeros at byte {self._offset}")
+        zeros = start - self._offset
+        if len(header) < BLOCKSIZE or not _checksum_fits(header):
+            if zeros >= 2 * BLOCKSIZE:
+                self._member_start = start
+            raise _DamageError(f"no header behind the end mark at byte {self._offset}")
+        if (start - self._part_start) % RECORDSIZE:
+            raise _DamageError(f"{zeros} zeros before the header at byte {start}")
         self._offset = self._member_start = self._part_start = start
         self._parts += 1
         return header

@@ -78,6 +78,6 @@ def skipped(prepared: Prepared) -> dict[str, str]:
     assert entries == sorted(entries, key=lambda e: (e["name"], e["reason"], e["detail"]))
     counts: dict[str, int] = {}
     for entry in entries:
-        counts[entry["reason"]] = counts.get(entry["reason"], 0) + 1
+        counts[entry["reason"]] = counts.get(entry["reason"], 0) + entry["count"]
     assert prepared.report["skipped"] == counts
     return {e["name"]: e["reason"] for e in entries}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -17,7 +18,7 @@ from helpers.source_files import documents, png, skipped, sound, txt
 from helpers.web_server import be_impatient, serving
 
 from bytelm.modalities.base import DecodeOptions, Limits
-from bytelm.pipelines.prepare.documents import make_key
+from bytelm.pipelines.prepare.documents import SAME_FILE, make_key
 from bytelm.pipelines.prepare.prepare import Prepared, PrepareOptions, prepare
 from bytelm.pipelines.prepare.webdataset_tars import expand_braces
 
@@ -130,7 +131,12 @@ def test_equal_keys_of_two_tars_are_two_documents(tmp_path: Path) -> None:
         b"one/b.tar",
     }
     prepared = prepare([tmp_path / "one", tmp_path / "two"], tmp_path / "both", ALL_BAD)
-    assert skipped(prepared) == {"a.tar/same.txt": "duplicate key"}
+    assert skipped(prepared) == {}
+    assert {key: s[0]["data"] for key, s in documents(tmp_path / "both").items()} == {
+        make_key("one/a.tar/same.txt"): b"one/a.tar",
+        make_key("b/same"): b"one/b.tar",
+        make_key("two/a.tar/same.txt"): b"two/a.tar",
+    }
 
 
 def test_a_pattern_names_tars_and_what_is_missing_is_counted(tmp_path: Path) -> None:
@@ -160,44 +166,112 @@ def test_a_tar_in_a_folder_of_a_split_stays_in_it(tmp_path: Path) -> None:
 # --- what is skipped ---
 
 
-def test_members_that_webdataset_drops_or_joins_silently_are_named(tmp_path: Path) -> None:
+def test_members_that_webdataset_drops_or_joins_silently_are_documents(tmp_path: Path) -> None:
     members = {
         **texts(20),
         "img.v1.0.txt": b"joined with the next",
         "img.v1.1.txt": b"by webdataset",
         "README": b"dropped by webdataset",
-        ".hidden.txt": b"this too",
         "a.cls": b"7",
+        "foo.c": b"one",
+        "foo.h": b"two",
+        "picture.bin": image_bytes(tmp_path),
         "a.pyd": pickle.dumps(1),
         "a.pth": b"\0",
         "b.txt": b"",
         "c.png": b"\0" * 40_000,
-        "d.txt": b"first",
         "e.JPG": b"no jpeg",
     }
-    tar = write_tar(tmp_path / "a.tar", members)
-    with tarfile.open(tar, "a") as appended:
-        info = tarfile.TarInfo("d.txt")
-        info.size = 6
-        appended.addfile(info, io.BytesIO(b"second"))
     limits = DecodeOptions(limits=Limits(max_bytes=30_000))
+    tar = write_tar(tmp_path / "a.tar", members)
     prepared = prepare_tar(tmp_path, tar, PrepareOptions(decode=limits))
     assert skipped(prepared) == {
-        "a.tar/img.v1.0.txt": "dot in the key",
-        "a.tar/img.v1.1.txt": "dot in the key",
-        "a.tar/README": "no suffix",
-        "a.tar/.hidden.txt": "no suffix",
-        "a.tar/a.cls": "unknown kind",
         "a.tar/a.pyd": "unknown kind",
         "a.tar/a.pth": "unknown kind",
         "a.tar/b.txt": "empty",
         "a.tar/c.png": "over the limit",
-        "a.tar/d.txt": "duplicate key",
         "a.tar/e.JPG": "name and content disagree",
     }
-    assert prepared.report["documents"] == 21
-    assert segments_of(tmp_path / "set", "a", "d")[0]["data"] == b"first"
-    assert prepared.report["files"] == 1 + len(members) + 1
+    assert prepared.report["documents"] == 20 + 7
+    assert segments_of(tmp_path / "set", "a", "img.v1.0")[0]["data"] == b"joined with the next"
+    assert segments_of(tmp_path / "set", "a", "picture")[0]["modality"] == "image"
+    assert prepared.report["files"] == 1 + len(members)
+    sizes = {entry["name"]: entry["size"] for entry in prepared.report["skipped_files"]}
+    assert sizes["a.tar/c.png"] == 40_000
+
+
+def test_hidden_members_are_left_out_as_in_a_folder_and_noted(tmp_path: Path) -> None:
+    """AppleDouble of a Mac, its resource folder, headers of old pax programs, dot files."""
+    members = {}
+    for i in range(20):
+        members[f"./._{i}.txt"] = b"\0\5\26\7" + bytes(150)
+        members[f"./{i}.txt"] = b"text %d" % i
+    members |= {"__MACOSX/a.txt": b"a", "./PaxHeaders.17/b.txt": b"b", "x/.git/c.txt": b"c"}
+    members["./x.txt"] = b""
+    prepared = prepare_tar(tmp_path, write_tar(tmp_path / "a.tar", members), PrepareOptions())
+    assert skipped(prepared) == {"a.tar/./x.txt": "empty"}
+    assert prepared.report["documents"] == 20
+    assert prepared.report["files"] == 22
+    assert prepared.report["lost"]["files"] == {"lost": 1, "total": 22}
+    assert prepared.report["notes"]["hidden members left out"]["count"] == 23
+
+
+def test_members_of_one_name_are_documents_and_pair_among_themselves(tmp_path: Path) -> None:
+    one = {"0.png": image_bytes(tmp_path, 1), "0.txt": b"first"}
+    two = {"0.png": image_bytes(tmp_path, 2), "0.txt": b"second"}
+    whole = [write_tar(tmp_path / f"{i}.tar", m).read_bytes() for i, m in enumerate((one, two))]
+    txt(tmp_path / "a.tar", b"".join(whole))
+    prepared = prepare_tar(tmp_path, tmp_path / "a.tar", PrepareOptions())
+    found = [[s["data"] for s in segments] for segments in documents(tmp_path / "set").values()]
+    assert sorted(text for text, _ in found) == [b"first", b"second"]
+    assert found[0][1] != found[1][1]
+    assert prepared.report["pairs"] == {"text + image": 2}
+    assert prepared.report["skipped"] == {}
+
+
+@pytest.mark.parametrize(
+    ("description", "caption"),
+    [
+        ({"text": ["a bell", "ringing"], "tag": ["bell"]}, b"a bell"),
+        ({"text": ["", "ringing"]}, b"ringing"),
+        ({"caption": "a bell", "text": ["other"]}, b"a bell"),
+    ],
+)
+def test_a_list_of_captions_gives_its_first_one(
+    tmp_path: Path, description: dict[str, object], caption: bytes
+) -> None:
+    """The audio tars of LAION and CLAP."""
+    members = {"0.flac": sound_bytes(tmp_path), "0.json": json.dumps(description).encode()}
+    prepared = prepare_tar(tmp_path, write_tar(tmp_path / "a.tar", members), PrepareOptions())
+    assert segments_of(tmp_path / "set", "a", "0")[0]["data"] == caption
+    assert prepared.report["skipped"] == {}
+
+
+def test_a_json_that_describes_no_member_is_a_text(tmp_path: Path) -> None:
+    members = {"a.json": b'{"text": "alone"}', "b.json": b"[1]", "c.json": b"{}", "c.bin": b"\0"}
+    prepared = prepare_tar(tmp_path, write_tar(tmp_path / "a.tar", members))
+    assert {s[0]["data"] for s in documents(tmp_path / "set").values()} == {
+        b'{"text": "alone"}',
+        b"[1]",
+        b"{}",
+    }
+    assert skipped(prepared) == {"a.tar/c.bin": "unknown kind"}
+
+
+def test_a_link_to_a_member_loses_nothing(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", {"d/a.txt": b"a text"})
+    with tarfile.open(tar, "a") as writer:
+        for name, kind, target in (
+            ("d/hard.txt", tarfile.LNKTYPE, "d/a.txt"),
+            ("d/soft.txt", tarfile.SYMTYPE, "a.txt"),
+            ("d/" + "long" * 30 + ".txt", tarfile.SYMTYPE, "./../d/a.txt"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            writer.addfile(info)
+    prepared = prepare_tar(tmp_path, tar, PrepareOptions(max_bad_share=0.0))
+    assert prepared.report["documents"] == 1
+    assert prepared.report["skipped"] == {SAME_FILE: 3}
 
 
 def test_links_devices_and_sparse_members_are_refused(tmp_path: Path) -> None:
@@ -263,7 +337,7 @@ def test_compressed_tars_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_set_of_ours_is_refused(tmp_path: Path) -> None:
     prepare([write_tar(tmp_path / "a.tar", texts(3))], tmp_path / "set", PrepareOptions())
-    with pytest.raises(ValueError, match=r"bytelm shard \(t\w+-000000.tar\)"):
+    with pytest.raises(ValueError, match=r"3 bytelm shard \(test-000000.tar, train"):
         prepare(sorted((tmp_path / "set").glob("*.tar")), tmp_path / "again", ALL_BAD)
 
 
@@ -280,8 +354,9 @@ def test_a_json_that_gives_no_caption_is_metadata(tmp_path: Path, content: str) 
 # --- damage ---
 
 
-def damaged(whole: bytes) -> dict[str, tuple[bytes, int]]:
-    """Damaged copies of a tar of ten texts, a kilobyte each, and the documents left in each."""
+def damaged(whole: bytes) -> dict[str, tuple[bytes, int, int]]:
+    """Damaged copies of a tar of ten texts, a kilobyte each; with the documents left in each, and
+    the bytes lost."""
     fifth = 5 * 1024
     flipped = bytearray(whole)
     flipped[fifth + 3] ^= 1
@@ -290,29 +365,35 @@ def damaged(whole: bytes) -> dict[str, tuple[bytes, int]]:
     size[fifth + 148 : fifth + 156] = b" " * 8
     size[fifth + 148 : fifth + 156] = b"%06o\0 " % sum(size[fifth : fifth + 512])
     return {
-        "cut between members": (whole[:fifth], 5),
-        "cut inside a header": (whole[: fifth + 100], 5),
-        "cut inside data": (whole[: fifth + 515], 5),
-        "cut inside the end mark": (whole[: 10 * 1024 + 512], 10),
-        "a header's byte": (bytes(flipped), 5),
-        "a header zeroed": (whole[:fifth] + bytes(1024) + whole[fifth + 1024 :], 5),
-        "an absurd size": (bytes(size), 5),
-        "two joined": (whole + whole, 10),
-        "padding without end": (whole + bytes(3 << 20), 10),
-        "nothing": (b"", 0),
-        "noise": (os.urandom(4096), 0),
+        "cut between members": (whole[:fifth], 5, 0),
+        "cut inside a header": (whole[: fifth + 100], 5, 100),
+        "cut inside data": (whole[: fifth + 515], 5, 515 + 3),
+        "cut inside the end mark": (whole[: 10 * 1024 + 512], 10, 0),
+        "a header's byte": (bytes(flipped), 9, 1024),
+        "a header zeroed": (whole[:fifth] + bytes(1024) + whole[fifth + 1024 :], 9, 1024),
+        "a header and its neighbour zeroed": (
+            whole[:fifth] + bytes(512) + whole[fifth + 512 :],
+            9,
+            1024,
+        ),
+        "an absurd size": (bytes(size), 9, 1024),
+        "padding without end": (whole + bytes(3 << 20), 10, len(whole) - 10 * 1024 + (3 << 20)),
+        "noise behind the end": (whole + b"noise" * 200, 10, 10 * 1024 - 10 * 1024 + 1000),
+        "nothing": (b"", 0, 0),
+        "noise": (os.urandom(4096), 0, 4096),
     }
 
 
 @pytest.mark.parametrize("damage", list(damaged(bytes(20 * 1024))))
 def test_documents_before_damage_are_kept_and_it_is_named(tmp_path: Path, damage: str) -> None:
     whole = write_tar(tmp_path / "whole.tar", texts(10)).read_bytes()
-    content, kept = damaged(whole)[damage]
+    content, kept, lost = damaged(whole)[damage]
     txt(tmp_path / "source" / "a.tar", content)
     txt(tmp_path / "source" / "good.txt")
     prepared = prepare_tar(tmp_path, tmp_path / "source")
     assert skipped(prepared) == {"a.tar": "damaged tar"}
     assert prepared.report["documents"] == kept + 1
+    assert prepared.report["skipped_files"][0]["size"] == lost
 
 
 @pytest.mark.parametrize(
@@ -327,7 +408,57 @@ def test_a_broken_extended_header_is_damage(tmp_path: Path, records: bytes) -> N
     prepared = prepare_tar(tmp_path, tmp_path / "a.tar")
     broken = records != b"6 a=b\n"
     assert prepared.report["skipped"] == ({"damaged tar": 1} if broken else {})
-    assert prepared.report["documents"] == (2 if broken else 4)
+    assert prepared.report["documents"] == 4
+
+
+def test_joined_tars_are_read_to_the_end(tmp_path: Path) -> None:
+    parts = [
+        write_tar(tmp_path / f"{x}.tar", {f"{x}{i}.txt": b"text" for i in range(40)}).read_bytes()
+        for x in "abc"
+    ]
+    txt(tmp_path / "joined.tar", b"".join(parts))
+    prepared = prepare_tar(tmp_path, tmp_path / "joined.tar", PrepareOptions(max_bad_share=0.0))
+    assert prepared.report["documents"] == 120
+    assert skipped(prepared) == {}
+    assert prepared.report["notes"] == {
+        "several tars joined in one file": {"count": 1, "names": ["joined.tar"]}
+    }
+
+
+def test_a_tar_that_was_cut_off_weighs_what_its_neighbours_suggest(tmp_path: Path) -> None:
+    tars = [
+        write_tar(tmp_path / f"{x}.tar", {f"{x}{i}.txt": b"text" for i in range(400)}).read_bytes()
+        for x in "abc"
+    ]
+    source = tmp_path / "source"
+    txt(source / "whole.tar", tars[0])
+    txt(source / "cut.tar", tars[1][: len(tars[1]) // 20])
+    txt(source / "joined.tar", tars[1] + tars[2])
+    prepared = prepare_tar(tmp_path, source, PrepareOptions())
+    assert prepared.report["documents"] == 400 + 20 + 800
+    (entry,) = prepared.report["skipped_files"]
+    assert entry["name"] == "cut.tar"
+    assert entry["count"] == pytest.approx(380, rel=0.02)
+    assert "damaged after 20 members" in entry["detail"]
+    assert "estimate" in entry["detail"]
+    lost = prepared.report["lost"]
+    assert lost["files"]["lost"] / lost["files"]["total"] == pytest.approx(380 / 1600, rel=0.02)
+    assert lost["bytes"]["lost"] / lost["bytes"]["total"] == pytest.approx(0.95 / 4, rel=0.02)
+    with pytest.raises(
+        ValueError, match=r"files \(23.7%\).* more than 20%: 380 damaged tar \(cut.tar\)"
+    ):
+        prepare([source], tmp_path / "strict", PrepareOptions(max_bad_share=0.2))
+
+
+def test_a_cut_tar_alone_says_that_its_loss_is_unknown(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "whole.tar", texts(10)).read_bytes()
+    txt(tmp_path / "source" / "cut.tar", whole[: 5 * 1024])
+    prepared = prepare_tar(tmp_path, tmp_path / "source", PrepareOptions())
+    (entry,) = prepared.report["skipped_files"]
+    assert entry["detail"] == (
+        "damaged after 5 members, 0 of 5,120 bytes unread: it ends at byte 5120 without an end "
+        "mark; how much followed is unknown"
+    )
 
 
 # --- at URLs ---
