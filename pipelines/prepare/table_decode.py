@@ -15,16 +15,15 @@ from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
 from bytelm.modalities.detect import START_BYTES
 from bytelm.pipelines.prepare.table_rows import Row, read_rows
-from bytelm.pipelines.prepare.tables import TableUnit, row_key, row_split
+from bytelm.pipelines.prepare.tables import TableFields, TableUnit, row_key, row_split
 from bytelm.pipelines.shards.pieces import PieceBuilder, ShardPiece
+from bytelm.pipelines.storage.tar_writer import BLOCK_BYTES
 
 INSTALMENT_BYTES = 1 << 24
 """An instalment ends where its documents or the rows that it has read are larger than this."""
 FIRST_ROWS = 3
 """Rows that a report names for each reason."""
 DETAIL_CHARACTERS = 200
-
-_NO_HEADER = Header()
 
 
 @dataclass
@@ -133,18 +132,22 @@ class UnitDecoder:
         self._watch = watch
         self._rows = read_rows(task.unit, self._position.first, options.limits.max_bytes)
         self._next_row = self._position.first
+        self._is_text = task.unit.fields._replace(text=None) == TableFields() and not (
+            options.keep_files
+        )
         self._builders: dict[str, tuple[list[int], PieceBuilder]] = {}
+        self._texts: dict[int, bytes] = {}
         self._instalment = Instalment()
 
     def read(self, is_fresh: bool) -> tuple[Instalment, list[bytes]]:
-        """The next instalment and the bytes of its members, one split after the other.
+        """The next instalment and the bytes of its members, for one split after the other.
 
         Args:
             is_fresh: whether the process has decoded nothing yet. A row for which another process
                 has too little memory ends the instalment, and is tried again in a fresh one.
         """
-        instalment, self._builders = Instalment(), {}
-        self._instalment = instalment
+        instalment = self._instalment = Instalment()
+        self._builders, self._texts = {}, {}
         size = 0
         try:
             for row in self._rows:
@@ -156,7 +159,7 @@ class UnitDecoder:
                 instalment.is_end = True
         except MemoryError:
             instalment.is_last = True
-            if is_fresh and not self._builders:
+            if is_fresh and not self._builders and not self._texts:
                 self._refuse_rest(MediaError("over the memory limit", "the rest of the rows"))
         except (MediaError, OSError) as error:
             self._refuse_rest(error)
@@ -168,16 +171,45 @@ class UnitDecoder:
 
     def _finish_pieces(self) -> list[bytes]:
         """Put the pieces of all splits into the instalment; returns the bytes of their members."""
+        self._add_texts()
         parts: list[bytes] = []
         for split, (numbers, builder) in self._builders.items():
             members, piece = builder.finish()
-            parts += members
-            rows = SplitRows(np.array(numbers, np.int64), piece, builder.size)
+            parts.append(members)
+            rows = SplitRows(np.array(numbers, np.int64), piece, len(members))
             self._instalment.splits[split] = rows
         return parts
 
+    def _add_texts(self) -> None:
+        """Add the documents of all rows that are one text."""
+        by_split: dict[str, tuple[list[int], list[str], list[bytes]]] = {}
+        unit, done, shares = self._unit, self._position.done, self._shares
+        for number, text in self._texts.items():
+            key = row_key(unit, number)
+            split = self._moved.get(number) or unit.split or row_split(key, shares)
+            if number >= done[split]:
+                numbers, keys, texts = by_split.setdefault(split, ([], [], []))
+                numbers.append(number)
+                keys.append(key)
+                texts.append(text)
+        for split, (numbers, keys, texts) in by_split.items():
+            builder = PieceBuilder()
+            builder.add_texts(keys, unit.name, texts)
+            self._builders[split] = numbers, builder
+        counted = self._position.counted
+        self._instalment.kinds["text",] += sum(number >= counted for number in self._texts)
+
     def _add(self, row: Row) -> int:
-        """Add a row's document, or count the row as bad; returns the bytes of the document."""
+        """Add a row's document, or count the row as bad; returns about its document's bytes."""
+        if self._is_text and not isinstance(row.values, MediaError):
+            self._instalment.read_bytes += row.size
+            try:
+                data = text_bytes(row.values[0], str(self._unit.fields.text), self._options)
+            except MediaError as error:
+                self._count_bad(row, error)
+                return 0
+            self._texts[row.number] = data
+            return len(data) + 3 * BLOCK_BYTES
         key = row_key(self._unit, row.number)
         split = self._moved.get(row.number) or self._unit.split or row_split(key, self._shares)
         is_written = row.number < self._position.done[split]
@@ -188,18 +220,16 @@ class UnitDecoder:
         try:
             samples = self._decode(row)
         except MediaError as error:
-            if not is_counted:
-                self._count_bad(row, error)
+            self._count_bad(row, error)
             return 0
         if not is_counted:
             self._count(row, samples)
         if is_written:
             return 0
         numbers, builder = self._builders.setdefault(split, ([], PieceBuilder()))
-        size = builder.size
         builder.add(key, [self._unit.name] * len(samples), samples)
         numbers.append(row.number)
-        return builder.size - size
+        return sum(len(sample.data) for sample in samples)
 
     def _decode(self, row: Row) -> list[Sample]:
         """The samples of a row. MediaError where it is bad."""
@@ -211,7 +241,8 @@ class UnitDecoder:
         fields = self._unit.fields
         samples = []
         if fields.text is not None:
-            samples.append(text_sample(text, fields.text, self._options))
+            data = text_bytes(text, fields.text, self._options)
+            samples.append(Sample("text", Header(), data, self._options.keep_files))
         if fields.image is not None or fields.audio is not None:
             self._watch.begin_row(row.number, row.size)
             for modality, field_name, value in (
@@ -247,6 +278,9 @@ class UnitDecoder:
             self._instalment.notes[note] = (count + 1, [*names, name][:FIRST_ROWS])
 
     def _count_bad(self, row: Row, error: MediaError) -> None:
+        """Count a row that becomes no document, unless it is counted already."""
+        if row.number < self._position.counted:
+            return
         bad = self._instalment.bad.setdefault(error.reason, BadRows())
         bad.add(row.number, error.detail[:DETAIL_CHARACTERS], row.size)
 
@@ -271,8 +305,8 @@ def rest_of_unit(unit: TableUnit, row: int, reason: str, detail: str) -> Instalm
     return Instalment(stop=row, is_end=True, bad={reason: bad})
 
 
-def text_sample(value: object, field_name: str, options: DecodeOptions) -> Sample:
-    """The sample of a text. MediaError for a value that is no text, empty, or over the limit."""
+def text_bytes(value: object, field_name: str, options: DecodeOptions) -> bytes:
+    """The bytes of a text. MediaError for a value that is no text, empty, or over the limit."""
     if isinstance(value, str):
         try:
             data = value.encode()
@@ -290,7 +324,7 @@ def text_sample(value: object, field_name: str, options: DecodeOptions) -> Sampl
         raise MediaError("over the limit", f"more than {options.limits.max_bytes} bytes of text")
     if b"\0" in data:
         raise MediaError("unknown kind", f"binary: a zero byte in {field_name!r}")
-    return Sample("text", _NO_HEADER, data, options.keep_files)
+    return data
 
 
 def open_media(table_path: str, field_name: str, value: object) -> BinaryIO:

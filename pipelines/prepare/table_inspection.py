@@ -18,7 +18,7 @@ from typing import Any
 from bytelm.modalities.base import DecodeOptions, MediaError
 from bytelm.modalities.detect import START_BYTES, claimed_modality, modality_of
 from bytelm.pipelines.prepare.decode_worker import cpu_seconds, limit_memory, limit_time, silence
-from bytelm.pipelines.prepare.table_decode import text_sample
+from bytelm.pipelines.prepare.table_decode import text_bytes
 from bytelm.pipelines.prepare.table_fields import AUDIO, IMAGE, OTHER, TEXT, choose_fields
 from bytelm.pipelines.prepare.table_rows import (
     JSON_ERRORS,
@@ -134,7 +134,7 @@ def _text_rows(units: Iterable[TableUnit]) -> Iterator[int]:
                     if isinstance(row.values, MediaError):
                         continue
                     if unit.fields.text is not None:
-                        text_sample(row.values[0], unit.fields.text, options)
+                        text_bytes(row.values[0], unit.fields.text, options)
                 except MediaError:
                     continue
                 yield row.number

@@ -24,6 +24,8 @@ MISSING_ZSTD = "reading it needs zstandard: pip install 'bytelm[tables]'"
 MISSING_ARROW = "reading it needs pyarrow: pip install 'bytelm[tables]'"
 JSON_ERRORS = (ValueError, RecursionError)
 
+_JSON = json.JSONDecoder()
+
 
 class Row(NamedTuple):
     """A row as it was read."""
@@ -73,11 +75,14 @@ def _read_json_lines(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
 def json_values(line: bytes, fields: TableFields) -> tuple[Any, Any, Any] | MediaError:
     """The values of a line's fields, or the reason why it has none."""
     try:
-        row = json.loads(line)
+        text = line.decode().strip()
+        row, end = _JSON.raw_decode(text)
     except JSON_ERRORS:
         return MediaError("broken row", "no JSON")
     except MemoryError:
         return MediaError("over the memory limit", "a row takes too much memory")
+    if end < len(text):
+        return MediaError("broken row", "more than one JSON value in a line")
     if not isinstance(row, dict):
         return MediaError("broken row", "no JSON object")
     get = row.get
@@ -109,11 +114,14 @@ def _range_lines(unit: TableUnit, first: int, limit: int) -> Iterator[tuple[int,
         file.seek(max(position - 1, 0))
         if position:  # the line of the byte before belongs to the part before
             position += len(next(_bounded_lines(file, limit), b"")) - 1
-        for line in _bounded_lines(file, limit):
-            if position >= unit.stop:
-                return
-            yield position, line.removeprefix(LINE_START) if position == 0 else line
-            position = file.tell()
+        data = file.read(max(unit.stop - position, 0))
+        if data and not data.endswith(b"\n"):
+            data += next(_bounded_lines(file, limit), b"")
+    if position == 0 and data.startswith(LINE_START):
+        data = b"   " + data.removeprefix(LINE_START)
+    for line in data.split(b"\n"):
+        yield position, line
+        position += len(line) + 1
 
 
 def _bounded_lines(file: BinaryIO, limit: int) -> Iterator[bytes]:

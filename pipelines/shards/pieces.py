@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +27,12 @@ from bytelm.pipelines.shards.format import (
     Index,
     chunk_checksums,
 )
-from bytelm.pipelines.storage.tar_writer import member_parts
+from bytelm.pipelines.storage.tar_writer import BLOCK_BYTES, member_headers
 
 SegmentShape = tuple[str, Header, bool, bool, str, str]
 """Modality, header, is_file, is_deep, suffix of the member, and name of the source file."""
+
+_ZEROS = bytes(BLOCK_BYTES)
 
 
 @dataclass(frozen=True)
@@ -66,42 +70,103 @@ class ShardPiece:
 
 
 class PieceBuilder:
-    """Collects documents to a piece."""
+    """Collects documents to a piece, whose bytes are laid out for all of them at once."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._ends: list[int] = []
-        self._rows: list[tuple[int, ...]] = []
-        self._checksums: list[int] = []
-        self.size = 0
-        """Bytes of all members so far."""
+        self._names: list[str] = []  # of members
+        self._data: list[bytes] = []  # of members
+        self._documents: list[int] = []  # of segments
+        self._members: list[int] = []  # of segments
+        self._forms: list[SegmentForm] = []  # of segments
+        self._last_members: list[int] = []  # of documents
 
     def add(self, key: str, sources: Sequence[str], samples: Sequence[Sample]) -> None:
         """Append a document; see ShardWriter.add."""
-        document = len(self._ends)
-        offsets = add_document(self._add_member, key, sources, samples)
-        for sample, offset in zip(samples, offsets, strict=True):
-            self._rows.append(index_row(document, sample, offset, len(self._checksums)))
-            self._checksums += chunk_checksums(sample.data)
-        self._ends.append(self.size)
+        document = len(self._last_members)
+        members = add_document(self._add_member, key, sources, samples)
+        self._documents += [document] * len(samples)
+        self._members += members
+        self._forms += map(segment_form, samples)
+        self._last_members.append(members[-1])
 
-    def finish(self) -> tuple[list[bytes], ShardPiece]:
-        """The bytes of all members, in parts, and a piece whose `members` are yet to be set."""
+    def add_texts(self, keys: Sequence[str], source: str, texts: Sequence[bytes]) -> None:
+        """Append documents of one text each.
+
+        Args:
+            keys: names of the documents, unique in the set.
+            source: name of the file of all texts.
+            texts: bytes of the texts.
+        """
+        sample = Sample("text", Header(), b"")
+        suffix, parts = _text_member(source)
+        first = len(self._last_members)
+        members = range(len(self._names) + 1, len(self._names) + 2 * len(texts) + 1, 2)
+        for key, text in zip(keys, texts, strict=True):
+            self._names += (f"{key}.json", f"{key}.{suffix}")
+            self._data += (key.join(parts).encode(), text)
+        self._documents += range(first, first + len(texts))
+        self._members += members
+        self._forms += [segment_form(sample)] * len(texts)
+        self._last_members += members
+
+    def finish(self) -> tuple[bytes, ShardPiece]:
+        """The bytes of all members, and a piece whose `members` are yet to be set."""
+        sizes = np.fromiter(map(len, self._data), np.int64, len(self._data))
+        padding = -sizes % BLOCK_BYTES
+        ends = np.cumsum(BLOCK_BYTES + sizes + padding)
+        checksums = [chunk_checksums(self._data[member]) for member in self._members]
+        first_crcs = np.cumsum([0, *map(len, checksums)])[:-1]
+        index = np.empty(len(self._members), INDEX_DTYPE)
+        index["document"] = self._documents
+        forms = list(dict.fromkeys(self._forms))
+        numbers = {form: number for number, form in enumerate(forms)}
+        values = np.array(forms)[[numbers[form] for form in self._forms]]
+        for column, name in enumerate(SegmentForm._fields):
+            index[name] = values[:, column]
+        index["first_crc"] = first_crcs
+        index["offset"] = (ends - sizes - padding)[self._members]
+        index["size"] = sizes[self._members]
         piece = ShardPiece(
             members=b"",
-            ends=np.array(self._ends, np.int64),
-            index=np.array(self._rows, INDEX_DTYPE),
-            checksums=np.array(self._checksums, "<u4"),
+            ends=ends[self._last_members],
+            index=index,
+            checksums=np.fromiter(chain.from_iterable(checksums), "<u4"),
         )
-        return self._parts, piece
+        return self._layout(sizes, padding), piece
+
+    def _layout(self, sizes: npt.NDArray[np.int64], padding: npt.NDArray[np.int64]) -> bytes:
+        """The bytes of all members: header, data and padding of each."""
+        headers = member_headers(self._names, sizes)
+        parts = [b""] * (3 * len(sizes))
+        parts[::3] = [headers[i : i + BLOCK_BYTES] for i in range(0, len(headers), BLOCK_BYTES)]
+        parts[1::3] = self._data
+        parts[2::3] = [_ZEROS[:size] for size in padding.tolist()]
+        return b"".join(parts)
 
     def _add_member(self, name: str, data: bytes) -> int:
-        """Append a member, and return the offset of its data."""
-        header, *rest = member_parts(name, data)
-        offset = self.size + len(header)
-        self._parts += (header, *rest)
-        self.size = offset + sum(map(len, rest))
-        return offset
+        """Append a member, and return its number."""
+        self._names.append(name)
+        self._data.append(data)
+        return len(self._names) - 1
+
+
+class SegmentForm(NamedTuple):
+    """The values of a segment's row in the index that do not depend on its place."""
+
+    modality: int
+    is_file: int
+    channels: int
+    width: int
+    height: int
+    rate: int
+
+
+def segment_form(sample: Sample) -> SegmentForm:
+    """The form of a sample."""
+    header = sample.header
+    form = OWN_FILE if sample.is_file else DEEP if sample.is_deep else DECODED
+    code = MODALITIES[sample.modality].code
+    return SegmentForm(code, form, header.channels, header.width, header.height, header.rate)
 
 
 def add_document(
@@ -110,10 +175,10 @@ def add_document(
     sources: Sequence[str],
     samples: Sequence[Sample],
 ) -> list[int]:
-    """Append a document's members, and return the offset of each sample's data.
+    """Append a document's members, and return what `add_member` says of each sample's.
 
     Args:
-        add_member: appends a member of a name, and returns the offset of its data.
+        add_member: appends a member of a name, and returns its place.
         key: name of the document, unique in the set.
         sources: for each segment, the name of its source file.
         samples: the segments.
@@ -134,11 +199,14 @@ def add_document(
 
 def index_row(document: int, sample: Sample, offset: int, first_crc: int) -> tuple[int, ...]:
     """A segment's row of the index, in the order of INDEX_DTYPE."""
-    header = sample.header
-    form = OWN_FILE if sample.is_file else DEEP if sample.is_deep else DECODED
-    code = MODALITIES[sample.modality].code
-    sizes = (header.channels, header.width, header.height, header.rate)
-    return (document, code, form, *sizes, first_crc, offset, len(sample.data))
+    return (document, *segment_form(sample), first_crc, offset, len(sample.data))
+
+
+def _text_member(source: str) -> tuple[str, list[str]]:
+    """The suffix of a text's member, and the JSON of a document of one text; see _json_parts."""
+    sample = Sample("text", Header(), b"")
+    suffix = MODALITIES["text"].member_suffix(sample)
+    return suffix, _json_parts((("text", sample.header, False, False, suffix, source),))
 
 
 @lru_cache(maxsize=256)

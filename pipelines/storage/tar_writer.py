@@ -10,9 +10,14 @@ import hashlib
 import os
 import tarfile
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+BLOCK_BYTES = tarfile.BLOCKSIZE
 CHUNK_BYTES = 1 << 20
 SYNC_BYTES = 1 << 25
 """Bytes between two syncs to the disk, which leave `close` little to wait for."""
@@ -41,14 +46,14 @@ class TarWriter:
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member, and return the offset of its data."""
-        header, data, padding = member_parts(name, data)
+        header, padding = _header(name, len(data)), bytes(-len(data) % BLOCK_BYTES)
         offset = self.size + len(header)
         self._chunk += (header, data, padding)
         self._grow(len(header) + len(data) + len(padding))
         return offset
 
     def append(self, members: bytes | memoryview) -> None:
-        """Append whole members, as `member_parts` makes them."""
+        """Append whole members with their headers and padding."""
         self._flush()
         for start in range(0, len(members), CHUNK_BYTES):
             part = members[start : start + CHUNK_BYTES]
@@ -98,9 +103,32 @@ class TarWriter:
             self._unsynced = 0
 
 
-def member_parts(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
-    """A member's header, data and padding."""
-    return _header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE)
+def member_headers(names: Sequence[str], sizes: npt.NDArray[np.int64]) -> bytes:
+    """The headers of many members, one after the other, as `add` writes them.
+
+    Args:
+        names: [members] names in ASCII of at most 100 characters.
+        sizes: [members] bytes of their data.
+    """
+    count = len(names)
+    headers = np.empty((count, tarfile.BLOCKSIZE), np.uint8)
+    headers[:] = np.frombuffer(_HEADER, np.uint8)
+    assert max(map(len, names), default=0) <= 100, "a longer name needs a prefix"
+    name_bytes = np.array(names, "S100").view(np.uint8).reshape(count, 100)
+    headers[:, :100] = name_bytes
+    digits = _octal_digits(sizes, 11)
+    headers[:, 124:135] = digits
+    headers[:, 135] = 0
+    sums = _CONSTANT_SUM + name_bytes.sum(1, np.int64) + digits.sum(1, np.int64)
+    headers[:, 148:154] = _octal_digits(sums, 6)
+    headers[:, 154:156] = np.frombuffer(b"\0 ", np.uint8)
+    return headers.tobytes()
+
+
+def _octal_digits(values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.uint8]:
+    """[values, count] octal digits in ASCII, with leading zeros."""
+    shifts = 3 * np.arange(count - 1, -1, -1)
+    return (ord("0") + (values[:, None] >> shifts & 7)).astype(np.uint8)
 
 
 def _header(name: str, size: int) -> bytes:
