@@ -65,6 +65,8 @@ def prepare(
     *,
     workers: int = os.cpu_count() or 1,
     captions: str | os.PathLike[str] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
     text_field: str | None = None,
     image_field: str | None = None,
     audio_field: str | None = None,
@@ -85,15 +87,17 @@ def prepare(
         out: folder of the set. A set that is complete and of the same input is left as it is.
         workers: decoding processes.
         captions: JSON file that maps the names of files to captions.
+        include: patterns of names, one of which a file must match; None lets all files in.
+        exclude: patterns of names that no file may match.
         text_field: column of tables that holds the text; guessed where one column may hold it.
         image_field: the same for images, as bytes or paths.
         audio_field: the same for sounds.
         rate: resample sounds to this many samples per second.
         channels: 1 mixes sounds down to mono.
         keep_files: store the bytes of the files, and decode nothing.
-        shard_mb: largest shard in millions of bytes.
+        shard_mb: largest shard in millions of bytes; infinite for no limit.
         max_side: longest side of an image in pixels.
-        max_mb: largest document in millions of bytes.
+        max_mb: largest document in millions of bytes; infinite for no limit.
         max_bad_share: largest share of the files that may be bad.
         show_progress: show a progress bar on stderr where that is a terminal.
     Returns:
@@ -109,7 +113,7 @@ def prepare(
     from bytelm.pipelines.prepare.tables import TableFields
 
     decode = DecodeOptions(
-        limits=Limits(max_bytes=int(max_mb * 1e6), max_side=max_side),
+        limits=Limits(max_bytes=_bytes_of("max_mb", max_mb), max_side=max_side),
         audio_rate=rate,
         audio_channels=channels,
         keep_files=keep_files,
@@ -117,13 +121,22 @@ def prepare(
     options = PrepareOptions(
         decode=decode,
         workers=workers,
-        shard_bytes=int(shard_mb * 1e6),
+        shard_bytes=_bytes_of("shard_mb", shard_mb),
         captions=None if captions is None else Path(captions),
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
         max_bad_share=max_bad_share,
         fields=TableFields(text_field, image_field, audio_field),
     )
     console = Console(stderr=True) if show_progress else None
     return prepare([os.fspath(source) for source in sources], Path(out), options, console)
+
+
+def _bytes_of(name: str, millions: float) -> int:
+    """A limit in millions of bytes as bytes; one that no file exceeds where it is infinite."""
+    if not millions * 1e6 >= 1:
+        raise ValueError(f"{name} is {millions}, and must be above 0 (inf sets no limit)")
+    return int(min(millions * 1e6, 1 << 62))
 
 
 def __getattr__(name: str) -> Any:

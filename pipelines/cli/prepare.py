@@ -27,6 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions", type=Path, help="JSON file that maps the names of files to captions"
     )
+    for option, effect in (("include", "use only"), ("exclude", "leave out")):
+        parser.add_argument(
+            f"--{option}",
+            action="append",
+            metavar="PATTERN",
+            help=f"{effect} files whose name below the source, or that of a folder above them, "
+            "matches; may be given several times",
+        )
     for modality in ("text", "image", "audio"):
         parser.add_argument(
             f"--{modality}-field",
@@ -64,6 +72,8 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         options.out,
         workers=options.workers,
         captions=options.captions,
+        include=options.include,
+        exclude=options.exclude,
         text_field=options.text_field,
         image_field=options.image_field,
         audio_field=options.audio_field,

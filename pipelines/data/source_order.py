@@ -19,7 +19,7 @@ from bytelm.modalities import BY_CODE
 from bytelm.modalities.base import FILE_VIEW, FILE_VIEW_CODE, Header
 from bytelm.modalities.framing import Ints, RowSpans
 from bytelm.pipelines.data.packing import PackedShard, PlanConfig, pack_shard, shuffled
-from bytelm.pipelines.shards.format import DEEP, OWN_FILE, Index, Shard
+from bytelm.pipelines.shards.format import DEEP, OWN_FILE, SPLITS, Index, Shard
 from bytelm.pipelines.shards.reader import ShardSet
 
 Floats = npt.NDArray[np.float64]
@@ -103,7 +103,7 @@ class SourceOrder:
         self._view_codes = np.array([m.view_code(config.views[m.name]) for m in BY_CODE], np.uint8)
         self.shards = [shard for shard in shard_set.split(split) if shard.documents]
         if not self.shards:
-            raise ValueError(f"{shard_set.location} has no documents in split {split!r}")
+            raise ValueError(_empty_split(shard_set, split))
         self.table = table or self._count_rows()
         self.rows_per_pass = int(self.table.rows.sum())
         self.cost_per_pass = int(self.table.cost.sum())
@@ -288,3 +288,13 @@ class SourceOrder:
 
 def _cost(row_bytes: Ints) -> Ints:
     return np.maximum(row_bytes, 1)
+
+
+def _empty_split(shard_set: ShardSet, split: str) -> str:
+    """Why a split without documents cannot be read, and what to do."""
+    counts = {name: sum(s.documents for s in shard_set.split(name)) for name in SPLITS}
+    others = " and ".join(f"{n} in {name}" for name, n in counts.items() if n) or "none at all"
+    return (
+        f"{shard_set.location} has no documents in split {split!r}, and {others}: prepare it from "
+        f"more files, or from files in folders train/ and {split if split != 'train' else 'val'}/"
+    )
