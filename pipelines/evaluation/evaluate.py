@@ -7,12 +7,8 @@ Nats are summed in float64 and bytes in integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import track
 
 from bytelm.modalities import MODALITIES
 from bytelm.pipelines.checkpoints.load import load_model
@@ -24,10 +20,10 @@ from bytelm.pipelines.evaluation import PLAIN
 from bytelm.pipelines.evaluation.codec_sizes import CodecSizes
 from bytelm.pipelines.evaluation.scoring import NatsOf, Scores, nats_of_model
 from bytelm.pipelines.evaluation.windows import scored_documents, shards_in_turn
+from bytelm.pipelines.runtime.progress import on_stderr, tracked
 from bytelm.pipelines.shards.reader import open_set
 
 Figures = dict[str, dict[str, float]]
-T = TypeVar("T")
 
 
 def evaluate(
@@ -68,22 +64,23 @@ def evaluate(
 def codec_figures(plan: Plan) -> Figures:
     """Bits per byte of each codec on the documents of a plan, for each modality."""
     sizes = {name: CodecSizes() for name in MODALITIES}
-    count = sum(len(source.set.split(source.split)) for source in plan.sources)
-    for shard_set, shard in _with_progress(shards_in_turn(plan), count, "codecs"):
-        for row in shard_set.index(shard):
-            segment = plan.segment(row)
-            sample = shard_set.sample(shard, row)
-            payload = segment.modality.to_view(sample, segment.view, plan.config.patch)
-            sizes[segment.modality.name].add(sample, payload)
+    with on_stderr(sum(plan.source_bytes)) as progress:
+        for shard_set, shard in shards_in_turn(plan):
+            for row in shard_set.index(shard):
+                segment = plan.segment(row)
+                sample = shard_set.sample(shard, row)
+                payload = segment.modality.to_view(sample, segment.view, plan.config.patch)
+                sizes[segment.modality.name].add(sample, payload)
+                progress.add(payload.size)
     return {name: s.bits_per_byte() for name, s in sizes.items() if s.bits_per_byte()}
 
 
 def _score_rows(plan: Plan, nats_of: NatsOf, batch: int) -> Scores:
     """Score the rows of a plan, as validation during training does."""
     scores = Scores()
-    loader = make_loader(plan, EvaluationRows(plan.rows(0), batch, rank=0, ranks=1), workers=0)
-    for rows in _with_progress(loader, len(loader), _title(plan)):
-        scores.add_batch(rows, nats_of(rows), plan.config.patch)
+    rows = EvaluationRows(plan.rows(0), batch, rank=0, ranks=1)
+    for batch_rows in tracked(make_loader(plan, rows, workers=0), len(rows), "batches"):
+        scores.add_batch(batch_rows, nats_of(batch_rows), plan.config.patch)
     return scores
 
 
@@ -92,17 +89,7 @@ def _score_windows(plan: Plan, nats_of: NatsOf, batch: int, scoring: str) -> Sco
     scores = Scores()
     count = sum(shard.documents for s in plan.sources for shard in s.set.split(s.split))
     documents = scored_documents(plan, nats_of, batch, scoring)
-    for document in _with_progress(documents, count, _title(plan)):
+    for document in tracked(documents, count, "documents"):
         framed = document.framed
         scores.add_row(framed.ids, framed.scored, document.nats, plan.config.patch)
     return scores
-
-
-def _title(plan: Plan) -> str:
-    return f"scoring {plan.sources[0].split}"
-
-
-def _with_progress(items: Iterable[T], count: int, description: str) -> Iterable[T]:
-    """The items, with a progress bar on stderr where that is a terminal."""
-    console = Console(stderr=True)
-    return track(items, description, total=count, console=console, disable=not console.is_terminal)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from bytelm.modalities import MODALITIES, framing, generation_guides
@@ -26,12 +25,15 @@ from bytelm.model.decoding.sampling import Noise, Sampling, sample
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.generation.request import Request
 from bytelm.pipelines.runtime.device import autocast
+from bytelm.pipelines.runtime.progress import Progress, stderr_console
 
 HEADER_SEED = 1 << 40
 """Added to a file's seed for the bytes of its header, so that the noise of the payload does not
 depend on whether a header was drawn."""
 
 ShowBytes = Callable[[bytes], object]
+Advance = Callable[[int], object]
+"""Called with the number of payload bytes that were just drawn."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,15 @@ def generate_files(
     """
     out.mkdir(parents=True, exist_ok=True)
     paths: dict[int, Path] = {}
-    samples = generate_samples(model, requests, seeds, sampling, precision, show)
-    for number, generated in samples:
-        modality = MODALITIES[generated.modality]
-        stem = out / f"{modality.name}-{number:03d}"
-        paths[number] = modality.write_file(generated, stem, suffix)
+    total = sum(request.size - len(request.prompt) for request in requests)
+    with Progress(None if show else stderr_console(), total) as progress:
+        samples = generate_samples(
+            model, requests, seeds, sampling, precision, show, advance=progress.add
+        )
+        for number, generated in samples:
+            modality = MODALITIES[generated.modality]
+            stem = out / f"{modality.name}-{number:03d}"
+            paths[number] = modality.write_file(generated, stem, suffix)
     return [path for _, path in sorted(paths.items())]
 
 
@@ -78,6 +84,7 @@ def generate_samples(
     sampling: Sampling,
     precision: str,
     show: ShowBytes | None = None,
+    advance: Advance = lambda drawn: None,
 ) -> Iterator[tuple[int, Sample]]:
     """Generate one sample for each request and its seed; equal requests are drawn together.
 
@@ -86,7 +93,9 @@ def generate_samples(
     for request in dict.fromkeys(requests):
         numbers = [i for i, other in enumerate(requests) if other == request]
         request_seeds = [seeds[i] for i in numbers]
-        payloads = generate_payloads(model, request, request_seeds, sampling, precision, show)
+        payloads = generate_payloads(
+            model, request, request_seeds, sampling, precision, show, advance
+        )
         modality = MODALITIES[request.modality]
         for number, payload in zip(numbers, payloads, strict=True):
             values = np.frombuffer(payload, np.uint8)
@@ -104,6 +113,7 @@ def generate_payloads(
     sampling: Sampling,
     precision: str,
     show: ShowBytes | None = None,
+    advance: Advance = lambda drawn: None,
 ) -> list[bytes]:
     """Draw a payload for each seed.
 
@@ -114,6 +124,7 @@ def generate_payloads(
 
     Args:
         show: called with the prompt and then with each further byte of the first payload.
+        advance: called after each step that draws a byte of every payload.
     Returns:
         the payloads, prompts included.
     """
@@ -122,7 +133,9 @@ def generate_payloads(
     for first in range(0, len(seeds), rows):
         batch_seeds = seeds[first : first + rows]
         batch_show = None if first else show
-        payloads += _draw_payloads(model, request, batch_seeds, sampling, precision, batch_show)
+        payloads += _draw_payloads(
+            model, request, batch_seeds, sampling, precision, batch_show, advance
+        )
     return payloads
 
 
@@ -166,9 +179,9 @@ class _PayloadBatch:
         self._lengths = torch.full((count,), len(prompt), device=device)
         self.position = len(prompt)
         """Payload bytes of the longest payload."""
-        self.payload = torch.zeros(count, request.size, dtype=torch.int64, device=device)
+        self.payload = torch.zeros(count, request.size, dtype=torch.uint8, device=device)
         """[B, n], valid up to `position`."""
-        self.payload[:, : self.position] = torch.tensor(list(prompt), dtype=torch.int64)
+        self.payload[:, : self.position] = torch.tensor(list(prompt), dtype=torch.uint8)
 
     def grows(self, stop: int) -> bool:
         """Whether a payload has a byte to draw before `stop`."""
@@ -193,7 +206,7 @@ class _PayloadBatch:
 
     def finished(self) -> list[bytes]:
         """The payloads, each of its own length."""
-        values = self.payload.to("cpu", torch.uint8).numpy()
+        values = self.payload.cpu().numpy()
         lengths = self._lengths.tolist()
         return [row[:length].tobytes() for row, length in zip(values, lengths, strict=True)]
 
@@ -205,25 +218,25 @@ def _draw_payloads(
     sampling: Sampling,
     precision: str,
     show: ShowBytes | None,
+    advance: Advance,
 ) -> list[bytes]:
     device = model.lm_head.weight.device
-    pieces = _pieces(request, model.config.context, model.config.patch)
     batch = _PayloadBatch(request, seeds, sampling, device)
     codes = torch.full((len(seeds),), MODALITIES[request.modality].code, device=device)
     if show:
         show(request.prompt)
-    console = Console(stderr=True)
-    is_hidden = show is not None or not console.is_terminal
-    bar = Progress(console=console, transient=True, disable=is_hidden)
-    with autocast(device, precision), bar as progress:
-        title = f"{len(seeds)} x {request.modality}"
-        task = progress.add_task(title, total=request.size, completed=batch.position)
-        longest = max(len(piece.opening) + piece.stop - piece.start for piece in pieces)
+    pieces = _pieces(request, model.config.context, model.config.patch)
+    # All pieces but the first and the last have the same length.
+    opening_pieces = list(islice(pieces, 2))
+    longest = max(len(piece.opening) + piece.stop - piece.start for piece in opening_pieces)
+    with autocast(device, precision):
         decoder = Decoder(model, len(seeds), longest)
-        for piece in pieces:
+        for piece in chain(opening_pieces, pieces):
+            if not batch.grows(request.size):
+                break
             for logits in _logits(decoder, piece, batch, codes):
                 byte = batch.append(logits)
-                progress.advance(task)
+                advance(len(seeds))
                 if show and byte:
                     show(byte)
     return batch.finished()
@@ -236,28 +249,26 @@ def _logits(
     if not batch.grows(piece.stop):
         return
     opening = torch.from_numpy(piece.opening.astype(np.int64)).to(codes.device)
-    begun = batch.payload[:, piece.start : batch.position]
+    begun = batch.payload[:, piece.start : batch.position].long()
     yield decoder.prefill([torch.cat([opening, row]) for row in begun], codes)
     while batch.grows(piece.stop):
-        yield decoder.step(batch.payload[:, batch.position - 1])
+        yield decoder.step(batch.payload[:, batch.position - 1].long())
 
 
-def _pieces(request: Request, length: int, patch: int) -> list[_Piece]:
+def _pieces(request: Request, length: int, patch: int) -> Iterator[_Piece]:
     """The pieces of at most `length` ids that have payload bytes to draw."""
     modality, condition = MODALITIES[request.modality], request.condition
     generated = framing.Segment(modality, request.header, request.view, request.size)
     segments = [condition.segment, generated] if condition else [generated]
     preceding = np.frombuffer(condition.payload if condition else b"", np.uint8)
     parts = [(segment.modality, segment.size) for segment in segments]
-    pieces = []
     for *others, last in framing.split_document(parts, patch, lambda: length):
         start, stop = last.start, min(last.start + last.length, request.size)
         if last.segment < len(segments) - 1 or stop <= max(start, len(request.prompt)):
             continue
         framed = framing.frame(others, segments, lambda _, a, b: preceding[a:b], patch)
         preamble = framing.preamble(modality, request.header, request.view, start, patch)
-        pieces.append(_Piece(np.concatenate([framed.ids, preamble]), start, stop))
-    return pieces
+        yield _Piece(np.concatenate([framed.ids, preamble]), start, stop)
 
 
 def _draw_headers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,9 @@ from dataclasses import dataclass, field, replace
 from bytelm.modalities import MODALITIES, framing, generation_guides
 from bytelm.modalities.base import FILE_VIEW, Header, Sample
 from bytelm.pipelines.generation.media import Source, detect_modality, read_sample, source_name
+
+MAX_PAYLOAD_BYTES = (1 << 32) - 1
+"""Limit of the 32-bit payload offset in a piece's header."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Request:
     """A payload to generate.
 
     Raises ValueError for the view `file`, since no guide keeps the bytes of a PNG or FLAC file
-    valid, and for a width, height, rate or number of channels that no header holds.
+    valid, and for a size above MAX_PAYLOAD_BYTES, and for a width, height, rate or number
+    of channels that no header holds.
     """
 
     modality: str
@@ -50,6 +55,11 @@ class Request:
         except struct.error as error:
             fields = ", ".join(f"{k} {v}" for k, v in self.header._asdict().items() if v)
             raise ValueError(f"no header holds {fields} ({error}): ask for less") from error
+        if self.size > MAX_PAYLOAD_BYTES:
+            raise ValueError(
+                f"{self.size:,} bytes of {self.modality}: a document has at most "
+                f"{MAX_PAYLOAD_BYTES:,}, so ask for less"
+            )
 
 
 def text_request(
@@ -104,7 +114,7 @@ def audio_request(
 ) -> Request:
     """A sound of a header and a length that begins with the first seconds of another sound."""
     audio, frame_bytes = MODALITIES["audio"], 2 * header.channels
-    frames = round(seconds * header.rate)
+    frames = round(seconds * header.rate) if math.isfinite(seconds) else 0
     if frames < 1:
         raise ValueError(
             f"a sound of {seconds} seconds at {header.rate} Hz has no sample: make it longer"

@@ -14,6 +14,7 @@ from rich.table import Table
 from bytelm.modalities import BY_CODE
 from bytelm.modalities.base import Modality
 from bytelm.pipelines.errors import DamageError
+from bytelm.pipelines.runtime.progress import tracked
 from bytelm.pipelines.shards.format import SPLITS, Index, Shard
 from bytelm.pipelines.shards.reader import ShardSet, open_set
 from bytelm.pipelines.shards.set_summary import content_lines
@@ -65,7 +66,8 @@ def show(shard_set: ShardSet, console: Console) -> None:
 def set_damage(shard_set: ShardSet) -> list[str]:
     """Check every byte of every shard, and return a line for each damaged one."""
     damage: list[str] = []
-    for shard in shard_set.one_by_one(shard_set.shards):
+    shards = shard_set.one_by_one(shard_set.shards)
+    for shard in tracked(shards, len(shard_set.shards), "shards"):
         try:
             shard_set.verify(shard)
         except DamageError as error:

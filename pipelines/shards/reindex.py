@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.errors import DamageError
+from bytelm.pipelines.runtime.progress import tracked
 from bytelm.pipelines.shards.format import SPLITS, Shard
 from bytelm.pipelines.shards.writer import IndexBuilder, write_set_manifest
 from bytelm.pipelines.storage.tar_reader import TarFlaw, TarMember, read_members
@@ -35,7 +36,7 @@ def reindex(folder: Path) -> str:
     if not names:
         raise ValueError(f"{folder} holds no shards (train-000000.tar and so on)")
     names.sort(key=lambda name: (SPLITS.index(name.split("-")[0]), name))
-    shards = [_reindex_shard(folder / name) for name in names]
+    shards = [_reindex_shard(folder / name) for name in tracked(names, len(names), "shards")]
     return write_set_manifest(folder, shards, {"index": "made again from the tars"})
 
 

@@ -326,7 +326,8 @@ def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
 def test_progress_is_shown(
     tmp_path: Path, source: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bytelm.pipelines.prepare.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("bytelm.pipelines.runtime.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("bytelm.pipelines.runtime.progress.SILENT_SECONDS", 0.0)
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=terminal, width=100)
     prepare([source], tmp_path / "set", PrepareOptions(), console)
