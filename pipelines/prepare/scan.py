@@ -98,7 +98,7 @@ class SourceScan:
         self.size = 0
         """Bytes of the files seen."""
         self.notes: list[tuple[str, str]] = []
-        """Names of tars, and what was noted about them."""
+        """Names of tars and their members, and what was noted about them."""
         self.newest_ns = 0
         """The latest modification time of a file."""
         self.inodes = array("Q")
@@ -163,7 +163,8 @@ class SourceScan:
         """The files in a WebDataset tar; what is skipped of it is named SHARD.tar/MEMBER."""
         contents = read_webdataset_tar(file.path, self._max_file_bytes)
         self.files += contents.members
-        self.notes += [(file.name, note) for note in contents.notes]
+        for member, note in contents.notes:
+            self.notes.append((f"{file.name}/{member}" if member else file.name, note))
         folder = os.path.dirname(file.path)
         tar = (contents.size, contents.members, contents.parts, contents.damage)
         self._tars.append(ReadTar(file.name, folder, *tar))

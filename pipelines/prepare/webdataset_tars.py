@@ -73,7 +73,8 @@ class TarContents:
     """Members that are skipped."""
     damage: TarFlaw | None = None
     """What is wrong with the tar itself."""
-    notes: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Names of members, or an empty one for the tar itself, and what was noted about them."""
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -124,22 +125,20 @@ def _refusal(path: str, size: int) -> TarFlaw | None:
 def _read(path: str, max_member_bytes: int, contents: TarContents) -> None:
     """Add what a tar holds to `contents`."""
     members: list[TarMember] = []
-    hidden = 0
     links: list[TarFlaw] = []
     for member in read_members(path):
         if _HIDDEN.search(member.name):
-            hidden += 1
+            contents.notes.append((member.name, HIDDEN_NOTE))
         elif isinstance(member, TarMember):
             members.append(member)
         elif member.name:
             (links if member.target else contents.flaws).append(member)
         elif member.reason == JOINED_TARS:
             contents.parts = member.count
-            contents.notes.append(JOINED_NOTE)
+            contents.notes.append(("", JOINED_NOTE))
         else:
             contents.damage = member
     contents.members = len(members) + len(links) + len(contents.flaws)
-    contents.notes += [HIDDEN_NOTE] * hidden
     contents.flaws += _link_flaws(links, members)
     sound: list[TarMember] = []
     for member in members:
