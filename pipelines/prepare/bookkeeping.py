@@ -14,9 +14,11 @@ _BESIDE_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", 
 _CHECKSUMS = (".md5", ".sha1", ".sha256", ".sha512", "md5sums", "sha256sums", "sums.txt")
 _OF_A_SHARD = (".parquet", ".json", ".idx", ".index", ".csv")
 _STATE = "state.json"
+_COMPILED = (".pyc", ".pyo")
 BOOKKEEPING_NAMES = (
     *(*_ALWAYS, *_BESIDE_TARS, *_BESIDE_DATA, *_CHECKSUMS, _STATE),
     *_OF_A_SHARD,
+    *_COMPILED,
 )
 """Ends of names, in lower case, that can be bookkeeping."""
 STATS_SUFFIX = "_stats.json"
@@ -41,6 +43,8 @@ def _detail(file: SourceFile, index: FileIndex) -> str | None:
     base = file.name.rpartition("/")[2].lower()
     if base in _ALWAYS:
         return "of an operating system or a writer of tables"
+    if base.endswith(_COMPILED) and folder.rpartition("/")[2] == "__pycache__":
+        return "compiled from a source file, in Python's cache"
     shard = file.stem.removesuffix("_stats")
     if base.endswith(_OF_A_SHARD) and (shard in index.tar_stems or file.stem in index.tar_stems):
         return "describes a tar beside it"

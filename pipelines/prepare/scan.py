@@ -163,8 +163,8 @@ class SourceScan:
         """The files in a WebDataset tar; what is skipped of it is named SHARD.tar/MEMBER."""
         contents = read_webdataset_tar(file.path, self._max_file_bytes)
         self.files += contents.members
-        for member, note in contents.notes:
-            self.notes.append((f"{file.name}/{member}" if member else file.name, note))
+        for noted, note in contents.notes:
+            self.notes.append((f"{file.name}/{noted}" if noted else file.name, note))
         folder = os.path.dirname(file.path)
         tar = (contents.size, contents.members, contents.parts, contents.damage)
         self._tars.append(ReadTar(file.name, folder, *tar))
