@@ -60,6 +60,11 @@ def to_srgb(image: PIL.Image.Image, profile: bytes, notes: list[str]) -> PIL.Ima
     return converted
 
 
+def changes_colours(profile: bytes, mode: str) -> bool:
+    """Whether an ICC profile (b"" for none) changes colours of an image of mode L, RGB or CMYK."""
+    return bool(profile) and _conversion(profile, mode).transform is not None
+
+
 @lru_cache(maxsize=8)
 def _conversion(profile: bytes, mode: str) -> _Conversion:
     """The conversion from a profile to sRGB, for images of mode L, RGB or CMYK."""

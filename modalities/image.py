@@ -91,11 +91,11 @@ class Image(Modality):
         return _SIGNATURE.match(start) is not None
 
     def decode_file(self, file: BinaryIO, options: DecodeOptions) -> Sample:
-        header, pixels, notes = decode_image(file, options.limits)
+        sample = decode_image(file, options)
         if options.keep_files:
             file.seek(0)
-            return raw_sample(self.name, header, file.read())
-        return Sample(self.name, header, pixels, notes=notes)
+            return raw_sample(self.name, sample.header, file.read())
+        return sample
 
     def member_suffix(self, sample: Sample) -> str:
         if sample.is_file:

@@ -1,4 +1,4 @@
-"""Decoding of image files to 8-bit pixels.
+"""Decoding of image files to pixels.
 
 PNG, JPEG, Netpbm and TIFF have files of their own (`png.py`, `jpeg.py`, `netpbm.py`, `tiff.py`);
 `pillow_formats.py` has GIF, BMP, WebP, AVIF and HEIC.
@@ -14,9 +14,10 @@ from typing import BinaryIO
 import numpy as np
 import PIL.Image
 
-from bytelm.modalities.base import Header, Limits, MediaError
-from bytelm.modalities.decoded_image import DecodedImage, to_pixels
-from bytelm.modalities.image_metadata import turn
+from bytelm.modalities.base import DecodeOptions, Header, Limits, MediaError, Sample
+from bytelm.modalities.decoded_image import DecodedImage, check_size
+from bytelm.modalities.image_metadata import Pixels, turn
+from bytelm.modalities.image_pixels import to_deep_pixels, to_pixels
 from bytelm.modalities.jpeg import decode_jpeg
 from bytelm.modalities.netpbm import decode_netpbm
 from bytelm.modalities.pillow_formats import decode_with_pillow
@@ -33,11 +34,12 @@ _DECODERS = {
 """Decoders by the first bytes of files; `decode_with_pillow` takes the others."""
 
 
-def decode_image(file: BinaryIO, limits: Limits) -> tuple[Header, bytes, tuple[str, ...]]:
+def decode_image(file: BinaryIO, options: DecodeOptions) -> Sample:
     """Decode the first frame of an open image file.
 
     Returns:
-        its header, its pixels [h w c], and notes on what decoding changed.
+        its sample: pixels [h w c] of 8 bits, or of 16 where the options keep them and the file has
+        more than 8; with notes on what decoding changed.
     Raises:
         MediaError: the file is broken, too large or of a kind that is not allowed.
         MemoryError: the decoder cannot allocate.
@@ -46,7 +48,7 @@ def decode_image(file: BinaryIO, limits: Limits) -> tuple[Header, bytes, tuple[s
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            return _finish(_decode(file.read(), limits))
+            return _finish(_decode(file.read(), options.limits), options)
     except (MediaError, MemoryError):
         raise
     except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
@@ -67,13 +69,17 @@ def _decode(data: bytes, limits: Limits) -> DecodedImage:
     return decode_with_pillow(data, limits)
 
 
-def _finish(image: DecodedImage) -> tuple[Header, bytes, tuple[str, ...]]:
-    """Header, pixels [h w c] and notes of an image turned upright."""
-    pixels = to_pixels(image)
+def _finish(image: DecodedImage, options: DecodeOptions) -> Sample:
+    """The sample of an image, turned upright."""
+    is_deep = options.keep_depth and image.deep_bands is not None
+    if is_deep:
+        check_size(image.width, image.height, 2 * image.channels, options.limits)
+    pixels = to_deep_pixels(image) if is_deep else to_pixels(image)
     width, height = image.width, image.height
     if image.orientation != 1:
-        stored = np.frombuffer(pixels, np.uint8).reshape(height, width, image.channels)
-        turned = turn(stored, image.orientation)
+        stored: Pixels = np.frombuffer(pixels, np.uint16 if is_deep else np.uint8)
+        turned = turn(stored.reshape(height, width, image.channels), image.orientation)
         height, width = turned.shape[:2]
         pixels = turned.tobytes()
-    return Header(width=width, height=height, channels=image.channels), pixels, tuple(image.notes)
+    header = Header(width=width, height=height, channels=image.channels)
+    return Sample("image", header, pixels, notes=tuple(image.notes), is_deep=is_deep)

@@ -9,8 +9,9 @@ import re
 import struct
 
 import numpy as np
+import numpy.typing as npt
 
-from bytelm.modalities.base import Bytes
+Pixels = npt.NDArray[np.unsignedinteger]
 
 _ORIENTATION_TAG = 0x0112
 _SHORT, _LONG = 3, 4
@@ -44,7 +45,7 @@ def _exif_orientation(exif: bytes) -> int | None:
     return None
 
 
-def turn(pixels: Bytes, number: int) -> Bytes:
+def turn(pixels: Pixels, number: int) -> Pixels:
     """Pixels [h w c] turned upright from an orientation of EXIF's number, 1 to 8."""
     if number >= 5:  # stored with lines and columns exchanged
         pixels = pixels.transpose(1, 0, 2)

@@ -55,7 +55,7 @@ def decode_netpbm(data: bytes, limits: Limits) -> DecodedImage:
         values = _plain_values(data, header) if header.is_plain else _raw_values(data, header)
         values = values.reshape(header.height, header.width, header.values)
         if header.maximum > 255:
-            image.samples = _scale(values, header.maximum, np.uint16)
+            image.deep_bands = [_scale(values, header.maximum, np.uint16)]
             return image
         picture = _picture(_scale(values, header.maximum, np.uint8))
         if header.is_bitmap:

@@ -22,7 +22,6 @@ from bytelm.modalities.decoded_image import (
     SEVERAL_NOTE,
     DecodedImage,
     check_size,
-    fill_scale,
 )
 from bytelm.modalities.image_metadata import orientation
 from bytelm.modalities.png_pixels import (
@@ -33,7 +32,7 @@ from bytelm.modalities.png_pixels import (
     VALUES,
     PngHeader,
     read_bands,
-    read_samples,
+    read_deep_bands,
 )
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -49,9 +48,9 @@ _MAX_METADATA = 1 << 24
 
 
 def decode_png(data: bytes, limits: Limits) -> DecodedImage:
-    """Read the chunks of a PNG file, and decode or prepare to decode its pixels.
+    """Read the chunks of a PNG file, and prepare to decode its pixels.
 
-    Raises MediaError here or, for damage within the pixels, while `bands` are taken.
+    Raises MediaError here or, for damage within the pixels, while the bands are taken.
     """
     header = _header(data)
     channels = 1 if header.colour_type in (GREY, GREY_ALPHA) else 3
@@ -63,11 +62,10 @@ def decode_png(data: bytes, limits: Limits) -> DecodedImage:
     image.profile = _profile(chunks)
     image.orientation = _orientation(chunks)
     if header.bits == 16:
-        image.samples = read_samples(header, chunks[b"IDAT"])
+        image.deep_bands = read_deep_bands(header, chunks[b"IDAT"])
         image.transparent = _transparent_colour(header, chunks)
         significant = max(_first(chunks, b"sBIT"), default=16)
-        if 8 <= significant < 16:
-            fill_scale(image, significant)
+        image.significant_bits = significant if 8 <= significant < 16 else 16
     else:
         image.bands = _marked_bands(header, chunks)
     return image

@@ -4,7 +4,7 @@ isal inflates, twice as fast as zlib. Pillow's decoder undoes the filters: it is
 lines in a zlib stream that stores them as they are, and a mode whose pixels have as many bytes as
 those of the file.
 
-h lines    w pixels of a line    v values of a pixel, with alpha
+n lines of a band    w pixels of a line    v values of a pixel, with alpha
 """
 
 from __future__ import annotations
@@ -111,20 +111,24 @@ def read_bands(header: PngHeader, chunks: list[memoryview]) -> Iterator[PIL.Imag
     stream.check_end()
 
 
-def read_samples(header: PngHeader, chunks: list[memoryview]) -> Samples:
-    """Decode an image of 16 bits a value to [h w v], as `read_bands` does."""
+def read_deep_bands(header: PngHeader, chunks: list[memoryview]) -> Iterator[Samples]:
+    """Decode an image of 16 bits a value to bands [n w v] of whole lines, as `read_bands` does."""
     stream = _PixelStream(chunks)
-    samples = np.empty((header.height, header.width, header.values), np.uint16)
-    for x, y, dx, dy in _PASSES if header.interlace else (_WHOLE,):
-        for top, images in _unfiltered(header, stream, (x, y, dx, dy)):
-            part = _join(images, header.values)
-            samples[y + top * dy : y + (top + len(part)) * dy : dy, x::dx] = part
+    if header.interlace:
+        values = np.empty((header.height, header.width, header.values), np.uint16)
+        for x, y, dx, dy in _PASSES:
+            for top, images in _unfiltered(header, stream, (x, y, dx, dy)):
+                part = _join(images, header.values)
+                values[y + top * dy : y + (top + len(part)) * dy : dy, x::dx] = part
+        yield values
+    else:
+        for _, images in _unfiltered(header, stream):
+            yield _join(images, header.values)
     stream.check_end()
-    return samples
 
 
 def _join(images: list[PIL.Image.Image], values: int) -> Samples:
-    """[h w v] 16-bit values from images of their bytes."""
+    """[n w v] 16-bit values from images of their bytes."""
     if len(images) == 1:  # upper and lower bytes in turn
         pairs = np.asarray(images[0])
         return pairs.view(">u2").reshape(*pairs.shape[:2], values)

@@ -65,7 +65,7 @@ def decode_tiff(data: bytes, limits: Limits) -> DecodedImage:
         if next_page:
             decoded.notes.append(SEVERAL_NOTE)
         if deep and image.mode in ("I;16", "I;16B", "RGB", "RGBA"):
-            decoded.samples = _deep_samples(image, data, directory)
+            decoded.deep_bands = [_deep_samples(image, data, directory)]
         else:
             image.load()
             decoded.bands = bands_of(image.convert("RGB") if image.mode == "YCbCr" else image)

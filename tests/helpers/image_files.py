@@ -64,6 +64,14 @@ def unfiltered(samples: np.ndarray) -> bytes:
     return b"".join(b"\0" + line.tobytes() for line in big_endian)
 
 
+def on_white(samples: np.ndarray) -> np.ndarray:
+    """16-bit values [h w v], of which two or four have alpha, on a white ground."""
+    if samples.shape[2] in (1, 3):
+        return samples
+    share = samples[:, :, -1:] / 65535
+    return np.rint(samples[:, :, :-1] * share + 65535 * (1 - share)).astype(np.uint16)
+
+
 def decode(data: bytes, options: DecodeOptions = DEFAULTS) -> Sample:
     return IMAGE.decode_file(io.BytesIO(data), options)
 

@@ -14,6 +14,7 @@ from helpers.image_files import (
     decode,
     encoded,
     noise,
+    on_white,
     outcome,
     pixels,
     png,
@@ -22,8 +23,8 @@ from helpers.image_files import (
     unfiltered,
 )
 
-from bytelm.modalities.base import DecodeOptions, Sample
-from bytelm.modalities.image_decoding import _decode
+from bytelm.modalities.base import DecodeOptions, Limits, MediaError, Sample
+from bytelm.modalities.image import deep_pixels
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 
@@ -149,9 +150,9 @@ def test_alpha_of_16_bits_is_laid_on_white(colour_type: int, values: int) -> Non
 
 
 def samples_of(data: bytes) -> np.ndarray:
-    image = _decode(data, DecodeOptions().limits)
-    assert image.samples is not None
-    return image.samples
+    sample = decode(data, DecodeOptions(keep_depth=True))
+    assert sample.is_deep
+    return deep_pixels(sample)
 
 
 @pytest.mark.parametrize("colour_type", [GREY, RGB, GREY_ALPHA, RGBA])
@@ -175,7 +176,7 @@ def test_all_16_bits_are_at_hand(
         bytes([y % 5]) + (lines[y] - guesses[y % 5][y]).astype(np.uint8).tobytes() for y in range(9)
     )
     data = png(13, 9, 16, colour_type, filtered)
-    assert np.array_equal(samples_of(data), samples)
+    assert np.array_equal(samples_of(data), on_white(samples))
     sample = decode(data)
     assert sample.notes == ("16 bits kept as 8",)
 
@@ -187,6 +188,30 @@ def test_a_note_says_where_few_levels_are_left() -> None:
     assert sample.notes == ("16 bits kept as 8", "few levels left: 12-bit data in 16 bits?")
     flat = np.full((4, 4, 1), 700, np.uint16)  # nothing is lost here
     assert decode(png(4, 4, 16, GREY, unfiltered(flat))).notes == ("16 bits kept as 8",)
+
+
+def test_a_transparent_colour_and_an_orientation_keep_16_bits() -> None:
+    values = np.array([[[0x1234], [0x1235]]], np.uint16)
+    exif = b"MM\0*" + struct.pack(">IH", 8, 1) + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0)
+    before = chunk(b"tRNS", b"\x12\x34") + chunk(b"eXIf", exif + bytes(4))
+    assert samples_of(png(2, 1, 16, GREY, unfiltered(values), before)).tolist() == [
+        [[0xFFFF]],
+        [[0x1235]],
+    ]
+
+
+def test_images_of_8_bits_are_not_deep() -> None:
+    data = encoded(noise())
+    assert decode(data, DecodeOptions(keep_depth=True)) == decode(data)
+    assert not decode(data, DecodeOptions(keep_depth=True)).is_deep
+
+
+def test_a_limit_holds_for_16_bits() -> None:
+    data = png(10, 10, 16, GREY, unfiltered(np.zeros((10, 10, 1), np.uint16)))
+    limits = Limits(max_bytes=150)
+    assert decode(data, DecodeOptions(limits=limits))
+    with pytest.raises(MediaError, match="over the limit"):
+        decode(data, DecodeOptions(limits=limits, keep_depth=True))
 
 
 @pytest.mark.parametrize(("colour_type", "values"), [(GREY, 1), (RGB, 3)])

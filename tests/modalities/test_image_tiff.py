@@ -8,10 +8,20 @@ import struct
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.image_files import IMAGE, decode, encoded, noise, outcome, pixels, refusal, smooth
+from helpers.image_files import (
+    IMAGE,
+    decode,
+    encoded,
+    noise,
+    on_white,
+    outcome,
+    pixels,
+    refusal,
+    smooth,
+)
 
 from bytelm.modalities.base import DecodeOptions
-from bytelm.modalities.image_decoding import _decode
+from bytelm.modalities.image import deep_pixels
 
 RNG = np.random.default_rng(0)
 
@@ -95,9 +105,9 @@ def test_all_16_bits_are_at_hand(order: str, values: int) -> None:
     samples = RNG.integers(0, 1 << 16, (7, 9, values), np.uint16)
     extra: dict[str, object] = {"T338": [2]} if values == 4 else {}
     data = tiff(samples, 1 if values == 1 else 2, order, **extra)
-    image = _decode(data, DecodeOptions().limits)
-    assert image.samples is not None
-    assert np.array_equal(image.samples, samples)
+    sample = decode(data, DecodeOptions(keep_depth=True))
+    assert sample.is_deep
+    assert np.array_equal(deep_pixels(sample), on_white(samples) if values == 4 else samples)
 
 
 def test_white_may_be_zero() -> None:
