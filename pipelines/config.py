@@ -316,7 +316,7 @@ class RunConfig:
 
 def plural(count: int, singular: str, plural_form: str = "") -> str:
     """Return a count with its noun: `1 process`, `2 processes`; the plural's default adds an s."""
-    return f"{count} {singular if count == 1 else plural_form or singular + 's'}"
+    return f"{count:,} {singular if count == 1 else plural_form or singular + 's'}"
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:

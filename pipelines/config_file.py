@@ -28,8 +28,8 @@ def _construct_whole(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = node.value.replace("_", "")
     if _LEADING_ZERO.match(text):
         raise yaml.constructor.ConstructorError(
-            problem=f"the leading zero of {node.value} makes an octal number of it for some "
-            f"programs: write {int(text)}",
+            problem=f"the leading zero makes {node.value} octal for some programs: write "
+            f"{int(text)}",
             problem_mark=node.start_mark,
         )
     return int(text, 0)

@@ -13,6 +13,7 @@ import yaml
 
 from bytelm.model.presets import preset
 from bytelm.pipelines.config import config_from_dict, load_config
+from bytelm.pipelines.config_file import parse_yaml
 from bytelm.pipelines.runtime.device import resolve_precision
 from bytelm.pipelines.training.deepspeed_config import deepspeed_config
 from bytelm.pipelines.training.optimizer import learning_rate_factor
@@ -54,6 +55,22 @@ def test_the_resolved_config_reads_back_the_same() -> None:
         ("train", {"steps": 0}, r"train\.steps is 0, and must be at least 1"),
         ("train", {"steps": 5, "precision": "fp8"}, "precision"),
         ("train", {}, r"train\.steps is missing"),
+        ("train", {"steps": "abc"}, r"train\.steps must be a whole number, and is 'abc'"),
+        ("train", {"steps": 5.5}, r"train\.steps must be a whole number, and is 5\.5"),
+        ("train", {"steps": True}, r"train\.steps must be a whole number, and is True"),
+        ("train", {"steps": 1 << 70}, r"train\.steps is a number of 71 bits, and must fit 64"),
+        ("train", {"steps": 5, "rank_timeout": math.nan}, r"train\.rank_timeout is nan"),
+        ("train", 5, "train must be a mapping, and is 5"),
+        ("steps", 5, r"unknown key steps: did you mean train\.steps\?"),
+        ("data", {"sets": [{"path": 5}]}, r"data\.sets\[0\]\.path must be a text .*, and is 5"),
+        ("data", {"sets": "a"}, r"data\.sets must be a list, and is 'a'"),
+        ("data", {"sets": [{"path": "a"}], "cache_gb": math.nan}, r"data\.cache_gb is nan"),
+        ("data", {"sets": [{"path": "a", "weight": math.inf}]}, r"sets\[0\]\.weight is inf"),
+        ("data", {"sets": [{"path": "a", "max_repeats": 0}]}, r"sets\[0\]\.max_repeats is 0"),
+        ("model", {"preset": "tiny", "init_std": math.inf}, "init_std must be above 0 and finite"),
+        ("optimizer", {"lr": math.inf}, r"optimizer\.lr is inf, and must be above 0 and finite"),
+        ("optimizer", {"weight_decay": math.inf}, r"optimizer\.weight_decay is inf"),
+        ("optimizer", {"betas": [0.9]}, r"optimizer\.betas must be a list of 2 values, and has 1"),
         ("data", {"sets": []}, "data.sets is empty"),
         ("data", {"sets": [{"path": "a"}], "views": {"image": "rasta"}}, "views.image"),
         ("model", {"preset": "tiny", "context": 4097}, "multiple of the patch"),
@@ -79,6 +96,69 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
         load_config(written(tmp_path, [1, 2]), [])
     with pytest.raises(ValueError, match=r"section\.key=value"):
         load_config(written(tmp_path, MINIMAL), ["train.steps"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1e400", math.inf),
+        (".inf", math.inf),
+        ("1_000", 1000),
+        ("0o10", 8),
+        ("0x10", 16),
+        ("1:30", "1:30"),
+        ("on", "on"),
+        ("no", "no"),
+        ("true", True),
+        ("2026-01-01", "2026-01-01"),
+        ("~", None),
+        ("", None),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    parsed = parse_yaml(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {steps: 9}\nmodel: tiny\ntrain: {steps: 8}", r"has train twice \(lines 1 and 3\)"),
+        ("train:\n  lr: 1\n  seed: 7\n  lr: 2", r"has train\.lr twice \(lines 2 and 4\)"),
+        ("{a: [{b: 1, b: 2}]}", r"has a\[0\]\.b twice \(line 1\)"),
+        (
+            "a: 010",
+            "is no YAML: line 1: the leading zero makes 010 octal for some programs: write 10",
+        ),
+        ("[" * 3000, "is nested too deeply"),
+        ("a: &x [*x]\na: 1", "has a twice"),
+        ("a: !!python/name:os.system x", "is no YAML"),
+    ],
+)
+def test_files_that_would_be_misread_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"config .*run\.yaml {message}"):
+        load_config(tmp_path / "run.yaml", [])
+
+
+def test_whole_numbers_may_be_written_as_powers_and_switches_as_words() -> None:
+    values = {"train": {"steps": 1e3}, "model": {"preset": "tiny", "rope": "on"}}
+    config = config_from_dict({**MINIMAL, **values})
+    assert config.train.steps == 1000
+    assert config.model.rope is True
+
+
+def test_no_limit_is_a_limit(tmp_path: Path) -> None:
+    path = written(tmp_path, MINIMAL)
+    config = load_config(path, ["data.cache_gb=.inf", "train.rank_timeout=.inf"])
+    assert (config.data.cache_gb, config.train.rank_timeout) == (math.inf, math.inf)
+
+
+def test_a_value_that_cannot_be_read_is_named_with_its_option(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--set train\.steps=\[: the value is no YAML"):
+        load_config(written(tmp_path, MINIMAL), ["train.steps=["])
 
 
 def test_the_global_batch_has_to_divide() -> None:

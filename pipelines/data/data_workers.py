@@ -268,7 +268,7 @@ def _work(
     threading.Thread(target=_exit_when_closed, args=(connection,), daemon=True).start()
     ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
     room = threading.Semaphore(prefetch)
-    sender = threading.Thread(target=_send_all, args=(connection, ready, room))
+    sender = threading.Thread(target=_send_all, args=(connection, ready, room), daemon=True)
     sender.start()
     try:
         for positions in islice(rows, number, None, workers):

@@ -45,7 +45,8 @@ def preview(config: RunConfig, ranks: int, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(_memory_table(config, ranks))
     if steps < config.train.steps:
-        console.print(f"a set is exhausted before the {config.train.steps:,} steps of the config")
+        wanted = plural(config.train.steps, "step")
+        console.print(f"a set is exhausted before the {wanted} of the config")
 
 
 def _model_lines(config: RunConfig) -> list[str]:
@@ -67,11 +68,12 @@ def _run_lines(
     payload_share = plan.epoch_bytes / (epoch_rows * config.model.context)
     run_rows = steps * train.global_batch
     return [
-        f"epoch: {epoch_rows:,} rows, {plan.epoch_bytes:,} payload bytes, "
+        f"epoch: {plural(epoch_rows, 'row')}, {plan.epoch_bytes:,} payload bytes, "
         f"{1 - payload_share:.1%} framing and padding",
         f"step: {plural(train.global_batch, 'row')} on {plural(ranks, 'process', 'processes')}, "
         f"{plural(accumulation, 'micro batch', 'micro batches')} of {train.micro_batch} on each",
-        f"run: {steps:,} steps, {run_rows:,} rows, {run_rows / epoch_rows:.2f} epochs",
+        f"run: {plural(steps, 'step')}, {plural(run_rows, 'row')}, "
+        f"{run_rows / epoch_rows:.2f} epochs",
     ]
 
 
@@ -82,7 +84,7 @@ def _duration(config: RunConfig, steps: int) -> str:
     processor = torch.device("cpu")
     precision = resolve_precision(processor, config.train.precision)
     hours = flops / (REACHED_SHARE * measured_matmul_flops(processor, precision)) / 3600
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.0f} minutes"
+    return f"{hours:,.1f} hours" if hours >= 1 else plural(round(60 * hours), "minute")
 
 
 def _memory_table(config: RunConfig, ranks: int) -> Table:

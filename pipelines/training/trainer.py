@@ -214,7 +214,7 @@ class Trainer:
         self._open_training_data()
         self._open_validation_data()
         if self.steps < self.config.train.steps:
-            self._print(f"the run ends after {self.steps} steps: a set is exhausted then")
+            self._print(f"the run ends after {plural(self.steps, 'step')}: a set is exhausted then")
 
     # --- data ---
 
