@@ -30,25 +30,21 @@ def to_pixels(image: DecodedImage) -> bytes:
 def _band_pixels(band: PIL.Image.Image, image: DecodedImage) -> bytes:
     """[h w c] of a band."""
     if band.mode == "La":
-        band = band.convert("LA")
-    elif band.mode == "RGBa":
-        band = band.convert("RGBA")
-    has_alpha = band.mode in ("LA", "RGBA", "PA") or "transparency" in band.info
-    if image.channels == 1:
-        plain = band.convert("LA" if has_alpha else "L")
-    elif band.mode == "CMYK":
-        plain = band
-    else:
-        plain = band.convert("RGBA" if has_alpha else "RGB")
-    plain = to_srgb(plain, image.profile, image.notes)
+        band = band.convert("LA")  # Pillow has no direct way to others
+    has_alpha = band.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in band.info
+    mode = ("L", "LA", "RGB", "RGBA")[2 * (image.channels == 3) + has_alpha]
+    if band.mode not in (mode, "CMYK"):
+        band = band.convert(mode)
+    band = to_srgb(band, image.profile, image.notes)
     if has_alpha:
-        plain = _on_white(plain)
-    return plain.getchannel(0).tobytes() if image.channels == 1 else plain.tobytes()
+        band = _on_white(band)
+    return band.getchannel(0).tobytes() if image.channels == 1 else band.tobytes()
 
 
 def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A transparent image on a white ground."""
-    image = image.convert("RGBA")
+    """A transparent image of mode LA or RGBA on a white ground."""
+    if image.mode == "LA":
+        image = image.convert("RGBA")
     white = PIL.Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=image)
     return white
