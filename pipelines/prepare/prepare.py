@@ -182,8 +182,7 @@ def _prepare(
     if not found.documents and not units:
         raise ValueError(f"nothing to prepare: {list_reasons(found.skipped)}")
     with locked_folder(out):
-        fingerprint = hashlib.sha256((input_hash + found.times_hash).encode()).hexdigest()
-        state = resume(out, fingerprint)
+        state = resume(out, _fingerprint(found, input_hash))
         with (
             PrepareProgress(console, len(found.documents), state.done) as progress,
             SetWriter(out, options.shard_bytes, state) as writer,
@@ -232,6 +231,15 @@ def _complete_set(out: Path, found: FoundDocuments, input_hash: str) -> Prepared
         raise ValueError(f"{out} holds a set already, {cause}: choose another --out, or delete it")
     (out / PREPARE_STATE).unlink(missing_ok=True)
     return Prepared(shard_set.root, shard_set.report, made=False)
+
+
+def _fingerprint(found: FoundDocuments, input_hash: str) -> str:
+    """SHA-256 over the input and the order of its documents, in which a version with other rules
+    cannot go on."""
+    digest = hashlib.sha256((input_hash + found.times_hash).encode())
+    for document in found.documents:
+        digest.update(f"{document.split}/{document.key}\n".encode())
+    return digest.hexdigest()
 
 
 def _input_hash(found: FoundDocuments, options: PrepareOptions, captions: Captions | None) -> str:
