@@ -33,6 +33,9 @@ _DECODERS = {
 }
 """Decoders by the first bytes of files; `decode_with_pillow` takes the others."""
 
+_TRUNCATED = ("truncated", "unexpected end of file", "insufficient input data")
+"""Words of decoders, in lower case, for a file that ends early."""
+
 
 def decode_image(file: BinaryIO, options: DecodeOptions) -> Sample:
     """Decode the first frame of an open image file.
@@ -57,7 +60,8 @@ def decode_image(file: BinaryIO, options: DecodeOptions) -> Sample:
         detail = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, PIL.UnidentifiedImageError):
             detail = "no image that Pillow can open"  # its own message has an address in it
-        reason = "truncated" if "truncated" in detail.lower() else "unreadable"
+        is_cut = any(words in detail.lower() for words in _TRUNCATED)
+        reason = "truncated" if is_cut else "unreadable"
         raise MediaError(reason, detail) from error
 
 

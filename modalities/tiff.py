@@ -67,9 +67,19 @@ def decode_tiff(data: bytes, limits: Limits) -> DecodedImage:
         if deep and image.mode in ("I;16", "I;16B", "RGB", "RGBA"):
             decoded.deep_bands = [_deep_samples(image, data, directory)]
         else:
-            image.load()
+            _load(image)
             decoded.bands = bands_of(image.convert("RGB") if image.mode == "YCbCr" else image)
     return decoded
+
+
+def _load(image: PIL.ImageFile.ImageFile) -> None:
+    """Decode the pixels; MediaError where libtiff fails, which tells Pillow a number alone."""
+    try:
+        image.load()
+    except OSError as error:
+        if str(error).startswith("decoder error"):
+            raise MediaError("damaged", "libtiff cannot decode the pixels") from error
+        raise
 
 
 def _check_directory(directory: Directory, size: int) -> None:
@@ -97,14 +107,14 @@ def _raw_mode(image: PIL.ImageFile.ImageFile) -> str:
 def _deep_samples(image: PIL.ImageFile.ImageFile, data: bytes, directory: Directory) -> Samples:
     """[h w v] 16-bit values, turned upright by Pillow."""
     if image.mode.startswith("I;16"):
-        image.load()
+        _load(image)
         samples: Samples = np.asarray(image).astype(np.uint16)[:, :, None]
         bits = _one(directory, _BITS, 16)
         samples <<= np.uint16(16 - bits)
         if _one(directory, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
             np.subtract(0xFFFF, samples, out=samples)
         return samples
-    image.load()
+    _load(image)
     upper: Samples = np.asarray(image).astype(np.uint16) << np.uint16(8)
     if _one(directory, _PLANES, 1) != 1:
         return upper
@@ -113,6 +123,7 @@ def _deep_samples(image: PIL.ImageFile.ImageFile, data: bytes, directory: Direct
         assert isinstance(args, tuple)
         swapped = args[0][:-1] + _SWAPPED[args[0][-1]]
         again.tile = [again.tile[0]._replace(args=(swapped, *args[1:]))]
+        _load(again)
         return upper | np.asarray(again)
 
 
