@@ -93,6 +93,14 @@ def mend_container(file: BinaryIO, limit: int) -> tuple[BinaryIO, list[str]]:
     return _mended(file, samples, present, size), [note]
 
 
+def wave_codec(file: BinaryIO) -> int | None:
+    """The number of the codec of a WAV; None where it has no chunk `fmt `."""
+    for start, name, _ in _chunks(file, file.seek(0, os.SEEK_END), 12, "little"):
+        if name == b"fmt ":
+            return _Field(start + 8, 2, "little").read(file)
+    return None
+
+
 def _find_samples(file: BinaryIO, size: int) -> _Samples | None:
     """Where the samples of a container lie; None for formats that state no size."""
     file.seek(0)

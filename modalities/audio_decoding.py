@@ -18,7 +18,7 @@ import numpy.typing as npt
 import soundfile
 
 from bytelm.modalities import audio_ogg
-from bytelm.modalities.audio_containers import mend_container
+from bytelm.modalities.audio_containers import mend_container, wave_codec
 from bytelm.modalities.audio_flac import NO_CHECKSUM, checked_blocks, parse_stream_info
 from bytelm.modalities.audio_libav import DEMUXERS, open_with_libav
 from bytelm.modalities.audio_libsndfile import error_detail, open_joined, open_sound
@@ -39,6 +39,8 @@ from bytelm.modalities.spliced_file import spliced
 MAX_RESAMPLING_TAPS = 1 << 24
 FLAC_HEADER_BYTES = 42
 """`fLaC`, and STREAMINFO with its block's header."""
+MP3_IN_WAV = 0x55
+"""A codec in WAV that libsndfile opens, but does not read to the end."""
 CONTAINER_DEMUXERS = {b"RIFF": "wav", b"FORM": "aiff", b"caff": "caf"}
 """FFmpeg's demuxers of containers that hold codecs which libsndfile lacks."""
 LIBSNDFILE_FLAC_BITS = (8, 16, 24)
@@ -147,16 +149,19 @@ def _open_flac(file: BinaryIO, start: int, limits: Limits) -> SoundStream:
 def _open_container(file: BinaryIO, start: bytes, limits: Limits) -> SoundStream:
     """Open WAV, AIFF, CAF and their like; by FFmpeg where libsndfile lacks the codec."""
     mended, notes = mend_container(file, limits.max_bytes)
-    try:
-        stream = open_sound(mended)
-    except soundfile.LibsndfileError as error:
-        demuxer = CONTAINER_DEMUXERS.get(start[:4])
-        if demuxer is None:
-            raise
+    demuxer = CONTAINER_DEMUXERS.get(start[:4])
+    if start[:4] == b"RIFF" and wave_codec(mended) == MP3_IN_WAV:
+        stream = open_with_libav(mended, "wav", "MP3 in WAV", limits)
+    else:
         try:
-            stream = open_with_libav(mended, demuxer, error_detail(error), limits)
-        except MediaError as refusal:
-            raise error from refusal
+            stream = open_sound(mended)
+        except soundfile.LibsndfileError as error:
+            if demuxer is None:
+                raise
+            try:
+                stream = open_with_libav(mended, demuxer, error_detail(error), limits)
+            except MediaError as refusal:
+                raise error from refusal
     stream.notes += notes
     return stream
 

@@ -68,10 +68,17 @@ class Link:
         raise MediaError("unknown kind", f"an Ogg link without a sound at byte {self.start}")
 
     def sound_file(self, data: bytes) -> bytes:
-        """The pages of the first sound alone."""
+        """The pages of the first sound alone, of which the last is marked as the last.
+
+        Without the mark libsndfile reads on after the end of an Opus stream.
+        """
+        pages = self.sound().pages
+        last = pages[-1]
         if len(self.streams) == 1:
-            return data[self.start : self.end]
-        return b"".join(data[page.start : page.end] for page in self.sound().pages)
+            before = data[self.start : last.start]
+        else:
+            before = b"".join(data[page.start : page.end] for page in pages[:-1])
+        return before + _marked_as_last(data[last.start : last.end])
 
 
 def read_links(data: bytes) -> tuple[list[Link], list[str]]:
@@ -109,6 +116,13 @@ def read_links(data: bytes) -> tuple[list[Link], list[str]]:
     if len(links) > 1:
         notes.append(JOINED)
     return links, notes
+
+
+def _marked_as_last(page: bytes) -> bytes:
+    if page[5] & LAST:
+        return page
+    zeroed = page[:5] + bytes([page[5] | LAST]) + page[6:22] + bytes(4) + page[26:]
+    return zeroed[:22] + page_checksum(zeroed).to_bytes(4, "little") + zeroed[26:]
 
 
 def _read_page(data: bytes, start: int) -> tuple[Page, int, int]:

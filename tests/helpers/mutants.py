@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pillow_heif
 import soundfile
+
+from helpers.sound_files import media
 
 IMAGE_KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "rgb.png": ("RGB", {}),
@@ -24,6 +27,14 @@ IMAGE_KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "palette.gif": ("P", {}),
     "rgb.bmp": ("RGB", {}),
     "rgb.ppm": ("RGB", {}),
+    "rgb.tiff": ("RGB", {}),
+    "lzw.tiff": ("RGBA", {"compression": "tiff_lzw"}),
+    "jpeg.tiff": ("RGB", {"compression": "jpeg"}),
+    "fax.tiff": ("1", {"compression": "group4"}),
+    "deep.tiff": ("I;16", {"compression": "tiff_deflate"}),
+    "rgb.avif": ("RGB", {"speed": 10}),
+    "alpha.avif": ("RGBA", {"speed": 10}),
+    "rgb.heic": ("RGB", {}),
 }
 SOUND_KINDS = {
     "a.wav": ("WAV", "PCM_16"),
@@ -36,6 +47,20 @@ SOUND_KINDS = {
     "b.ogg": ("OGG", "OPUS"),
     "a.mp3": ("MP3", "MPEG_LAYER_III"),
     "a.aiff": ("AIFF", "PCM_16"),
+    "a.w64": ("W64", "PCM_16"),
+    "a.rf64": ("RF64", "PCM_24"),
+    "a.caf": ("CAF", "ALAC_16"),
+    "a.au": ("AU", "FLOAT"),
+}
+MEDIA_KINDS = {
+    "a.m4a": ("ipod", "aac"),
+    "b.m4a": ("ipod", "alac"),
+    "a.webm": ("webm", "libopus"),
+    "a.mkv": ("matroska", "flac"),
+    "a.wma": ("asf", "wmav2"),
+    "a.aac": ("adts", "aac"),
+    "a.mp2": ("mp2", "mp2"),
+    "a.oga": ("ogg", "flac"),
 }
 
 
@@ -48,7 +73,10 @@ def images(rng: np.random.Generator) -> list[tuple[str, bytes]]:
         image = PIL.Image.fromarray(pixels).convert("L" if mode == "I;16" else mode)
         file = io.BytesIO()
         suffix = name.partition(".")[2]
-        image.convert(mode).save(file, {"jpg": "JPEG"}.get(suffix, suffix), **options)
+        if suffix == "heic":
+            pillow_heif.from_pillow(image).save(file)
+        else:
+            image.convert(mode).save(file, {"jpg": "JPEG"}.get(suffix, suffix), **options)
         files.append((name, file.getvalue()))
     return files
 
@@ -61,6 +89,10 @@ def sounds(rng: np.random.Generator) -> list[tuple[str, bytes]]:
         file = io.BytesIO()
         soundfile.write(file, samples, 24_000, format=format_, subtype=subtype)
         files.append((name, file.getvalue()))
+    for name, (container, codec) in MEDIA_KINDS.items():
+        tone = rng.normal(size=(3000, 1)) * 0.2
+        rate = 44_100 if codec == "wmav2" else 48_000
+        files.append((name, media(container, {codec: tone}, rate)))
     return files
 
 
