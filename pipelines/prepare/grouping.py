@@ -60,7 +60,9 @@ class Grouping:
             for i, group in enumerate(groups):
                 key = new_keys.get((number, i)) or group[0].key
                 digest = hashlib.sha256(key.encode()).digest()
-                split = next((file.split for file in group if file.split), None)
+                split = group[0].split
+                if split is None and len(group) > 1:
+                    split = next((file.split for file in group if file.split), None)
                 is_by_hash.append(split is None)
                 split = split or split_of(digest, self._shares)
                 document = SourceDocument(key, split, self._parts(group))
@@ -71,11 +73,11 @@ class Grouping:
 
     def _groups(self, files: Sequence[SourceFile]) -> list[_Group]:
         """The files of each document of a source."""
-        count = Counter(map(_stem_in_tar, files))
+        stems = [file.stem if file.offset is None else _stem_in_tar(file) for file in files]
+        count = Counter(stems)
         groups: list[_Group] = []
         shared: dict[str, list[SourceFile]] = {}
-        for file in files:
-            stem = _stem_in_tar(file)
+        for file, stem in zip(files, stems, strict=True):
             if count[stem] == 1:
                 groups.append((file,))
                 continue
@@ -155,8 +157,8 @@ class Grouping:
 
 
 def _stem_in_tar(file: SourceFile) -> str:
-    """What files of one document share: the stem, and the tar of members."""
-    return file.stem if file.offset is None else f"{file.path}\0{file.stem}"
+    """What the members of one document share: the tar and the stem."""
+    return f"{file.path}\0{file.stem}"
 
 
 def _documents_of_stem(files: Sequence[SourceFile]) -> Iterator[_Group]:
@@ -193,14 +195,11 @@ def _keys_of_clashes(
     sources: Sequence[Source], groups_by_source: Sequence[Sequence[_Group]]
 ) -> dict[tuple[int, int], str]:
     """New keys for documents that share theirs, by the numbers of source and group."""
-    seen: set[str] = set()
-    shared: set[str] = set()
-    for groups in groups_by_source:
-        for group in groups:
-            key = group[0].key
-            (shared if key in seen else seen).add(key)
-    if not shared:
+    keys = [group[0].key for groups in groups_by_source for group in groups]
+    seen = set(keys)
+    if len(seen) == len(keys):
         return {}
+    shared = {key for key, n in Counter(keys).items() if n > 1}
     clashes = [
         (number, i)
         for number, groups in enumerate(groups_by_source)
@@ -212,5 +211,5 @@ def _keys_of_clashes(
         main = groups_by_source[number][i][-1]
         place = sources[number].place
         candidates.append(KeyCandidate(main.name, place, main.offset, number))
-    keys = unique_keys(candidates, seen - shared)
-    return dict(zip(clashes, keys, strict=True))
+    new_keys = unique_keys(candidates, seen - shared)
+    return dict(zip(clashes, new_keys, strict=True))

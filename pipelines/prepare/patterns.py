@@ -34,6 +34,11 @@ class NamePatterns:
         self._count: Counter[str] = Counter()
         self._first: dict[str, list[str]] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether every file is used."""
+        return not (self._include or self._exclude)
+
     def admits(self, name: str) -> bool:
         """Whether a file is used. One that is not is counted."""
         if not self.admits_tar(name):

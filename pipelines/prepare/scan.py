@@ -14,13 +14,19 @@ from typing import NamedTuple
 
 from bytelm.pipelines.prepare.documents import BOOKKEEPING, SkippedFile, make_key
 from bytelm.pipelines.prepare.patterns import NamePatterns
-from bytelm.pipelines.prepare.splits import divide_folder, split_of_word
+from bytelm.pipelines.prepare.splits import divide_folder
 from bytelm.pipelines.prepare.tables import table_format
 from bytelm.pipelines.prepare.tar_losses import ReadTar, weigh_damage
 from bytelm.pipelines.prepare.webdataset_tars import is_tar, read_webdataset_tar
+from bytelm.pipelines.storage.tar_reader import COMPRESSED_SUFFIXES
 
 HUB_REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 """Folder of a repository in Hugging Face's cache."""
+_CONTAINER_SUFFIXES = (
+    *(".tar", *COMPRESSED_SUFFIXES),
+    *(".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst"),
+)
+"""Ends of names that are looked at for being a tar or a table."""
 HUB_FILES = ("version.txt", "CACHEDIR.TAG")
 """Bookkeeping beside these folders."""
 
@@ -138,13 +144,13 @@ class SourceScan:
             source: the source.
             split: split of all its files; None leaves it to its folders.
         """
+        all_admitted = self._patterns.is_empty
         files: list[SourceFile] = []
         for path, name, folder in self._walk(source, split):
             if path == self._captions_path:
                 continue
             self.files += 1
-            admits = self._patterns.admits_tar if is_tar(name) else self._patterns.admits
-            if not admits(name):
+            if not (all_admitted or self._admits(name)):
                 continue
             status = self._record(path, name)
             if status is None:
@@ -215,6 +221,10 @@ class SourceScan:
             self._skip(file.name, "over the limit", detail, file.size)
         return 0 < file.size <= self._max_file_bytes
 
+    def _admits(self, name: str) -> bool:
+        """Whether patterns let a file in; of a tar, whether it is opened."""
+        return self._patterns.admits_tar(name) if is_tar(name) else self._patterns.admits(name)
+
     def _skip(self, name: str, reason: str, detail: str, size: int = 0) -> None:
         self.skipped.append(SkippedFile(name, reason, detail, size))
 
@@ -229,10 +239,10 @@ class SourceScan:
         folders = [first]  # the next folder last
         while folders:
             folder = folders.pop()
-            names, subfolders = [], []
+            entries, subfolders = [], []
             for entry in self._entries(folder):
                 if not _is_folder(entry):
-                    names.append(entry.name)
+                    entries.append(entry)
                 elif entry.is_symlink():
                     detail = "a link to a folder: name the folder itself as a source"
                     self._skip(folder.prefix + entry.name, "link", detail)
@@ -240,12 +250,12 @@ class SourceScan:
                     subfolders.append(entry.name)
             outer, inner = self._divide(folder, subfolders)
             if outer.split and not outer.is_split_folder:
-                self.outside_split_folders += len(names)
+                self.outside_split_folders += len(entries)
             is_hub = any(HUB_REPOSITORY.fullmatch(name) for name in subfolders)
-            for name in names:
-                is_cache = folder.is_cache or (is_hub and name in HUB_FILES)
+            for entry in entries:
+                is_cache = is_hub and entry.name in HUB_FILES
                 holder = outer._replace(is_cache=True) if is_cache else outer
-                yield os.path.join(folder.path, name), folder.prefix + name, holder
+                yield entry.path, folder.prefix + entry.name, holder
             folders += reversed(inner)
 
     def _entries(self, folder: _Folder) -> list[os.DirEntry[str]]:
@@ -316,18 +326,9 @@ class SourceScan:
 
 def is_container(name: str) -> bool:
     """Whether a file's name says that it is a tar or a table, which holds many documents."""
+    if not name.lower().endswith(_CONTAINER_SUFFIXES):
+        return False
     return is_tar(name) or table_format(name) is not None
-
-
-def folder_of_tar(source: Source, name: str) -> str:
-    """The name of the folder that holds a source's file."""
-    parent = name.rpartition("/")[0]
-    return parent.rpartition("/")[2] if parent else (source.place or ("",))[-1]
-
-
-def split_of_container(source: Source, file: SourceFile) -> str | None:
-    """The split that the folder of a tar or a table says, in whatever source it lies."""
-    return file.split or split_of_word(folder_of_tar(source, file.name))
 
 
 def _stem(name: str) -> str:

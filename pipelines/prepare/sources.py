@@ -34,9 +34,8 @@ from bytelm.pipelines.prepare.scan import (
     SourceScan,
     is_container,
     local_source,
-    split_of_container,
 )
-from bytelm.pipelines.prepare.splits import divide_sources, split_of_file_name
+from bytelm.pipelines.prepare.splits import divide_sources, split_of_file_name, split_of_word
 from bytelm.pipelines.prepare.webdataset_tars import expand_braces, is_tar
 
 
@@ -153,27 +152,37 @@ def _list_sources(scan: SourceScan, sources: Sequence[Source]) -> list[list[Sour
     """The files of each source, with the splits that names of folders and files say."""
     own_splits = divide_sources([(s.place or ("",))[-1] for s in sources])
     files_by_source = []
-    for source, split in zip(sources, own_splits, strict=True):
+    containers: list[tuple[int, int]] = []  # numbers of source and file
+    for number, (source, split) in enumerate(zip(sources, own_splits, strict=True)):
         if len(sources) > 1:
             scan.add_identity("/".join(source.place[-1:]))
         files = scan.list_files(source, split)
-        files_by_source.append([_with_folder_split(source, file) for file in files])
-    containers = [f for files in files_by_source for f in files if is_container(f.name)]
-    named = {f.path: split_of_file_name(f.name) for f in containers if f.split is None}
-    if "train" in {*named.values(), *(f.split for f in containers)}:
-        for files in files_by_source:
-            files[:] = [
-                f._replace(split=named[f.path]) if f.split is None and f.path in named else f
-                for f in files
-            ]
+        files_by_source.append(files)
+        for i, file in enumerate(files):
+            if is_container(file.name):
+                files[i] = file._replace(split=file.split or split_of_word(_folder(source, file)))
+                containers.append((number, i))
+    _split_by_file_names(files_by_source, containers)
     return files_by_source
 
 
-def _with_folder_split(source: Source, file: SourceFile) -> SourceFile:
-    """A tar or table with the split that its folder says, whatever lies beside that folder."""
-    if file.split is None and is_container(file.name):
-        return file._replace(split=split_of_container(source, file))
-    return file
+def _folder(source: Source, file: SourceFile) -> str:
+    """The name of the folder that holds a file."""
+    parents = file.name.split("/")[:-1] or source.place
+    return parents[-1] if parents else ""
+
+
+def _split_by_file_names(
+    files_by_source: Sequence[list[SourceFile]], containers: Sequence[tuple[int, int]]
+) -> None:
+    """Set the splits that the names of tars and tables say, where one of these is train."""
+    splits: list[str | None] = []
+    for number, i in containers:
+        file = files_by_source[number][i]
+        splits.append(file.split or split_of_file_name(file.name))
+    if "train" in splits:
+        for (number, i), split in zip(containers, splits, strict=True):
+            files_by_source[number][i] = files_by_source[number][i]._replace(split=split)
 
 
 def _apply_layout(
@@ -234,9 +243,10 @@ def _open_containers(
     for number, (source, files) in enumerate(zip(sources, files_by_source, strict=True)):
         usable: list[SourceFile] = []
         for file in files:
-            if is_tar(file.name):
+            holds_many = is_container(file.name)
+            if holds_many and is_tar(file.name):
                 usable += scan.read_tar(file)
-            elif is_table and is_table(file):
+            elif holds_many and is_table and is_table(file):
                 tables.append(file)
                 candidates.append(KeyCandidate(file.name, source.place, None, number))
             elif scan.has_good_size(file):
