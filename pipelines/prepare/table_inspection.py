@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -41,9 +42,14 @@ from bytelm.pipelines.prepare.tables import (
 SAMPLE_ROWS = 100
 """Rows that show the kinds of columns."""
 SAMPLE_BYTES = 1 << 22
+MAX_PATH = 1000
+"""Characters of the longest string that may be a path."""
 SMALL_ROWS = 1000
 SMALL_BYTES = 1 << 20
 """Bytes of a table whose rows are listed, so that no split of a small set is empty."""
+
+_NOT_FOUND = "not found"
+"""Kind of a value that looks like the path of an image or a sound."""
 
 
 @dataclass
@@ -138,7 +144,7 @@ def _text_rows(units: Iterable[TableUnit]) -> Iterator[int]:
                 except MediaError:
                     continue
                 yield row.number
-        except MediaError:  # the report will say it
+        except (MediaError, OSError):  # decoding will say it
             continue
 
 
@@ -154,31 +160,38 @@ def _json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _kinds_of(rows: Iterable[dict[str, Any]], path: str) -> dict[str, str]:
-    """The kind of each column, by the first SAMPLE_ROWS rows."""
-    kinds: dict[str, str] = {}
+    """The kind of each column, by the first SAMPLE_ROWS rows, of which some may be bad."""
+    counts: dict[str, Counter[str]] = {}
     for row in islice(rows, SAMPLE_ROWS):
         for name, value in row.items():
-            kind = _kind_of(value, path)
-            if kind is not None and kinds.setdefault(name, kind) != kind:
-                kinds[name] = TEXT if {kind, kinds[name]} <= {TEXT, IMAGE, AUDIO} else OTHER
-    return kinds
+            count = counts.setdefault(name, Counter())
+            if value is not None:
+                count[_kind_of(value, path)] += 1
+    return {name: _usual_kind(count) for name, count in counts.items()}
 
 
-def _kind_of(value: object, table_path: str) -> str | None:
-    """The kind of a column that has a value; None where it tells nothing."""
+def _usual_kind(count: Counter[str]) -> str:
+    """The kind of a column whose values have these kinds."""
+    for modality in (IMAGE, AUDIO):
+        if count[modality] and 2 * (count[modality] + count[_NOT_FOUND]) >= count.total():
+            return modality
+    return TEXT if 2 * (count[TEXT] + count[_NOT_FOUND]) > count.total() else OTHER
+
+
+def _kind_of(value: object, table_path: str) -> str:
+    """The kind of a value."""
     if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
-        kinds = [_kind_of(value.get(part), table_path) for part in ("bytes", "path")]
-        return next((kind for kind in kinds if kind in (IMAGE, AUDIO)), OTHER)
+        return _kind_of(value.get("bytes") or value.get("path"), table_path)
     if isinstance(value, bytes):
         modality = modality_of(value[:START_BYTES])
         return modality if modality in (IMAGE, AUDIO) else OTHER
     if not isinstance(value, str):
-        return None if value is None else OTHER
-    modality = claimed_modality(value) if len(value) < 1000 and "\0" not in value else None
-    is_media = modality in (IMAGE, AUDIO) and not os.path.isabs(value)
-    if is_media and os.path.isfile(os.path.join(os.path.dirname(table_path), value)):
-        return modality
-    return TEXT
+        return OTHER
+    modality = claimed_modality(value) if len(value) < MAX_PATH and "\0" not in value else None
+    if modality not in (IMAGE, AUDIO) or os.path.isabs(value) or "://" in value:
+        return TEXT
+    is_file = os.path.isfile(os.path.join(os.path.dirname(table_path), value))
+    return modality if is_file else _NOT_FOUND
 
 
 def _parquet_columns(path: str, result: TableInspection) -> dict[str, str]:
@@ -198,9 +211,6 @@ def _parquet_columns(path: str, result: TableInspection) -> dict[str, str]:
         if shown and metadata.num_rows:
             batch = next(file.iter_batches(4, columns=shown, use_threads=False))
             kinds |= _kinds_of(batch.to_pylist(), path)
-        for name in shown:
-            if _is_string(schema.field(name).type) and kinds[name] == OTHER:
-                kinds[name] = TEXT
         return kinds
 
 

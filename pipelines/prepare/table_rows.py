@@ -20,6 +20,10 @@ BATCH_BYTES = 1 << 22
 BATCH_ROWS = 1024
 CSV_FIELD_BYTES = 1 << 26
 """Longest field or line of a CSV file; its reader takes four times as much memory."""
+ZSTD_FEED = 1 << 10
+"""Bytes that are decompressed at once. They can become 2^15 times as many."""
+MAX_WINDOW = 1 << 27
+"""Bytes of the largest window of a zstd file, as the program's own limit is."""
 MISSING_ZSTD = "reading it needs zstandard: pip install 'bytelm[tables]'"
 MISSING_ARROW = "reading it needs pyarrow: pip install 'bytelm[tables]'"
 JSON_ERRORS = (ValueError, RecursionError)
@@ -145,8 +149,54 @@ def open_table(path: str, compression: str) -> BinaryIO:
             import zstandard
         except ImportError as error:
             raise MediaError("table", MISSING_ZSTD) from error
-        return cast(BinaryIO, io.BufferedReader(zstandard.open(path, "rb"), 1 << 16))
+        window = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+        return io.BufferedReader(_ZstdFile(path, window, zstandard.ZstdError), 1 << 16)
     return open(path, "rb")
+
+
+class _ZstdFile(io.RawIOBase):
+    """A file in zstd, of one frame or more, which is read to its stated end or raises EOFError."""
+
+    def __init__(self, path: str, decompressor: Any, error: type[Exception]):
+        self._file = open(path, "rb")  # noqa: SIM115
+        self._decompressor, self._error = decompressor, error
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase."""
+        while not self._ready:
+            data = self._file.read(ZSTD_FEED)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            self._ready = memoryview(self._decompress(data))
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def _decompress(self, data: bytes) -> bytes:
+        parts = []
+        while data:
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            try:
+                parts.append(self._frame.decompress(data))
+            except self._error as error:
+                raise MediaError("damaged", f"the rest of the compressed rows: {error}") from error
+            data = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = None
+        return b"".join(parts)
 
 
 def separator_of(header: str, name: str) -> str:
@@ -217,9 +267,9 @@ def _read_parquet(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
                         (text, image, audio),
                     )
                 number += 1
-    except (pyarrow.ArrowException, ValueError, KeyError) as error:
-        if isinstance(error, MemoryError):
-            raise
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+            raise  # other errors of this class are pyarrow's own, about the content
         raise MediaError(
             "damaged", f"the rest of a row group: {' '.join(str(error).split())}"
         ) from error

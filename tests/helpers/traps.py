@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bytelm.modalities.base import DecodeOptions, Sample
+from bytelm.modalities.base import DecodeOptions, Modality, Sample
+from bytelm.modalities.image import Image
 from bytelm.modalities.text import Text
 from bytelm.pipelines.prepare import decode_worker
 
 CPU_SECONDS = 0.3
+IMAGE_TRAP = b"IMAGE TRAP"
+"""Stands before the words of a trap behind an image."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,21 @@ class Trapped(DecodeOptions):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        decode = Text.decode_file
-
-        def trap(self: Text, file: BinaryIO, options: DecodeOptions) -> Sample:
-            _spring(file.read())
-            file.seek(0)
-            return decode(self, file, options)
-
-        Text.decode_file = trap  # type: ignore[method-assign]
+        for modality in (Text, Image):
+            _set_trap(modality)
         decode_worker.CPU_SECONDS = CPU_SECONDS
         decode_worker.WALL_FACTOR = 3
+
+
+def _set_trap(modality: type[Modality]) -> None:
+    decode = modality.decode_file
+
+    def trap(self: Modality, file: BinaryIO, options: DecodeOptions) -> Sample:
+        _spring(file.read().rpartition(IMAGE_TRAP)[2])
+        file.seek(0)
+        return decode(self, file, options)
+
+    modality.decode_file = trap  # type: ignore[method-assign]
 
 
 def _spring(data: bytes) -> None:
