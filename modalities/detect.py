@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 from bytelm.modalities import BY_CODE
@@ -57,7 +56,9 @@ def claimed_modality(name: str) -> str | None:
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1][1:].lower()
+    base = name[name.rfind("/") + 1 :]
+    dot = base.rfind(".")
+    return base[dot + 1 :].lower() if dot > 0 else ""
 
 
 def detect_modality(name: str, start: bytes) -> str:

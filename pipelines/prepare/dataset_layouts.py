@@ -33,7 +33,7 @@ class Layout:
     splits: dict[str, str] = field(default_factory=dict)
     """Splits that tables of the dataset assign, by file name."""
     names: list[str] = field(default_factory=list)
-    """What was recognised, in words for the summary: "metadata.csv: 5 captions (LJSpeech)"."""
+    """What was recognised, in words for the summary: "LJSpeech: 5 captions (metadata.csv)"."""
 
 
 def recognise_layout(files: Sequence[SourceFile]) -> Layout:
@@ -48,7 +48,7 @@ def recognise_layout(files: Sequence[SourceFile]) -> Layout:
         return Layout()
     index = FileIndex(files)
     tables = read_tables(_ending(candidates, TABLE_NAMES), index)
-    layout = Layout({}, tables.left_out, tables.splits, tables.names)
+    layout = Layout({}, tables.left_out, tables.splits, tables.remarks())
     layout.left_out.update(bookkeeping_files(candidates, index))
     if any(name.endswith(STATS_SUFFIX) for name in layout.left_out):
         layout.names.append("img2dataset: tars or folders of images beside their bookkeeping")

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from bytelm.modalities.detect import claimed_modality
 from bytelm.pipelines.prepare.captions import is_unicode
 from bytelm.pipelines.prepare.documents import BOOKKEEPING, METADATA
 from bytelm.pipelines.prepare.file_index import FileIndex, folder_of, join
@@ -42,6 +43,9 @@ TABLE_NAMES = (".csv", ".jsonl", ".parquet", ".tsv", ".trans.txt")
 """Ends of names, in lower case, that can be tables of captions."""
 
 
+NAMES_SHOWN = 3
+
+
 @dataclass
 class TableCaptions:
     """What tables of captions say; see `Layout`."""
@@ -49,16 +53,46 @@ class TableCaptions:
     captions: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
+    forms: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    """How many captions tables of a form give, and the tables' names."""
+    unclear: list[str] = field(default_factory=list)
+    """Tables of which no column is taken for texts, and their columns."""
     further: int = 0
-    """Captions of files that have one already."""
+    """Captions of files that have another one already."""
 
-    def add(self, name: str, caption: str) -> None:
-        """Add the caption of a file."""
-        if not caption.strip() or not is_unicode(caption):
-            return
-        if self.captions.setdefault(name, caption) != caption:
-            self.further += 1
+    def add_table(self, file: SourceFile, form: str, captions: dict[str, str]) -> None:
+        """Add the captions of a table, by the names of the files that they describe."""
+        self.left_out[file.name] = (METADATA, "its texts are captions")
+        count, tables = self.forms.get(form, (0, []))
+        for name, caption in captions.items():
+            if not caption.strip() or not is_unicode(caption):
+                continue
+            if name not in self.captions:
+                count += 1
+                self.captions[name] = caption
+            elif self.captions[name] != caption:
+                self.further += 1
+        self.forms[form] = (count, [*tables, file.name])
+
+    def remarks(self) -> list[str]:
+        """What was recognised, a line for each form."""
+        lines = [
+            f"{form}: {count:,} caption{'s' * (count != 1)} ({_first_names(tables)})"
+            for form, (count, tables) in self.forms.items()
+        ]
+        if self.unclear:
+            lines.append(
+                "no captions are taken where the column of texts is not clear "
+                f"({_first_names(self.unclear)}): name it text, or give --captions"
+            )
+        if self.further:
+            lines.append(f"not used: {self.further:,} captions of files that have another one")
+        return lines
+
+
+def _first_names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return f"{shown}, ..." if len(names) > NAMES_SHOWN else shown
 
 
 def read_tables(candidates: Iterable[SourceFile], index: FileIndex) -> TableCaptions:
@@ -74,8 +108,6 @@ def read_tables(candidates: Iterable[SourceFile], index: FileIndex) -> TableCapt
         elif _TRANSCRIPTS.fullmatch(base):
             readers = [_read_libri_speech]
         any(read(file, index, found) for read in readers)
-    if found.further:
-        found.names.append(f"{found.further} further captions of files that have one are not used")
     return found
 
 
@@ -95,10 +127,7 @@ def _read_image_folder(file: SourceFile, index: FileIndex, found: TableCaptions)
         others = ", ".join(c for c in table.columns if c not in name_columns) or "none"
         detail = f"no column of captions among its columns: {others}"
         found.left_out[file.name] = (METADATA, detail)
-        found.names.append(
-            f"{file.name}: no captions are taken, for which of its columns are texts is not clear "
-            f"({others}); rename that one to text, or give --captions"
-        )
+        found.unclear.append(f"{file.name} with the columns {others}")
         return True
     text = table.columns.index(text_column)
     names = [table.columns.index(column) for column in name_columns]
@@ -107,7 +136,9 @@ def _read_image_folder(file: SourceFile, index: FileIndex, found: TableCaptions)
         name = next((row[i] for i in names if row[i]), "")
         if name and row[text].strip():
             captions.setdefault(join(folder, name), row[text])
-    _add_table(file, f"the column {text_column!r}", captions, found)
+    is_sound = any(claimed_modality(name) == "audio" for name in captions)
+    form = "AudioFolder" if is_sound else "ImageFolder"
+    found.add_table(file, f"{form}, column {text_column!r}", captions)
     return True
 
 
@@ -154,7 +185,7 @@ def _read_lj_speech(file: SourceFile, index: FileIndex, found: TableCaptions) ->
         if texts:
             name = _sound(index, folder, row[0]) or join(folder, f"wavs/{row[0]}.wav")
             captions.setdefault(name, texts[0])
-    _add_table(file, "LJSpeech's form", captions, found)
+    found.add_table(file, "LJSpeech", captions)
     return True
 
 
@@ -187,7 +218,7 @@ def _read_common_voice(file: SourceFile, index: FileIndex, found: TableCaptions)
     if table in COMMON_VOICE_SPLITS:
         for name in captions:
             found.splits.setdefault(name, COMMON_VOICE_SPLITS[table])
-    _add_table(file, "Common Voice", captions, found)
+    found.add_table(file, "Common Voice", captions)
     return True
 
 
@@ -205,7 +236,7 @@ def _read_libri_speech(file: SourceFile, index: FileIndex, found: TableCaptions)
         is_found = is_found or sound is not None
         captions[sound or join(folder, f"{name}.flac")] = text
     if is_found:
-        _add_table(file, "LibriSpeech", captions, found)
+        found.add_table(file, "LibriSpeech", captions)
     return is_found
 
 
@@ -213,10 +244,3 @@ def _lines(path: str) -> list[str]:
     """The lines of a text in UTF-8 that are not blank; ValueError for another encoding."""
     with open(path, encoding="utf-8-sig") as file:
         return [line.rstrip("\n") for line in file if line.strip()]
-
-
-def _add_table(file: SourceFile, form: str, captions: dict[str, str], found: TableCaptions) -> None:
-    found.left_out[file.name] = (METADATA, "its texts are captions")
-    found.names.append(f"{file.name}: {len(captions)} captions ({form})")
-    for name, caption in captions.items():
-        found.add(name, caption)

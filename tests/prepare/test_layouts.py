@@ -154,7 +154,7 @@ def test_captions_of_an_image_folder_are_used(tmp_path: Path, suffix: str, colum
     assert texts_and_kinds(tmp_path) == {(f"boat {i}, red", "image") for i in range(3)}
     assert skipped(prepared) == {f"train/metadata.{suffix}": "metadata"}
     shown = summary(prepared, tmp_path / "set")
-    assert f"train/metadata.{suffix}: 3 captions (the column '{column}')" in shown
+    assert f"ImageFolder, column '{column}': 3 captions (train/metadata.{suffix})" in shown
 
 
 def test_an_image_folder_without_a_clear_column_says_the_way_out(tmp_path: Path) -> None:
@@ -163,7 +163,8 @@ def test_an_image_folder_without_a_clear_column_says_the_way_out(tmp_path: Path)
     write_table(tmp_path / "src" / "metadata.csv", rows)
     prepared = prepared_of(tmp_path)
     assert texts_and_kinds(tmp_path) == {("image",)}
-    assert "artist, style); rename that one to text" in summary(prepared, tmp_path / "set")
+    shown = "metadata.csv with the columns artist, style): name it text, or give --captions"
+    assert shown in summary(prepared, tmp_path / "set")
 
 
 def test_captions_of_missing_files_weigh(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_an_lj_speech_table_gives_the_text_as_written(tmp_path: Path) -> None:
     txt(tmp_path / "src" / "metadata.csv", "".join(lines))
     prepared = prepared_of(tmp_path)
     assert texts_and_kinds(tmp_path) == {(f'In "{i}", he said', "audio") for i in range(3)}
-    assert "3 captions (LJSpeech's form)" in summary(prepared, tmp_path / "set")
+    assert "LJSpeech: 3 captions (metadata.csv)" in summary(prepared, tmp_path / "set")
 
 
 def test_common_voice_gives_sentences_and_splits(tmp_path: Path) -> None:
