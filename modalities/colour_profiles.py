@@ -18,8 +18,8 @@ SRGB_TOLERANCE = 2
 that programs embed as sRGB differ in their tables by so much."""
 
 CONVERTED_NOTE = "converted to sRGB by the file's colour profile"
-BROKEN_NOTE = "colour profile that cannot be used: colours taken as they are"
-CMYK_NOTE = "CMYK without a profile: converted by the plain formula"
+BROKEN_NOTE = "colours taken as they are, the profile cannot be used"
+CMYK_NOTE = "CMYK without a profile converted by the plain formula"
 
 
 class _Conversion(NamedTuple):

@@ -17,7 +17,7 @@ FEW_LEVELS = 16
 FULL = 0xFFFF
 
 DEEP_NOTE = "16 bits kept as 8"
-FEW_LEVELS_NOTE = "few levels left: 12-bit data in 16 bits?"
+FEW_LEVELS_NOTE = "few levels left (12-bit data in 16 bits?)"
 DEEP_PROFILE_NOTE = "colour profile not applied to 16 bits"
 
 

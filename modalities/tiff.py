@@ -84,8 +84,8 @@ def _load(image: PIL.ImageFile.ImageFile) -> None:
 
 def _check_directory(directory: Directory, size: int) -> None:
     """Raise MediaError for pixels of a kind that is not read, or outside of the file."""
-    bits = directory.get(_BITS, (1,))
-    kind = directory.get(_FORMAT, (_UNSIGNED,))[0]
+    bits = directory.get(_BITS) or (1,)
+    kind = _one(directory, _FORMAT, _UNSIGNED)
     if kind in _FORMATS:
         raise MediaError("unreadable", f"{_FORMATS[kind]} pixels, which have no range")
     if max(bits) > 16:

@@ -12,7 +12,7 @@ import pytest
 from helpers.image_files import decode, encoded, noise, pixels, smooth
 
 CONVERTED = "converted to sRGB by the file's colour profile"
-BROKEN = "colour profile that cannot be used: colours taken as they are"
+BROKEN = "colours taken as they are, the profile cannot be used"
 SRGB = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
 
 

@@ -128,7 +128,7 @@ def test_cmyk_is_converted_by_the_plain_formula_and_says_so() -> None:
     data = jpeg(smooth(120, 90).convert("CMYK"))
     expected = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.array_equal(pixels(data), expected)
-    assert decode(data).notes == ("CMYK without a profile: converted by the plain formula",)
+    assert decode(data).notes == ("CMYK without a profile converted by the plain formula",)
     assert refusal(data[: len(data) // 2] + END).reason == "damaged"
 
 

@@ -185,7 +185,7 @@ def test_a_note_says_where_few_levels_are_left() -> None:
     low = np.random.default_rng(0).integers(0, 4096, (32, 32, 1), np.uint16)
     sample = decode(png(32, 32, 16, GREY, unfiltered(low)))
     assert max(sample.data) == 15
-    assert sample.notes == ("16 bits kept as 8", "few levels left: 12-bit data in 16 bits?")
+    assert sample.notes == ("16 bits kept as 8", "few levels left (12-bit data in 16 bits?)")
     flat = np.full((4, 4, 1), 700, np.uint16)  # nothing is lost here
     assert decode(png(4, 4, 16, GREY, unfiltered(flat))).notes == ("16 bits kept as 8",)
 

@@ -27,7 +27,10 @@ RNG = np.random.default_rng(0)
 
 
 def tiff(samples: np.ndarray, photometric: int, order: str = "<", **tags: object) -> bytes:
-    """A TIFF of one strip of [h w v], or a strip for each value where tags have PLANES=2."""
+    """A TIFF of one strip of [h w v], or a strip for each value where tags have PLANES=2.
+
+    A tag, T and its number, has a list of values, or None to leave it out.
+    """
     height, width, values = samples.shape
     planes = tags.pop("PLANES", 1)
     body = samples.astype(samples.dtype.newbyteorder(order))
@@ -51,6 +54,7 @@ def tiff(samples: np.ndarray, photometric: int, order: str = "<", **tags: object
         339: [kind] * values,
     }
     entries |= {int(name[1:]): value for name, value in tags.items()}  # type: ignore[misc]
+    entries = {tag: values for tag, values in entries.items() if values}
     start = 8 + sum(map(len, strips))
     extra = start + 2 + 12 * len(entries) + 4
     table, outside = b"", b""
@@ -108,6 +112,34 @@ def test_all_16_bits_are_at_hand(order: str, values: int) -> None:
     sample = decode(data, DecodeOptions(keep_depth=True))
     assert sample.is_deep
     assert np.array_equal(deep_pixels(sample), on_white(samples) if values == 4 else samples)
+
+
+def test_large_files_have_another_layout() -> None:
+    picture = noise()
+    data = encoded(picture, "TIFF", big_tiff=True)
+    assert IMAGE.recognises(data)
+    assert np.array_equal(pixels(data), np.asarray(picture))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiles_are_put_together(dtype: type) -> None:
+    samples = RNG.integers(0, 256, (20, 40, 3)).astype(dtype)
+    tiles = np.pad(samples, ((0, 12), (0, 8), (0, 0))).reshape(2, 16, 3, 16, 3).swapaxes(1, 2)
+    size = tiles[0, 0].nbytes
+    data = tiff(
+        tiles.reshape(6 * 16, 16, 3),
+        2,
+        T256=[40],
+        T257=[20],
+        T322=[16],
+        T323=[16],
+        T324=[8 + i * size for i in range(6)],
+        T325=[size] * 6,
+        T273=None,
+        T278=None,
+        T279=None,
+    )
+    assert np.array_equal(pixels(data), samples >> (8 if dtype == np.uint16 else 0))
 
 
 def test_white_may_be_zero() -> None:
