@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from helpers.commands import bytelm, command, environment
 from helpers.processes import hear_interrupts
+
+from bytelm.pipelines.cli import main
 
 COMMANDS = (
     "prepare",
@@ -78,3 +83,81 @@ def test_an_interrupted_command_says_so(tmp_path: Path) -> None:
         _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     assert error == "bytelm plan: interrupted\n"
+
+
+def test_a_terminated_command_says_so(tmp_path: Path) -> None:
+    fifo = tmp_path / "config.yaml"
+    os.mkfifo(fifo)
+    process = subprocess.Popen(
+        command("plan", fifo), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    with open(fifo, "w"):
+        time.sleep(0.3)
+        process.terminate()
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert error == "bytelm plan: ended by SIGTERM\n"
+
+
+def test_a_misspelt_command_is_corrected() -> None:
+    assert "unknown command 'trian': did you mean train?" in bytelm("trian", status=2).stderr
+
+
+class Unforeseen(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OverflowError("cannot convert float infinity to integer"),
+        ModuleNotFoundError("No module named 'mpi4py'"),
+        ZeroDivisionError("division by zero"),
+        RecursionError("maximum recursion depth exceeded"),
+        struct.error("argument out of range"),
+        UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates not allowed"),
+        AssertionError("ours"),
+        KeyError("key"),
+        Unforeseen("of two\nlines"),
+    ],
+)
+def test_an_unforeseen_error_is_one_line_and_its_traceback_is_kept(
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(options: argparse.Namespace, argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.delenv("BYTELM_TRACEBACK", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(main.COMMANDS["inspect"], "run", fail)
+    assert main.main(["inspect", "set"]) == 1
+    line = capsys.readouterr().err
+    (kept,) = tmp_path.glob("bytelm-traceback-*.txt")
+    assert line.startswith(f"bytelm inspect: unexpected {type(error).__name__}: ")
+    assert line.endswith(f"(traceback: {kept}; please report it)\n")
+    assert line.count("\n") == 1
+    assert "raise error" in kept.read_text()
+    monkeypatch.setenv("BYTELM_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main.main(["inspect", "set"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("a mistake"), 2), (RuntimeError("a failure"), 1), (OSError("a disk"), 1)],
+)
+def test_a_foreseen_error_is_its_text_alone(
+    error: Exception,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(options: argparse.Namespace, argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(main.COMMANDS["inspect"], "run", fail)
+    assert main.main(["inspect", "set"]) == status
+    assert capsys.readouterr().err == f"bytelm inspect: {error}\n"

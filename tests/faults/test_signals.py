@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +14,15 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import bytelm, command, environment, metrics, write_config
-from helpers.processes import MARK, children, kill_marked, marked, wait_until_gone
+from helpers.processes import (
+    MARK,
+    children,
+    descendants,
+    hear_interrupts,
+    kill_marked,
+    marked,
+    wait_until_gone,
+)
 from helpers.sets import SetMaker, text
 
 from bytelm.pipelines.shards.reader import ShardSet
@@ -32,6 +42,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=hear_interrupts,
         )
 
     def wait_for(self, happened: Callable[[], bool]) -> None:
@@ -198,3 +209,123 @@ assert listener.take_save_request() and not listener.take_save_request()
 assert not listener.stop_requested
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def data_workers(pid: int) -> list[int]:
+    """The data workers below a process."""
+    found = []
+    for child in sorted(descendants(pid)):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if Path(f"/proc/{child}/comm").read_text() == "pt_data_worker\n":
+                found.append(child)
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=LONG)])
+def test_a_run_with_a_stopped_data_worker_ends_when_it_is_asked_to(
+    mixed_set: ShardSet, tmp_path: Path, start: Callable[..., Running], processes: int
+) -> None:
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=999_999, global_batch=2)
+    run = tmp_path / "run"
+    running = start(config, "--out", run, "--processes", processes)
+    running.wait_for(lambda: steps_done(run) >= 3)
+    worker = data_workers(running.process.pid)[0]
+    os.kill(worker, signal.SIGSTOP)
+    running.wait_for(lambda: has_stalled(run))
+    running.process.send_signal(signal.SIGTERM)
+    status, output = running.end()
+    assert status == 0
+    stopped = rf"worker 0 \(process {worker}\), which is stopped, has not delivered the next batch"
+    assert re.search(stopped, output)
+    assert f"the run ends after step {steps_done(run)}" in output
+
+
+def has_stalled(run: Path) -> bool:
+    before = steps_done(run)
+    time.sleep(2)
+    return steps_done(run) == before
+
+
+NEVER_STARTS = "import os, time\nos.register_at_fork(after_in_child=lambda: time.sleep(9999))\n"
+
+
+@pytest.mark.parametrize("is_asked", [True, pytest.param(False, marks=LONG)])
+def test_a_data_worker_that_never_starts_ends_the_run(
+    mixed_set: ShardSet,
+    tmp_path: Path,
+    start: Callable[..., Running],
+    monkeypatch: pytest.MonkeyPatch,
+    is_asked: bool,
+) -> None:
+    """A module that Python imports at its start lets every forked process sleep."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NEVER_STARTS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=3, rank_timeout=5)
+    run = tmp_path / "run"
+    running = start(config, "--out", run)
+    if is_asked:
+        running.wait_for(lambda: bool(children(running.process.pid)))
+        running.process.send_signal(signal.SIGTERM)
+    status, output = running.end()
+    assert status == (0 if is_asked else 1)
+    assert re.search(r"worker 0 \(process \d+\) has not delivered its first batch", output)
+
+
+def test_a_second_interrupt_ends_a_run_whose_ranks_do_not_answer(
+    mixed_set: ShardSet, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=999_999, global_batch=2)
+    run = tmp_path / "run"
+    running = start(config, "--out", run, "--processes", 2)
+    running.wait_for(lambda: steps_done(run) >= 1)
+    for rank in children(running.process.pid):
+        os.kill(rank, signal.SIGSTOP)
+    running.process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    running.process.send_signal(signal.SIGINT)
+    status, output = running.end()
+    assert status == 130
+    assert "bytelm train: interrupted twice" in output
+
+
+def test_a_rank_that_is_stopped_does_not_keep_the_others_from_ending(
+    mixed_set: ShardSet, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=999_999, global_batch=2)
+    run = tmp_path / "run"
+    running = start(config, "--out", run, "--processes", 2)
+    running.wait_for(lambda: steps_done(run) >= 1)
+    victim = max(children(running.process.pid))
+    os.kill(victim, signal.SIGSTOP)
+    running.process.send_signal(signal.SIGTERM)
+    status, output = running.end()
+    assert status == 143
+    assert "ended by SIGTERM while its ranks waited" in output
+    assert f"(process {victim}) is stopped" in output
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status", "line"),
+    [
+        ([signal.SIGINT, signal.SIGINT], 130, "bytelm train: interrupted twice"),
+        ([signal.SIGTERM], 143, "ended by SIGTERM while it waited in read_config_file"),
+    ],
+)
+def test_a_run_that_waits_as_it_starts_hears_signals(
+    tmp_path: Path,
+    start: Callable[..., Running],
+    numbers: list[signal.Signals],
+    status: int,
+    line: str,
+) -> None:
+    """It reads its config from a pipe that nobody writes."""
+    os.mkfifo(tmp_path / "run.yaml")
+    running = start(tmp_path / "run.yaml", "--out", tmp_path / "run")
+    with open(tmp_path / "run.yaml", "w"):  # opens once the command reads
+        for number in numbers:
+            time.sleep(0.5)
+            running.process.send_signal(number)
+        ended, output = running.end()
+    assert ended == status
+    assert line in output
