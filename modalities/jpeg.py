@@ -195,7 +195,7 @@ def _mend_header(data: bytes, header: _Header) -> bytes:
         marker = segment[1]
         if marker == _APP0 and segment[4:8] == b"JFIF":
             segment = segment[:9] + b"\1" + segment[10:]
-        elif marker == _APP14 and segment[4:9] == b"Adobe" and segment[15:16] > b"\2":
+        elif marker == _APP14 and segment[4:9] == b"Adobe" and segment[15:16] != b"\0":
             segment = segment[:15] + (b"\2" if header.components == 4 else b"\1") + segment[16:]
         elif marker == _START_OF_SCAN and header.frame in _SEQUENTIAL:
             segment = segment[:-3] + b"\0\x3f\0"

@@ -33,21 +33,23 @@ def profile(space: bytes, primaries: tuple[tuple[float, float, float], ...], gam
         for name, values in zip(b"rgb", primaries, strict=True):
             tags[bytes([name]) + b"XYZ"] = xyz(values)
             tags[bytes([name]) + b"TRC"] = curve
+    return container(space, b"XYZ ", tags)
+
+
+def container(space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile of tags."""
     position = 128 + 4 + 12 * len(tags)
     table, contents = b"", b""
     for name, content in tags.items():
         table += name + struct.pack(">II", position + len(contents), len(content))
-        contents += content
+        contents += content + bytes(-len(content) % 4)
     size = position + len(contents)
-    header = struct.pack(">I4xI4s4s4s", size, 0x02400000, b"mntr", space, b"XYZ ")
+    kind = b"prtr" if connection == b"Lab " else b"mntr"
+    header = struct.pack(">I4xI4s4s4s", size, 0x02400000, kind, space, connection)
     header += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp").ljust(32, b"\0")
-    white = number(0.9642) + number(1.0) + number(0.8249)
-    return (
-        (header + bytes(12) + white).ljust(128, b"\0")
-        + struct.pack(">I", len(tags))
-        + table
-        + contents
-    )
+    white = struct.pack(">3i", *(round(v * 65536) for v in (0.9642, 1.0, 0.8249)))
+    start = (header + bytes(12) + white).ljust(128, b"\0")
+    return start + struct.pack(">I", len(tags)) + table + contents
 
 
 # The primaries of Adobe RGB (1998), adapted to D50.
@@ -57,6 +59,17 @@ WIDE = profile(
     2.2,
 )
 GREY = profile(b"GRAY", (), 1.0)
+
+
+def ink_profile() -> bytes:
+    """An ICC profile of CMYK whose inks are all grey: a table (`mft1`) of two levels of each."""
+    inks = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), -1).reshape(16, 4)
+    light = np.rint(255 * (1 - inks[:, 3]) * (1 - inks[:, :3].mean(axis=1))).astype(np.uint8)
+    lab = np.stack([light, np.full(16, 128), np.full(16, 128)], -1).astype(np.uint8)
+    ramp = bytes(range(256))
+    identity = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + ramp * 4 + lab.tobytes() + ramp * 3
+    return container(b"CMYK", b"Lab ", {b"A2B0": table})
 
 
 def converted(picture: PIL.Image.Image, icc: bytes) -> np.ndarray:
@@ -122,3 +135,14 @@ def test_a_broken_profile_or_one_of_other_pixels_gives_a_note(kind: str, icc: by
     sample = decode(encoded(noise(), kind, icc_profile=icc))
     assert sample == decode(encoded(noise(), kind))
     assert sample.notes == (BROKEN,)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_is_converted_by_its_profile(kind: str) -> None:
+    data = encoded(PIL.Image.new("CMYK", (8, 8), (90, 90, 90, 0)), kind, icc_profile=ink_profile())
+    level = 151  # in sRGB, of the lightness 100 (1 - 90 / 255)
+    assert pixels(data)[0, 0].tolist() == pytest.approx([level] * 3, abs=6)
+    assert np.ptp(pixels(data)[0, 0]) <= 2
+    assert decode(data).notes == (CONVERTED,)
+    plain = encoded(PIL.Image.new("CMYK", (8, 8), (90, 90, 90, 0)), kind)
+    assert pixels(plain)[0, 0].tolist() == pytest.approx([165] * 3, abs=2)

@@ -11,6 +11,8 @@ import PIL.Image
 import pytest
 from helpers.image_files import IMAGE, decode, encoded, noise, outcome, pixels, refusal, smooth
 
+from bytelm.modalities.base import DecodeOptions, Limits, MediaError, Sample
+
 SEVERAL = "first of several pictures"
 
 
@@ -136,6 +138,19 @@ def test_lines_of_a_bmp_may_begin_at_the_top() -> None:
     assert pixels(bmp(24, rows, (1, -2)))[:, 0, 0].tolist() == [1, 2]
 
 
+def test_every_cut_of_a_bmp_is_refused() -> None:
+    palette = bytes([0, 0, 0, 0, 30, 20, 10, 0]) + bytes(4 * 254)
+    coded = bytes([4, 0, 0, 0, 4, 1, 0, 0, 4, 0, 0, 1])
+    for whole in (
+        bmp(24, bytes(range(48)), (4, 4)),
+        bmp(8, coded, (4, 3), compression=1, palette=palette),
+        bmp(1, bytes(16), (4, 4), palette=palette[:8]),
+    ):
+        assert isinstance(outcome(whole), Sample)
+        for size in range(30, len(whole) - 3):
+            assert outcome(whole[:size]) in ("truncated", "unreadable"), size
+
+
 # --- WebP, AVIF, HEIC ---
 
 
@@ -195,8 +210,6 @@ def test_truncated_files_are_refused(kind: str) -> None:
 def test_limits_are_checked_before_pixels_are_decoded(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bytelm.modalities.base import DecodeOptions, Limits, MediaError
-
     data = heic(noise(200, 100)) if kind == "HEIC" else encoded(noise(200, 100), kind)
     monkeypatch.setattr("bytelm.modalities.image_decoding.to_pixels", None)
     for limits in (Limits(max_side=199), Limits(max_bytes=59_999)):

@@ -132,6 +132,20 @@ def test_cmyk_is_converted_by_the_plain_formula_and_says_so() -> None:
     assert refusal(data[: len(data) // 2] + END).reason == "damaged"
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "RGB"])
+@pytest.mark.parametrize("transform", [None, 0, 1, 2])
+def test_adobes_colour_transform_is_obeyed(mode: str, transform: int | None) -> None:
+    data = jpeg(smooth(64, 64).convert(mode))
+    marker = data.find(b"\xff\xee")
+    if marker >= 0:
+        data = data[:marker] + data[marker + 16 :]
+    if transform is not None:
+        adobe = b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0" + bytes([transform])
+        data = data[:2] + adobe + data[2:]
+    expected = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(pixels(data), expected)
+
+
 def test_a_sampling_that_has_no_name_is_decoded_too() -> None:
     data = jpeg(PIL.Image.new("RGB", (16, 16), (128, 128, 128)), subsampling="4:2:0")
     frame, scan = data.find(b"\xff\xc0"), data.find(b"\xff\xda")
