@@ -207,6 +207,8 @@ def _refusal(first: str, warning: str) -> MediaError:
     """The reason for a file of which libjpeg warned first, and after its header was mended."""
     if first == _NO_END:
         return MediaError("truncated", "the file ends inside its pixels")
+    if _STRAY.search(warning):
+        return MediaError("damaged", "coded pixels are left over")
     if warning.startswith(("Corrupt", "Inconsistent", "Premature")):
         return MediaError("damaged", warning.removeprefix("Corrupt JPEG data: "))
     return MediaError("unreadable", warning)

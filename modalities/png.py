@@ -151,7 +151,7 @@ def _read_chunks(data: bytes) -> tuple[Chunks, list[str]]:
 
 
 def _text(name: bytes) -> str:
-    return name.decode("ascii", "backslashreplace")
+    return ascii(name)[2:-1]
 
 
 def _first(chunks: Chunks, name: bytes) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from helpers.image_files import DEFAULTS, decode, encoded, noise
 from helpers.mutants import images
 from helpers.sets import image
 from hypothesis import given, settings
@@ -21,19 +22,7 @@ from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, Limits, MediaError, Sample, ScoredSegment
 
 IMAGE = MODALITIES["image"]
-DEFAULTS = DecodeOptions()
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "PPM": "ppm"}
-
-
-def encoded(picture: PIL.Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
-
-
-def noise(width: int = 40, height: int = 30) -> PIL.Image.Image:
-    data = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return PIL.Image.fromarray(data)
 
 
 def png(width: int, height: int) -> bytes:
@@ -47,10 +36,6 @@ def png(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"abc")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
-
-
-def decode(data: bytes, options: DecodeOptions = DEFAULTS) -> Sample:
-    return IMAGE.decode_file(io.BytesIO(data), options)
 
 
 def pixels(sample: Sample) -> np.ndarray:
