@@ -1,8 +1,8 @@
 """Which files make a document together, and its key and split.
 
 Files of one stem in one folder are one document where they are one of each modality. Where there
-are more of one modality, a caption file (`.txt`, `.caption`, `.cap`) goes with the image and the
-sound, if there is one of each at most, and every other file is a document of its own.
+are more of one modality, a caption file (`.txt`, else `.caption`, `.cap` or `.lab`) goes with the
+image and the sound, if there is one of each at most, and every other file is a document of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import MediaError
 from bytelm.modalities.detect import START_BYTES, detect_modality
 from bytelm.pipelines.prepare.captions import Captions
+from bytelm.pipelines.prepare.dataset_layouts import SIDECAR_SUFFIXES
 from bytelm.pipelines.prepare.documents import (
     CAPTION_ALONE,
     DocumentPart,
@@ -26,9 +27,6 @@ from bytelm.pipelines.prepare.keys import KeyCandidate, unique_keys
 from bytelm.pipelines.prepare.scan import Source, SourceFile
 from bytelm.pipelines.prepare.splits import fill_empty_splits
 from bytelm.pipelines.shards.format import SPLITS
-
-CAPTION_SUFFIXES = (".txt", ".caption", ".cap")
-"""Suffixes of caption files; of several the first one is taken."""
 
 _PART_ORDER = {modality: position for position, modality in enumerate((None, *MODALITIES))}
 """Position of each modality among a document's parts."""
@@ -184,7 +182,7 @@ def _part_position(file: SourceFile) -> int:
 
 def _caption_file(texts: Sequence[SourceFile]) -> SourceFile | None:
     """The text that its suffix makes a caption of the other files of its stem."""
-    for suffix in CAPTION_SUFFIXES:
+    for suffix in SIDECAR_SUFFIXES:
         named = [file for file in texts if file.name.lower().endswith(suffix)]
         if len(named) == 1:
             return named[0]
