@@ -10,11 +10,14 @@ A loss weighs what it loses. Three shares are counted, and none may be too large
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bytelm.modalities.detect import claimed_modality
+from bytelm.pipelines.prepare.dataset_layouts import SIDECAR_SUFFIXES
 from bytelm.pipelines.prepare.documents import (
     CAPTION_ALONE,
     HARMLESS_REASONS,
@@ -32,6 +35,7 @@ SMALLEST_JUDGED = {"files": 1, "bytes": 10_000, "pairs": 3}
 """Smallest loss whose share is judged: in a handful of small files a share of bytes or pairs means
 little beside that of the files."""
 
+_PARTNER = {"media": "caption", "caption": "media"}
 _WAY_OUT = re.compile(r"`|pip install|first$")
 """Details that name a command or an act, rather than describe a file."""
 
@@ -85,16 +89,33 @@ def count_losses(found: FoundDocuments, skipped: Sequence[SkippedFile]) -> Losse
 
 def _pair_loss(skipped: Sequence[SkippedFile], documents: Sequence[SourceDocument]) -> Loss:
     """Pairs of which a part was skipped, and captions that fit no file."""
-    skipped_names = {s.name for s in skipped if s.reason != CAPTION_ALONE}
+    bad = {s.name for s in skipped if s.reason not in HARMLESS_REASONS}
     alone = {s.name for s in skipped if s.reason == CAPTION_ALONE}
+    roles = {(_stem(name), _role(name)) for name in bad}
+    widowed = {(stem, _PARTNER[role]) for stem, role in roles if role}
     pairs = broken = 0
     for document in documents:
-        if len(document.parts) > 1:
-            names = {part.name for part in document.parts}
-            pairs += 1
-            broken += not skipped_names.isdisjoint(names)
+        names = {part.name for part in document.parts}
+        is_pair = len(document.parts) > 1
+        is_broken = (is_pair and not bad.isdisjoint(names)) or (
+            bool(widowed) and any((_stem(name), _role(name)) in widowed for name in names)
+        )
+        pairs += is_pair or is_broken
+        broken += is_broken
+        if alone:
             alone -= names
     return Loss(broken + len(alone), pairs + len(alone))
+
+
+def _role(name: str) -> str | None:
+    """The part of a pair that a file's name claims to be: "media", "caption", or None."""
+    if claimed_modality(name):
+        return "media"
+    return "caption" if name.lower().endswith(SIDECAR_SUFFIXES) else None
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
 
 
 def check_losses(losses: Losses, skipped: Sequence[SkippedFile], max_share: float) -> None:
