@@ -33,6 +33,7 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """Markers that begin a frame."""
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 """Markers without content."""
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]+)")
 _COLOUR_SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
@@ -48,6 +49,8 @@ class _Header:
     bits: int = 0
     frame: int = 0
     """The marker of the frame, which names the process of coding."""
+    names: bytes = b""
+    """The components' names, a byte each."""
     exif: bytes = b""
     xmp: bytes = b""
     profile: dict[int, bytes] = field(default_factory=dict)
@@ -72,6 +75,8 @@ def decode_jpeg(data: bytes, limits: Limits) -> DecodedImage:
     check_size(header.width, header.height, channels, limits)
     notes: list[str] = []
     pixels = _decode_pixels(data, header, notes)
+    if _lacks_scans(data, header):
+        raise MediaError("truncated", "its last scans are missing")
     if header.components == 4:
         np.subtract(255, pixels, out=pixels)  # all programs write ink as its complement
     if pixels.shape[:2] != (header.height, header.width):
@@ -136,12 +141,44 @@ def _read_segment(header: _Header, marker: int, content: bytes) -> None:
         header.height = int.from_bytes(content[1:3])
         header.width = int.from_bytes(content[3:5])
         header.components = content[5]
+        header.names = content[6::3]
     elif marker == _APP1 and content.startswith(b"Exif\0") and not header.exif:
         header.exif = content[6:]
     elif marker == _APP1 and content.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
         header.xmp = content
     elif marker == _APP2 and content.startswith(b"ICC_PROFILE\0"):
         header.profile[content[12] if len(content) > 12 else 0] = content[14:]
+
+
+# --- scans ---
+
+
+def _lacks_scans(data: bytes, header: _Header) -> bool:
+    """Whether a file of several scans was cut between two of them, of which libjpeg does not warn.
+
+    Each component needs all its 64 coefficients, to the last bit.
+    """
+    position, segment = header.scan, header.segments[-1]
+    if header.frame not in _PROGRESSIVE and segment[4] == header.components:
+        return False
+    missing = {name: set(range(64)) for name in header.names}
+    while True:
+        count = segment[4]
+        first, last, bits = segment[-3:]
+        if header.frame not in _PROGRESSIVE:
+            first, last, bits = 0, 63, 0
+        if bits & 0x0F == 0:  # no later scan refines these
+            for name in segment[5 : 5 + 2 * count : 2]:
+                missing.get(name, set()).difference_update(range(first, last + 1))
+        segment = b""
+        while not segment:
+            marker = _MARKER.search(data, position)
+            if marker is None or marker[0] == _END:
+                return any(missing.values())
+            start = marker.start()
+            position = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+            if marker[0][1] == _START_OF_SCAN:
+                segment = data[start:position]
 
 
 # --- pixels ---

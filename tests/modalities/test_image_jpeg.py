@@ -8,7 +8,9 @@ import struct
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.image_files import decode, encoded, noise, pixels, refusal, smooth
+from helpers.image_files import decode, encoded, noise, outcome, pixels, refusal, smooth
+
+from bytelm.modalities.base import Sample
 
 KINDS: list[dict[str, object]] = [
     {"quality": 90},
@@ -57,6 +59,17 @@ def test_a_file_without_its_end_marker_has_all_its_pixels() -> None:
     assert decode(data[:-2]) == decode(data)
     assert decode(data[:-2]).notes == ("no end marker",)
     assert refusal(jpeg(smooth(), progressive=True)[:-2]).reason == "truncated"
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("tail", [b"", END])
+def test_every_cut_is_refused_or_gives_all_pixels(options: dict[str, object], tail: bytes) -> None:
+    data = jpeg(smooth(40, 40), **options)
+    whole = decode(data)
+    outcomes = [outcome(data[:size] + tail) for size in range(2, len(data) - 1)]
+    samples = [sample for sample in outcomes if isinstance(sample, Sample)]
+    assert len(samples) <= 2  # those that lack the end marker alone, or a part of it
+    assert all(sample == whole for sample in samples)
 
 
 def test_a_file_cut_in_its_header_is_refused() -> None:
