@@ -25,6 +25,8 @@ MAX_STRAY_BYTES = 16
 """Bytes between the last pixel and a marker up to which they are padding, as cameras write it; more
 are pixels that were not understood."""
 
+UNCHECKED_NOTE = "unusual sampling of colours, damage not looked for"
+
 _END = b"\xff\xd9"
 _NO_END = "Premature end of JPEG file"  # libjpeg's words
 _APP0, _APP1, _APP2, _APP14, _START_OF_SCAN = 0xE0, 0xE1, 0xE2, 0xEE, 0xDA
@@ -200,6 +202,7 @@ def _decode_pixels(data: bytes, header: _Header, notes: list[str]) -> Bytes:
     except ValueError as error:
         warning = str(error)
         if "subsampling" in warning:
+            notes.append(UNCHECKED_NOTE)
             return _decode_with_pillow(data)
         stray = _STRAY.search(warning)
         if not stray or int(stray[1]) > MAX_STRAY_BYTES or int(stray[2], 16) != _END[1]:

@@ -168,6 +168,7 @@ def test_a_sampling_that_has_no_name_is_decoded_too() -> None:
     odd = header + int(bits, 2).to_bytes(5) + END
     assert pixels(odd).shape == (16, 16, 3)
     assert np.unique(pixels(odd)).tolist() == [128]
+    assert decode(odd).notes == ("unusual sampling of colours, damage not looked for",)
 
 
 def test_a_picture_of_several_in_one_file_is_the_first() -> None:
