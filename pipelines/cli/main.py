@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import sys
 import tempfile
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # a process of its own
         signals.end_at_sigterm()
+        _print_any_name()
     options = build_parser().parse_args(arguments)
     try:
         return COMMANDS[options.command].run(options, arguments)
@@ -100,6 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         return _report(options.command, error)
+
+
+def _print_any_name() -> None:
+    """Let stdout print names of files that are no UTF-8 or not in the terminal's encoding, as
+    stderr does: with escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _report(command: str, error: Exception) -> int:

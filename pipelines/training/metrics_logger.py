@@ -47,7 +47,7 @@ class MetricsLogger:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, markup=False)  # paths have brackets
         self._steps = steps
         self._done_before = done
         self._peak_step_seconds = peak_step_seconds

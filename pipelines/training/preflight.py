@@ -45,6 +45,8 @@ def check(config: RunConfig, run: Path, ranks: int, options: ResumeOptions) -> N
     """
     deepspeed_config(config.train.deepspeed)
     config.accumulation(ranks)
+    if any("\udc80" <= character <= "\udcff" for character in str(run)):  # bytes that are none
+        raise ValueError(f"{run} is no UTF-8, which TensorBoard needs: choose another --out")
     if config.model.vocab_size != framing.VOCAB_SIZE or config.model.pad_id != framing.PAD:
         raise ValueError(
             f"the stream has {framing.VOCAB_SIZE} ids and pads with {framing.PAD}: leave "
