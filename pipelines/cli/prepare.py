@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-bad-share",
         type=float,
         default=0.5,
-        help="fail if more than this share of the files cannot be used",
+        help="fail if more than this share is lost of the files, of their bytes, or of the pairs",
     )
 
 

@@ -53,7 +53,7 @@ def skipped_lines(report: Mapping[str, Any]) -> list[str]:
         return [f"skipped: {text}"] if text else []
     if not reasons:
         return []
-    lines = ["skipped: " + ", ".join(reason_line(r, entry) for r, entry in reasons.items())]
+    lines = [f"skipped: {reason_line(reason, entry)}" for reason, entry in reasons.items()]
     losses = report.get("lost", {})
     lost = [
         f"{loss['lost'] / loss['total']:.1%} of the {kind}"
