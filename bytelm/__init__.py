@@ -98,7 +98,7 @@ def prepare(
         shard_mb: largest shard in millions of bytes; infinite for no limit.
         max_side: longest side of an image in pixels.
         max_mb: largest document in millions of bytes; infinite for no limit.
-        max_bad_share: largest share of the files, of their bytes, and of the pairs that may be lost.
+        max_bad_share: largest share that may be lost of the files, their bytes, and the pairs.
         show_progress: show a progress bar on stderr where that is a terminal.
     Returns:
         the root hash of the set and the report of what it holds and what was skipped.
