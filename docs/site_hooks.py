@@ -48,14 +48,18 @@ COMMANDS_INTRO = """# Commands
 folder, an exported model, or the name of a Hugging Face repository.
 
 The exit status is 0, or 2 for a mistake in the arguments, the config or the files (one line on
-stderr says the cause and the way out), 1 for a failure, and 3 for a training run whose loss or
-gradient was not finite three updates in a row.
+stderr says the cause and the way out), 1 for a failure, 3 for a training run whose loss or
+gradient was not finite three updates in a row, 130 if Ctrl-C ended the command, and 143 if SIGTERM
+did. A second Ctrl-C ends a training at once, without a checkpoint. The traceback of an error that
+nobody foresaw is kept in a file, which the line names; `BYTELM_TRACEBACK=1` prints it instead.
 """
 
 CONFIG_INTRO = """# Config
 
 The keys of the YAML file that `bytelm plan` and `bytelm train` read. `--set section.key=value`
-replaces a value. An unknown key is an error that names the nearest known one.
+replaces a value. An unknown key is an error that names the nearest known one, and so is a key that
+stands twice. Values are those of YAML 1.2: `1e-4` is a number, `1:30` and `2026-01-01` are texts; a
+number with a leading zero is refused. Relative paths begin at the working directory.
 
 `model` is the name of a preset, or a preset with what differs from it
 (`{preset: modern-demo, context: 8192}`), or all keys of a model.
