@@ -1,9 +1,74 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share, the types of numbers, and the parser of a command."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+
+MAX_BATCH = 1 << 16
+MAX_PROCESSES = 1 << 16
+MAX_RATE = 100_000_000
+"""Samples per second; beyond those of any device."""
+
+
+@dataclass(frozen=True)
+class WholeNumber:
+    """The `type` of an option that takes a whole number from `least` to `most`."""
+
+    least: int
+    most: int
+
+    def __call__(self, text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise _refusal(repr(text), "a whole number") from None
+        if not self.least <= value <= self.most:
+            raise _refusal(text, f"{self.least:,} to {self.most:,}")
+        return value
+
+
+@dataclass(frozen=True)
+class Number:
+    """The `type` of an option that takes a number from `least` to `most`.
+
+    An infinite `most` lets infinity pass.
+    """
+
+    least: float
+    most: float
+    is_least_allowed: bool = True
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise _refusal(repr(text), "a number") from None
+        is_above = value >= self.least if self.is_least_allowed else value > self.least
+        bounds = f"at least {self.least:g}" if self.is_least_allowed else f"above {self.least:g}"
+        if math.isfinite(self.most):
+            bounds += f" and at most {self.most:g}"
+        if not (is_above and value <= self.most):
+            raise _refusal(text, bounds)
+        return value
+
+
+def _refusal(value: str, wanted: str) -> argparse.ArgumentTypeError:
+    shown = value if len(value) <= 40 else f"{value[:40]}..."
+    return argparse.ArgumentTypeError(f"is {shown}, and must be {wanted}")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command: a value that an option does not take is named in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("argument "):
+            line = message.removeprefix("argument ").replace(": is ", " is ", 1)
+            self.exit(2, f"{self.prog}: {' '.join(line.split())}\n")
+        super().error(message)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -34,5 +99,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         help="replace a value of the config, as train.steps=500; may be repeated",
     )
     parser.add_argument(
-        "--processes", type=int, default=1, help="training processes (ranks) on this machine"
+        "--processes",
+        type=WholeNumber(1, MAX_PROCESSES),
+        default=1,
+        help="training processes (ranks) on this machine",
     )

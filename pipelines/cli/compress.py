@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bytelm.pipelines.cli.arguments import add_model
+from bytelm.pipelines.cli.arguments import MAX_BATCH, WholeNumber, add_model
 
 HELP = "Compress files under a model's probabilities."
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch",
-        type=int,
+        type=WholeNumber(1, MAX_BATCH),
         default=64,
         help="pieces that are coded at once; decompression needs memory for as many",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from bytelm.pipelines.cli.arguments import add_model, add_precision
+from bytelm.pipelines.cli.arguments import MAX_BATCH, WholeNumber, add_model, add_precision
 from bytelm.pipelines.evaluation import PLAIN, SCORINGS
 
 HELP = "Score a model in bits per byte, and codecs on the same bytes."
@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", default="val", choices=["train", "val", "test"], help="part of the sets to score"
     )
-    parser.add_argument("--batch", type=int, default=1, help="rows that the model scores at once")
+    parser.add_argument(
+        "--batch",
+        type=WholeNumber(1, MAX_BATCH),
+        default=1,
+        help="rows that the model scores at once",
+    )
     add_precision(parser)
     parser.add_argument(
         "--scoring",

@@ -7,11 +7,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bytelm.pipelines.cli.arguments import add_model, add_precision
+from bytelm.pipelines.cli.arguments import (
+    MAX_RATE,
+    Number,
+    WholeNumber,
+    add_model,
+    add_precision,
+)
 
 if TYPE_CHECKING:
     from bytelm.pipelines.generation.options import GenerateOptions
 
+MAX_PAYLOAD_BYTES = (1 << 32) - 1
+MAX_SEED = 1 << 62
+MAX_SIDE = 65535
 HELP = "Generate texts, images or sounds. Every file is valid."
 
 
@@ -22,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modality", required=True, choices=["text", "image", "audio"], help="what to generate"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of files")
-    parser.add_argument("--count", type=int, default=1, help="number of files")
+    parser.add_argument(
+        "--count", type=WholeNumber(1, 1_000_000), default=1, help="number of files"
+    )
     parser.add_argument("--prompt", help="text, or path of an image or sound, to begin with")
     parser.add_argument(
         "--condition-on",
@@ -30,82 +41,123 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="caption or transcript of the image or sound; for a text, the file that it describes",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first file; each further one adds 1"
+        "--seed",
+        type=WholeNumber(-MAX_SEED, MAX_SEED),
+        default=0,
+        help="seed of the first file; each further one adds 1",
     )
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="divides the logits; 0 takes the likeliest"
+        "--temperature",
+        type=Number(0, 1e9),
+        default=1.0,
+        help="divides the logits; 0 takes the likeliest",
     )
     parser.add_argument(
-        "--top-k", type=int, default=0, help="draw from the k likeliest bytes only; 0 for all"
+        "--top-k",
+        type=WholeNumber(0, 1 << 32),
+        default=0,
+        help="draw from the k likeliest bytes only; 0 for all",
     )
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=Number(0, 1, is_least_allowed=False),
         default=1.0,
         help="draw from the likeliest bytes whose probabilities add up to this",
     )
     parser.add_argument(
         "--min-p",
-        type=float,
+        type=Number(0, 1),
         default=0.0,
         help="draw from bytes with at least this share of the likeliest byte's probability",
     )
     add_precision(parser)
-    _add_text_arguments(parser)
-    _add_image_arguments(parser)
-    _add_audio_arguments(parser)
+    for add in _MODALITY_ARGUMENTS.values():
+        add(parser)
 
 
-def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_text_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     group = parser.add_argument_group("text")
-    group.add_argument(
-        "--max-bytes", type=int, default=512, help="longest text in bytes, prompt included"
-    )
-    group.add_argument(
-        "--allow-invalid-utf8", action="store_true", help="allow texts that are not valid UTF-8"
-    )
-    group.add_argument("--stream", action="store_true", help="print the text while it is drawn")
+    return [
+        group.add_argument(
+            "--max-bytes",
+            type=WholeNumber(1, MAX_PAYLOAD_BYTES),
+            default=512,
+            help="longest text in bytes, of which the prompt's count too",
+        ),
+        group.add_argument(
+            "--allow-invalid-utf8", action="store_true", help="allow texts that are not valid UTF-8"
+        ),
+        group.add_argument(
+            "--stream", action="store_true", help="print the text while it is drawn"
+        ),
+    ]
 
 
-def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_image_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     group = parser.add_argument_group("image")
-    group.add_argument(
-        "--size",
-        metavar="WIDTHxHEIGHT",
-        help="size of an image in pixels; without it the prompt's, or one that the model draws",
-    )
-    group.add_argument(
-        "--grey",
-        action="store_true",
-        help="one channel instead of three",
-    )
-    group.add_argument(
-        "--prompt-rows", type=int, default=16, help="rows of pixels to keep of an image prompt"
-    )
-    group.add_argument(
-        "--sheet", action="store_true", help="also write all images into one, sheet.png"
-    )
+    return [
+        group.add_argument(
+            "--size",
+            type=_size,
+            metavar="WIDTHxHEIGHT",
+            help="size of an image in pixels; without it the prompt's, or one that the model draws",
+        ),
+        group.add_argument(
+            "--grey",
+            action="store_true",
+            help="one channel instead of three",
+        ),
+        group.add_argument(
+            "--prompt-rows",
+            type=WholeNumber(0, MAX_SIDE),
+            default=16,
+            help="rows of pixels to keep of an image prompt",
+        ),
+        group.add_argument(
+            "--sheet", action="store_true", help="also write all images into one, sheet.png"
+        ),
+    ]
 
 
-def _add_audio_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_audio_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     group = parser.add_argument_group("audio")
-    group.add_argument(
-        "--seconds", type=float, default=1.0, help="length of a sound in seconds, prompt included"
-    )
-    group.add_argument(
-        "--rate",
-        type=int,
-        help="samples per second of a sound; without it the prompt's, or one that the model draws",
-    )
-    group.add_argument(
-        "--channels",
-        type=int,
-        help="channels of a sound; without it the prompt's, 1 with --rate, or drawn with the rate",
-    )
-    group.add_argument(
-        "--prompt-seconds", type=float, default=0.25, help="seconds to keep of a sound prompt"
-    )
-    group.add_argument("--flac", action="store_true", help="write sounds as FLAC instead of WAV")
+    return [
+        group.add_argument(
+            "--seconds",
+            type=Number(0, 1e9, is_least_allowed=False),
+            default=1.0,
+            help="length of a sound in seconds, prompt included",
+        ),
+        group.add_argument(
+            "--rate",
+            type=WholeNumber(1, MAX_RATE),
+            help="samples per second of a sound; without it the prompt's, or one that the model "
+            "draws",
+        ),
+        group.add_argument(
+            "--channels",
+            type=WholeNumber(1, 255),
+            help="channels of a sound; without it the prompt's, 1 with --rate, or drawn with the "
+            "rate",
+        ),
+        group.add_argument(
+            "--prompt-seconds",
+            type=Number(0, 1e9),
+            default=0.25,
+            help="seconds to keep of a sound prompt",
+        ),
+        group.add_argument(
+            "--flac", action="store_true", help="write sounds as FLAC instead of WAV"
+        ),
+    ]
+
+
+_MODALITY_ARGUMENTS = {
+    "text": _add_text_arguments,
+    "image": _add_image_arguments,
+    "audio": _add_audio_arguments,
+}
+"""Each adds the options of one modality and returns them."""
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
@@ -115,10 +167,9 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     from bytelm.pipelines.generation.generate import generate_files
     from bytelm.pipelines.generation.options import build_requests
 
-    if options.stream and (options.modality != "text" or options.count > 1):
+    _check_modality(options)
+    if options.stream and options.count > 1:
         raise ValueError("--stream shows one text: leave it out, or generate one text")
-    if options.sheet and options.modality != "image":
-        raise ValueError("--sheet is a sheet of images: leave it out, or generate images")
     chosen = _generate_options(options)
     model, dataset_info = load_model(options.model)
     paths = generate_files(
@@ -128,7 +179,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         chosen.sampling,
         chosen.precision,
         options.out,
-        suffix="flac" if options.flac and options.modality == "audio" else None,
+        suffix="flac" if options.flac else None,
         show=_show if options.stream else None,
     )
     if options.stream:
@@ -138,6 +189,18 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     for path in paths:
         print(path)
     return 0
+
+
+def _check_modality(options: argparse.Namespace) -> None:
+    """Raise ValueError for an option of another modality, which would have no effect."""
+    for modality, add in _MODALITY_ARGUMENTS.items():
+        for action in add(argparse.ArgumentParser()):
+            is_given = getattr(options, action.dest) != action.default
+            if is_given and modality != options.modality:
+                raise ValueError(
+                    f"{action.option_strings[0]} is an option of {modality}: leave it out with "
+                    f"--modality {options.modality}"
+                )
 
 
 def _generate_options(options: argparse.Namespace) -> GenerateOptions:
@@ -155,7 +218,7 @@ def _generate_options(options: argparse.Namespace) -> GenerateOptions:
         precision=options.precision,
         max_bytes=options.max_bytes,
         allow_invalid_utf8=options.allow_invalid_utf8,
-        size=_parse_size(options.size) if options.size else None,
+        size=options.size,
         prompt_rows=options.prompt_rows,
         seconds=options.seconds,
         rate=options.rate,
@@ -164,11 +227,16 @@ def _generate_options(options: argparse.Namespace) -> GenerateOptions:
     )
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    width, separator, height = text.partition("x")
-    if not (separator and width.isdigit() and height.isdigit()):
-        raise ValueError(f"--size is WIDTHxHEIGHT in pixels, as 64x64, not {text!r}")
-    return int(width), int(height)
+def _size(text: str) -> tuple[int, int]:
+    """The `type` of `--size`."""
+    width, _, height = text.partition("x")
+    try:
+        side = WholeNumber(1, MAX_SIDE)
+        return side(width), side(height)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"is {text[:40]!r}, and must be WIDTHxHEIGHT in pixels of 1 to {MAX_SIDE:,}, as 64x64"
+        ) from None
 
 
 def _show(raw: bytes) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bytelm.pipelines.cli.arguments import WholeNumber
+
 HELP = "Show what a shard set holds."
 
 
@@ -14,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="check the hash of every shard")
     parser.add_argument(
         "--extract",
-        type=int,
+        type=WholeNumber(1, 1 << 32),
         metavar="N",
         help="write N documents of each modality as files to --out",
     )

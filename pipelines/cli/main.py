@@ -40,6 +40,7 @@ from bytelm.pipelines.cli import (
     prepare,
     train,
 )
+from bytelm.pipelines.cli.arguments import CommandParser
 from bytelm.pipelines.errors import DamageError, DivergedError, OnAllRanksError
 from bytelm.pipelines.runtime import signals
 
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bytelm {bytelm.__version__}")
     subparsers = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
     )
     for name, command in COMMANDS.items():
         command.add_arguments(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 
 import bytelm
+from bytelm.pipelines.cli.arguments import MAX_RATE, Number, WholeNumber
 
 HELP = "Turn files into a shard set."
 
@@ -22,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="SET", help="folder of the set")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="decoding processes"
+        "--workers",
+        type=WholeNumber(1, 1024),
+        default=os.cpu_count() or 1,
+        help="decoding processes",
     )
     parser.add_argument(
         "--captions", type=Path, help="JSON file that maps the names of files to captions"
@@ -41,23 +46,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="COLUMN",
             help=f"column of tables that holds the {modality}; guessed where one column may",
         )
-    parser.add_argument("--rate", type=int, help="resample sounds to this many samples per second")
+    parser.add_argument(
+        "--rate",
+        type=WholeNumber(1, MAX_RATE),
+        help="resample sounds to this many samples per second",
+    )
     parser.add_argument("--channels", type=int, choices=[1], help="mix sounds down to mono")
     parser.add_argument(
         "--keep-files", action="store_true", help="store the bytes of the files, decode nothing"
     )
     parser.add_argument(
-        "--shard-mb", type=float, default=256, help="largest shard in millions of bytes"
+        "--shard-mb",
+        type=Number(0, math.inf, is_least_allowed=False),
+        default=256,
+        help="largest shard in millions of bytes",
     )
     parser.add_argument(
-        "--max-side", type=int, default=65535, help="longest side of an image in pixels"
+        "--max-side",
+        type=WholeNumber(1, 65535),
+        default=65535,
+        help="longest side of an image in pixels",
     )
     parser.add_argument(
-        "--max-mb", type=float, default=268, help="largest document in millions of bytes"
+        "--max-mb",
+        type=Number(0, math.inf, is_least_allowed=False),
+        default=268,
+        help="largest document in millions of bytes",
     )
     parser.add_argument(
         "--max-bad-share",
-        type=float,
+        type=Number(0, 1),
         default=0.5,
         help="fail if more than this share is lost of the files, of their bytes, or of the pairs",
     )

@@ -96,6 +96,8 @@ def _condition(
     source, views = options.condition_on, dataset_info.views
     if source is None:
         return None
+    if source in ("", b""):
+        raise ValueError("--condition-on is empty: give a caption or a file, or leave it out")
     if options.modality == "text":
         condition = condition_from_file(source, views, model.config.patch)
     else:

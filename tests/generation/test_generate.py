@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import soundfile
 import torch
-from helpers.commands import TINY_MODEL, bytelm
+from helpers.commands import TINY_MODEL, bytelm, status
 from helpers.sets import SetMaker, audio, image, text
 from helpers.tiny_models import OPTIONS
 
@@ -20,7 +20,6 @@ from bytelm.model.config import ModelConfig
 from bytelm.model.decoding.sampling import Sampling
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
-from bytelm.pipelines.cli import main
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
@@ -176,7 +175,7 @@ def test_a_file_of_many_is_the_file_made_alone(arguments: Sequence[str], tmp_pat
     def make(folder: str, *more: str) -> list[bytes]:
         out = tmp_path / folder
         command = ["generate", str(tmp_path / "model"), "--out", str(out), *limits]
-        assert main.main([*command, "--modality", *arguments, *more]) == 0
+        assert status([*command, "--modality", *arguments, *more]) == 0
         return [path.read_bytes() for path in sorted(out.iterdir())]
 
     together = make("together", "--count", "8", "--seed", "20")
@@ -303,14 +302,23 @@ def test_mistakes_are_one_line(
     save_pretrained(tiny(), tiny().config, plain, {"views": {**VIEWS, "audio": "file"}})
     for model, arguments, message in (
         (model_folder, ("image", "--size", "64"), "WIDTHxHEIGHT"),
-        (model_folder, ("image", "--size", "65536x1"), "no header holds width 65536"),
-        (model_folder, ("audio", "--rate", 2**32), "no header holds"),
+        (
+            model_folder,
+            ("image", "--size", "65536x1"),
+            "--size is '65536x1', and must be WIDTHxHEIGHT",
+        ),
+        (model_folder, ("audio", "--rate", 2**32), "--rate is 4294967296, and must be 1 to"),
         (model_folder, ("image", "--size", "8x8", "--prompt", small), "4 pixels wide"),
         (model_folder, ("image", "--size", "4x4", "--prompt", small), "shorter prompt"),
         (model_folder, ("image", "--prompt", none), "none.png"),
-        (model_folder, ("image", "--stream"), "--stream shows one text"),
+        (model_folder, ("image", "--stream"), "--stream is an option of text"),
         (model_folder, ("image", "--condition-on", ""), "--condition-on is empty"),
-        (model_folder, ("text", "--sheet"), "--sheet is a sheet of images"),
+        (model_folder, ("text", "--sheet"), "--sheet is an option of image: leave it out"),
+        (model_folder, ("text", "--stream", "--count", 2), "--stream shows one text"),
+        (model_folder, ("text", "--condition-on", ""), "--condition-on is empty"),
+        (model_folder, ("text", "--size", "8x8"), "--size is an option of image: leave it out"),
+        (model_folder, ("image", "--rate", 8000), "--rate is an option of audio: leave it out"),
+        (model_folder, ("image", "--size", "65535x65535"), "a document has at most"),
         (model_folder, ("text", "--prompt", "long", "--max-bytes", 3), "shorter prompt"),
         (model_folder, ("text", "--condition-on", none), "cannot read"),
         (
@@ -318,10 +326,10 @@ def test_mistakes_are_one_line(
             ("text", "--condition-on", model_folder / "config.json"),
             "no image and no sound",
         ),
-        (model_folder, ("text", "--count", 0), "at least 1"),
-        (model_folder, ("text", "--top-p", 0), "top_p"),
-        (model_folder, ("text", "--top-k", -1), "top_k"),
-        (model_folder, ("audio", "--seconds", 0, "--rate", 8000), "make it longer"),
+        (model_folder, ("text", "--count", 0), "--count is 0, and must be 1 to"),
+        (model_folder, ("text", "--top-p", 0), "--top-p is 0, and must be above 0"),
+        (model_folder, ("text", "--top-k", -1), "--top-k is -1, and must be 0 to"),
+        (model_folder, ("audio", "--seconds", 1e-9, "--rate", 8000), "make it longer"),
         (model_folder, ("audio", "--channels", 3), "give --rate"),
         (model_folder, ("audio", "--condition-on", "hello"), "no pairs of text to audio"),
         (
@@ -333,7 +341,7 @@ def test_mistakes_are_one_line(
         (plain, ("audio", "--rate", 8000), "the files' own bytes"),
     ):
         command = ["generate", str(model), "--out", str(tmp_path / "o"), "--modality"]
-        assert main.main([*command, *map(str, arguments)]) == 2, arguments
+        assert status([*command, *map(str, arguments)]) == 2, arguments
         shown = capsys.readouterr()
         assert message in shown.err
         assert shown.err.count("\n") == 1

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bytelm.pipelines.cli import main
 from bytelm.pipelines.shards.reader import ShardSet
 
 TINY_MODEL = {
@@ -60,3 +62,11 @@ def metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
     """Return the lines of one kind from a run's metrics."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Run `bytelm ARGUMENTS` in this process, and return its exit status."""
+    try:
+        return main.main(arguments)
+    except SystemExit as error:
+        return int(error.code or 0)
