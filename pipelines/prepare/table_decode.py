@@ -131,7 +131,7 @@ class UnitDecoder:
         self._options = options
         self._watch = watch
         self._rows = read_rows(task.unit, self._position.first, options.limits.max_bytes)
-        self._next_row = self._position.first
+        self._next_row = max(self._position.first, task.unit.first_row)
         self._is_text = task.unit.fields._replace(text=None) == TableFields() and not (
             options.keep_files
         )
