@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from bytelm.modalities.base import MediaError
 from bytelm.modalities.detect import START_BYTES, claimed_modality, detect_modality
@@ -43,8 +44,7 @@ _HIDDEN = re.compile(r"(^|/)(\.(?!\.?(/|$))|__MACOSX/|PaxHeaders(\.\d+)?/)")
 """What tar programs add for a system (AppleDouble, pax headers), and what a folder would hide."""
 
 
-@dataclass(frozen=True)
-class MemberFile:
+class MemberFile(NamedTuple):
     """A member that becomes a part of a document."""
 
     name: str
@@ -193,7 +193,7 @@ def _files(tar: int, members: Sequence[TarMember], flaws: list[TarFlaw]) -> list
             captions = [_caption(tar, m, described, flaws) for m in descriptions]
             caption = next((c for c in captions if c is not None), None)
             first = is_described.index(True)
-            described[first] = replace(described[first], caption=caption)
+            described[first] = described[first]._replace(caption=caption)
         else:
             described += (MemberFile(m.name, key, "text", m.offset, m.size) for m in descriptions)
         files += described

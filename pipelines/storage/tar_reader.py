@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from tarfile import BLOCKSIZE, RECORDSIZE
+from typing import NamedTuple
 
 MAX_EXTENDED_BYTES = 1 << 20
 """Largest extended header or long name."""
@@ -50,8 +51,7 @@ _SEARCH_BYTES = 1 << 20
 _RECORD_LENGTH = re.compile(rb"([0-9]{1,7}) ")
 
 
-@dataclass(frozen=True)
-class TarMember:
+class TarMember(NamedTuple):
     """A regular member."""
 
     name: str
