@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from bytelm.pipelines.prepare.documents import BOOKKEEPING, SkippedFile, make_key
+from bytelm.pipelines.prepare.documents import BOOKKEEPING, SAME_FILE, SkippedFile, make_key
 from bytelm.pipelines.prepare.patterns import NamePatterns
 from bytelm.pipelines.prepare.splits import divide_folder
 from bytelm.pipelines.prepare.tables import table_format
@@ -244,8 +244,7 @@ class SourceScan:
                 if not _is_folder(entry):
                     entries.append(entry)
                 elif entry.is_symlink():
-                    detail = "a link to a folder: name the folder itself as a source"
-                    self._skip(folder.prefix + entry.name, "link", detail)
+                    self._skip_link(source, entry.path, folder.prefix + entry.name)
                 elif entry.path != self._out:
                     subfolders.append(entry.name)
             outer, inner = self._divide(folder, subfolders)
@@ -258,6 +257,16 @@ class SourceScan:
                 yield entry.path, folder.prefix + entry.name, holder
             folders += reversed(inner)
 
+    def _skip_link(self, source: Source, path: str, name: str) -> None:
+        """Skip a link to a folder, which loses nothing where the folder lies in the source."""
+        self.files += 1
+        target = os.path.relpath(os.path.realpath(path), os.path.realpath(source.path))
+        if any(part.startswith(".") for part in target.split("/")):  # outside, hidden, or the top
+            detail = "a link to a folder: name the folder itself as a source"
+            self._skip(name, "link", detail)
+        else:
+            self._skip(name, SAME_FILE, f"a link to the folder {target}")
+
     def _entries(self, folder: _Folder) -> list[os.DirEntry[str]]:
         """The entries of a folder that are not hidden, sorted by name."""
         try:
@@ -265,6 +274,7 @@ class SourceScan:
                 shown = (entry for entry in entries if not entry.name.startswith("."))
                 return sorted(shown, key=attrgetter("name"))
         except OSError as error:
+            self.files += 1
             self._skip(folder.prefix[:-1] or ".", "unreadable", error.strerror or "folder")
             return []
 

@@ -205,6 +205,21 @@ def test_links_to_a_file_are_the_same_file(tmp_path: Path, link: object) -> None
     assert entry["detail"] == "the same file as train/b.txt"
 
 
+def test_a_link_to_a_folder_of_the_source_loses_nothing(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    txt(src / "a" / "x.txt")
+    txt(src / ".hidden" / "y.txt")
+    txt(tmp_path / "outside" / "z.txt")
+    (src / "b").symlink_to("a")
+    (src / "c").symlink_to(".hidden")
+    (src / "d").symlink_to(tmp_path / "outside")
+    (src / "e").symlink_to(src)
+    prepared = prepare_here(tmp_path, "src", max_bad_share=1.0)
+    assert skipped(prepared) == {"b": SAME_FILE, "c": "link", "d": "link", "e": "link"}
+    assert prepared.report["documents"] == 1
+    assert prepared.report["files"] == 5
+
+
 def test_overlapping_sources_have_each_file_once_in_any_order(tmp_path: Path) -> None:
     for i in range(8):
         txt(tmp_path / "data" / "part" / f"{i}.txt", f"text {i}")
