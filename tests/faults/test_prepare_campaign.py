@@ -16,7 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.mutants import TAR_DOCUMENTS, images, sounds, tars, write_mutants
+from helpers.mutants import (
+    TAR_DOCUMENTS,
+    images,
+    parquet_tables,
+    row_tables,
+    sounds,
+    tars,
+    write_mutants,
+)
 from helpers.processes import descendants, peak_bytes, wait_until_gone
 from helpers.source_files import documents, hashes, small_source, sound, txt
 
@@ -24,7 +32,13 @@ from bytelm.pipelines.shards.reader import ShardSet
 
 COMMAND = [sys.executable, "-m", "bytelm", "prepare"]
 COUNTS = [200, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
-KINDS = {"image": images, "sound": sounds, "tar": tars}
+KINDS = {
+    "image": images,
+    "sound": sounds,
+    "tar": tars,
+    "rows": row_tables,
+    "parquet": parquet_tables,
+}
 
 
 @dataclass

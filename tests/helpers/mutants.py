@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import io
+import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pillow_heif
+import pyarrow
+import pyarrow.parquet
 import soundfile
+import zstandard
 
 from helpers.sound_files import media
 
@@ -94,6 +101,48 @@ def sounds(rng: np.random.Generator) -> list[tuple[str, bytes]]:
         rate = 44_100 if codec == "wmav2" else 48_000
         files.append((name, media(container, {codec: tone}, rate)))
     return files
+
+
+TABLE_ROWS = 20
+
+
+def row_tables(rng: np.random.Generator) -> list[tuple[str, bytes]]:
+    """Name and bytes of TABLE_ROWS texts as lines of JSON, plain and compressed, and as CSV."""
+    rows = _table_rows(rng)
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    records = io.StringIO()
+    writer = csv.DictWriter(records, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return [
+        ("a.jsonl", lines),
+        ("a.jsonl.gz", gzip.compress(lines)),
+        ("a.jsonl.zst", zstandard.compress(lines)),
+        ("a.csv", records.getvalue().encode()),
+    ]
+
+
+def parquet_tables(rng: np.random.Generator) -> list[tuple[str, bytes]]:
+    """Name and bytes of a Parquet file of TABLE_ROWS texts for some ways to write one."""
+    rows = _table_rows(rng)
+    options: dict[str, dict[str, Any]] = {
+        "snappy": {"compression": "snappy", "row_group_size": 7},
+        "zstd": {"compression": "zstd", "data_page_version": "2.0"},
+        "gzip": {"compression": "gzip", "use_dictionary": False},
+        "plain": {"compression": "none", "write_page_checksum": True},
+    }
+    files = []
+    for name, chosen in options.items():
+        file = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file, **chosen)
+        files.append((f"{name}.parquet", file.getvalue()))
+    return files
+
+
+def _table_rows(rng: np.random.Generator) -> list[dict[str, object]]:
+    """Rows with a text, each of which stands twice, and other columns."""
+    texts = [rng.bytes(int(rng.integers(1, 60))).hex() for _ in range(TABLE_ROWS // 2)]
+    return [{"id": i, "text": text, "url": "u" * (i % 9)} for i, text in enumerate(texts * 2)]
 
 
 TAR_DOCUMENTS = 4

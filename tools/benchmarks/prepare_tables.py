@@ -1,0 +1,127 @@
+"""Bytes per second of `bytelm prepare` on tables beside a bare loop, and memory.
+
+    python -m bytelm.tools.benchmarks.prepare_tables [--jsonl-mb 2000] [--parquet-mb 1000]
+        [--rows-kb 2.7] [--workers 1 2] [--folder DIR]
+
+Makes a JSONL and a Parquet file of about these sizes, and prints a JSON line for each table and
+number of workers: `name` (`prepare/jsonl/WORKERS`), `value` in MB/s of the file, `reference` (the
+bare loop's figure), `ratio`, and `details`: peak resident bytes of the parent (`parent`) and of the
+largest worker (`worker`). Needs `pip install 'bytelm[tables]'` and three times the sizes on the
+disk of the folder, which is temporary by default.
+
+The bare loop is what one writes by hand in one process, and writes nothing: `json.loads` of each
+line, or pyarrow's `iter_batches` and `to_pylist` of the text column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow.parquet import ParquetFile, ParquetWriter
+
+from bytelm.tools.benchmarks.measure import Figure, print_figures, seconds_of
+
+BLOCK_ROWS = 2000
+_RUN = """
+import resource, sys, time
+from pathlib import Path
+from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
+source, out, workers = sys.argv[1:]
+start = time.perf_counter()
+prepare([Path(source)], Path(out), PrepareOptions(workers=int(workers)))
+print(time.perf_counter() - start)
+for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+    print(resource.getrusage(who).ru_maxrss * 1024)
+"""
+
+
+def table_figures(table: Path, workers: Sequence[int]) -> Iterator[Figure]:
+    """A figure for each number of workers."""
+    bare_loop = _bare_json if table.suffix == ".jsonl" else _bare_parquet
+    size = table.stat().st_size / 1e6
+    bare_loop(table)  # warms the cache
+    reference = size / seconds_of(lambda: bare_loop(table))
+    for count in workers:
+        out = table.with_name("set")
+        command = [sys.executable, "-c", _RUN, str(table), str(out), str(count)]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        seconds, parent, worker = map(float, printed.split())
+        shutil.rmtree(out)
+        details = {"parent": int(parent), "worker": int(worker)}
+        name = f"prepare/{table.suffix[1:]}/{count}"
+        yield Figure(name, size / seconds, "MB/s", reference, details)
+
+
+def write_json(path: Path, size: int, row_bytes: int) -> None:
+    """Write a JSONL file of about `size` bytes."""
+    with open(path, "w") as file:
+        for rows in _blocks(size, row_bytes):
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_parquet(path: Path, size: int, row_bytes: int) -> None:
+    """Write a Parquet file of about `size` bytes of texts, before its compression."""
+    schema = pa.schema({"text": pa.string(), "url": pa.string(), "score": pa.float64()})
+    with ParquetWriter(path, schema, compression="none") as writer:
+        for rows in _blocks(size, row_bytes):
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _blocks(size: int, row_bytes: int) -> Iterator[list[dict[str, object]]]:
+    """Rows with texts of words, `row_bytes` long on average."""
+    rng = random.Random(0)
+    words = [
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in "x" * 5000
+    ]
+    while size > 0:
+        counts = [rng.randint(1, row_bytes // 3) for _ in range(BLOCK_ROWS)]
+        texts = [" ".join(rng.choices(words, k=count)) for count in counts]
+        size -= sum(map(len, texts))
+        yield [{"text": text, "url": "http://example.org/page", "score": 0.93} for text in texts]
+
+
+def _bare_json(table: Path) -> int:
+    """Parse every line; returns the characters of the texts."""
+    with open(table, "rb") as file:
+        return sum(len(json.loads(line)["text"]) for line in file)
+
+
+def _bare_parquet(table: Path) -> int:
+    """Read the text column; returns the characters of the texts."""
+    size = 0
+    with ParquetFile(table) as file:
+        for batch in file.iter_batches(1024, columns=["text"], use_threads=False):
+            size += sum(map(len, batch.column(0).to_pylist()))
+    return size
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Speed of prepare on tables beside a bare loop.")
+    parser.add_argument("--jsonl-mb", type=float, default=2000)
+    parser.add_argument("--parquet-mb", type=float, default=1000)
+    parser.add_argument("--rows-kb", type=float, default=2.7, help="average text of a row")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--folder", type=Path, help="where the tables and sets are written")
+    options = parser.parse_args()
+    row_bytes = int(options.rows_kb * 1000)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for name, megabytes in (("jsonl", options.jsonl_mb), ("parquet", options.parquet_mb)):
+            table = Path(folder) / f"table.{name}"
+            write = write_json if name == "jsonl" else write_parquet
+            write(table, int(megabytes * 1e6), row_bytes)
+            print_figures(table_figures(table, options.workers))
+            table.unlink()
+
+
+if __name__ == "__main__":
+    main()
