@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from bytelm.pipelines.cli.arguments import MAX_BATCH, WholeNumber, add_model
@@ -13,9 +14,19 @@ HELP = "Compress files under a model's probabilities."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_model(parser)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files to compress")
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="F.blm", help="file to write, which is new"
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="files, folders, or - for standard input",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="F.blm",
+        help="file to write, which is new; - for standard output",
     )
     parser.add_argument(
         "--keep-files",
@@ -34,10 +45,11 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Compress the files and print their sizes."""
     from bytelm.pipelines.checkpoints.load import load_model
     from bytelm.pipelines.compression.compress import compress
+    from bytelm.pipelines.compression.inputs import STANDARD
 
     model, dataset_info = load_model(options.model)
     for line in compress(
         model, dataset_info.views, options.files, options.out, options.keep_files, options.batch
     ):
-        print(line)
+        print(line, file=sys.stderr if options.out == STANDARD else sys.stdout)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from bytelm.pipelines.cli.arguments import add_model
@@ -13,18 +14,27 @@ HELP = "Restore compressed files, with the model that compressed them."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_model(parser)
-    parser.add_argument("file", type=Path, metavar="F.blm", help="compressed file")
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="folder for the restored files"
+        "file", type=Path, metavar="F.blm", help="compressed file, or - for standard input"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for the restored files; - writes a single one to standard output",
     )
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
-    """Restore the files and print their paths."""
+    """Restore the files and print their paths; the status is 1 where one cannot have its name."""
     from bytelm.pipelines.checkpoints.load import load_model
     from bytelm.pipelines.compression.compress import decompress
 
     model, _ = load_model(options.model)
-    for path in decompress(model, options.file, options.out):
+    paths, problems = decompress(model, options.file, options.out)
+    for path in paths:
         print(path)
-    return 0
+    for line in problems:
+        print(f"bytelm decompress: not restored: {line}", file=sys.stderr)
+    return 1 if problems else 0

@@ -6,18 +6,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from bytelm.modalities.framing import MAX_ENDS
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.compression.coding import Advance, decode_documents, encode_documents
-from bytelm.pipelines.compression.container import Container, ContainerEntry, pack, unpack
+from bytelm.pipelines.compression.container import (
+    Container,
+    ContainerEntry,
+    name_problem,
+    pack,
+    unpack,
+)
 from bytelm.pipelines.compression.documents import (
     Document,
     decode_sample,
@@ -25,7 +31,9 @@ from bytelm.pipelines.compression.documents import (
     file_content,
 )
 from bytelm.pipelines.compression.fingerprint import build_of, model_hash
+from bytelm.pipelines.compression.inputs import STANDARD, find_inputs, read_input
 from bytelm.pipelines.errors import DamageError
+from bytelm.pipelines.runtime.progress import Progress, on_stderr
 from bytelm.pipelines.storage.files import write_atomic
 
 # --- in memory ---
@@ -46,7 +54,7 @@ def compress_documents(
     Args:
         model: the model, in evaluation mode.
         views: the model's view of each modality.
-        documents: (name, content) of each file; names are without folders.
+        documents: (name, content) of each file; a name may have folders before it, as `a/b.txt`.
         keep_files: code images and sounds byte for byte too, in the view `file`.
         batch: most pieces that step together; decompression needs memory for as many.
     Returns:
@@ -90,70 +98,93 @@ def compress(
 ) -> list[str]:
     """Compress files into one container file, as `compress_documents` does.
 
+    Args:
+        paths: files; folders, whose files are named relative to them; `-` for standard input.
+        out: the container's path; `-` for standard output.
     Returns:
-        a line of report for each file, and one for all of them.
+        a line of report for each file and for each one left out, and one for all of them.
     Raises:
         ValueError: as `compress_documents`, and for a file that cannot be read and an `out` that
             exists.
     """
-    if out.exists():
+    if out != STANDARD and os.path.lexists(out):
         raise ValueError(f"{out} exists: choose another --out, or remove it")
     _require_batch(batch)
-    contents = ((path.name, _read(path)) for path in paths)
+    inputs, left_out = find_inputs(paths)
+    contents = ((name, read_input(path)) for name, path in inputs)
     documents = _encode_files(contents, views, keep_files, model.config.patch)
-    _require_distinct_names(documents, paths)
-    with _progress([document.entry for document in documents]) as advance:
-        packed = _pack(model, documents, batch, advance)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, packed)
+    sources = [path for _, path in inputs]
+    _require_distinct_names(documents, sources)
+    with _progress([document.entry for document in documents]) as progress:
+        packed = _pack(model, documents, batch, progress.add)
+    if out == STANDARD:
+        sys.stdout.buffer.write(packed)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, packed)
     lines = [
         f"{path}: {document.segment.modality.name} in view {document.segment.view}, "
         f"{document.entry.size:,} bytes, comes back as {document.entry.name}"
-        for path, document in zip(paths, documents, strict=True)
+        for path, document in zip(sources, documents, strict=True)
     ]
+    lines += [f"{path}: left out, no regular file" for path in left_out]
     size = sum(document.entry.size for document in documents)
     per_byte = f", {8 * len(packed) / size:.3f} bits per byte" if size else ""
     return [*lines, f"{out}: {size:,} bytes in {len(packed):,}{per_byte}"]
 
 
-def decompress(model: Megabyte, path: Path, out: Path) -> list[Path]:
-    """Restore a container's files in a folder, as `decompress_documents` does.
+def decompress(model: Megabyte, path: Path, out: Path) -> tuple[list[Path], list[str]]:
+    """Restore a container's files below a folder, as `decompress_documents` does.
 
     Nothing is written before everything is decoded and its checksums are verified.
 
+    Args:
+        path: the container; `-` for standard input.
+        out: the folder; `-` writes the only file of a container to standard output.
     Returns:
-        the paths of the files.
+        the paths of the files, and a line for each file that has a name that cannot be restored.
     Raises:
-        ValueError: as `decompress_documents`, and for files that exist.
+        ValueError: as `decompress_documents`, for files that exist, and for several files to
+            standard output.
         DamageError: as `decompress_documents`.
     """
-    container = _unpack(model, _read(path), str(path))
+    container = _unpack(model, read_input(path), str(path))
+    if out == STANDARD and len(container.entries) != 1:
+        raise ValueError(
+            f"{path} holds {len(container.entries)} files, and one alone can go to standard "
+            "output: give a folder as --out"
+        )
     for entry in container.entries:
-        if (out / entry.name).exists():
+        if name_problem(entry.name) is None and os.path.lexists(out / entry.name):
             raise ValueError(f"{out / entry.name} exists: choose another --out, or remove it")
-    with _progress(container.entries) as advance:
-        restored = _restore(model, container, str(path), advance)
+    with _progress(container.entries) as progress:
+        restored = _restore(model, container, str(path), progress.add)
+    if out == STANDARD:
+        sys.stdout.buffer.write(restored[0][1])
+        return [], []
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in restored:
-        (out / name).write_bytes(content)
-    return [out / name for name, _ in restored]
+    problems = [_write(out, name, content) for name, content in restored]
+    lines = [f"{n!r} {p}" for (n, _), p in zip(restored, problems, strict=True) if p]
+    return [out / n for (n, _), p in zip(restored, problems, strict=True) if not p], lines
 
 
-def _read(path: Path) -> bytes:
+def _write(out: Path, name: str, content: bytes) -> str | None:
+    """Write a file below a folder; returns why it cannot have its name, or None."""
+    problem = name_problem(name)
+    if problem:
+        return problem
+    path = out / name
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        return f"cannot be written: {error.strerror}"
+    return None
 
 
-@contextmanager
-def _progress(entries: Sequence[ContainerEntry]) -> Iterator[Advance]:
-    """A progress bar over the payloads and ends of some entries, if stderr is a terminal."""
-    console = Console(stderr=True)
-    total = sum(entry.size + MAX_ENDS for entry in entries)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("bytes", total=total)
-        yield lambda coded: progress.advance(task, coded)
+def _progress(entries: Sequence[ContainerEntry]) -> Progress:
+    """Progress over the payloads and ends of some entries."""
+    return on_stderr(sum(entry.size + MAX_ENDS for entry in entries))
 
 
 # --- both ---
@@ -168,7 +199,17 @@ def _encode_files(
     contents: Iterable[tuple[str, bytes]], views: Mapping[str, str], keep_files: bool, patch: int
 ) -> list[Document]:
     """The documents of files by (name, content)."""
-    return [encode_file(name, data, views, keep_files, patch) for name, data in contents]
+    documents = []
+    for name, data in contents:
+        document = encode_file(name, data, views, keep_files, patch)
+        problem = name_problem(document.entry.name)
+        if problem:
+            raise ValueError(
+                f"{name} would come back as {document.entry.name}, which {problem}: rename it, or "
+                "add --keep-files if its suffix is the matter"
+            )
+        documents.append(document)
+    return documents
 
 
 def _require_distinct_names(documents: Sequence[Document], sources: Sequence[object]) -> None:

@@ -3,13 +3,14 @@
     "BLM", format u8, 16 bytes of the model's SHA-256, length u32 of the description,
     description (deflated JSON), words u32 of the range coder, CRC-32 of everything before it
 
-All numbers are big-endian.
+All numbers are big-endian. A container whose names have folders (`a/b.txt`) has format 2, another
+one format 1.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -21,7 +22,12 @@ import numpy.typing as npt
 from bytelm.pipelines.errors import DamageError
 
 MAGIC = b"BLM"
-CONTAINER_FORMAT = 1
+FLAT_FORMAT = 1
+FOLDER_FORMAT = 2
+MAX_NAME_BYTES = 255
+"""Limit of file systems for a name in a folder."""
+MAX_PATH_BYTES = 3000
+"""Leaves room for the folder that files are restored to: the system takes 4,095 bytes in all."""
 HASH_BYTES = 16
 MAX_DESCRIPTION_BYTES = 1 << 28
 MAX_PAYLOAD_BYTES = (1 << 32) - 1
@@ -30,7 +36,6 @@ MAX_THREADS = 4096
 
 _FIXED = struct.Struct(f">3sB{HASH_BYTES}sI")
 _CRC = struct.Struct(">I")
-_PLAIN_NAME = re.compile(r"(?!\.\.?$)[^/\0]{1,255}")
 
 Words = npt.NDArray[np.uint32]
 
@@ -40,15 +45,13 @@ class ContainerEntry:
     """A file's name, size and checksum in a container; ValueError for impossible values."""
 
     name: str
-    """Name of the restored file."""
+    """Name of the restored file, with folders before it; `name_problem` says if it can be one."""
     size: int
     """Payload bytes."""
     crc: int
     """CRC-32 of the sample: pixels, PCM, or the file's own bytes."""
 
     def __post_init__(self) -> None:
-        if not _PLAIN_NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} is no name for a file")
         if not 0 <= self.size <= MAX_PAYLOAD_BYTES:
             raise ValueError(
                 f"{self.name} has {self.size:,} bytes, and may have {MAX_PAYLOAD_BYTES:,}"
@@ -78,6 +81,22 @@ class Container:
             raise ValueError("two files of one name")
 
 
+def name_problem(name: str) -> str | None:
+    """Why no file can be restored under a name; None for one that can."""
+    parts = name.split("/")
+    try:
+        sizes = [len(os.fsencode(part)) for part in parts]
+    except UnicodeEncodeError:
+        return "is no name for a file"
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        return "is no name for a file"
+    if max(sizes) > MAX_NAME_BYTES:
+        return f"has a name of {max(sizes)} bytes, and file systems take {MAX_NAME_BYTES}"
+    if sum(sizes) + len(sizes) > MAX_PATH_BYTES:
+        return f"has {sum(sizes) + len(sizes)} bytes, and may have {MAX_PATH_BYTES:,}"
+    return None
+
+
 def pack(container: Container) -> bytes:
     """Serialize a container."""
     description = {
@@ -87,7 +106,9 @@ def pack(container: Container) -> bytes:
         "files": [[entry.name, entry.size, entry.crc] for entry in container.entries],
     }
     deflated = zlib.compress(json.dumps(description, separators=(",", ":")).encode(), 9)
-    fixed = _FIXED.pack(MAGIC, CONTAINER_FORMAT, container.model, len(deflated))
+    has_folders = any("/" in entry.name for entry in container.entries)
+    version = FOLDER_FORMAT if has_folders else FLAT_FORMAT
+    fixed = _FIXED.pack(MAGIC, version, container.model, len(deflated))
     packed = fixed + deflated + container.words.astype(">u4").tobytes()
     return packed + _CRC.pack(zlib.crc32(packed))
 
@@ -103,9 +124,9 @@ def unpack(packed: bytes, where: str) -> Container:
     if len(content) < _FIXED.size or _CRC.pack(zlib.crc32(content)) != crc:
         raise DamageError(f"{where} is damaged or cut: its checksum is wrong")
     _, version, model, size = _FIXED.unpack_from(content)
-    if version != CONTAINER_FORMAT:
+    if version not in (FLAT_FORMAT, FOLDER_FORMAT):
         raise ValueError(
-            f"{where} has format {version}, this bytelm reads {CONTAINER_FORMAT}: "
+            f"{where} has format {version}, this bytelm reads {FLAT_FORMAT} and {FOLDER_FORMAT}: "
             "use the one that made it"
         )
     deflated, words = content[_FIXED.size :][:size], content[_FIXED.size + size :]
