@@ -66,6 +66,9 @@ def open_with_libav(file: BinaryIO, demuxer: str, kind: str, limits: Limits) -> 
         container.close()
         raise MediaError("no sound", f"{kind} without a sound")
     stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        container.close()
+        raise MediaError("unreadable", f"{kind} with a codec that FFmpeg does not know")
     stream.codec_context.thread_count = 1
     rate, channels = stream.rate or 0, stream.channels or 0
     expected = _stated_frames(container, stream, demuxer)

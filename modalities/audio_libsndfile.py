@@ -116,7 +116,9 @@ def _read_blocks(sound: soundfile.SoundFile, file: BinaryIO, kind: str) -> Itera
         except soundfile.LibsndfileError as error:
             if file.read(1) or error.code == FLAC_CHECKSUM_ERROR:
                 raise MediaError("damaged", error_detail(error)) from error
-            raise MediaError("truncated", "the file ends inside its samples") from error
+            raise MediaError(
+                "truncated", "the file ends inside its samples, or is damaged near its end"
+            ) from error
         if not len(block):
             break
         read += len(block)
