@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import MediaError
-from bytelm.modalities.detect import START_BYTES, detect_modality
+from bytelm.modalities.detect import START_BYTES, claimed_modality, detect_modality
 from bytelm.pipelines.prepare.captions import Captions
 from bytelm.pipelines.prepare.dataset_layouts import SIDECAR_SUFFIXES
 from bytelm.pipelines.prepare.documents import (
@@ -87,8 +87,9 @@ class Grouping:
         return groups
 
     def _detect(self, file: SourceFile) -> str | None:
-        """The modality that a file's first bytes show; where they show none, or other content than
-        its name says, it is skipped."""
+        """The modality that a file's first bytes show. Where they show none, or other content than
+        its name says, it is the one of its name, so that a broken pair is counted as one when the
+        file is decoded; a file whose name says none is skipped."""
         try:
             with open(file.path, "rb") as opened:
                 opened.seek(file.offset or 0)
@@ -97,6 +98,9 @@ class Grouping:
             reason, detail = "unreadable", error.strerror or "cannot be opened"
         except MediaError as error:
             reason, detail = error.reason, error.detail
+            claimed = claimed_modality(file.name)
+            if claimed:
+                return claimed
         self._skip(file.name, reason, detail, file.size)
         if file.caption:
             size = len(file.caption.encode())

@@ -77,6 +77,17 @@ def test_names_are_checked_against_content_in_trees_and_in_tars(tmp_path: Path) 
     assert texts_and_kinds(tmp_path) == {("a boat", "image")}
 
 
+def test_a_pair_whose_image_is_none_counts_as_broken(tmp_path: Path) -> None:
+    txt(tmp_path / "src" / "a.jpg", "error code: 502")
+    txt(tmp_path / "src" / "a.txt", "a red boat")
+    png(tmp_path / "src" / "b.png")
+    txt(tmp_path / "src" / "b.txt", "a green boat")
+    prepared = prepared_of(tmp_path)
+    assert skipped(prepared) == {"a.jpg": "name and content disagree"}
+    assert texts_and_kinds(tmp_path) == {("a red boat",), ("a green boat", "image")}
+    assert prepared.report["lost"]["pairs"] == {"lost": 1, "total": 2}
+
+
 def test_utf16_is_converted_and_said(tmp_path: Path) -> None:
     txt(tmp_path / "src" / "a.txt", "ein Text".encode("utf-16"))
     txt(tmp_path / "src" / "b.srt", "第一章".encode("utf-16"))
