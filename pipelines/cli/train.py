@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Check the run, then train in this process or launch one process for each rank."""
-    from bytelm.pipelines.runtime.launcher import check_environment, patience
+    from bytelm.pipelines.runtime.launcher import LAUNCHER_LOCK, check_environment, patience
     from bytelm.pipelines.runtime.signals import SignalListener
 
     if options.processes < 1:
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     is_launcher = options.processes > 1 and not is_rank
     # Before the imports below, which take seconds. A launcher ends at a signal until it has ranks.
     if not is_launcher:
-        signals = SignalListener()
+        signals = SignalListener(is_launched=LAUNCHER_LOCK in os.environ)
         signals.set_patience(patience(1))
 
     from bytelm.pipelines.checkpoints import run_lock

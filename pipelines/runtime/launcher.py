@@ -217,6 +217,8 @@ class _StopRequest:
             return 128 + signal.SIGINT
         if number in signals.STOP and not self._number:
             self._number = number
+            name = signal.Signals(number).name
+            print(f"bytelm train: {name}: {signals.ANNOUNCEMENT}", file=sys.stderr)
         if not self._number:
             return 0
         used = sum(cpu_seconds(process.pid) for process in self._processes)

@@ -19,6 +19,8 @@ from bytelm.pipelines.runtime.watchdog import NO_PATIENCE_LIMIT, Watchdog
 STOP = (signal.SIGTERM, signal.SIGINT)
 SAVE = signal.SIGUSR1
 HANDLED = (*STOP, SAVE)
+ANNOUNCEMENT = "the step is completed and saved first; a second Ctrl-C ends at once"
+"""Answer of a training to a request to stop, behind the signal's name."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -41,13 +43,18 @@ def end_at_sigterm() -> None:
 class SignalListener:
     """Records the signals that this process received since the listener was made."""
 
-    def __init__(self) -> None:
-        """Install the handlers, and unblock what the parent process may have blocked."""
+    def __init__(self, is_launched: bool = False) -> None:
+        """Install the handlers, and unblock what the parent process may have blocked.
+
+        Args:
+            is_launched: a launcher has announced what comes, for all its ranks.
+        """
         self.stop_requested = False
         self._saves_requested = 0
         self._saves_taken = 0
         self._watchdog = Watchdog.of_process()
         self._watchdog.only_if_idle = True
+        self._watchdog.announcement = "" if is_launched else ANNOUNCEMENT
         for number in HANDLED:
             signal.signal(number, self._record)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*HANDLED, signal.SIGCHLD})

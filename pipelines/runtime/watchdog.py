@@ -58,6 +58,8 @@ class Watchdog:
         """Seconds from the signal on, or of idle time after it if `only_if_idle`."""
         self.only_if_idle = False
         """Let the process work on; end it only where it waits."""
+        self.announcement = ""
+        """What to say at once to a request, behind the signal's name; empty says nothing."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -89,6 +91,8 @@ class Watchdog:
                     _end(signal.SIGINT, "interrupted twice")
                 if number in (signal.SIGINT, signal.SIGTERM) and not request:
                     request, since = number, time.monotonic()
+                    if self.announcement:
+                        _say(f"{signal.Signals(number).name}: {self.announcement}")
             if not request:
                 continue
             idle = clock.idle_seconds(time.process_time())
@@ -115,8 +119,13 @@ def _where() -> str:
 
 def _end(number: int, reason: str) -> None:
     """End this process and its data workers at once."""
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
-    os.write(2, f"bytelm {command}: {reason}\n".encode(errors="backslashreplace"))
+    _say(reason)
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    """Print a line on stderr past Python's buffers, whose lock the main thread may hold."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    os.write(2, f"bytelm {command}: {text}\n".encode(errors="backslashreplace"))

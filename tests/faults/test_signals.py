@@ -301,6 +301,7 @@ def test_a_rank_that_is_stopped_does_not_keep_the_others_from_ending(
     running.process.send_signal(signal.SIGTERM)
     status, output = running.end()
     assert status == 143
+    assert output.count("bytelm train: SIGTERM: the step is completed and saved first") == 1
     assert "ended by SIGTERM while its ranks waited" in output
     assert f"(process {victim}) is stopped" in output
 
@@ -328,4 +329,5 @@ def test_a_run_that_waits_as_it_starts_hears_signals(
             running.process.send_signal(number)
         ended, output = running.end()
     assert ended == status
+    assert f"bytelm train: {numbers[0].name}: the step is completed and saved first" in output
     assert line in output
