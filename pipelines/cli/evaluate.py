@@ -44,6 +44,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     from bytelm.pipelines.evaluation.evaluate import evaluate
     from bytelm.pipelines.evaluation.table import evaluation_table
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
+    from bytelm.pipelines.runtime.tables import print_table
 
     keep_freed_memory()
     metrics, codecs = evaluate(
@@ -58,5 +59,5 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         print(json.dumps({"model": metrics, "codecs": codecs}, indent=1))
     else:
         title = f"bits per byte on {options.split}"
-        Console().print(evaluation_table(metrics, codecs, title))
+        print_table(Console(), evaluation_table(metrics, codecs, title))
     return 0

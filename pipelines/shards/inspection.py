@@ -15,6 +15,7 @@ from bytelm.modalities import BY_CODE
 from bytelm.modalities.base import Modality
 from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.runtime.progress import tracked
+from bytelm.pipelines.runtime.tables import print_table
 from bytelm.pipelines.shards.format import SPLITS, Index, Shard
 from bytelm.pipelines.shards.reader import ShardSet, open_set
 from bytelm.pipelines.shards.set_summary import content_lines
@@ -58,7 +59,7 @@ def show(shard_set: ShardSet, console: Console) -> None:
     documents = {s: sum(d.documents for d in shard_set.split(s)) for s in SPLITS}
     counts = ", ".join(f"{n:,} in {split}" for split, n in documents.items())
     _print(console, f"documents: {counts}")
-    console.print(_table(shard_set))
+    print_table(console, _table(shard_set))
     for line in content_lines(shard_set.report):
         _print(console, line)
 

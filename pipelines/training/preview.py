@@ -15,6 +15,7 @@ from bytelm.model.flops import costs, generation_flops_per_byte, training_flops_
 from bytelm.pipelines.config import RunConfig, plural
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.runtime.device import measured_matmul_flops, resolve_precision
+from bytelm.pipelines.runtime.tables import print_table
 from bytelm.pipelines.training.deepspeed_config import zero_stage
 from bytelm.pipelines.training.memory import checkpoint_bytes, memory_by_zero_stage
 from bytelm.pipelines.training.preflight import PLAN, check_cache, total_steps, training_plan
@@ -34,7 +35,7 @@ def preview(config: RunConfig, ranks: int, console: Console) -> None:
         plan = training_plan(config, Path(folder) / PLAN)
     steps = total_steps(config, plan)
     check_cache(config, plan, ranks)
-    console.print(_set_table(config, plan))
+    print_table(console, _set_table(config, plan))
     for line in (
         *_model_lines(config),
         *_run_lines(config, plan, steps, ranks, accumulation),
@@ -43,7 +44,7 @@ def preview(config: RunConfig, ranks: int, console: Console) -> None:
         f"plan {plan.hash[:16]}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(_memory_table(config, ranks))
+    print_table(console, _memory_table(config, ranks))
     if steps < config.train.steps:
         wanted = plural(config.train.steps, "step")
         console.print(f"a set is exhausted before the {wanted} of the config")
