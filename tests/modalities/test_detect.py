@@ -42,7 +42,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 1234
         ("symbols/au", b"a text", "text"),
         ("a.svg", b"<svg/>", "text"),
         ("a.ts", b"let x = 1", "text"),
-        ("a.gz", gzip.compress(b"a text"), "text"),
+        ("a.gz", gzip.compress(b"a text", mtime=0), "text"),
         ("lfs.md", b"A pointer begins: version https://git-lfs.github.com/spec/v1", "text"),
     ],
 )
