@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from bytelm.modalities.audio_decoding import decode_sound
-from bytelm.modalities.audio_reduction import FULL_SCALE, Pcm, to_pcm
+from bytelm.modalities.audio_files.decode import decode_sound
+from bytelm.modalities.audio_files.reduction import FULL_SCALE, Pcm, to_pcm
 from bytelm.modalities.base import (
     FILE_VIEW,
     Bytes,

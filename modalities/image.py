@@ -24,8 +24,8 @@ from bytelm.modalities.base import (
     Sample,
     ScoredSegment,
 )
-from bytelm.modalities.deep_png import deep_png
-from bytelm.modalities.image_decoding import decode_image
+from bytelm.modalities.image_files.decode import decode_image
+from bytelm.modalities.image_files.deep_png import deep_png
 from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 
 SIGNATURES = {

@@ -15,8 +15,8 @@ import soundfile
 
 from bytelm.modalities.audio import fits_flac, frames
 from bytelm.modalities.base import Bytes, Sample
-from bytelm.modalities.deep_png import deep_png
 from bytelm.modalities.image import deep_pixels
+from bytelm.modalities.image_files.deep_png import deep_png
 
 WEBP_MAX_SIDE = 16_383
 """Longest side in pixels that the format allows."""

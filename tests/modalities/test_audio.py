@@ -102,8 +102,8 @@ def test_samples_over_full_scale_are_clipped_and_do_not_wrap(kind: tuple[str, st
 def test_blocks_join_to_the_whole_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(tone(5000), "WAV", "FLOAT")
     whole = decode(data)
-    monkeypatch.setattr("bytelm.modalities.audio_reduction.BLOCK_FRAMES", 999)
-    monkeypatch.setattr("bytelm.modalities.audio_libsndfile.BLOCK_FRAMES", 777)
+    monkeypatch.setattr("bytelm.modalities.audio_files.reduction.BLOCK_FRAMES", 999)
+    monkeypatch.setattr("bytelm.modalities.audio_files.libsndfile.BLOCK_FRAMES", 777)
     assert decode(data) == whole
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.sound_files import decode, encoded, media, pcm, refusal, tone
 
-from bytelm.modalities.audio_mp3 import read_parts
+from bytelm.modalities.audio_files.mp3 import read_parts
 
 ID3 = b"ID3\4\0\0" + bytes([0, 0, 1, 100]) + bytes(228)
 ID3V1 = b"TAG" + b"x" * 125

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.sound_files import decode, encoded, media, pcm, refusal, tone
 
-from bytelm.modalities.audio_ogg import LAST, Page, page_checksum, read_links
+from bytelm.modalities.audio_files.ogg import LAST, Page, page_checksum, read_links
 
 JOINED = "several links joined"
 CODECS = {"VORBIS": 16_000, "OPUS": 48_000}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header, Sample
-from bytelm.modalities.deep_png import deep_png
+from bytelm.modalities.image_files.deep_png import deep_png
 
 IMAGE, AUDIO = MODALITIES["image"], MODALITIES["audio"]
 

@@ -117,7 +117,9 @@ def test_the_white_ground_is_composited_as_pillow_does() -> None:
 def test_bands_join_to_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [data for _, data in images(np.random.default_rng(0))]
     whole = [decode(data) for data in files]
-    monkeypatch.setattr("bytelm.modalities.decoded_image.BAND_PIXELS", 170)  # three lines of fifty
+    monkeypatch.setattr(
+        "bytelm.modalities.image_files.decoded_image.BAND_PIXELS", 170
+    )  # three lines of fifty
     assert [decode(data) for data in files] == whole
 
 

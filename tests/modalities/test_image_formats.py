@@ -211,7 +211,7 @@ def test_limits_are_checked_before_pixels_are_decoded(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = heic(noise(200, 100)) if kind == "HEIC" else encoded(noise(200, 100), kind)
-    monkeypatch.setattr("bytelm.modalities.image_decoding.to_pixels", None)
+    monkeypatch.setattr("bytelm.modalities.image_files.decode.to_pixels", None)
     for limits in (Limits(max_side=199), Limits(max_bytes=59_999)):
         with pytest.raises(MediaError, match="over the limit"):
             decode(data, DecodeOptions(limits=limits))

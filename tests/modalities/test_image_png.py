@@ -160,7 +160,7 @@ def samples_of(data: bytes) -> np.ndarray:
 def test_all_16_bits_are_at_hand(
     colour_type: int, band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bytelm.modalities.decoded_image.BAND_PIXELS", band)
+    monkeypatch.setattr("bytelm.modalities.image_files.decoded_image.BAND_PIXELS", band)
     values = {GREY: 1, RGB: 3, GREY_ALPHA: 2, RGBA: 4}[colour_type]
     samples = np.random.default_rng(0).integers(0, 1 << 16, (9, 13, values), np.uint16)
     lines = samples.astype(">u2").view(np.uint8).reshape(9, -1).astype(np.int64)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import PIL.Image
 
-from bytelm.modalities.colour_profiles import changes_colours, to_srgb
-from bytelm.modalities.decoded_image import DecodedImage, Samples
+from bytelm.modalities.image_files.colour_profiles import changes_colours, to_srgb
+from bytelm.modalities.image_files.decoded_image import DecodedImage, Samples
 
 FEW_LEVELS = 16
 FULL = 0xFFFF

@@ -11,8 +11,13 @@ import struct
 import PIL.Image
 
 from bytelm.modalities.base import Limits, MediaError
-from bytelm.modalities.decoded_image import SEVERAL_NOTE, DecodedImage, bands_of, check_size
-from bytelm.modalities.image_metadata import orientation
+from bytelm.modalities.image_files.decoded_image import (
+    SEVERAL_NOTE,
+    DecodedImage,
+    bands_of,
+    check_size,
+)
+from bytelm.modalities.image_files.metadata import orientation
 
 _FORMATS = ("WEBP", "GIF", "BMP", "AVIF")
 """Formats that Pillow may open; those that run programs (EPS) or vary too much are left out."""

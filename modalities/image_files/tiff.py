@@ -17,7 +17,7 @@ import PIL.Image
 import PIL.ImageFile
 
 from bytelm.modalities.base import Limits, MediaError
-from bytelm.modalities.decoded_image import (
+from bytelm.modalities.image_files.decoded_image import (
     SEVERAL_NOTE,
     DecodedImage,
     Samples,

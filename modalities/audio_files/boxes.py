@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable
 from typing import BinaryIO
 
-from bytelm.modalities.audio_containers import TRAILING, TRAILING_BYTES
-from bytelm.modalities.audio_mp3 import id3_size
+from bytelm.modalities.audio_files.containers import TRAILING, TRAILING_BYTES
+from bytelm.modalities.audio_files.mp3 import id3_size
 from bytelm.modalities.base import MediaError
 
 BOXES = frozenset(b"ftyp moov mdat moof mfra sidx styp free skip wide udta meta uuid".split())

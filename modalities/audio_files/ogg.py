@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from bytelm.modalities.audio_containers import TRAILING, TRAILING_BYTES
+from bytelm.modalities.audio_files.containers import TRAILING, TRAILING_BYTES
 from bytelm.modalities.base import MediaError
 
 CONTINUED, FIRST, LAST = 1, 2, 4

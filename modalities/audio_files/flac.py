@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.modalities.audio_stream import Block
+from bytelm.modalities.audio_files.stream import Block
 from bytelm.modalities.base import MediaError
 
 STREAM_INFO_BYTES = 34

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.modalities.audio_stream import BLOCK_FRAMES, FULL_SCALE, Block, SoundStream
+from bytelm.modalities.audio_files.stream import BLOCK_FRAMES, FULL_SCALE, Block, SoundStream
 from bytelm.modalities.base import MediaError
 
 CLIPPED_NOTE = "clipped at full scale"

@@ -18,8 +18,13 @@ import PIL.Image
 import simplejpeg
 
 from bytelm.modalities.base import Bytes, Limits, MediaError
-from bytelm.modalities.decoded_image import NO_END_NOTE, DecodedImage, band_lines, check_size
-from bytelm.modalities.image_metadata import orientation
+from bytelm.modalities.image_files.decoded_image import (
+    NO_END_NOTE,
+    DecodedImage,
+    band_lines,
+    check_size,
+)
+from bytelm.modalities.image_files.metadata import orientation
 
 MAX_STRAY_BYTES = 16
 """Bytes between the last pixel and a marker up to which they are padding, as cameras write it; more

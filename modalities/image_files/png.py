@@ -17,14 +17,14 @@ import PIL.Image
 from isal import isal_zlib
 
 from bytelm.modalities.base import Limits, MediaError
-from bytelm.modalities.decoded_image import (
+from bytelm.modalities.image_files.decoded_image import (
     NO_END_NOTE,
     SEVERAL_NOTE,
     DecodedImage,
     check_size,
 )
-from bytelm.modalities.image_metadata import orientation
-from bytelm.modalities.png_pixels import (
+from bytelm.modalities.image_files.metadata import orientation
+from bytelm.modalities.image_files.png_pixels import (
     GREY,
     GREY_ALPHA,
     PALETTE,

@@ -15,14 +15,14 @@ import numpy as np
 import PIL.Image
 
 from bytelm.modalities.base import DecodeOptions, Header, Limits, MediaError, Sample
-from bytelm.modalities.decoded_image import DecodedImage, check_size
-from bytelm.modalities.image_metadata import Pixels, turn
-from bytelm.modalities.image_pixels import to_deep_pixels, to_pixels
-from bytelm.modalities.jpeg import decode_jpeg
-from bytelm.modalities.netpbm import decode_netpbm
-from bytelm.modalities.pillow_formats import decode_with_pillow
-from bytelm.modalities.png import decode_png
-from bytelm.modalities.tiff import decode_tiff
+from bytelm.modalities.image_files.decoded_image import DecodedImage, check_size
+from bytelm.modalities.image_files.jpeg import decode_jpeg
+from bytelm.modalities.image_files.metadata import Pixels, turn
+from bytelm.modalities.image_files.netpbm import decode_netpbm
+from bytelm.modalities.image_files.pillow_formats import decode_with_pillow
+from bytelm.modalities.image_files.pixels import to_deep_pixels, to_pixels
+from bytelm.modalities.image_files.png import decode_png
+from bytelm.modalities.image_files.tiff import decode_tiff
 
 _DECODERS = {
     b"\x89PNG": decode_png,

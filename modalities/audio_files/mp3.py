@@ -13,7 +13,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 
-from bytelm.modalities.audio_containers import TRAILING, TRAILING_BYTES
+from bytelm.modalities.audio_files.containers import TRAILING, TRAILING_BYTES
 from bytelm.modalities.base import MediaError
 
 JOINED = "several MP3 files joined"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from bytelm.modalities.audio_boxes import check_boxes
-from bytelm.modalities.audio_stream import Block, SoundStream
+from bytelm.modalities.audio_files.boxes import check_boxes
+from bytelm.modalities.audio_files.stream import Block, SoundStream
 from bytelm.modalities.base import Limits, MediaError
 
 if TYPE_CHECKING:

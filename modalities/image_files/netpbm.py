@@ -15,7 +15,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from bytelm.modalities.base import Limits, MediaError
-from bytelm.modalities.decoded_image import DecodedImage, bands_of, check_size
+from bytelm.modalities.image_files.decoded_image import DecodedImage, bands_of, check_size
 
 _FLOAT_KINDS = (b"Pf", b"PF", b"PF4")
 _VALUES = {1: 1, 2: 1, 3: 3, 4: 1, 5: 1, 6: 3}

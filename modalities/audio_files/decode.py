@@ -17,13 +17,19 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from bytelm.modalities import audio_ogg
-from bytelm.modalities.audio_containers import mend_container, wave_codec
-from bytelm.modalities.audio_flac import NO_CHECKSUM, checked_blocks, parse_stream_info
-from bytelm.modalities.audio_libav import DEMUXERS, open_with_libav
-from bytelm.modalities.audio_libsndfile import error_detail, open_joined, open_sound
-from bytelm.modalities.audio_mp3 import ID3V1_BYTES, id3_size, is_layer_2, mended_part, read_parts
-from bytelm.modalities.audio_reduction import (
+from bytelm.modalities.audio_files import ogg
+from bytelm.modalities.audio_files.containers import mend_container, wave_codec
+from bytelm.modalities.audio_files.flac import NO_CHECKSUM, checked_blocks, parse_stream_info
+from bytelm.modalities.audio_files.libav import DEMUXERS, open_with_libav
+from bytelm.modalities.audio_files.libsndfile import error_detail, open_joined, open_sound
+from bytelm.modalities.audio_files.mp3 import (
+    ID3V1_BYTES,
+    id3_size,
+    is_layer_2,
+    mended_part,
+    read_parts,
+)
+from bytelm.modalities.audio_files.reduction import (
     FULL_SCALE,
     Samples,
     mix_to_mono,
@@ -32,7 +38,7 @@ from bytelm.modalities.audio_reduction import (
     to_floats,
     to_pcm,
 )
-from bytelm.modalities.audio_stream import SoundStream
+from bytelm.modalities.audio_files.stream import SoundStream
 from bytelm.modalities.base import DecodeOptions, Limits, MediaError
 from bytelm.modalities.spliced_file import spliced
 
@@ -170,7 +176,7 @@ def _open_ogg(file: BinaryIO, limits: Limits) -> SoundStream:
     """Open an Ogg file; each link of a chain by itself."""
     file.seek(0)
     data = file.read()
-    links, notes = audio_ogg.read_links(data)
+    links, notes = ogg.read_links(data)
     codecs = {link.sound().codec for link in links}
     if codecs == {"Speex"}:
         return open_with_libav(file, "ogg", "Speex", limits)
@@ -183,7 +189,7 @@ def _open_ogg(file: BinaryIO, limits: Limits) -> SoundStream:
             raise MediaError(
                 "unreadable", f"FLAC in Ogg with a second link at byte {links[1].start}"
             )
-        flac = audio_ogg.native_flac(links[0].sound(), data)
+        flac = ogg.native_flac(links[0].sound(), data)
         stream = _open_flac(io.BytesIO(flac), 0, limits)
     else:
         parts = [(link.start, io.BytesIO(link.sound_file(data))) for link in links]

@@ -18,7 +18,7 @@ import PIL.Image
 from isal import isal_zlib
 
 from bytelm.modalities.base import MediaError
-from bytelm.modalities.decoded_image import Samples, band_lines
+from bytelm.modalities.image_files.decoded_image import Samples, band_lines
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 """Colour types."""

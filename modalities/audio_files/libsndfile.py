@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from bytelm.modalities.audio_stream import BLOCK_FRAMES, FULL_SCALE, Block, SoundStream
+from bytelm.modalities.audio_files.stream import BLOCK_FRAMES, FULL_SCALE, Block, SoundStream
 from bytelm.modalities.base import MediaError
 
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU")

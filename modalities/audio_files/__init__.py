@@ -1,0 +1,1 @@
+"""Decoding of sound files: a file a format, and what they share."""

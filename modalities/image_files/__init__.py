@@ -1,0 +1,1 @@
+"""Decoding of image files: a file a format, and what they share."""
