@@ -13,7 +13,7 @@ import torch
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.audio import frames
-from bytelm.modalities.base import Sample
+from bytelm.modalities.base import FILE_VIEW, Header, Sample
 from bytelm.modalities.image import deep_pixels
 from bytelm.model.config import ModelConfig
 from bytelm.model.decoding.sampling import Sampling
@@ -23,7 +23,13 @@ from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.evaluation.scoring import nats_of_model
 from bytelm.pipelines.evaluation.windows import Document, score_document
 from bytelm.pipelines.generation.generate import generate_samples
-from bytelm.pipelines.generation.media import Source, detect_modality, read_sample, source_name
+from bytelm.pipelines.generation.media import (
+    Source,
+    detect_modality,
+    read_bytes,
+    read_sample,
+    source_name,
+)
 from bytelm.pipelines.generation.options import GenerateOptions, build_requests
 
 
@@ -190,6 +196,9 @@ class LanguageModel:
         if name not in MODALITIES:
             raise ValueError(f"no modality {name!r}: choose one of {', '.join(MODALITIES)}")
         view = self.views[name]
+        if modality == "text":  # any bytes, where the caller says that they are a text
+            data = read_bytes(source)
+            return Sample("text", Header(), data, is_file=view == FILE_VIEW), view
         return read_sample(name, source, MODALITIES[name].options_for(view)), view
 
 

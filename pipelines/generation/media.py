@@ -31,6 +31,12 @@ def read_sample(modality: str, source: Source, options: DecodeOptions) -> Sample
         raise ValueError(f"{source_name(source)} is no {modality} ({error})") from error
 
 
+def read_bytes(source: Source) -> bytes:
+    """The bytes of a file. ValueError if it cannot be read."""
+    with _opened(source) as file:
+        return file.read()
+
+
 def source_name(source: Source) -> str:
     """The name of a source in messages."""
     return f"a file of {len(source):,} bytes" if isinstance(source, bytes) else str(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import zlib
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_the_size_is_what_evaluation_says(tmp_path: Path) -> None:
     """Files of the demo under an untrained model."""
     chosen = ["image/val/1f199.png", "audio/train/sfx_bd_haus.flac"]
     chosen += ["text/train/sotu_1790_george_washington_n.txt"]
-    files = [DEMO / name for name in chosen]
+    files = [Path(shutil.copy(DEMO / name, tmp_path)) for name in chosen]
     prepare(files, tmp_path / "set", PrepareOptions(shares=(0.0, 1.0, 0.0)))
     model = tiny(embedding_std=0.3)  # no id is improbable: the coder spends 24 bits at most on one
     save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})

@@ -28,7 +28,7 @@ def run(
 ) -> tuple[int, str]:
     shown = io.StringIO()
     console = Console(file=shown, width=100)
-    status = inspect(folder, verify=verify, extract=extract, out=out, console=console)
+    status = inspect(str(folder), verify=verify, extract=extract, out=out, console=console)
     return status, shown.getvalue()
 
 
