@@ -83,9 +83,10 @@ class SetWriter:
         self._done += 1
 
     def close_shards(self) -> None:
-        """Close the open shard of each split."""
+        """Close the open shard of each split, which then is done as far as rows are counted."""
         for split in SPLITS:
             if split in self._open:
+                self._tables.done[split] = self._tables.counted
                 self._close_shard(split)
 
     def add_rows(self, number: int, unit: TableUnit, instalment: Instalment) -> None:

@@ -19,7 +19,7 @@ from bytelm.pipelines.prepare.tables import TableFields, TableUnit, row_key, row
 from bytelm.pipelines.shards.pieces import PieceBuilder, ShardPiece
 from bytelm.pipelines.storage.tar_writer import BLOCK_BYTES
 
-INSTALMENT_BYTES = 1 << 24
+INSTALMENT_BYTES = 1 << 22
 """An instalment ends where its documents or the rows that it has read are larger than this."""
 FIRST_ROWS = 3
 """Rows that a report names for each reason."""

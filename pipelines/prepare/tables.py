@@ -15,7 +15,7 @@ from typing import NamedTuple
 from bytelm.pipelines.prepare.documents import KEY_HASH, split_of
 
 JSONL, CSV, PARQUET = "jsonl", "csv", "parquet"
-UNIT_BYTES = 1 << 23
+UNIT_BYTES = 1 << 21
 """Bytes of a plain JSONL file in one unit."""
 TABLE_KEY_MAX = 68
 """Characters of a table's key, which leaves room for the row and the suffix in a tar's name."""

@@ -19,6 +19,7 @@ from helpers.source_files import documents, hashes, png, txt
 from bytelm.pipelines.prepare import table_pool
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
 from bytelm.pipelines.prepare.set_folder import PREPARE_STATE
+from bytelm.pipelines.prepare.set_writer import SetWriter
 
 OPTIONS = {"shard_bytes": 60_000, "shares": (0.7, 0.2, 0.1)}
 
@@ -106,8 +107,6 @@ def test_a_prepare_that_stops_after_any_shard_is_resumed_to_the_same_set(
     options = PrepareOptions(shard_bytes=300_000, shares=(0.6, 0.3, 0.1))
     prepare([source], tmp_path / "whole", options)
     out = tmp_path / "set"
-    from bytelm.pipelines.prepare.set_writer import SetWriter
-
     settle = SetWriter._settle
     finished = 0
 
@@ -123,6 +122,7 @@ def test_a_prepare_that_stops_after_any_shard_is_resumed_to_the_same_set(
             prepare([source], out, options)
         except KeyboardInterrupt:
             finished += 1
+            assert finished < 50, "shards are written again"
             state = json.loads((out / PREPARE_STATE).read_bytes())
             assert len(state["shards"]) == finished
         else:
