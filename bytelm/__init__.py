@@ -72,6 +72,7 @@ def prepare(
     audio_field: str | None = None,
     rate: int | None = None,
     channels: int | None = None,
+    keep_depth: bool = False,
     keep_files: bool = False,
     shard_mb: float = 256,
     max_side: int = 65535,
@@ -94,6 +95,8 @@ def prepare(
         audio_field: the same for sounds.
         rate: resample sounds to this many samples per second.
         channels: 1 mixes sounds down to mono.
+        keep_depth: keep 16 bits of images that have them, for the view `deep`, and 24 of sounds,
+            for `s24be`; otherwise 8 and 16.
         keep_files: store the bytes of the files, and decode nothing.
         shard_mb: largest shard in millions of bytes; infinite for no limit.
         max_side: longest side of an image in pixels.
@@ -116,6 +119,7 @@ def prepare(
         limits=Limits(max_bytes=_bytes_of("max_mb", max_mb), max_side=max_side),
         audio_rate=rate,
         audio_channels=channels,
+        keep_depth=keep_depth,
         keep_files=keep_files,
     )
     options = PrepareOptions(

@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--channels", type=int, choices=[1], help="mix sounds down to mono")
     parser.add_argument(
+        "--keep-depth",
+        action="store_true",
+        help="keep 16 bits of images that have them, for the view deep, and 24 bits of sounds, "
+        "for the view s24be",
+    )
+    parser.add_argument(
         "--keep-files", action="store_true", help="store the bytes of the files, decode nothing"
     )
     parser.add_argument(
@@ -97,6 +103,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         audio_field=options.audio_field,
         rate=options.rate,
         channels=options.channels,
+        keep_depth=options.keep_depth,
         keep_files=options.keep_files,
         shard_mb=options.shard_mb,
         max_side=options.max_side,

@@ -16,7 +16,7 @@ import io
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
 
@@ -262,9 +262,7 @@ def _receive_batch(worker: Worker) -> tuple[_Batch, list[Refusal | Sample], bool
         if isinstance(result, Refusal):
             results.append(result)
             continue
-        data = memory.read(result.size)
-        sample = Sample(result.modality, result.header, data, result.is_file, result.notes)
-        results.append(sample)
+        results.append(replace(result.sample, data=memory.read(result.size)))
     return batch, results, batch_result.is_last
 
 

@@ -22,12 +22,13 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from bytelm.modalities import MODALITIES
-from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
+from bytelm.modalities.base import DecodeOptions, MediaError, Sample
 from bytelm.modalities.detect import START_BYTES, detect_modality
 from bytelm.pipelines.prepare.table_decode import Instalment, TableTask, UnitDecoder
 
@@ -68,13 +69,11 @@ class Refusal(NamedTuple):
 
 
 class SampleInfo(NamedTuple):
-    """A sample without its bytes, which lie in the file in memory, one sample after the other."""
+    """A sample whose bytes lie in the file in memory, one sample after the other."""
 
-    modality: str
-    header: Header
-    is_file: bool
+    sample: Sample
+    """Without its bytes."""
     size: int
-    notes: tuple[str, ...] = ()
 
 
 class BatchResult(NamedTuple):
@@ -181,7 +180,7 @@ class _SampleFile:
         written = os.pwrite(self._descriptor, sample.data, self.size)
         assert written == size
         self.size += size
-        return SampleInfo(sample.modality, sample.header, sample.is_file, size, sample.notes)
+        return SampleInfo(replace(sample, data=b""), size)
 
     def append_parts(self, parts: Sequence[bytes]) -> None:
         """Store the bytes of a table's documents."""
