@@ -43,6 +43,7 @@ from bytelm.pipelines.cli import (
 from bytelm.pipelines.cli.arguments import CommandParser
 from bytelm.pipelines.errors import DamageError, DivergedError, OnAllRanksError
 from bytelm.pipelines.runtime import signals
+from bytelm.pipelines.runtime.threads import wait_briefly
 
 COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # a process of its own
         signals.end_at_sigterm()
+        wait_briefly()
         _print_any_name()
     options = build_parser().parse_args(arguments)
     try:
