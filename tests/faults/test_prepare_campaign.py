@@ -125,7 +125,7 @@ def write_bombs(folder: Path) -> dict[str, str]:
     )
     txt(folder / "image.png", b"\x89PNG\r\n\x1a\n" + png)
     fmt = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 16_000, 1, 8)
-    frames = struct.pack("<I", 1 << 31)
+    frames = struct.pack("<I", 3 << 30)
     txt(folder / "sound.wav", b"RIFF" + frames + fmt + b"data" + frames + bytes(4000))
     sound(folder / "lossless.flac", 4000)
     flac = bytearray((folder / "lossless.flac").read_bytes())

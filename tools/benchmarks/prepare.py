@@ -17,7 +17,6 @@ the start of a process does not count. Medians of three rounds, in turn.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +58,7 @@ def prepare_figures(modality: str, folder: Path, seconds: float) -> Iterator[Fig
     bare_loop(found)  # warms the cache
     copies = max(1, round(seconds / seconds_of(lambda: bare_loop(found))))
     with tempfile.TemporaryDirectory() as temporary:
-        files = _link(found, Path(temporary) / "source", copies)
+        files = _copy(found, Path(temporary) / "source", copies)
         yield from _compare(modality, files, Path(temporary))
 
 
@@ -82,17 +81,15 @@ def _compare(modality: str, files: Sequence[Path], folder: Path) -> Iterator[Fig
         yield Figure(f"prepare/{modality}/{workers}", speed, "MB/s", bare_speed)
 
 
-def _link(found: Sequence[Path], folder: Path, copies: int) -> list[Path]:
-    """Link each file under `copies` names below the folder; returns the names."""
+def _copy(found: Sequence[Path], folder: Path, copies: int) -> list[Path]:
+    """Copy each file to `copies` names below the folder; returns the names. `prepare` takes a file
+    with several links once."""
     files = []
     for copy in range(copies):
         (folder / str(copy)).mkdir(parents=True)
         for i, path in enumerate(found):
             files.append(folder / str(copy) / f"{i}{path.suffix}")
-            try:
-                os.link(path.absolute(), files[-1])
-            except OSError:  # another file system
-                shutil.copyfile(path, files[-1])
+            shutil.copyfile(path, files[-1])
     return files
 
 
