@@ -10,7 +10,7 @@ The bare loop is what one writes by hand in one process. For images and sounds i
 Pillow or soundfile to the same bytes and drops them. A text has nothing to decode, so for texts the
 loop appends the files to a tar with webdataset's writer. `prepare` finds the files, decodes them in
 1 or 2 workers, and writes, hashes and fsyncs the set. Both read the same files in a warm cache: the
-files of the folder, linked under so many names that the bare loop has about S seconds of work, and
+files of the folder, copied to so many names that the bare loop has about S seconds of work, and
 the start of a process does not count. Medians of three rounds, in turn.
 """
 
