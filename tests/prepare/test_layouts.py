@@ -125,6 +125,31 @@ def test_the_output_folder_of_img2dataset_gives_its_pairs(tmp_path: Path) -> Non
     assert skipped(prepared) == {"00000_stats.json": "bookkeeping", "00000.parquet": "bookkeeping"}
 
 
+def test_the_audio_tars_of_clap_give_captions_and_splits(tmp_path: Path) -> None:
+    sound(tmp_path / "bell.flac")
+    data = (tmp_path / "bell.flac").read_bytes()
+    for split in ("train", "valid", "test"):
+        members = {}
+        for i in range(6):
+            description = {"text": [f"a bell {split} {i}", "ringing"], "tag": ["bell"]}
+            members |= {f"{i}.flac": data, f"{i}.json": json.dumps(description).encode()}
+        tar(tmp_path / "src" / split / "name0.tar", members)
+        txt(tmp_path / "src" / split / "sizes.json", '{"name0.tar": 6}')
+    prepared = prepared_of(tmp_path)
+    found = sorted(
+        (segments[0]["split"], segments[0]["data"], segments[1]["modality"])
+        for segments in documents(tmp_path / "set").values()
+    )
+    names = {"train": "train", "val": "valid", "test": "test"}
+    assert found == sorted(
+        (split, f"a bell {name} {i}".encode(), "audio")
+        for split, name in names.items()
+        for i in range(6)
+    )
+    names_of_sizes = (f"{name}/sizes.json" for name in names.values())
+    assert skipped(prepared) == dict.fromkeys(names_of_sizes, "bookkeeping")
+
+
 def test_a_json_beside_a_sound_or_an_image_gives_its_caption(tmp_path: Path) -> None:
     sound(tmp_path / "src" / "bell.flac")
     txt(tmp_path / "src" / "bell.json", '{"text": ["a bell", "ringing"], "tag": ["bell"]}')

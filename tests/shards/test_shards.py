@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.shards.format import INDEX_DTYPE, SET_MANIFEST
-from bytelm.pipelines.shards.reader import ShardSet, header_of
+from bytelm.pipelines.shards.reader import ShardSet, header_of, open_set
 from bytelm.pipelines.shards.writer import ShardWriter, write_set_manifest
 
 DOCUMENTS = [
@@ -187,6 +187,17 @@ def test_a_folder_that_is_no_set_is_refused_in_a_line(tmp_path: Path, make_set: 
     path.write_text(json.dumps(manifest))
     with pytest.raises(DamageError, match="does not match its checksum"):
         ShardSet(path.parent)
+
+
+def test_a_local_set_needs_no_home_folder_and_a_remote_one_says_so(
+    make_set: SetMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HOME is `~` where a container's user has no entry in /etc/passwd."""
+    location = make_set(DOCUMENTS).location
+    monkeypatch.setenv("HOME", "~")
+    assert stored(open_set(str(location), "~/cache")) == DOCUMENTS
+    with pytest.raises(ValueError, match=r"no home folder .*: set data\.cache_folder, or HOME"):
+        open_set("https://127.0.0.1:1/set", "~/cache")
 
 
 def test_a_set_can_be_sent_to_another_process(make_set: SetMaker) -> None:
