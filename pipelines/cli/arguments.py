@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,20 @@ def _refusal(value: str, wanted: str) -> argparse.ArgumentTypeError:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command: a value that an option does not take is named in one line."""
+    """A parser that refuses a mistake in one line with a way out, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("argument "):
-            line = message.removeprefix("argument ").replace(": is ", " is ", 1)
-            self.exit(2, f"{self.prog}: {' '.join(line.split())}\n")
-        super().error(message)
+        """Print the mistake in one line on stderr, and exit with status 2."""
+        line = message.removeprefix("argument ").replace(": is ", " is ", 1)
+        self.exit(2, f"{self.prog}: {' '.join(line.split())} (see {self.prog} --help)\n")
+
+    def refuse_left_over(self, argument: str) -> NoReturn:
+        """Refuse an argument that no option and no positional argument took."""
+        name = argument.partition("=")[0]
+        if not name.startswith("-"):
+            self.error(f"{argument!r} is one too many, or stands apart from those of its kind")
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        self.error(f"unknown option {name}" + (f": did you mean {near[0]}?" if near else ""))
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,6 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
 
 import bytelm
 from bytelm.pipelines.cli import (
@@ -63,21 +62,22 @@ UNFORESEEN = (UnicodeEncodeError, RecursionError, NotImplementedError)
 """ValueErrors and RuntimeErrors of Python itself, whose text tells a user nothing."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line, with a subparser for each command."""
-    parser = _Parser(
+def build_parser() -> CommandParser:
+    """The parser of the whole command line, with a subparser for each command.
+
+    Its options name the command (`command`) and the command's own parser (`parser`).
+    """
+    parser = CommandParser(
         prog="bytelm", description="One MEGABYTE model on the raw bytes of images, audio and text."
     )
     parser.add_argument("--version", action="version", version=f"bytelm {bytelm.__version__}")
-    subparsers = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
-    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        command.add_arguments(
-            subparsers.add_parser(
-                name, help=command.HELP, description=command.HELP, formatter_class=_HelpFormatter
-            )
+        subparser = subparsers.add_parser(
+            name, help=command.HELP, description=command.HELP, formatter_class=_HelpFormatter
         )
+        command.add_arguments(subparser)
+        subparser.set_defaults(parser=subparser)
     return parser
 
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signals.end_at_sigterm()
         wait_briefly()
         _print_any_name()
-    options = build_parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         return COMMANDS[options.command].run(options, arguments)
     except signals.Terminated:
@@ -105,6 +105,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         return _report(options.command, error)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line. A mistake ends the process with status 2 and one line."""
+    parser = build_parser()
+    name = arguments[0] if arguments else ""
+    if not name:
+        parser.error(f"a command is missing: one of {', '.join(COMMANDS)}")
+    if not name.startswith("-") and name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        parser.error(f"unknown command {name!r}: {hint}")
+    options, left_over = parser.parse_known_args(arguments)
+    if left_over:
+        options.parser.refuse_left_over(left_over[0])
+    return options
 
 
 def _print_any_name() -> None:
@@ -160,17 +176,6 @@ def _keep_traceback(error: Exception) -> str:
     except OSError as cause:
         return f"could not be written: {cause.strerror}"
     return file.name
-
-
-class _Parser(argparse.ArgumentParser):
-    """The parser of the command's name, which suggests the nearest one for a misspelt one."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = sys.argv[1] if len(sys.argv) > 1 else ""
-        near = difflib.get_close_matches(wrong, COMMANDS, n=1)
-        if near and "invalid choice" in message:
-            message = f"unknown command {wrong!r}: did you mean {near[0]}?"
-        super().error(message)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
