@@ -7,6 +7,7 @@ Exit status:
     2    a user's mistake, in one line on stderr
     3    a training whose loss or gradient stayed not finite
     130  ended by Ctrl-C
+    141  the reader of stdout, such as `head`, has ended
     143  ended by SIGTERM
 
 An error that nobody foresaw is status 1 too. Its traceback goes to a file, which the line names;
@@ -19,6 +20,7 @@ import argparse
 import difflib
 import io
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -96,7 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_any_name()
     options = _parse(arguments)
     try:
-        return COMMANDS[options.command].run(options, arguments)
+        status = COMMANDS[options.command].run(options, arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError as error:
+        if not _output_is_cut():
+            return _report(options.command, error)
+        return 141
     except signals.Terminated:
         print(f"bytelm {options.command}: ended by SIGTERM", file=sys.stderr)
         return 143
@@ -121,6 +129,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if left_over:
         options.parser.refuse_left_over(left_over[0])
     return options
+
+
+def _output_is_cut() -> bool:
+    """Whether the reader of stdout, such as `head`, has ended; what is left of it is dropped."""
+    descriptor = sys.stdout.fileno()
+    watch = select.poll()
+    watch.register(descriptor, 0)  # errors are always told
+    if not watch.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _print_any_name() -> None:

@@ -176,3 +176,19 @@ def test_a_foreseen_error_is_its_text_alone(
     monkeypatch.setattr(main.COMMANDS["inspect"], "run", fail)
     assert main.main(["inspect", "set"]) == status
     assert capsys.readouterr().err == f"bytelm inspect: {error}\n"
+
+
+def test_a_reader_that_ends_early_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            command("prepare", tmp_path / "a.txt", "--out", tmp_path / "set"),
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
