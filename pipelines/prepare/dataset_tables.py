@@ -22,6 +22,7 @@ from bytelm.pipelines.prepare.documents import BOOKKEEPING, METADATA
 from bytelm.pipelines.prepare.file_index import FileIndex, folder_of, join
 from bytelm.pipelines.prepare.metadata_tables import MetadataTable, read_metadata, read_records
 from bytelm.pipelines.prepare.scan import SourceFile
+from bytelm.pipelines.shards.set_summary import NAMES_SHOWN, counted, first_names
 
 TEXT_COLUMNS = (
     *("text", "caption", "captions", "transcription", "transcript", "sentence", "prompt"),
@@ -41,9 +42,6 @@ _COMMON_VOICE = re.compile(
 _TRANSCRIPTS = re.compile(r".*\.trans\.txt")
 TABLE_NAMES = (".csv", ".jsonl", ".parquet", ".tsv", ".trans.txt")
 """Ends of names, in lower case, that can be tables of captions."""
-
-
-NAMES_SHOWN = 3
 
 
 @dataclass
@@ -77,22 +75,19 @@ class TableCaptions:
     def remarks(self) -> list[str]:
         """What was recognised, a line for each form."""
         lines = [
-            f"{form}: {count:,} caption{'s' * (count != 1)} ({_first_names(tables)})"
+            f"{form}: {counted(count, 'caption')} ({first_names(tables, len(tables))})"
             for form, (count, tables) in self.forms.items()
         ]
         if self.unclear:
+            shown = "; ".join(self.unclear[:NAMES_SHOWN])
+            more = "; ..." if len(self.unclear) > NAMES_SHOWN else ""
             lines.append(
                 "no captions are taken where the column of texts is not clear "
-                f"({_first_names(self.unclear)}): name it text, or give --captions"
+                f"({shown}{more}): name it text, or give --captions"
             )
         if self.further:
             lines.append(f"not used: {self.further:,} captions of files that have another one")
         return lines
-
-
-def _first_names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:NAMES_SHOWN])
-    return f"{shown}, ..." if len(names) > NAMES_SHOWN else shown
 
 
 def read_tables(candidates: Iterable[SourceFile], index: FileIndex) -> TableCaptions:

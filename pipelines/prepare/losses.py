@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bytelm.modalities.detect import claimed_modality
-from bytelm.pipelines.prepare.dataset_layouts import SIDECAR_SUFFIXES
+from bytelm.pipelines.prepare.captions import SIDECAR_SUFFIXES
 from bytelm.pipelines.prepare.documents import (
     CAPTION_ALONE,
     HARMLESS_REASONS,
@@ -25,8 +25,7 @@ from bytelm.pipelines.prepare.documents import (
     SourceDocument,
 )
 from bytelm.pipelines.prepare.sources import FoundDocuments
-from bytelm.pipelines.prepare.tally import NAMES_SHOWN
-from bytelm.pipelines.shards.set_summary import reason_line
+from bytelm.pipelines.shards.set_summary import NAMES_SHOWN, reason_line
 
 WEIGHTLESS_REASONS = ("unknown kind", "compressed", "over the limit")
 """Reasons that keep out whole files by their kind or by the user's limit, so that their bytes tell

@@ -14,8 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from bytelm.pipelines.prepare.documents import EXCLUDED, SkippedFile
-
-NAMES_SHOWN = 3
+from bytelm.pipelines.shards.set_summary import NAMES_SHOWN
 
 _ANY_FOLDERS = "(?:.*/)?"
 
@@ -57,12 +56,14 @@ class NamePatterns:
         return True
 
     def left_out(self) -> list[SkippedFile]:
-        """An entry for each cause, which names the first files."""
+        """Entries for the first files of each cause, the last of which stands for all others."""
         entries = []
         for cause, count in self._count.items():
-            first = self._first[cause]
-            names = ", ".join(first) + (", ..." if count > len(first) else "")
-            entries.append(SkippedFile(first[0], EXCLUDED, f"{cause}: {names}", count=count))
+            *first, last = self._first[cause]
+            entries += (SkippedFile(name, EXCLUDED, cause) for name in first)
+            rest = count - len(first)
+            detail = f"{cause}, with {rest - 1:,} others" if rest > 1 else cause
+            entries.append(SkippedFile(last, EXCLUDED, detail, count=rest))
         return entries
 
     def _leave_out(self, cause: str, name: str) -> None:

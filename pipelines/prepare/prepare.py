@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.prepare.captions import Captions, load_captions
 from bytelm.pipelines.prepare.decode_pool import DecodePool
+from bytelm.pipelines.prepare.documents import SourceDocument
 from bytelm.pipelines.prepare.download import download_sources
 from bytelm.pipelines.prepare.losses import check_losses, count_losses, list_reasons
 from bytelm.pipelines.prepare.patterns import NamePatterns
@@ -40,11 +41,11 @@ from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.shards.set_summary import content_lines, counted, split_lines
 from bytelm.pipelines.shards.writer import write_set_manifest
 
-_LATER_OPTIONS = ("include", "exclude", "fields")
-"""Options that are no part of the input's hash where they are not given."""
-
 if TYPE_CHECKING:
     from rich.console import Console
+
+_LATER_OPTIONS = ("include", "exclude", "fields")
+"""Options that are no part of the input's hash where they are not given."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class PrepareOptions:
     """JSON object from file names, relative to their source or to this file's folder, to
     captions."""
     shares: tuple[float, float, float] = (0.9, 0.05, 0.05)
-    """Shares of train, val and test. Files below folders `train`, `val` and `test` of a source stay
-    in those splits."""
+    """Shares of train, val and test, for documents whose split no name says."""
     max_bad_share: float = 0.5
     """Largest share that may be lost: of the files, of their bytes, and of the pairs."""
     include: tuple[str, ...] = ()
@@ -187,17 +187,14 @@ def _prepare(
             PrepareProgress(console, len(found.documents), state.done) as progress,
             SetWriter(out, options.shard_bytes, state) as writer,
         ):
-            documents = found.documents[state.done :]
-            for document, decoded in zip(documents, pool.decode_documents(documents), strict=True):
-                writer.add(document, decoded)
-                progress.advance(decoded.size)
-            writer.close_shards()
+            _write_files(found.documents[state.done :], pool, writer, progress)
             if units:
                 position = state.tables.position
                 progress.begin_tables([unit.size for unit in units], position.first_unit)
                 for number, part in pool.decode_tables(units, position, options.shares):
                     writer.add_rows(number, units[number], part)
-                    progress.advance_tables(part.is_end * units[number].size, part.size)
+                    done = units[number].size if part.is_end else 0
+                    progress.advance_tables(done, part.size)
         skipped = sorted(found.skipped + state.skipped + state.tables.skipped(units))
         found = replace(found, files=found.files + state.tables.rows)
         losses = count_losses(found, skipped)
@@ -220,6 +217,19 @@ def _prepare(
         write_set_manifest(out, state.shards, report)
         (out / PREPARE_STATE).unlink()
     return Prepared(ShardSet(out).root, report, made=True)
+
+
+def _write_files(
+    documents: Sequence[SourceDocument],
+    pool: DecodePool,
+    writer: SetWriter,
+    progress: PrepareProgress,
+) -> None:
+    """Decode and write documents of files, and close their last shard."""
+    for document, decoded in zip(documents, pool.decode_documents(documents), strict=True):
+        writer.add(document, decoded)
+        progress.advance(decoded.size)
+    writer.close_shards()
 
 
 def _complete_set(out: Path, found: FoundDocuments, input_hash: str) -> Prepared:

@@ -37,6 +37,7 @@ from bytelm.pipelines.prepare.scan import (
 )
 from bytelm.pipelines.prepare.splits import divide_sources, split_of_file_name, split_of_word
 from bytelm.pipelines.prepare.webdataset_tars import expand_braces, is_tar
+from bytelm.pipelines.shards.set_summary import counted, first_names
 
 
 @dataclass(frozen=True)
@@ -264,11 +265,10 @@ def _split_remarks(scan: SourceScan, moved: Counter[str]) -> list[str]:
         if name != split:
             folders.setdefault(split, []).append(f"{name}/")
     for split, names in folders.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        remarks.append(f"taken as {split}: {', '.join(names[:3])}{more}")
+        remarks.append(f"taken as {split}: {first_names(names, len(names))}")
     if scan.outside_split_folders:
         count = scan.outside_split_folders
-        remarks.append(f"outside of split folders, taken as train: {count} files")
+        remarks.append(f"outside of split folders, taken as train: {counted(count, 'file')}")
     if moved:
         counts = ", ".join(f"{n} to {split}" for split, n in moved.items())
         remarks.append(f"moved so that the splits of a small set are not empty: {counts}")

@@ -13,6 +13,7 @@ TEXT_NAMES = (
     *("caption", "description", "alt_text", "transcript", "transcription", "sentence"),
 )
 """Names of columns that hold texts, in lower case."""
+_KINDS = (TEXT, IMAGE, AUDIO)
 FLAGS = TableFields("--text-field", "--image-field", "--audio-field")
 
 
@@ -51,9 +52,6 @@ def choose_fields(
     if not any(chosen):
         return None, f"no column is known to hold texts, images or sounds; {_listed(columns)}"
     return TableFields(*chosen), ""
-
-
-_KINDS = (TEXT, IMAGE, AUDIO)
 
 
 def _listed(columns: Mapping[str, str]) -> str:

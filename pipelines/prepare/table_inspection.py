@@ -69,8 +69,11 @@ class TableInspection:
 
 
 def main() -> None:
-    """Answer a line of JSON for each one that comes: path and name of a table, and the columns that
-    the user named."""
+    """Answer each line of JSON that comes with another one.
+
+    A question is a list of a table's path, name, kind and compression, and the columns that the
+    user named; the answer has the fields of TableInspection.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it for all
     silence()
     limit_memory(DecodeOptions())

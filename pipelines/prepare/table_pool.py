@@ -29,12 +29,13 @@ from bytelm.pipelines.prepare.worker_process import (
     Worker,
     cause_of_death,
 )
-from bytelm.pipelines.shards.format import SPLITS
 
 READY_BYTES = 1 << 26
 """Decoded bytes that wait for earlier units, above which only the earliest unit is continued."""
 MAX_OPEN_UNITS = 64
 """Units that are open or wait for earlier ones."""
+MAX_ROW = 1 << 62
+"""Above the number of any row."""
 
 UnitRow = tuple[int, int]
 """Number of a unit among all, and of a row in it; everything before it is meant."""
@@ -54,21 +55,15 @@ class TablePosition(NamedTuple):
         return min(self.counted, *self.done.values())[0]
 
     def in_unit(self, number: int) -> RowPosition:
-        """What is done of a unit. No row has a number as large as that of a finished unit's."""
+        """What is done of a unit: up to MAX_ROW where it is finished."""
 
         def row(position: UnitRow) -> int:
-            return position[1] if position[0] == number else (position[0] > number) * MAX_ROW
+            if position[0] == number:
+                return position[1]
+            return MAX_ROW if position[0] > number else 0
 
         done = {split: row(position) for split, position in self.done.items()}
         return RowPosition(done, row(self.counted))
-
-
-MAX_ROW = 1 << 62
-
-
-def start_of_tables() -> TablePosition:
-    """The position at which nothing is done."""
-    return TablePosition(dict.fromkeys(SPLITS, (0, 0)), (0, 0))
 
 
 class TableDecoding:

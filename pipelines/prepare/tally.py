@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bytelm.modalities.base import Sample
+from bytelm.pipelines.shards.set_summary import NAMES_SHOWN
 
 MAX_KINDS = 200
 """Suffixes that are counted by name; further ones are counted as OTHER."""
 MAX_SUFFIX = 10
 """Characters of the longest suffix that tells a kind of file."""
-NAMES_SHOWN = 3
 CAPTION = "caption"
 NO_SUFFIX = "without suffix"
 OTHER = "other"

@@ -7,6 +7,8 @@ from typing import Any
 
 from bytelm.pipelines.shards.format import SPLITS
 
+NAMES_SHOWN = 3
+"""Names of files that reports keep and summaries print for one cause."""
 KINDS_SHOWN = 8
 """Suffixes of one modality that are named."""
 NAMES_CHARACTERS = 80
@@ -67,7 +69,7 @@ def skipped_lines(report: Mapping[str, Any]) -> list[str]:
 
 def reason_line(reason: str, entry: Mapping[str, Any]) -> str:
     """A reason with its count and first names: `3 empty (a.txt, b.txt, c.txt)`."""
-    return f"{entry['count']:,} {reason} ({_names(entry['names'], entry['entries'])})"
+    return f"{entry['count']:,} {reason} ({first_names(entry['names'], entry['entries'])})"
 
 
 def counted(count: int, noun: str) -> str:
@@ -95,12 +97,18 @@ def _taken_line(modality: str, taken: Mapping[str, Any]) -> str:
 
 
 def _note_line(note: str, entry: Mapping[str, Any]) -> str:
-    return f"{note}: {counted(entry['count'], 'file')} ({_names(entry['names'], entry['count'])})"
+    count = entry["count"]
+    return f"{note}: {counted(count, 'file')} ({first_names(entry['names'], count)})"
 
 
-def _names(first: Sequence[str], count: int) -> str:
-    """The first of `count` names; an ellipsis where there are more."""
-    shown = [_short(name) for name in first]
+def first_names(names: Sequence[str], count: int) -> str:
+    """The first NAMES_SHOWN of `count` names; an ellipsis where there are more.
+
+    Args:
+        names: at least the first ones.
+        count: number of all.
+    """
+    shown = [_short(name) for name in names[:NAMES_SHOWN]]
     return ", ".join([*shown, "..."] if count > len(shown) else shown)
 
 
