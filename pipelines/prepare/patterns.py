@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from bytelm.pipelines.prepare.documents import EXCLUDED, SkippedFile
-from bytelm.pipelines.shards.set_summary import NAMES_SHOWN
+from bytelm.pipelines.shards.set_summary import NAMES_SHOWN, first_names
 
 _ANY_FOLDERS = "(?:.*/)?"
 
@@ -56,14 +56,12 @@ class NamePatterns:
         return True
 
     def left_out(self) -> list[SkippedFile]:
-        """Entries for the first files of each cause, the last of which stands for all others."""
+        """An entry for each cause, which names the first files."""
         entries = []
         for cause, count in self._count.items():
-            *first, last = self._first[cause]
-            entries += (SkippedFile(name, EXCLUDED, cause) for name in first)
-            rest = count - len(first)
-            detail = f"{cause}, with {rest - 1:,} others" if rest > 1 else cause
-            entries.append(SkippedFile(last, EXCLUDED, detail, count=rest))
+            first = self._first[cause]
+            detail = f"{cause}: {first_names(first, count)}"
+            entries.append(SkippedFile(first[0], EXCLUDED, detail, count=count))
         return entries
 
     def _leave_out(self, cause: str, name: str) -> None:
