@@ -10,6 +10,10 @@ from pathlib import Path
 
 CAPTION_FIELDS = ("caption", "text")
 """Fields of a JSON object that hold a caption, the preferred one first."""
+SIDECAR_SUFFIXES = (".txt", ".caption", ".cap", ".lab")
+"""Suffixes of texts that describe the image or the sound of the same stem."""
+CLASS_SUFFIX = ".cls"
+"""Suffix of a text that holds the number of a class, in WebDataset's tars."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bytelm.pipelines.prepare.bookkeeping import BOOKKEEPING_NAMES, STATS_SUFFIX, bookkeeping_files
+from bytelm.pipelines.prepare.captions import SIDECAR_SUFFIXES
 from bytelm.pipelines.prepare.dataset_tables import TABLE_NAMES, read_tables
 from bytelm.pipelines.prepare.file_index import FileIndex
 from bytelm.pipelines.prepare.json_sidecars import read_sidecars
 from bytelm.pipelines.prepare.scan import SourceFile
-
-SIDECAR_SUFFIXES = (".txt", ".caption", ".cap", ".lab")
-"""Suffixes of texts that describe the image or the sound of the same stem."""
 
 _NAMES = (".json", *TABLE_NAMES, *BOOKKEEPING_NAMES)
 

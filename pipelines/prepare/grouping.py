@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import MediaError
 from bytelm.modalities.detect import START_BYTES, claimed_modality, detect_modality
-from bytelm.pipelines.prepare.captions import Captions
-from bytelm.pipelines.prepare.dataset_layouts import SIDECAR_SUFFIXES
+from bytelm.pipelines.prepare.captions import CLASS_SUFFIX, SIDECAR_SUFFIXES, Captions
 from bytelm.pipelines.prepare.documents import (
     CAPTION_ALONE,
+    METADATA,
     DocumentPart,
     SkippedFile,
     SourceDocument,
@@ -83,8 +83,30 @@ class Grouping:
             if modality:
                 shared.setdefault(stem, []).append(file._replace(modality=modality))
         for group in shared.values():
-            groups += _documents_of_stem(group)
+            for document in _documents_of_stem(group):
+                groups += self._with_one_caption(document)
         return groups
+
+    def _with_one_caption(self, group: _Group) -> list[_Group]:
+        """A group as documents that have one caption each.
+
+        Where the captions file has a caption, the text of a caption file is metadata. Where only a
+        dataset's table or JSON has one, the caption file counts; another text is a document of its
+        own, but for the number of a class.
+        """
+        captioned = [file for file in group if file.modality != "text" and self._caption(file)]
+        text = next((file for file in group if file.modality == "text"), None)
+        if text is None or not captioned:
+            return [group]
+        is_sidecar = text.name.lower().endswith(SIDECAR_SUFFIXES)
+        if is_sidecar and not any(self._given_name(file) for file in captioned):
+            return [[file._replace(caption=None) for file in group]]
+        media = [file for file in group if file is not text]
+        if is_sidecar or text.name.lower().endswith(CLASS_SUFFIX):
+            detail = f"{captioned[0].name} has another caption"
+            self._skip(text.name, METADATA, detail, text.size)
+            return [media]
+        return [media, (text,)]
 
     def _detect(self, file: SourceFile) -> str | None:
         """The modality that a file's first bytes show. Where they show none, or other content than
@@ -122,11 +144,15 @@ class Grouping:
 
     def _caption(self, file: SourceFile) -> str | None:
         """A file's caption, from the captions file or else from its tar or its dataset's table."""
-        name = self._captions.name_of(file.path, file.name) if self._captions else None
+        name = self._given_name(file)
         if self._captions is None or name is None:
             return file.caption
         self._used_captions.add(name)
         return self._captions.texts[name]
+
+    def _given_name(self, file: SourceFile) -> str | None:
+        """The name under which the captions file has a caption of a file."""
+        return self._captions.name_of(file.path, file.name) if self._captions else None
 
     def _skip(self, name: str, reason: str, detail: str, size: int = 0) -> None:
         self.skipped.append(SkippedFile(name, reason, detail, size))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bytelm.modalities.detect import claimed_modality
-from bytelm.pipelines.prepare.dataset_layouts import SIDECAR_SUFFIXES
+from bytelm.pipelines.prepare.captions import SIDECAR_SUFFIXES
 from bytelm.pipelines.prepare.documents import (
     CAPTION_ALONE,
     HARMLESS_REASONS,

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from bytelm.pipelines.prepare.documents import EXCLUDED, SkippedFile
-from bytelm.pipelines.shards.set_summary import NAMES_SHOWN, first_names
+from bytelm.pipelines.shards.set_summary import NAMES_SHOWN
 
 _ANY_FOLDERS = "(?:.*/)?"
 
@@ -56,18 +56,20 @@ class NamePatterns:
         return True
 
     def left_out(self) -> list[SkippedFile]:
-        """An entry for each cause, which names the first files."""
-        entries = []
+        """Entries for the first files of each cause, the last of which stands for all others."""
+        entries: list[SkippedFile] = []
         for cause, count in self._count.items():
-            first = self._first[cause]
-            detail = f"{cause}: {first_names(first, count)}"
-            entries.append(SkippedFile(first[0], EXCLUDED, detail, count=count))
+            *first, last = self._first[cause]
+            entries += (SkippedFile(name, EXCLUDED, cause) for name in first)
+            rest = count - len(first)
+            detail = f"{cause}, with {rest - 1:,} others" if rest > 1 else cause
+            entries.append(SkippedFile(last, EXCLUDED, detail, count=rest))
         return entries
 
     def _leave_out(self, cause: str, name: str) -> None:
         self._count[cause] += 1
         first = self._first.setdefault(cause, [])
-        if len(first) < NAMES_SHOWN:
+        if len(first) <= NAMES_SHOWN:
             first.append(name)
 
 

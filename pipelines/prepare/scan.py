@@ -261,7 +261,9 @@ class SourceScan:
         """Skip a link to a folder, which loses nothing where the folder lies in the source."""
         self.files += 1
         target = os.path.relpath(os.path.realpath(path), os.path.realpath(source.path))
-        if any(part.startswith(".") for part in target.split("/")):  # outside, hidden, or the top
+        if target == ".":
+            self._skip(name, SAME_FILE, "a link to the source itself")
+        elif any(part.startswith(".") for part in target.split("/")):  # outside or hidden
             detail = "a link to a folder: name the folder itself as a source"
             self._skip(name, "link", detail)
         else:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from bytelm.modalities.base import MediaError
 from bytelm.modalities.detect import START_BYTES, claimed_modality, detect_modality
-from bytelm.pipelines.prepare.captions import caption_of_json
+from bytelm.pipelines.prepare.captions import SIDECAR_SUFFIXES, caption_of_json
 from bytelm.pipelines.prepare.documents import METADATA, SAME_FILE
 from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.storage.tar_reader import (
@@ -190,7 +190,8 @@ def _files(tar: int, members: Sequence[TarMember], flaws: list[TarFlaw]) -> list
         if any(is_described):
             captions = [_caption(tar, m, described, flaws) for m in descriptions]
             caption = next((c for c in captions if c is not None), None)
-            first = is_described.index(True)
+            media = [i for i, f in enumerate(described) if is_described[i] and f.modality != "text"]
+            first = media[0] if media else 0
             described[first] = described[first]._replace(caption=caption)
         else:
             described += (MemberFile(m.name, key, "text", m.offset, m.size) for m in descriptions)
@@ -219,12 +220,19 @@ def _modality(tar: int, member: TarMember) -> str | None:
         return None
 
 
+def _has_caption_file(described: Sequence[MemberFile]) -> bool:
+    """Whether a member is the caption of the others, or all are texts, which need none."""
+    texts = [file for file in described if file.modality == "text"]
+    is_sidecar = any(file.name.lower().endswith(SIDECAR_SUFFIXES) for file in texts)
+    return is_sidecar or len(texts) == len(described)
+
+
 def _caption(
     tar: int, member: TarMember, described: Sequence[MemberFile], flaws: list[TarFlaw]
 ) -> str | None:
     """The caption in a JSON for the members that it describes; without one it is metadata, and is
     added to `flaws`."""
-    if any(f.modality == "text" for f in described):
+    if _has_caption_file(described):
         detail, caption = "a text of the same key is used instead", None
     elif member.size > MAX_JSON_BYTES:
         detail, caption = f"a JSON of {member.size} bytes is not read for a caption", None

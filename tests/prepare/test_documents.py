@@ -18,7 +18,7 @@ from bytelm.pipelines.prepare.documents import (
     make_key,
 )
 from bytelm.pipelines.prepare.keys import KeyCandidate, unique_keys
-from bytelm.pipelines.prepare.prepare import Prepared, PrepareOptions, prepare
+from bytelm.pipelines.prepare.prepare import Prepared, PrepareOptions, prepare, summary
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -215,7 +215,7 @@ def test_a_link_to_a_folder_of_the_source_loses_nothing(tmp_path: Path) -> None:
     (src / "d").symlink_to(tmp_path / "outside")
     (src / "e").symlink_to(src)
     prepared = prepare_here(tmp_path, "src", max_bad_share=1.0)
-    assert skipped(prepared) == {"b": SAME_FILE, "c": "link", "d": "link", "e": "link"}
+    assert skipped(prepared) == {"b": SAME_FILE, "c": "link", "d": "link", "e": SAME_FILE}
     assert prepared.report["documents"] == 1
     assert prepared.report["files"] == 5
 
@@ -274,9 +274,11 @@ def test_what_patterns_leave_out_is_named_by_pattern_and_harmless(tmp_path: Path
         txt(tmp_path / "src" / f"{i}.log", "no training text")
     txt(tmp_path / "src" / "a.txt")
     prepared = prepare_here(tmp_path, "src", exclude=("*.log", "b"), max_bad_share=0.0)
-    (entry,) = prepared.report["skipped_files"]
-    assert entry["count"] == 9
-    assert entry["detail"] == "matches --exclude *.log: 0.log, 1.log, 2.log, ..."
+    entries = prepared.report["skipped_files"]
+    assert [entry["count"] for entry in entries] == [1, 1, 1, 6]
+    assert entries[0]["detail"] == "matches --exclude *.log"
+    assert entries[3]["detail"] == "matches --exclude *.log, with 5 others"
+    assert "skipped: 9 excluded (0.log, 1.log, 2.log, ...)" in summary(prepared, tmp_path / "set")
 
 
 def test_patterns_apply_to_the_members_of_tars(tmp_path: Path) -> None:
