@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import soundfile
+from helpers.commands import bytelm
 from helpers.source_files import documents, png, skipped, small_source, sound, txt
 from rich.console import Console
 
@@ -317,6 +318,13 @@ def test_nothing_to_do_is_an_error(tmp_path: Path) -> None:
 def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must|choose|add up"):
         PrepareOptions(**wrong)
+
+
+def test_infinity_sets_no_limit(tmp_path: Path) -> None:
+    txt(tmp_path / "source" / "a.txt", "a text")
+    no_limit = ("--max-mb", "inf", "--shard-mb", "inf")
+    bytelm("prepare", tmp_path / "source", "--out", tmp_path / "set", *no_limit)
+    assert [s[0]["data"] for s in documents(tmp_path / "set").values()] == [b"a text"]
 
 
 # --- progress ---

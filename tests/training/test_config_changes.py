@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,9 @@ def test_options_of_a_loaded_optimizer_are_those_of_the_config(
 def test_the_command_says_it_and_a_finished_run_has_nothing_to_do(
     mixed_set: ShardSet, tmp_path: Path
 ) -> None:
-    config, run = write_config(tmp_path / "run.yaml", mixed_set, steps=3), tmp_path / "run"
-    early = tmp_path / "early"
+    no_limit = {"rank_timeout": math.inf}
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=3, **no_limit)
+    run, early = tmp_path / "run", tmp_path / "early"
     bytelm("train", config, "--out", run)
     saved = (run / "config.json").read_bytes()
     arguments = ("train", config, "--out", run, "--resume", "--set")
