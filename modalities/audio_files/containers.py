@@ -57,6 +57,8 @@ class _Samples:
     rest: Literal["chunks", "nothing"] = "nothing"
     """What may follow the samples."""
     order: ByteOrder = "little"
+    are_last: bool = False
+    """Whether libsndfile takes what follows the samples for more of them."""
 
 
 def mend_container(file: BinaryIO, limit: int) -> tuple[BinaryIO, list[str]]:
@@ -83,7 +85,7 @@ def mend_container(file: BinaryIO, limit: int) -> tuple[BinaryIO, list[str]]:
             )
         end = samples.start + max(stated, 0)
         notes = _check_rest(file, samples, end, size)
-        if samples.size.width == 8:  # libsndfile reads on to the end of a W64
+        if samples.are_last:
             file = spliced(file, [range(end)])
         return file, notes
     if present > limit:
@@ -143,7 +145,7 @@ def _w64_samples(file: BinaryIO, size: int) -> _Samples:
         file.seek(position)
         name, length = file.read(16), int.from_bytes(file.read(8), "little")
         if name == W64_DATA:
-            return _Samples(position + 24, _Field(position + 16, 8, "little"), 24)
+            return _Samples(position + 24, _Field(position + 16, 8, "little"), 24, are_last=True)
         position += max(24, length + -length % 8)
     raise MediaError("truncated", "the file ends before its samples")
 

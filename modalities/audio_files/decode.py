@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import math
+from itertools import chain
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -19,7 +20,13 @@ import soundfile
 
 from bytelm.modalities.audio_files import ogg
 from bytelm.modalities.audio_files.containers import mend_container, wave_codec
-from bytelm.modalities.audio_files.flac import NO_CHECKSUM, checked_blocks, parse_stream_info
+from bytelm.modalities.audio_files.flac import JOINED as JOINED_FLAC
+from bytelm.modalities.audio_files.flac import (
+    NO_CHECKSUM,
+    checked_blocks,
+    find_streams,
+    parse_stream_info,
+)
 from bytelm.modalities.audio_files.libav import DEMUXERS, open_with_libav
 from bytelm.modalities.audio_files.libsndfile import error_detail, open_joined, open_sound
 from bytelm.modalities.audio_files.mp3 import (
@@ -132,17 +139,37 @@ def _open_stream(file: BinaryIO, limits: Limits) -> SoundStream:
 
 
 def _open_flac(file: BinaryIO, start: int, limits: Limits) -> SoundStream:
-    """Open native FLAC that begins at a position, after an ID3 tag."""
-    file.seek(start)
+    """Open native FLAC that begins at a position, after an ID3 tag; joined files as one sound."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - ID3V1_BYTES))
+    end = size - ID3V1_BYTES if file.read(3) == b"TAG" else size
+    parts = find_streams(file, start, end)
+    if len(parts) == 1:
+        return _open_flac_part(file if parts[0] == range(size) else spliced(file, parts), limits)
+    files = [spliced(file, [part]) for part in parts]
+    infos = [parse_stream_info(part.read(FLAC_HEADER_BYTES)[8:]) for part in files]
+    for info, part in zip(infos, parts, strict=True):
+        if info.form != infos[0].form:
+            raise MediaError(
+                "unreadable",
+                f"from byte {part.start} on a FLAC of {info.form}, before it one of "
+                f"{infos[0].form}",
+            )
+    stream = _open_flac_part(files[0], limits)
+    others = (_open_flac_part(part, limits).blocks for part in files[1:])
+    stream.frames = None
+    stream.blocks = chain(stream.blocks, chain.from_iterable(others))
+    stream.notes.append(JOINED_FLAC)
+    return stream
+
+
+def _open_flac_part(file: BinaryIO, limits: Limits) -> SoundStream:
+    """Open a file of one FLAC stream."""
+    file.seek(0)
     header = file.read(FLAC_HEADER_BYTES)
     info = parse_stream_info(header[8:])
     if not info.rate:
         raise MediaError("unreadable", "0 samples a second")
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - ID3V1_BYTES))
-    end = size - ID3V1_BYTES if file.read(3) == b"TAG" else size
-    if (start, end) != (0, size):
-        file = spliced(file, [range(start, end)])
     if info.bits in LIBSNDFILE_FLAC_BITS:
         stream = open_sound(file)
     else:

@@ -10,8 +10,11 @@ m frames of a block    c channels
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +24,10 @@ from bytelm.modalities.base import MediaError
 
 STREAM_INFO_BYTES = 34
 NO_CHECKSUM = bytes(16)
+JOINED = "several FLAC files joined"
+
+_START = re.compile(rb"fLaC[\0\x80]\0\0\x22")
+_SEARCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,11 @@ class StreamInfo:
     checksum: bytes
     """MD5 of the samples; zeros where the encoder did not make it."""
 
+    @property
+    def form(self) -> str:
+        """Channels, rate and bits in words; streams that can be joined have the same."""
+        return f"{self.channels} channels, {self.rate} samples a second and {self.bits} bits"
+
 
 def parse_stream_info(block: bytes) -> StreamInfo:
     """The facts of STREAMINFO, given its 34 bytes; MediaError where there are fewer."""
@@ -48,6 +60,22 @@ def parse_stream_info(block: bytes) -> StreamInfo:
         frames=facts & (1 << 36) - 1,
         checksum=block[18:34],
     )
+
+
+def find_streams(file: BinaryIO, start: int, end: int) -> list[range]:
+    """The bytes of each FLAC stream of a file from a position on; several where files were joined.
+
+    libsndfile reads the first stream only.
+    """
+    starts = []
+    overlap = b""
+    file.seek(start)
+    for position in range(start, end, _SEARCH_BYTES):
+        data = overlap + file.read(min(_SEARCH_BYTES, end - position))
+        found = _START.finditer(data)
+        starts += [position - len(overlap) + match.start() for match in found]
+        overlap = data[-7:]  # a byte less than the pattern
+    return [range(*pair) for pair in pairwise([*(starts or [start]), end])]
 
 
 def checked_blocks(blocks: Iterator[Block], info: StreamInfo) -> Iterator[Block]:

@@ -144,13 +144,13 @@ def _check_time(frame: AudioFrame, expected: float | None, sound: SoundStream) -
 
 def _samples(frame: AudioFrame) -> Block:
     """[m c] samples of a frame, as blocks have them."""
+    if frame.format.name.startswith("s64"):
+        raise MediaError("unreadable", "samples of 64 bits")
     samples: Any = frame.to_ndarray()  # [c m], or [1 m·c] where the format is packed
     channels = len(frame.layout.channels)
     samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
     if samples.dtype == np.uint8:
         return (samples.astype(np.int16) - 128) << 8
-    if samples.dtype == np.int64:
-        return (samples >> 32).astype(np.int32)
     return samples if samples.dtype in (np.int16, np.int32) else samples.astype(np.float32)
 
 

@@ -19,6 +19,8 @@ BAND_PIXELS = 1 << 20
 
 NO_END_NOTE = "no end marker"
 SEVERAL_NOTE = "first of several pictures"
+REDUCED_NOTE = "{} bits kept as 8"
+"""With the bits of a sample in the file."""
 
 Samples = npt.NDArray[np.uint16]
 
@@ -37,6 +39,8 @@ class DecodedImage:
     deep_bands: Iterable[Samples] | None = None
     """[n w v] bands of a file of more than 8 bits, on the full scale of 16; v of 2 or 4 has alpha.
     None where the file has no more than 8."""
+    stored_bits: int = 16
+    """Bits of a sample in the file, where there are `deep_bands`."""
     significant_bits: int = 16
     """Bits of the 16 that the file says to be of use."""
     transparent: tuple[int, ...] = ()

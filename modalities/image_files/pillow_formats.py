@@ -6,12 +6,15 @@ Their sizes are checked before a pixel is decoded.
 from __future__ import annotations
 
 import io
+import re
 import struct
 
+import numpy as np
 import PIL.Image
 
 from bytelm.modalities.base import Limits, MediaError
 from bytelm.modalities.image_files.decoded_image import (
+    REDUCED_NOTE,
     SEVERAL_NOTE,
     DecodedImage,
     bands_of,
@@ -23,6 +26,11 @@ _FORMATS = ("WEBP", "GIF", "BMP", "AVIF")
 """Formats that Pillow may open; those that run programs (EPS) or vary too much are left out."""
 _GREY_MODES = ("1", "L", "LA", "La")
 _AVIF_BRANDS = (b"avif", b"avis")
+_AV1_CONFIGURATION = re.compile(rb"av1C\x81.(.)", re.DOTALL)
+"""Start of AVIF's box for the codec; its third byte says how many bits samples have."""
+_BMP_V5_BYTES = 124
+_EMBEDDED_PROFILE = b"DEBM"
+"""Colour space of a BMP that holds its ICC profile, as the file stores it."""
 
 
 def decode_with_pillow(data: bytes, limits: Limits) -> DecodedImage:
@@ -40,6 +48,8 @@ def decode_with_pillow(data: bytes, limits: Limits) -> DecodedImage:
         channels = 1 if image.mode in _GREY_MODES else 3
         check_size(*image.size, channels, limits)
         notes = [SEVERAL_NOTE] if _has_more_frames(image) else []
+        if image.format == "AVIF":
+            notes += _avif_notes(data)
         box = image.tile[0].extents if image.format == "GIF" and image.tile else None
         image.load()
         picture: PIL.Image.Image = image
@@ -52,7 +62,7 @@ def decode_with_pillow(data: bytes, limits: Limits) -> DecodedImage:
             channels,
             bands=bands_of(picture),
             orientation=orientation(_block(image, "exif"), _block(image, "xmp")),
-            profile=_block(image, "icc_profile"),
+            profile=_bmp_profile(data) if image.format == "BMP" else _block(image, "icc_profile"),
             notes=notes,
         )
 
@@ -69,6 +79,23 @@ def _has_more_frames(image: PIL.Image.Image) -> bool:
         return bool(getattr(image, "is_animated", False))
     except Exception:
         return False
+
+
+def _avif_notes(data: bytes) -> list[str]:
+    """The note for samples of 10 or 12 bits, of which Pillow gives 8."""
+    configuration = _AV1_CONFIGURATION.search(data)
+    flags = configuration[1][0] if configuration else 0
+    bits = 8 + 2 * bool(flags & 0x40) + 2 * bool(flags & 0x20)
+    return [REDUCED_NOTE.format(bits)] if bits > 8 else []
+
+
+def _bmp_profile(data: bytes) -> bytes:
+    """The ICC profile in a BMP with a header of version 5, which Pillow does not read; or b""."""
+    header = data[14 : 14 + _BMP_V5_BYTES]
+    if header[:4] != _BMP_V5_BYTES.to_bytes(4, "little") or header[56:60] != _EMBEDDED_PROFILE:
+        return b""
+    start, size = struct.unpack_from("<II", header, 112)
+    return data[14 + start : 14 + start + size]
 
 
 def _without_empty_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -117,14 +144,20 @@ def _decode_heic(data: bytes, limits: Limits) -> DecodedImage:
     pillow_heif.options.THUMBNAILS = False
     pillow_heif.options.DEPTH_IMAGES = False
     pillow_heif.options.AUX_IMAGES = False
-    file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
+    file = pillow_heif.open_heif(
+        io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False
+    )  # turned upright
     width, height = file.size
-    check_size(width, height, 3, limits)
-    image = file.to_pillow()  # turned upright
-    return DecodedImage(
-        *image.size,
-        1 if image.mode in _GREY_MODES else 3,
-        bands=bands_of(image),
-        profile=_block(image, "icc_profile"),
-        notes=[SEVERAL_NOTE] if len(file) > 1 else [],
-    )
+    bits = file.info["bit_depth"]
+    channels = 1 if file.mode[0] in "LI" else 3
+    check_size(width, height, channels * (2 if bits > 8 else 1), limits)
+    image = DecodedImage(width, height, channels, notes=[SEVERAL_NOTE] if len(file) > 1 else [])
+    image.profile = file.info.get("icc_profile") or b""
+    if bits > 8:
+        samples = np.asarray(file).reshape(height, width, -1).astype(np.uint32)
+        largest = (1 << bits) - 1
+        image.deep_bands = [((samples * 0xFFFF + largest // 2) // largest).astype(np.uint16)]
+        image.stored_bits = bits
+    else:
+        image.bands = bands_of(file.to_pillow())
+    return image

@@ -11,12 +11,11 @@ import numpy as np
 import PIL.Image
 
 from bytelm.modalities.image_files.colour_profiles import changes_colours, to_srgb
-from bytelm.modalities.image_files.decoded_image import DecodedImage, Samples
+from bytelm.modalities.image_files.decoded_image import REDUCED_NOTE, DecodedImage, Samples
 
 FEW_LEVELS = 16
 FULL = 0xFFFF
 
-DEEP_NOTE = "16 bits kept as 8"
 FEW_LEVELS_NOTE = "few levels left (12-bit data in 16 bits?)"
 DEEP_PROFILE_NOTE = "colour profile not applied to 16 bits"
 
@@ -55,7 +54,7 @@ def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def _reduced_bands(image: DecodedImage, bands: Iterable[Samples]) -> Iterator[PIL.Image.Image]:
     """Bands of the upper 8 bits of 16-bit values. Adds to the notes."""
-    image.notes.append(DEEP_NOTE)
+    image.notes.append(REDUCED_NOTE.format(image.stored_bits))
     if image.significant_bits < 16:
         bands = _fill_scale(image, list(bands))
     before, after = np.zeros(1 << 16, bool), np.zeros(1 << 8, bool)  # levels that occur

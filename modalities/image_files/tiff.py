@@ -18,6 +18,7 @@ import PIL.ImageFile
 
 from bytelm.modalities.base import Limits, MediaError
 from bytelm.modalities.image_files.decoded_image import (
+    REDUCED_NOTE,
     SEVERAL_NOTE,
     DecodedImage,
     Samples,
@@ -56,7 +57,7 @@ def decode_tiff(data: bytes, limits: Limits) -> DecodedImage:
     import PIL.TiffImagePlugin
 
     PIL.TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader mistakes planes of 16 bits
-    with PIL.Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+    with _open(data, directory) as image:
         deep = image.mode.startswith("I;16") or _raw_mode(image)[-4:-1] == ";16"
         channels = 1 if image.mode in ("1", "L", "LA", "La") or image.mode[0] == "I" else 3
         check_size(width, height, channels * 2 if deep else channels, limits)
@@ -64,12 +65,38 @@ def decode_tiff(data: bytes, limits: Limits) -> DecodedImage:
         decoded.profile = image.info.get("icc_profile", b"")
         if next_page:
             decoded.notes.append(SEVERAL_NOTE)
-        if deep and image.mode in ("I;16", "I;16B", "RGB", "RGBA"):
+        planes = _one(directory, _PLANES, 1)
+        if planes != 1 and image.mode in ("LA", "La", "PA"):
+            raise MediaError("unreadable", "grey and alpha in planes, which Pillow mistakes")
+        if deep and (image.mode.startswith("I;16") or _is_readable_twice(image, planes)):
             decoded.deep_bands = [_deep_samples(image, data, directory)]
         else:
             _load(image)
+            if deep:
+                decoded.notes.append(REDUCED_NOTE.format(16))
             decoded.bands = bands_of(image.convert("RGB") if image.mode == "YCbCr" else image)
     return decoded
+
+
+def _open(data: bytes, directory: Directory) -> PIL.ImageFile.ImageFile:
+    """The file opened by Pillow; MediaError with the form of its pixels where Pillow refuses it."""
+    try:
+        return PIL.Image.open(io.BytesIO(data), formats=["TIFF"])
+    except PIL.UnidentifiedImageError as error:
+        bits = "+".join(map(str, directory.get(_BITS) or (1,)))
+        raise MediaError(
+            "unreadable",
+            f"Pillow reads no TIFF of {bits} bits, photometric {_one(directory, _PHOTOMETRIC, 0)}, "
+            f"compression {_one(directory, _COMPRESSION, 1)}",
+        ) from error
+
+
+def _is_readable_twice(image: PIL.ImageFile.ImageFile, planes: int) -> bool:
+    """Whether the low bytes of 16-bit colours can be had, which Pillow gives in a second reading.
+
+    Of colours in planes it has the upper bytes alone.
+    """
+    return planes == 1 and image.mode in ("RGB", "RGBA")
 
 
 def _load(image: PIL.ImageFile.ImageFile) -> None:
@@ -116,8 +143,6 @@ def _deep_samples(image: PIL.ImageFile.ImageFile, data: bytes, directory: Direct
         return samples
     _load(image)
     upper: Samples = np.asarray(image).astype(np.uint16) << np.uint16(8)
-    if _one(directory, _PLANES, 1) != 1:
-        return upper
     with PIL.Image.open(io.BytesIO(data), formats=["TIFF"]) as again:
         args = again.tile[0].args
         assert isinstance(args, tuple)

@@ -66,3 +66,20 @@ def test_twenty_four_bits_are_kept_where_asked_and_lost_with_a_word_where_not() 
     narrow = encoded((wide >> 8 << 16).astype(np.int32), "FLAC", "PCM_24")
     assert not decode(narrow, DecodeOptions(keep_depth=True)).is_deep
     assert decode(narrow).notes == ()
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_joined_flacs_have_the_samples_of_all(subtype: str) -> None:
+    first, second = flac(subtype), flac(subtype, frames=70_003)
+    sample = decode(ID3 + first + without_length(second) + first + ID3V1)
+    expected = [pcm(decode(data)) for data in (first, second, first)]
+    assert np.array_equal(pcm(sample), np.concatenate(expected))
+    assert sample.notes[0] == "several FLAC files joined"
+    wrong = second[:30] + bytes([second[30] ^ 1]) + second[31:]
+    assert refusal(first + wrong).reason == "damaged"
+
+
+def test_joined_flacs_of_two_forms_are_refused_with_the_byte() -> None:
+    first = flac()
+    for second in (flac("PCM_24"), flac(channels=1)):
+        assert f"from byte {len(first)} on" in refusal(first + second).detail

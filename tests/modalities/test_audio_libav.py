@@ -8,8 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sound_files import AUDIO, decode, media, pcm, refusal, tone
+from helpers.sound_files import (
+    AUDIO,
+    chunk,
+    decode,
+    media,
+    pcm,
+    refusal,
+    riff,
+    tone,
+    wave_format,
+)
 
+from bytelm.modalities.audio import frames
 from bytelm.modalities.base import DecodeOptions, Limits
 
 pytest.importorskip("av")
@@ -122,3 +133,17 @@ def test_raw_files_keep_their_bytes(tmp_path: Path) -> None:
     path = AUDIO.write_file(sample, tmp_path / "a")
     assert path.name == "a.webm"
     assert path.read_bytes() == data
+
+
+def test_a_caf_whose_packet_table_follows_its_samples_is_read() -> None:
+    samples = tone(30_000)
+    data = media("caf", {"alac": samples})
+    assert data.find(b"pakt") > data.find(b"data")
+    decoded = frames(decode(data, DecodeOptions(keep_depth=True)))
+    assert np.abs(decoded / 2**31 - samples).max() < 2**-22
+    assert refusal(data[: data.find(b"pakt")]).reason in ("truncated", "unreadable")
+
+
+def test_integers_of_64_bits_are_refused() -> None:
+    data = riff(wave_format(bits=64) + chunk(b"data", bytes(800)))
+    assert "64 bits" in refusal(data).detail

@@ -146,3 +146,14 @@ def test_cmyk_is_converted_by_its_profile(kind: str) -> None:
     assert decode(data).notes == (CONVERTED,)
     plain = encoded(PIL.Image.new("CMYK", (8, 8), (90, 90, 90, 0)), kind)
     assert pixels(plain)[0, 0].tolist() == pytest.approx([165] * 3, abs=2)
+
+
+def test_the_profile_of_a_bmp_is_applied() -> None:
+    pixel_bytes = bytes([30, 200, 90, 0])
+    header = struct.pack("<IiiHHIIiiII", 124, 1, 1, 1, 24, 0, 4, 0, 0, 0, 0)
+    header += bytes(16) + b"DEBM" + bytes(52) + struct.pack("<III", 124 + 4, len(WIDE), 0)
+    size = 14 + 124 + 4 + len(WIDE)
+    data = b"BM" + struct.pack("<IHHI", size, 0, 0, 138) + header + pixel_bytes + WIDE
+    picture = PIL.Image.new("RGB", (1, 1), (90, 200, 30))
+    assert np.array_equal(pixels(data), pixels(encoded(picture, icc_profile=WIDE)))
+    assert decode(data).notes == (CONVERTED,)

@@ -12,6 +12,7 @@ import pytest
 from helpers.image_files import IMAGE, decode, encoded, noise, outcome, pixels, refusal, smooth
 
 from bytelm.modalities.base import DecodeOptions, Limits, MediaError, Sample
+from bytelm.modalities.image import deep_pixels
 
 SEVERAL = "first of several pictures"
 
@@ -224,3 +225,43 @@ def test_the_orientation_is_applied(kind: str) -> None:
     plain = encoded(smooth(40, 20), kind)
     turned = encoded(smooth(40, 20), kind, exif=exif.tobytes())
     assert np.array_equal(pixels(turned), np.rot90(pixels(plain), -1))
+
+
+# --- more than 8 bits ---
+
+
+@pytest.mark.parametrize(("mode", "values"), [("L;16", 1), ("RGB;16", 3), ("RGBA;16", 4)])
+def test_heic_of_ten_bits_keeps_them_where_asked(mode: str, values: int) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    levels = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64, 1)
+    samples = np.repeat(levels, values, 2)
+    if values == 4:
+        samples[:, :, 3] = 65535
+    file = io.BytesIO()
+    pillow_heif.from_bytes(mode, (64, 48), samples.tobytes()).save(file, quality=-1)
+    data = file.getvalue()
+    deep, usual = decode(data, DecodeOptions(keep_depth=True)), decode(data)
+    assert deep.is_deep
+    assert deep.notes == ()
+    assert usual.notes == ("10 bits kept as 8",)
+    kept = deep_pixels(deep).astype(int)
+    assert kept.shape == (48, 64, min(values, 3))
+    assert np.abs(kept - levels).max() < 1000, "a lossy codec"
+    assert kept.max() == 65535
+    assert len(np.unique(kept)) > 500
+    assert np.array_equal(pixels(data), kept >> 8)
+
+
+def test_avif_of_ten_bits_is_read_as_eight_with_a_note() -> None:
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    with av.open(file, "w", format="avif") as output:
+        track = output.add_stream("libsvtav1", rate=1)
+        track.width = track.height = 64
+        track.pix_fmt = "yuv420p10le"
+        frame = av.VideoFrame.from_ndarray(np.asarray(smooth(64, 64)), format="rgb24")
+        for picture in (frame.reformat(format="yuv420p10le"), None):
+            for packet in track.encode(picture):
+                output.mux(packet)
+    assert decode(file.getvalue()).notes == ("10 bits kept as 8",)
+    assert decode(encoded(smooth(), "AVIF")).notes == ()

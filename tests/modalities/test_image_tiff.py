@@ -196,3 +196,26 @@ def test_pixels_behind_the_end_of_the_file_are_truncated() -> None:
 def test_a_large_tiff_is_refused_by_its_directory() -> None:
     data = tiff(np.zeros((1, 1, 3), np.uint8), 2, T256=[50_000], T257=[50_000])
     assert outcome(data) == "over the limit"
+
+
+def test_sixteen_bit_planes_are_read_as_eight_with_a_note() -> None:
+    for samples, photometric in ((colours(np.uint16, 3), 2), (colours(np.uint16, 4), 5)):
+        planes = 2 if photometric == 2 else 1
+        sample = decode(tiff(samples, photometric, PLANES=planes), DecodeOptions(keep_depth=True))
+        assert not sample.is_deep
+        assert sample.notes[0] == "16 bits kept as 8"
+        eight = tiff((samples >> 8).astype(np.uint8), photometric, PLANES=planes)
+        assert sample.data == decode(eight).data
+
+
+def test_forms_that_pillow_mistakes_or_lacks_are_refused_with_their_form() -> None:
+    grey_alpha = colours(np.uint8, 2)
+    assert "in planes" in refusal(tiff(grey_alpha, 1, PLANES=2, T338=[2])).detail
+    assert pixels(tiff(grey_alpha, 1, T338=[2])).shape == (*grey_alpha.shape[:2], 1)
+    error = refusal(tiff(colours(np.uint16, 2), 1, T338=[2]))
+    assert error.detail == "Pillow reads no TIFF of 16+16 bits, photometric 1, compression 1"
+
+
+def colours(kind: type[np.unsignedinteger], values: int) -> np.ndarray:
+    """[h w v] random samples."""
+    return RNG.integers(0, np.iinfo(kind).max, (6, 7, values), kind, endpoint=True)
