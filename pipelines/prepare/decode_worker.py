@@ -46,6 +46,8 @@ PROGRESS_BYTES = 8
 """Size of the number at the start of a file in memory: how many files of the batch were begun; of
 a table's unit, READING_ROWS, or 2 more than the number of the row that is decoded."""
 READING_ROWS = 1
+MAX_PARTS = 1024
+"""Parts that the system writes in one call."""
 DETAIL_CHARACTERS = 200
 
 
@@ -182,12 +184,13 @@ class _SampleFile:
         self.size += size
         return SampleInfo(replace(sample, data=b""), size)
 
-    def append_parts(self, parts: Sequence[bytes]) -> None:
+    def append_parts(self, parts: Sequence[bytes | memoryview]) -> None:
         """Store the bytes of a table's documents."""
-        data = b"".join(parts)
-        written = os.pwrite(self._descriptor, data, self.size)
-        assert written == len(data)
-        self.size += written
+        for first in range(0, len(parts), MAX_PARTS):
+            some = parts[first : first + MAX_PARTS]
+            written = os.pwritev(self._descriptor, some, self.size)
+            assert written == sum(map(len, some))
+            self.size += written
 
 
 def _decode_batch(

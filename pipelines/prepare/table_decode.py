@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -14,8 +15,10 @@ import numpy.typing as npt
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
 from bytelm.modalities.detect import START_BYTES
+from bytelm.pipelines.prepare.table_blocks import TextBlock, read_blocks
 from bytelm.pipelines.prepare.table_rows import Row, read_rows
-from bytelm.pipelines.prepare.tables import TableFields, TableUnit, row_key, row_split
+from bytelm.pipelines.prepare.tables import TableFields, TableUnit, row_key, row_split, row_splits
+from bytelm.pipelines.shards.format import SPLITS
 from bytelm.pipelines.shards.pieces import PieceBuilder, ShardPiece
 from bytelm.pipelines.storage.tar_writer import BLOCK_BYTES
 
@@ -130,16 +133,20 @@ class UnitDecoder:
         self._refused, self._moved = task.refused, dict(task.unit.moved)
         self._options = options
         self._watch = watch
-        self._rows = read_rows(task.unit, self._position.first, options.limits.max_bytes)
         self._next_row = max(self._position.first, task.unit.first_row)
         self._is_text = task.unit.fields._replace(text=None) == TableFields() and not (
             options.keep_files
         )
+        read = read_blocks if self._is_text else read_rows
+        self._rows: Iterator[TextBlock] | Iterator[Row] = read(
+            task.unit, self._position.first, options.limits.max_bytes
+        )
         self._builders: dict[str, tuple[list[int], PieceBuilder]] = {}
-        self._texts: dict[int, bytes] = {}
+        self._numbers: list[int] = []  # of the rows that are one text
+        self._texts: list[bytes | memoryview] = []
         self._instalment = Instalment()
 
-    def read(self, is_fresh: bool) -> tuple[Instalment, list[bytes]]:
+    def read(self, is_fresh: bool) -> tuple[Instalment, list[bytes | memoryview]]:
         """The next instalment and the bytes of its members, for one split after the other.
 
         Args:
@@ -147,12 +154,12 @@ class UnitDecoder:
                 has too little memory ends the instalment, and is tried again in a fresh one.
         """
         instalment = self._instalment = Instalment()
-        self._builders, self._texts = {}, {}
+        self._builders, self._numbers, self._texts = {}, [], []
         size = 0
         try:
-            for row in self._rows:
-                size += self._add(row)
-                self._next_row = row.number + 1
+            for rows in self._rows:
+                size += self._add_block(rows) if isinstance(rows, TextBlock) else self._add(rows)
+                self._next_row = rows.stop
                 if max(size, instalment.read_bytes) > INSTALMENT_BYTES:
                     break
             else:
@@ -169,47 +176,65 @@ class UnitDecoder:
         instalment.stop = self._next_row
         return instalment, self._finish_pieces()
 
-    def _finish_pieces(self) -> list[bytes]:
+    def _finish_pieces(self) -> list[bytes | memoryview]:
         """Put the pieces of all splits into the instalment; returns the bytes of their members."""
         self._add_texts()
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         for split, (numbers, builder) in self._builders.items():
             members, piece = builder.finish()
-            parts.append(members)
-            rows = SplitRows(np.array(numbers, np.int64), piece, len(members))
+            parts += members
+            size = sum(map(len, members))
+            rows = SplitRows(np.array(numbers, np.int64), piece, size)
             self._instalment.splits[split] = rows
         return parts
 
     def _add_texts(self) -> None:
         """Add the documents of all rows that are one text."""
-        by_split: dict[str, tuple[list[int], list[str], list[bytes]]] = {}
-        unit, done, shares = self._unit, self._position.done, self._shares
-        for number, text in self._texts.items():
-            key = row_key(unit, number)
-            split = self._moved.get(number) or unit.split or row_split(key, shares)
-            if number >= done[split]:
-                numbers, keys, texts = by_split.setdefault(split, ([], [], []))
-                numbers.append(number)
-                keys.append(key)
-                texts.append(text)
-        for split, (numbers, keys, texts) in by_split.items():
-            builder = PieceBuilder()
-            builder.add_texts(keys, unit.name, texts)
-            self._builders[split] = numbers, builder
-        counted = self._position.counted
-        self._instalment.kinds["text",] += sum(number >= counted for number in self._texts)
+        if not self._texts:
+            return
+        unit, position = self._unit, self._position
+        numbers = np.array(self._numbers, np.int64)
+        keys = [f"{unit.key}{number}" for number in self._numbers]
+        if unit.split:
+            splits = np.full(len(keys), unit.split)
+        else:
+            splits = row_splits(keys, self._shares)
+            for number, split in unit.moved:
+                splits[numbers == number] = split
+        order = np.argsort(numbers)
+        for split in SPLITS:
+            is_new = (splits == split) & (numbers >= position.done[split])
+            rows = order[is_new[order]]
+            if len(rows):
+                builder = PieceBuilder()
+                chosen = rows.tolist()
+                texts = [self._texts[row] for row in chosen]
+                builder.add_texts([keys[row] for row in chosen], unit.name, texts)
+                self._builders[split] = numbers[rows].tolist(), builder
+        self._instalment.kinds["text",] += int(np.sum(numbers >= position.counted))
+
+    def _add_block(self, block: TextBlock) -> int:
+        """Add rows of one text each; returns about the bytes of their documents."""
+        self._numbers += block.numbers
+        self._texts += block.texts
+        self._instalment.read_bytes += block.size
+        size = sum(map(len, block.texts)) + 3 * BLOCK_BYTES * len(block.texts)
+        for row in block.others:
+            self._instalment.read_bytes += row.size
+            try:
+                if isinstance(row.values, MediaError):
+                    raise row.values
+                text = text_bytes(row.values[0], str(self._unit.fields.text), self._options)
+            except MediaError as error:
+                self._count_bad(row, error)
+            else:
+                self._numbers.append(row.number)
+                self._texts.append(text)
+                size += len(text) + 3 * BLOCK_BYTES
+        return size
 
     def _add(self, row: Row) -> int:
         """Add a row's document, or count the row as bad; returns about its document's bytes."""
-        if self._is_text and not isinstance(row.values, MediaError):
-            self._instalment.read_bytes += row.size
-            try:
-                data = text_bytes(row.values[0], str(self._unit.fields.text), self._options)
-            except MediaError as error:
-                self._count_bad(row, error)
-                return 0
-            self._texts[row.number] = data
-            return len(data) + 3 * BLOCK_BYTES
         key = row_key(self._unit, row.number)
         split = self._moved.get(row.number) or self._unit.split or row_split(key, self._shares)
         is_written = row.number < self._position.done[split]

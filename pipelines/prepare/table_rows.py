@@ -8,6 +8,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -42,6 +43,11 @@ class Row(NamedTuple):
     """Values of the text, image and audio fields, None where the row has none; or the reason why
     the row could not be read."""
 
+    @property
+    def stop(self) -> int:
+        """The number after the row's."""
+        return self.number + 1
+
 
 def read_rows(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
     """The rows of a unit from row number `first` on.
@@ -67,13 +73,18 @@ def read_rows(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
 
 def _read_json_lines(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
     for number, line in _lines(unit, first, limit):
-        if not line or line.isspace():
-            continue
-        if len(line) > limit:
-            error = MediaError("over the limit", f"a row of more than {limit} bytes")
-            yield Row(number, len(line), error)
-        else:
-            yield Row(number, len(line), json_values(line, unit.fields))
+        if row := json_row(number, line, unit.fields, limit):
+            yield row
+
+
+def json_row(number: int, line: bytes, fields: TableFields, limit: int) -> Row | None:
+    """The row of a line; None for a blank one."""
+    if not line or line.isspace():
+        return None
+    if len(line) > limit:
+        error = MediaError("over the limit", f"a row of more than {limit} bytes")
+        return Row(number, len(line), error)
+    return Row(number, len(line), json_values(line, fields))
 
 
 def json_values(line: bytes, fields: TableFields) -> tuple[Any, Any, Any] | MediaError:
@@ -113,6 +124,14 @@ def json_lines(file: BinaryIO, limit: int) -> Iterator[bytes]:
 
 def _range_lines(unit: TableUnit, first: int, limit: int) -> Iterator[tuple[int, bytes]]:
     """The lines that begin in a byte range, numbered by their first byte, from byte `first` on."""
+    position, data = range_bytes(unit, first, limit)
+    for line in data.split(b"\n"):
+        yield position, line
+        position += len(line) + 1
+
+
+def range_bytes(unit: TableUnit, first: int, limit: int) -> tuple[int, bytes]:
+    """Position and bytes of the lines that begin in a byte range, from byte `first` on."""
     with open(unit.path, "rb") as file:
         position = max(first, unit.start)
         file.seek(max(position - 1, 0))
@@ -123,9 +142,7 @@ def _range_lines(unit: TableUnit, first: int, limit: int) -> Iterator[tuple[int,
             data += next(_bounded_lines(file, limit), b"")
     if position == 0 and data.startswith(LINE_START):
         data = b"   " + data.removeprefix(LINE_START)
-    for line in data.split(b"\n"):
-        yield position, line
-        position += len(line) + 1
+    return position, data
 
 
 def _bounded_lines(file: BinaryIO, limit: int) -> Iterator[bytes]:
@@ -250,56 +267,67 @@ def _read_csv(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
 
 
 def _read_parquet(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
-    """The rows of a row group. A text is checked to be UTF-8, and stays bytes."""
+    """The rows of a row group. A text stays bytes."""
+    for start, batch in parquet_batches(unit):
+        with arrow_errors():
+            columns = [
+                [None] * batch.num_rows if field is None else _column_values(batch.column(field))
+                for field in unit.fields
+            ]
+        for number, values in enumerate(zip(*columns, strict=True), start):
+            if number >= first:
+                yield Row(number, sum(map(_size_of, values)), values)
+
+
+def parquet_batches(unit: TableUnit) -> Iterator[tuple[int, Any]]:
+    """The number of the first row and the columns of the fields, for some rows at a time."""
     try:
-        import pyarrow
+        from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise MediaError("table", MISSING_ARROW) from error
     assert unit.rows is not None
+    names = list(dict.fromkeys(field for field in unit.fields if field))
     number = unit.first_row
-    try:
-        for columns in _parquet_batches(unit):
-            for text, image, audio in zip(*columns, strict=True):
-                if number >= first:
-                    yield Row(
-                        number,
-                        _size_of(text) + _size_of(image) + _size_of(audio),
-                        (text, image, audio),
-                    )
-                number += 1
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
-            raise  # other errors of this class are pyarrow's own, about the content
-        raise MediaError(
-            "damaged", f"the rest of a row group: {' '.join(str(error).split())}"
-        ) from error
+    with (
+        arrow_errors(),
+        ParquetFile(
+            unit.path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+        ) as file,
+    ):
+        group = file.metadata.row_group(unit.start)
+        row_bytes = max(group.total_byte_size, 1) / max(group.num_rows, 1)
+        batch_rows = int(min(max(BATCH_BYTES / row_bytes, 1), BATCH_ROWS))
+        for batch in file.iter_batches(
+            batch_rows, row_groups=[unit.start], columns=names, use_threads=False
+        ):
+            yield number, batch
+            number += batch.num_rows
     if number < unit.first_row + unit.rows:
         raise MediaError("truncated", "a row group has fewer rows than the file states")
 
 
-def _parquet_batches(unit: TableUnit) -> Iterator[list[list[Any]]]:
-    """The values of the three fields, for some rows at a time."""
-    from pyarrow.parquet import ParquetFile
+@contextmanager
+def arrow_errors() -> Iterator[None]:
+    """Raises MediaError for pyarrow's errors about the content of a file."""
+    import pyarrow
 
-    names = list(dict.fromkeys(field for field in unit.fields if field))
-    with ParquetFile(
-        unit.path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
-    ) as file:
-        group = file.metadata.row_group(unit.start)
-        row_bytes = max(group.total_byte_size, 1) / max(group.num_rows, 1)
-        batch_rows = int(min(max(BATCH_BYTES / row_bytes, 1), BATCH_ROWS))
-        batches = file.iter_batches(
-            batch_rows, row_groups=[unit.start], columns=names, use_threads=False
-        )
-        for batch in batches:
-            yield [
-                [None] * batch.num_rows if field is None else _column_values(batch.column(field))
-                for field in unit.fields
-            ]
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+            raise  # other errors of this class are pyarrow's own, about the content
+        detail = " ".join(str(error).split())
+        raise MediaError("damaged", f"the rest of a row group: {detail}") from error
 
 
 def _column_values(column: Any) -> list[Any]:
-    """A column's values; strings as bytes, since one of invalid UTF-8 must not cost the others."""
+    """A column's values; see `binary_column`."""
+    values: list[Any] = binary_column(column).to_pylist()
+    return values
+
+
+def binary_column(column: Any) -> Any:
+    """A column with strings as bytes, since one of invalid UTF-8 must not cost the others."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -308,8 +336,7 @@ def _column_values(column: Any) -> list[Any]:
         column = column.cast(pa.binary())
     elif pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
-    values: list[Any] = column.to_pylist()
-    return values
+    return column
 
 
 def _size_of(value: Any) -> int:

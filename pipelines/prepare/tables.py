@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from bytelm.pipelines.prepare.documents import KEY_HASH, split_of
+from bytelm.pipelines.shards.format import SPLITS
 
 JSONL, CSV, PARQUET = "jsonl", "csv", "parquet"
 UNIT_BYTES = 1 << 21
@@ -109,6 +113,14 @@ def row_key(unit: TableUnit, row: int) -> str:
 def row_split(key: str, shares: tuple[float, float, float]) -> str:
     """The split of a row that no folder assigns."""
     return split_of(hashlib.sha256(key.encode()).digest(), shares)
+
+
+def row_splits(keys: Sequence[str], shares: tuple[float, float, float]) -> npt.NDArray[np.str_]:
+    """[keys] what `row_split` says of each key."""
+    ends = b"".join([hashlib.sha256(key.encode()).digest()[-8:] for key in keys])
+    positions = np.frombuffer(ends, ">u8") / 2.0**64
+    is_after = (positions >= shares[0]).astype(int) + (positions >= shares[0] + shares[1])
+    return np.array(SPLITS)[is_after]
 
 
 def table_units(table: TableUnit, row_groups: Iterable[RowGroup] | None) -> Iterator[TableUnit]:

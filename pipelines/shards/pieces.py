@@ -74,7 +74,7 @@ class PieceBuilder:
 
     def __init__(self) -> None:
         self._names: list[str] = []  # of members
-        self._data: list[bytes] = []  # of members
+        self._data: list[bytes | memoryview] = []  # of members
         self._documents: list[int] = []  # of segments
         self._members: list[int] = []  # of segments
         self._forms: list[SegmentForm] = []  # of segments
@@ -89,7 +89,9 @@ class PieceBuilder:
         self._forms += map(segment_form, samples)
         self._last_members.append(members[-1])
 
-    def add_texts(self, keys: Sequence[str], source: str, texts: Sequence[bytes]) -> None:
+    def add_texts(
+        self, keys: Sequence[str], source: str, texts: Sequence[bytes | memoryview]
+    ) -> None:
         """Append documents of one text each.
 
         Args:
@@ -109,8 +111,8 @@ class PieceBuilder:
         self._forms += [segment_form(sample)] * len(texts)
         self._last_members += members
 
-    def finish(self) -> tuple[bytes, ShardPiece]:
-        """The bytes of all members, and a piece whose `members` are yet to be set."""
+    def finish(self) -> tuple[list[bytes | memoryview], ShardPiece]:
+        """The bytes of all members in parts, and a piece whose `members` are yet to be set."""
         sizes = np.fromiter(map(len, self._data), np.int64, len(self._data))
         padding = -sizes % BLOCK_BYTES
         ends = np.cumsum(BLOCK_BYTES + sizes + padding)
@@ -134,14 +136,16 @@ class PieceBuilder:
         )
         return self._layout(sizes, padding), piece
 
-    def _layout(self, sizes: npt.NDArray[np.int64], padding: npt.NDArray[np.int64]) -> bytes:
+    def _layout(
+        self, sizes: npt.NDArray[np.int64], padding: npt.NDArray[np.int64]
+    ) -> list[bytes | memoryview]:
         """The bytes of all members: header, data and padding of each."""
         headers = member_headers(self._names, sizes)
-        parts = [b""] * (3 * len(sizes))
+        parts: list[bytes | memoryview] = [b""] * (3 * len(sizes))
         parts[::3] = [headers[i : i + BLOCK_BYTES] for i in range(0, len(headers), BLOCK_BYTES)]
         parts[1::3] = self._data
         parts[2::3] = [_ZEROS[:size] for size in padding.tolist()]
-        return b"".join(parts)
+        return parts
 
     def _add_member(self, name: str, data: bytes) -> int:
         """Append a member, and return its number."""
