@@ -5,8 +5,9 @@ TMPDIR matters. Worker k of N reads batches k, k + N, k + 2N, ... of the sampler
 parent receives them in order. The main thread only ever waits for that thread, in short turns. Thus
 it hears signals, and notices a worker that has died, is stopped or never began.
 
-PyTorch's DataLoader does neither: it puts batches into /dev/shm or sends them through a socket below
-TMPDIR, and waits without end for a worker that is stopped (docs/architecture.md, "Signals and death").
+PyTorch's DataLoader does neither: it puts batches into /dev/shm, or sends them through a socket
+below TMPDIR, and waits without end for a worker that is stopped (docs/architecture.md, "Signals and
+death").
 
 A worker ends when its socket closes: when its parent ends or closes it.
 """
