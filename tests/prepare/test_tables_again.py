@@ -78,13 +78,22 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("shards", [1, 4, 9])
-def test_an_interrupted_prepare_is_resumed_to_the_same_set(tmp_path: Path, shards: int) -> None:
-    source = tables(tmp_path / "source")
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """A command that makes a set in the folder of its last argument, and the set that it makes."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     options = ", ".join(f"{name}={value!r}" for name, value in OPTIONS.items())
-    (tmp_path / "run.py").write_text(COMMAND.format(options=options))
-    command = [sys.executable, str(tmp_path / "run.py"), str(source)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    (folder / "run.py").write_text(COMMAND.format(options=options))
+    command = [sys.executable, str(folder / "run.py"), str(tables(folder / "source"))]
+    subprocess.run([*command, str(folder / "whole")], check=True)
+    return command, folder / "whole"
+
+
+@pytest.mark.parametrize("shards", [1, 4, 9])
+def test_an_interrupted_prepare_is_resumed_to_the_same_set(
+    uninterrupted: tuple[list[str], Path], tmp_path: Path, shards: int
+) -> None:
+    command, whole = uninterrupted
     out = tmp_path / "set"
     process = subprocess.Popen([*command, str(out)])
     deadline = time.monotonic() + 60
@@ -95,7 +104,7 @@ def test_an_interrupted_prepare_is_resumed_to_the_same_set(tmp_path: Path, shard
     process.wait(10)
     wait_until_gone(children, 10)
     subprocess.run([*command, str(out)], check=True)
-    assert hashes(out) == hashes(tmp_path / "whole")
+    assert hashes(out) == hashes(whole)
 
 
 def test_a_prepare_that_stops_after_any_shard_is_resumed_to_the_same_set(
