@@ -71,10 +71,7 @@ def detect_modality(name: str, start: bytes) -> str:
         MediaError: for the pointer of a large file that was not downloaded, for content that no
             modality recognises, and for a name of an image or a sound with other content.
     """
-    if start.startswith(_LFS_POINTER) and b"oid sha256:" in start:
-        raise MediaError("git-lfs pointer", "run `git lfs pull`")
-    if _ANNEX_POINTER.match(start):
-        raise MediaError("git-annex pointer", "run `git annex get`")
+    refuse_pointer(start)
     modality = modality_of(start)
     claimed = claimed_modality(name)
     if modality is None:
@@ -88,6 +85,15 @@ def detect_modality(name: str, start: bytes) -> str:
         kinds = {"text": _text_kind(start), "image": "an image", "audio": "a sound"}
         raise _disagreement(name, kinds[modality])
     return modality
+
+
+def refuse_pointer(start: bytes) -> None:
+    """Raise MediaError where a file that begins with `start` stands for a large one that was not
+    downloaded."""
+    if start.startswith(_LFS_POINTER) and b"oid sha256:" in start:
+        raise MediaError("git-lfs pointer", "run `git lfs pull`")
+    if _ANNEX_POINTER.match(start):
+        raise MediaError("git-annex pointer", "run `git annex get`")
 
 
 def _disagreement(name: str, kind: str) -> MediaError:

@@ -103,7 +103,19 @@ def read_tables(candidates: Iterable[SourceFile], index: FileIndex) -> TableCapt
         elif _TRANSCRIPTS.fullmatch(base):
             readers = [_read_libri_speech]
         any(read(file, index, found) for read in readers)
+    _leave_rest_to_train(index, found.splits)
     return found
+
+
+def _leave_rest_to_train(index: FileIndex, splits: dict[str, str]) -> None:
+    """Assign clips that no table of a split names to train, so that val and test hold what their
+    tables name and no more, as split folders do."""
+    if "train" not in splits.values() or len(set(splits.values())) == 1:
+        return
+    folders = {folder_of(name) for name in splits}
+    for file in index.files:
+        if folder_of(file.name) in folders:
+            splits.setdefault(file.name, "train")
 
 
 def _read_image_folder(file: SourceFile, index: FileIndex, found: TableCaptions) -> bool:
@@ -130,7 +142,8 @@ def _read_image_folder(file: SourceFile, index: FileIndex, found: TableCaptions)
     for row in table.rows:
         name = next((row[i] for i in names if row[i]), "")
         if name and row[text].strip():
-            captions.setdefault(join(folder, name), row[text])
+            caption = captions.setdefault(join(folder, name), row[text])
+            found.further += caption != row[text]
     is_sound = any(claimed_modality(name) == "audio" for name in captions)
     form = "AudioFolder" if is_sound else "ImageFolder"
     found.add_table(file, f"{form}, column {text_column!r}", captions)
@@ -179,7 +192,7 @@ def _read_lj_speech(file: SourceFile, index: FileIndex, found: TableCaptions) ->
         texts = [text for text in row[1:3] if text.strip()]
         if texts:
             name = _sound(index, folder, row[0]) or join(folder, f"wavs/{row[0]}.wav")
-            captions.setdefault(name, texts[0])
+            found.further += captions.setdefault(name, texts[0]) != texts[0]
     found.add_table(file, "LJSpeech", captions)
     return True
 

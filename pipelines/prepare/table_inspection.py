@@ -17,7 +17,13 @@ from itertools import islice
 from typing import Any
 
 from bytelm.modalities.base import DecodeOptions, MediaError
-from bytelm.modalities.detect import START_BYTES, claimed_modality, modality_of
+from bytelm.modalities.binary_kinds import binary_kind
+from bytelm.modalities.detect import (
+    START_BYTES,
+    claimed_modality,
+    modality_of,
+    refuse_pointer,
+)
 from bytelm.pipelines.prepare.decode_worker import cpu_seconds, limit_memory, limit_time, silence
 from bytelm.pipelines.prepare.table_decode import text_bytes
 from bytelm.pipelines.prepare.table_fields import AUDIO, IMAGE, OTHER, TEXT, choose_fields
@@ -44,6 +50,7 @@ SAMPLE_ROWS = 100
 SAMPLE_BYTES = 1 << 22
 MAX_PATH = 1000
 """Characters of the longest string that may be a path."""
+PARQUET_MAGIC = b"PAR1"
 SMALL_ROWS = 1000
 SMALL_BYTES = 1 << 20
 """Bytes of a table whose rows are listed, so that no split of a small set is empty."""
@@ -107,6 +114,7 @@ def _inspect(
     path: str, name: str, table_format: TableFormat, named: TableFields, result: TableInspection
 ) -> None:
     kind = table_format.kind
+    _check_content(path, table_format)
     if kind == PARQUET:
         columns = _parquet_columns(path, result)
     else:
@@ -118,6 +126,8 @@ def _inspect(
                 columns = dict.fromkeys(header, OTHER) | _kinds_of(rows, path)
             else:
                 columns = _kinds_of(_json_objects(json_lines(file, SAMPLE_BYTES)), path)
+                if not columns:
+                    raise MediaError("table", "none of its first lines is a JSON object")
     result.columns = list(columns)
     fields, result.detail = choose_fields(columns, named, kind)
     if fields is None:
@@ -131,6 +141,19 @@ def _inspect(
         table = TableUnit(name, "", path, table_format, fields, None, 0, size, 0, None, size)
         units = table_units(table, groups if kind == PARQUET else None)
         result.rows = list(islice(_text_rows(units), SMALL_ROWS + 1))
+
+
+def _check_content(path: str, table_format: TableFormat) -> None:
+    """Raise MediaError where the first bytes of a table are of another kind of file."""
+    with open(path, "rb") as file:
+        start = file.read(START_BYTES)
+    refuse_pointer(start)
+    if table_format.compression:
+        return
+    is_parquet = start.startswith(PARQUET_MAGIC)
+    if is_parquet != (table_format.kind == PARQUET):
+        kind = binary_kind(start) or ("a Parquet table" if is_parquet else "no Parquet table")
+        raise MediaError("name and content disagree", f"named as {table_format.kind}, holds {kind}")
 
 
 def _text_rows(units: Iterable[TableUnit]) -> Iterator[int]:
@@ -187,7 +210,8 @@ def _kind_of(value: object, table_path: str) -> str:
         return _kind_of(value.get("bytes") or value.get("path"), table_path)
     if isinstance(value, bytes):
         modality = modality_of(value[:START_BYTES])
-        return modality if modality in (IMAGE, AUDIO) else OTHER
+        is_media = modality in (IMAGE, AUDIO)
+        return modality if modality and (is_media or _is_utf8(value)) else OTHER
     if not isinstance(value, str):
         return OTHER
     modality = claimed_modality(value) if len(value) < MAX_PATH and "\0" not in value else None
@@ -195,6 +219,15 @@ def _kind_of(value: object, table_path: str) -> str:
         return TEXT
     is_file = os.path.isfile(os.path.join(os.path.dirname(table_path), value))
     return modality if is_file else _NOT_FOUND
+
+
+def _is_utf8(value: bytes) -> bool:
+    """Whether bytes are a text, as writers of Parquet store one that do not name it so."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _parquet_columns(path: str, result: TableInspection) -> dict[str, str]:
@@ -206,12 +239,14 @@ def _parquet_columns(path: str, result: TableInspection) -> dict[str, str]:
         raise MediaError("table", MISSING_ARROW) from error
     with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         metadata, schema = file.metadata, file.schema_arrow
+        if not metadata.num_rows:
+            raise MediaError("empty", "a table without rows")
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         result.row_groups = [(g.num_rows, _stored_bytes(g)) for g in groups]
         kinds = dict.fromkeys(schema.names, OTHER)
         shown = [f.name for f in schema if not pa.types.is_nested(f.type) or _is_media(f.type)]
         shown = [n for n in shown if _may_be_part(schema.field(n).type)]
-        if shown and metadata.num_rows:
+        if shown:
             batch = next(file.iter_batches(4, columns=shown, use_threads=False))
             kinds |= _kinds_of(batch.to_pylist(), path)
         return kinds
@@ -228,7 +263,8 @@ def _is_string(type_: Any) -> bool:
 
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
+    is_string = pa.types.is_string(type_) or pa.types.is_large_string(type_)
+    return bool(is_string or pa.types.is_string_view(type_))
 
 
 def _is_media(type_: Any) -> bool:

@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bytelm.modalities.base import MediaError
-from bytelm.modalities.detect import START_BYTES, claimed_modality, detect_modality
+from bytelm.modalities.detect import (
+    START_BYTES,
+    claimed_modality,
+    detect_modality,
+    refuse_pointer,
+)
 from bytelm.pipelines.prepare.captions import SIDECAR_SUFFIXES, caption_of_json
 from bytelm.pipelines.prepare.documents import METADATA, SAME_FILE
 from bytelm.pipelines.shards.format import SET_MANIFEST
@@ -111,7 +116,13 @@ def read_webdataset_tar(path: str, max_member_bytes: int) -> TarContents:
 
 
 def _refusal(path: str, size: int) -> TarFlaw | None:
-    """Why a tar is not opened at all."""
+    """Why a tar is not read at all."""
+    with open(path, "rb") as file:
+        start = file.read(START_BYTES)
+    try:
+        refuse_pointer(start)
+    except MediaError as error:
+        return TarFlaw("", error.reason, error.detail, size)
     if path.lower().endswith(COMPRESSED_SUFFIXES):
         return TarFlaw("", "compressed tar", "decompress it first", size)
     if Path(path).with_suffix(".npy").exists() and Path(path).with_name(SET_MANIFEST).exists():

@@ -92,7 +92,7 @@ def read_members(path: str) -> Iterator[TarMember | TarFlaw]:
         start = os.pread(descriptor, BLOCKSIZE, 0)
         for magic, name in COMPRESSION_MAGIC.items():
             if start.startswith(magic):
-                detail = f"compressed with {name}; decompress it first"
+                detail = f"compressed with {name}: decompress it first"
                 yield TarFlaw("", "compressed tar", detail, tar_size)
                 return
         yield from _TarWalk(descriptor, tar_size).members()

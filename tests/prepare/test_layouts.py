@@ -116,13 +116,21 @@ def test_the_output_folder_of_img2dataset_gives_its_pairs(tmp_path: Path) -> Non
     image = png_bytes(tmp_path)
     tar(
         tmp_path / "src" / "00000.tar",
-        {f"{i}.{s}": d for i in range(5) for s, d in (("png", image), ("txt", b"boat"))},
+        {
+            f"{i}.{suffix}": data
+            for i in range(5)
+            for suffix, data in (("png", image), ("txt", b"boat %d" % i), ("json", b"{}"))
+        },
     )
     txt(tmp_path / "src" / "00000_stats.json", '{"count": 5}')
     txt(tmp_path / "src" / "00000.parquet", b"PAR1\0\0PAR1")
     prepared = prepared_of(tmp_path)
-    assert prepared.report["documents"] == 5
-    assert skipped(prepared) == {"00000_stats.json": "bookkeeping", "00000.parquet": "bookkeeping"}
+    assert texts_and_kinds(tmp_path) == {(f"boat {i}", "image") for i in range(5)}
+    assert skipped(prepared) == {
+        "00000_stats.json": "bookkeeping",
+        "00000.parquet": "bookkeeping",
+        **{f"00000.tar/{i}.json": "metadata" for i in range(5)},
+    }
 
 
 def test_the_audio_tars_of_clap_give_captions_and_splits(tmp_path: Path) -> None:
@@ -301,3 +309,41 @@ def test_a_damaged_table_costs_no_more_than_itself(tmp_path: Path) -> None:
     prepared = prepared_of(tmp_path)
     assert prepared.report["documents"] == 3
     assert list(skipped(prepared)) == ["metadata.parquet"]
+
+
+def test_further_captions_of_one_image_in_a_table_are_counted(tmp_path: Path) -> None:
+    png(tmp_path / "src" / "a.png")
+    rows: list[dict[str, object]] = [
+        {"file_name": "a.png", "text": text} for text in ("one", "one", "two", "three")
+    ]
+    write_table(tmp_path / "src" / "metadata.csv", rows)
+    prepared = prepared_of(tmp_path)
+    assert texts_and_kinds(tmp_path) == {("one", "image")}
+    shown = "not used: 2 captions of files that have another one"
+    assert shown in summary(prepared, tmp_path / "set")
+
+
+def test_clips_of_common_voice_that_no_split_names_are_train(tmp_path: Path) -> None:
+    header = "client_id\tpath\tsentence\n"
+    source = tmp_path / "src"
+    for i in range(40):
+        sound(source / "clips" / f"{i}.wav")
+    for table, i in (("train", 0), ("dev", 1), ("test", 2)):
+        txt(source / f"{table}.tsv", f"{header}x\t{i}.wav\ttext {i}\n")
+    txt(source / "validated.tsv", header + "".join(f"x\t{i}.wav\tt\n" for i in range(3, 20)))
+    splits = prepared_of(tmp_path).report["splits"]
+    assert {name: s["documents"] for name, s in splits.items()} == {
+        "train": 38,
+        "val": 1,
+        "test": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_pointer_to_a_tar_ends_with_the_way_out(tmp_path: Path, name: str) -> None:
+    tar(tmp_path / "src" / "b.tar", {f"{i}.txt": b"text %d" % i for i in range(4)})
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 12345\n"
+    txt(tmp_path / "src" / name, pointer.format("0" * 64))
+    assert skipped(prepared_of(tmp_path)) == {name: "git-lfs pointer"}
+    with pytest.raises(ValueError, match="run `git lfs pull`"):
+        prepare([tmp_path / "src" / name], tmp_path / "other", PrepareOptions())

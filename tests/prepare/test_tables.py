@@ -358,3 +358,60 @@ def test_ranges_have_every_line_once(
         for row in rows:  # a reader can begin at any row
             unit = next(u for u in units if u.start <= row.number < u.stop)
             assert next(read_rows(unit, row.number, 1000)) == row
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason", "detail"),
+    [
+        ("a.parquet", POINTER, "git-lfs pointer", "run `git lfs pull`"),
+        ("a.jsonl.gz", POINTER, "git-lfs pointer", "run `git lfs pull`"),
+        ("a.jsonl", POINTER, "git-lfs pointer", "run `git lfs pull`"),
+        (
+            "a.jsonl",
+            parquet([{"text": "a row"}]),
+            "name and content disagree",
+            "named as jsonl, holds a Parquet table",
+        ),
+        (
+            "a.parquet",
+            b'{"text": "a row"}\n',
+            "name and content disagree",
+            "named as parquet, holds no Parquet table",
+        ),
+        ("a.jsonl", b"[1]\n[2]\n", "table", "none of its first lines is a JSON object"),
+    ],
+)
+def test_a_file_that_is_no_such_table_is_refused_with_what_it_is(
+    tmp_path: Path, name: str, data: bytes, reason: str, detail: str
+) -> None:
+    txt(tmp_path / "src" / name, data)
+    txt(tmp_path / "src" / "b.txt")
+    assert skipped(prepare_here(tmp_path)) == {(name, reason): (1, detail)}
+
+
+def test_a_parquet_table_without_rows_is_empty(tmp_path: Path) -> None:
+    table = pa.table({"text": pa.array([], pa.string())})
+    (tmp_path / "src").mkdir()
+    pq.write_table(table, tmp_path / "src" / "a.parquet")
+    txt(tmp_path / "src" / "b.txt")
+    assert skipped(prepare_here(tmp_path)) == {("a.parquet", "empty"): (1, "a table without rows")}
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string_view()])
+def test_texts_of_parquet_are_read_however_they_are_stored(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    texts = ["one", "zwölf", "три"]
+    table = pa.table(
+        {
+            "content": pa.array(texts, pa.string()).cast(kind),
+            "digest": [bytes([200 + i] * 16) for i in range(3)],
+        }
+    )
+    (tmp_path / "src").mkdir()
+    pq.write_table(table, tmp_path / "src" / "a.parquet")
+    prepare_here(tmp_path)
+    assert texts_of(tmp_path / "set") == sorted(text.encode() for text in texts)
