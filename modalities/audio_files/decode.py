@@ -15,7 +15,6 @@ from itertools import chain
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 
 from bytelm.modalities.audio_files import ogg
@@ -37,14 +36,16 @@ from bytelm.modalities.audio_files.mp3 import (
     read_parts,
 )
 from bytelm.modalities.audio_files.reduction import (
-    FULL_SCALE,
+    Floats,
     Samples,
-    mix_to_mono,
+    choose_mix,
+    mixed,
     reduce_stream,
     to_deep_pcm,
     to_floats,
     to_pcm,
 )
+from bytelm.modalities.audio_files.resampling import resampled
 from bytelm.modalities.audio_files.stream import SoundStream
 from bytelm.modalities.base import DecodeOptions, Limits, MediaError
 from bytelm.modalities.spliced_file import spliced
@@ -109,15 +110,15 @@ def _converted(sound: DecodedSound, options: DecodeOptions) -> DecodedSound:
     mix = options.audio_channels == 1 and sound.samples.shape[1] > 1
     if not mix and rate == sound.rate:
         return sound
-    notes = list(sound.notes)
-    floats = to_floats(sound.samples)
-    if mix:
-        floats, cancelled = mix_to_mono(floats)
-        notes += cancelled
-    if rate != sound.rate:
-        floats = _resample(floats, sound.rate, rate)
+    channel, notes = choose_mix(sound.samples) if mix else (None, [])
     convert = to_deep_pcm if sound.is_deep else to_pcm
-    return DecodedSound(convert(floats, FULL_SCALE), rate, tuple(notes))
+
+    def floats(part: slice) -> Floats:
+        samples = to_floats(sound.samples[part])
+        return mixed(samples, channel) if mix else samples
+
+    samples = resampled(floats, len(sound.samples), (sound.rate, rate), convert)
+    return DecodedSound(samples, rate, (*sound.notes, *notes))
 
 
 def _open_stream(file: BinaryIO, limits: Limits) -> SoundStream:
@@ -268,27 +269,3 @@ def _check_size(frames: int, stream: SoundStream, options: DecodeOptions) -> Non
     size = frames * rate // stream.rate * (options.audio_channels or stream.channels) * 2
     if size > options.limits.max_bytes:
         raise MediaError("over the limit", f"a sound of {size} bytes at {rate} samples a second")
-
-
-def _resample(samples: npt.NDArray[np.float32], old: int, new: int) -> npt.NDArray[np.float32]:
-    """Resample [n c] from an old to a new rate, with one thread: the same on any machine.
-
-    Raises MemoryError where torch cannot allocate.
-    """
-    import torch
-    from torchaudio.functional import resample
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return (
-            resample(torch.from_numpy(np.ascontiguousarray(samples.T)), old, new)
-            .T.contiguous()
-            .numpy()
-        )
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise MemoryError(str(error)) from error
-        raise
-    finally:
-        torch.set_num_threads(threads)

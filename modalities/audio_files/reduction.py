@@ -101,29 +101,35 @@ def to_floats(samples: Samples) -> Floats:
     return floats
 
 
-def mix_to_mono(samples: Floats) -> tuple[Floats, list[str]]:
-    """[n 1] mean of the channels of [n c], and notes.
+def choose_mix(samples: Samples) -> tuple[int | None, list[str]]:
+    """How to mix [n c] samples to mono, and notes.
 
     Where the channels cancel out, as the two of a balanced line do, the first that is not nearly
     silent is kept in place of their mean.
+
+    Returns:
+        the channel to keep, or None for the mean of all.
     """
-    mono = samples.mean(axis=1, keepdims=True, dtype=np.float32)
-    power = np.array([_power(samples[:, channel]) for channel in range(samples.shape[1])])
-    if _power(mono[:, 0]) >= CANCELLED * power.mean():
-        return mono, []
-    first = int(np.argmax(power >= power.mean() / 2))
-    return samples[:, first : first + 1], [CANCEL_NOTE]
+    power, mean_power = np.zeros(samples.shape[1]), 0.0
+    for block in _blocks(samples):
+        floats = to_floats(block)
+        power += np.square(floats, dtype=np.float64).sum(axis=0)
+        mean_power += float(np.square(mixed(floats, None), dtype=np.float64).sum())
+    if mean_power >= CANCELLED * power.mean():
+        return None, []
+    return int(np.argmax(power >= power.mean() / 2)), [CANCEL_NOTE]
+
+
+def mixed(samples: Floats, channel: int | None) -> Floats:
+    """[n 1] one channel of [n c], or with None the mean of all."""
+    if channel is None:
+        return samples.mean(axis=1, keepdims=True, dtype=np.float32)
+    return samples[:, channel : channel + 1]
 
 
 def _upper_bits(samples: Block) -> Pcm:
     """The upper 16 bits of integers of 32."""
     return (samples >> 16).astype(np.int16)
-
-
-def _power(samples: Floats) -> float:
-    """Mean square of the samples."""
-    squares = (np.square(block, dtype=np.float64).sum() for block in _blocks(samples))
-    return float(sum(squares)) / len(samples)
 
 
 def _blocks(samples: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from helpers.sound_files import decode, encoded, pcm, refusal, tone
 
+from bytelm.modalities.audio_files import resampling
 from bytelm.modalities.base import DecodeOptions
 
 FLOAT_NOTE = "floating point kept as 16 bits"
@@ -89,3 +92,32 @@ def test_silence_and_channels_that_differ_are_mixed_as_ever() -> None:
     half = decode(encoded(np.concatenate([left, -left // 2], 1)), MONO)
     assert np.abs(pcm(half) - left / 4).max() <= 1
     assert half.notes == ()
+
+
+@pytest.mark.parametrize("rates", [(44_100, 16_000), (16_000, 22_050), (8000, 8000)])
+def test_chunks_are_resampled_as_the_whole(
+    rates: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = tone(300_001, 2)
+    data = encoded(samples, "WAV", "PCM_24", rates[0])
+    for options in (
+        DecodeOptions(audio_rate=rates[1]),
+        DecodeOptions(audio_rate=rates[1], audio_channels=1, keep_depth=True),
+    ):
+        whole = decode(data, options)
+        assert whole.header.rate == rates[1]
+        monkeypatch.setattr(resampling, "CHUNK_FRAMES", 1 << 15)
+        assert decode(data, options) == whole
+        monkeypatch.undo()
+
+
+def test_a_long_sound_needs_little_more_memory_than_its_samples() -> None:
+    samples = np.zeros((8_000_000, 2), np.int16)
+    data = encoded(samples, "WAV", "PCM_16", 44_100)
+    options = DecodeOptions(audio_rate=16_000, audio_channels=1)
+    decode(encoded(tone(100), "WAV", "PCM_16", 44_100), options)  # imports
+    tracemalloc.start()
+    decode(data, options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * samples.nbytes, f"{peak} bytes"
