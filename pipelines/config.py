@@ -354,7 +354,7 @@ def _resolve_model(model: Any) -> Any:
 
 def _override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator:
+    if not (separator and key):
         raise ValueError(f"--set takes section.key=value, not {override!r}")
     *sections, last = key.split(".")
     for section in sections:

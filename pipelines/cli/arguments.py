@@ -62,6 +62,14 @@ def _refusal(value: str, wanted: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"is {shown}, and must be {wanted}")
 
 
+def output_folder(text: str) -> Path:
+    """The `type` of an option that takes a folder, which is made where it is missing."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise _refusal(text, "a folder: it is a file")
+    return path
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser that refuses a mistake in one line with a way out, without the usage."""
 

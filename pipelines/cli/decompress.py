@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bytelm.pipelines.cli.arguments import add_model
+from bytelm.pipelines.cli.arguments import add_model, output_folder
 
 HELP = "Restore compressed files, with the model that compressed them."
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         required=True,
-        type=Path,
+        type=output_folder,
         metavar="DIR",
         help="folder for the restored files; - writes a single one to standard output",
     )

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bytelm.pipelines.cli.arguments import output_folder
+
 HELP = "Prepare, train, evaluate and generate on the files in examples/demo."
 
 
@@ -16,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, default=Path("examples/demo"), metavar="DIR", help="folder of files"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of all results"
+        "--out",
+        type=output_folder,
+        default=Path("demo"),
+        metavar="DIR",
+        help="folder of all results",
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bytelm.pipelines.cli.arguments import (
@@ -13,6 +12,7 @@ from bytelm.pipelines.cli.arguments import (
     WholeNumber,
     add_model,
     add_precision,
+    output_folder,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modality", required=True, choices=["text", "image", "audio"], help="what to generate"
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of files")
+    parser.add_argument(
+        "--out", required=True, type=output_folder, metavar="DIR", help="folder of files"
+    )
     parser.add_argument(
         "--count", type=WholeNumber(1, 1_000_000), default=1, help="number of files"
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from bytelm.pipelines.cli.arguments import WholeNumber
+from bytelm.pipelines.cli.arguments import WholeNumber, output_folder
 
 HELP = "Show what a shard set holds."
 
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="write N documents of each modality as files to --out",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for --extract")
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help="folder for --extract")
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:

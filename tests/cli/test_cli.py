@@ -76,6 +76,9 @@ def test_help_shows_the_default_of_options_that_have_one() -> None:
         ("prepare a --out o --exlude b", "bytelm prepare: unknown option --exlude: did you mean "),
         ("prepare a --out o b", "bytelm prepare: 'b' is one too many, or stands apart from those"),
         ("prepare a --out", "bytelm prepare: --out: expected one argument"),
+        (f"generate m --modality text --out {__file__}", "bytelm generate: --out is "),
+        (f"decompress m f.blm --out {__file__}", "bytelm decompress: --out is "),
+        (f"inspect s --extract 1 --out {__file__}", "bytelm inspect: --out is "),
         ("demo --foo", "bytelm demo: unknown option --foo"),
     ],
 )

@@ -204,6 +204,7 @@ def test_mistakes_end_before_any_rank_starts(
     assert "has no checkpoint" in refused("--resume")
     assert "add --resume" in refused("--allow-fresh-start")
     assert "did you mean steps" in refused("--set", "train.stepz=1")
+    assert "--set takes section.key=value" in refused("--set", "=5")
     assert "no shard set" in refused("--set", "data.sets=[{path: nowhere}]")
     assert "leave vocab_size" in refused("--set", "model.vocab_size=300")
     bytelm("train", config, "--out", run)
