@@ -127,6 +127,7 @@ def _read_image_folder(file: SourceFile, index: FileIndex, found: TableCaptions)
     if table is None:
         return False
     name_columns = [c for c in table.columns if c == "file_name" or c.endswith("_file_name")]
+    name_columns = name_columns or _columns_of_names(table, folder, index)
     if not name_columns:
         return False
     text_column = _text_column(table, name_columns)
@@ -148,6 +149,17 @@ def _read_image_folder(file: SourceFile, index: FileIndex, found: TableCaptions)
     form = "AudioFolder" if is_sound else "ImageFolder"
     found.add_table(file, f"{form}, column {text_column!r}", captions)
     return True
+
+
+def _columns_of_names(table: MetadataTable, folder: str, index: FileIndex) -> list[str]:
+    """The columns whose first values are names of images or sounds, for the most part."""
+    columns = []
+    for i, column in enumerate(table.columns):
+        values = [row[i] for row in table.rows[:100] if row[i]]
+        found = [v for v in values if claimed_modality(v) and join(folder, v) in index.by_name]
+        if 2 * len(found) > len(values):
+            columns.append(column)
+    return columns
 
 
 def _holds_media(index: FileIndex, folder: str) -> bool:

@@ -42,7 +42,7 @@ def read_metadata(path: str) -> MetadataTable | None:
             return _read_parquet(path)
         if suffix == ".jsonl":
             return _of_objects(_json_objects(path))
-        header, *rows = read_records(path, "\t" if suffix == ".tsv" else ",")
+        header, *rows = read_records(path, "\t" if suffix == ".tsv" else _separator(path))
     except (OSError, ValueError, RecursionError, csv.Error):
         return None
     width = len(header)
@@ -50,11 +50,12 @@ def read_metadata(path: str) -> MetadataTable | None:
 
 
 def read_records(path: str, delimiter: str) -> Iterator[list[str]]:
-    """The records of a delimited text in UTF-8, without empty ones. Quotes count in CSV alone.
+    """The records of a delimited text in UTF-8, without empty ones. Quotes count, but not where
+    tabs divide the fields.
 
     Raises OSError, ValueError for other encodings, and csv.Error.
     """
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     limit = csv.field_size_limit(MAX_FIELD_BYTES)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -63,6 +64,13 @@ def read_records(path: str, delimiter: str) -> Iterator[list[str]]:
                     yield record
     finally:
         csv.field_size_limit(limit)
+
+
+def _separator(path: str) -> str:
+    """The character between the fields of a CSV file: the commoner one in its first line."""
+    with open(path, encoding="utf-8-sig") as file:
+        header = file.readline(MAX_FIELD_BYTES)
+    return ";" if header.count(";") > header.count(",") else ","
 
 
 def _json_objects(path: str) -> Iterator[dict[str, object]]:

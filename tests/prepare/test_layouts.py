@@ -347,3 +347,19 @@ def test_a_pointer_to_a_tar_ends_with_the_way_out(tmp_path: Path, name: str) -> 
     assert skipped(prepared_of(tmp_path)) == {name: "git-lfs pointer"}
     with pytest.raises(ValueError, match="run `git lfs pull`"):
         prepare([tmp_path / "src" / name], tmp_path / "other", PrepareOptions())
+
+
+@pytest.mark.parametrize(
+    "header", ["file_name;text", "filename,text", "image;label;text", "ID,text"]
+)
+def test_metadata_may_have_semicolons_and_any_column_of_names(tmp_path: Path, header: str) -> None:
+    separator = ";" if ";" in header else ","
+    values = {"text": '"a cat{} and, a dog{}"'.replace("{}", separator), "label": "3"}
+    names = header.split(separator)
+    row = separator.join(["{}.png", *(values[name] for name in names[1:])])
+    for i in range(3):
+        png(tmp_path / "src" / f"{i}.png", seed=i)
+    txt(tmp_path / "src" / "metadata.csv", "\n".join([header, *(row.format(i) for i in range(3))]))
+    prepared = prepared_of(tmp_path)
+    assert texts_and_kinds(tmp_path) == {(f"a cat{separator} and, a dog{separator}", "image")}
+    assert prepared.report["documents"] == 3
