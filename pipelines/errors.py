@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def one_line(error: BaseException) -> str:
+    """Class and text of an unforeseen error, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 class DamageError(ValueError):
     """Stored bytes do not match the index or the manifest."""
 

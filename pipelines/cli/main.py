@@ -42,7 +42,7 @@ from bytelm.pipelines.cli import (
     train,
 )
 from bytelm.pipelines.cli.arguments import CommandParser
-from bytelm.pipelines.errors import DamageError, DivergedError, OnAllRanksError
+from bytelm.pipelines.errors import DamageError, DivergedError, OnAllRanksError, one_line
 from bytelm.pipelines.runtime import signals
 from bytelm.pipelines.runtime.threads import wait_briefly
 
@@ -163,7 +163,7 @@ def _report(command: str, error: Exception) -> int:
         return _print_error(command, error, 3)
     if isinstance(error, RuntimeError | OSError) and type(error) not in UNFORESEEN:
         return _print_error(command, error, 1)
-    summary = " ".join(f"{type(error).__name__}: {error}".split())
+    summary = one_line(error)
     print(
         f"bytelm {command}: unexpected {summary} (traceback: {_keep_traceback(error)}; please "
         "report it)",

@@ -30,6 +30,7 @@ from typing import BinaryIO, NamedTuple
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, MediaError, Sample
 from bytelm.modalities.detect import START_BYTES, detect_modality
+from bytelm.pipelines.errors import one_line
 from bytelm.pipelines.prepare.table_decode import Instalment, TableTask, UnitDecoder
 
 MEMORY_BYTES = 960 << 20
@@ -238,8 +239,7 @@ def _decode_file(task: FileTask, options: DecodeOptions) -> Sample | Refusal:
     except MemoryError:
         raise
     except Exception as error:  # a decoder's bug costs this file only
-        detail = " ".join(f"{type(error).__name__}: {error}".split())
-        return Refusal("decoder failed", detail[:DETAIL_CHARACTERS])
+        return Refusal("decoder failed", one_line(error)[:DETAIL_CHARACTERS])
 
 
 def _open(task: FileTask) -> BinaryIO:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, MediaError, Sample
 from bytelm.modalities.detect import START_BYTES
+from bytelm.pipelines.errors import one_line
 from bytelm.pipelines.prepare.table_blocks import TextBlock, read_blocks
 from bytelm.pipelines.prepare.table_rows import Row, read_rows
 from bytelm.pipelines.prepare.tables import TableFields, TableUnit, row_key, row_split, row_splits
@@ -171,8 +172,7 @@ class UnitDecoder:
         except (MediaError, OSError) as error:
             self._refuse_rest(error)
         except Exception as error:  # a reader's bug costs this unit only
-            detail = " ".join(f"{type(error).__name__}: {error}".split())
-            self._refuse_rest(MediaError("decoder failed", detail))
+            self._refuse_rest(MediaError("decoder failed", one_line(error)))
         instalment.stop = self._next_row
         return instalment, self._finish_pieces()
 
@@ -291,8 +291,7 @@ class UnitDecoder:
             except (MediaError, MemoryError):
                 raise
             except Exception as error:  # a decoder's bug costs this row only
-                detail = " ".join(f"{type(error).__name__}: {error}".split())
-                raise MediaError("decoder failed", detail) from error
+                raise MediaError("decoder failed", one_line(error)) from error
 
     def _count(self, row: Row, samples: list[Sample]) -> None:
         """Count a row's document and its notes."""
