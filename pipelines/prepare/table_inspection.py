@@ -24,6 +24,7 @@ from bytelm.modalities.detect import (
     modality_of,
     refuse_pointer,
 )
+from bytelm.pipelines.errors import one_line
 from bytelm.pipelines.prepare.decode_worker import cpu_seconds, limit_memory, limit_time, silence
 from bytelm.pipelines.prepare.table_decode import text_bytes
 from bytelm.pipelines.prepare.table_fields import AUDIO, IMAGE, OTHER, TEXT, choose_fields
@@ -105,8 +106,7 @@ def inspect_table(
     except MemoryError:
         result.reason, result.detail = "over the memory limit", "its first rows are too large"
     except Exception as error:  # a reader's bug, or what is wrong with the table
-        detail = " ".join(f"{type(error).__name__}: {error}".split())
-        result.reason, result.detail = "damaged", detail[:200]
+        result.reason, result.detail = "damaged", one_line(error)[:200]
     return result
 
 
