@@ -35,18 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Check the run, then train in this process or launch one process for each rank."""
-    from bytelm.pipelines.runtime.launcher import LAUNCHER_LOCK, check_environment, patience
-    from bytelm.pipelines.runtime.signals import SignalListener
+    from bytelm.pipelines.runtime.launcher import check_environment
+    from bytelm.pipelines.runtime.signals import hold_save_requests
 
     if options.processes < 1:
         raise ValueError(f"--processes is {options.processes}, and must be at least 1")
     check_environment(options.processes)
     is_rank = "RANK" in os.environ
     is_launcher = options.processes > 1 and not is_rank
-    # Before the imports below, which take seconds. A launcher ends at a signal until it has ranks.
-    if not is_launcher:
-        signals = SignalListener(is_launched=LAUNCHER_LOCK in os.environ)
-        signals.set_patience(patience(1))
+    hold_save_requests()
 
     from bytelm.pipelines.checkpoints import run_lock
     from bytelm.pipelines.config import load_config
@@ -66,5 +63,5 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         if is_launcher:
             inherited = {} if lock is None else {run_lock.INHERITED: lock}
             return launch(argv, options.processes, inherited)
-        Trainer.start(config, options.out, resume, signals).run()
+        Trainer.start(config, options.out, resume).run()
     return 0

@@ -28,7 +28,9 @@ from bytelm.pipelines.runtime.watchdog import NO_PATIENCE_LIMIT, PATIENCE_SECOND
 Processes = Sequence[subprocess.Popen[bytes]]
 
 LAUNCHER_LOCK = "BYTELM_LAUNCHER"
-"""Environment variable with the path of a file that `launch` keeps locked while it runs."""
+"""Environment variable with the path of a file that `launch` keeps locked while it runs. It has a
+byte for each rank, with what the rank does: nothing yet (STARTING), STEPPING or SAVING."""
+STARTING, STEPPING, SAVING = range(3)
 GRACE_SECONDS = 10.0
 """Time in which the other ranks can report their errors after one has failed."""
 FOREIGN_PATIENCE_SECONDS = 30.0
@@ -116,13 +118,26 @@ def saving() -> Iterator[None]:
     if LAUNCHER_LOCK not in os.environ:
         yield
         return
-    position = int(os.environ["RANK"])
+    _tell_launcher(SAVING)
+    try:
+        yield
+    finally:
+        _tell_launcher(STEPPING)
+
+
+def tell_launcher_started() -> None:
+    """Tell the launcher, if there is one, that this rank is about to take steps.
+
+    A request to stop ends all ranks at once until each of them has told so: none can have taken a
+    step without the others, and there is nothing to save.
+    """
+    if LAUNCHER_LOCK in os.environ:
+        _tell_launcher(STEPPING)
+
+
+def _tell_launcher(state: int) -> None:
     with open(os.environ[LAUNCHER_LOCK], "r+b", buffering=0) as board:
-        os.pwrite(board.fileno(), b"\1", position)
-        try:
-            yield
-        finally:
-            os.pwrite(board.fileno(), b"\0", position)
+        os.pwrite(board.fileno(), bytes([state]), int(os.environ["RANK"]))
 
 
 def exit_with_launcher() -> None:
@@ -177,7 +192,7 @@ def _wait_for(processes: Processes, board: str) -> int:
     """Forward signals until all ranks have ended or one has failed; returns `launch`'s status.
 
     Args:
-        board: file in which each rank notes whether it is saving.
+        board: file in which each rank notes what it does.
     """
     watched = {*signals.HANDLED, signal.SIGCHLD}
     request = _StopRequest(processes, Path(board))
@@ -218,13 +233,16 @@ class _StopRequest:
         if number in signals.STOP and not self._number:
             self._number = number
             name = signal.Signals(number).name
+            if self._is_starting():
+                print(f"bytelm train: ended by {name} before its first step", file=sys.stderr)
+                return 128 + number
             print(f"bytelm train: {name}: {signals.ANNOUNCEMENT}", file=sys.stderr)
         if not self._number:
             return 0
         used = sum(cpu_seconds(process.pid) for process in self._processes)
         idle = self._clock.idle_seconds(used)
         stopped = [rank for rank, p in enumerate(self._processes) if is_stopped(p.pid)]
-        may_wait = 1 in self._board.read_bytes() and not stopped
+        may_wait = SAVING in self._board.read_bytes() and not stopped
         if idle < PATIENCE_SECONDS or may_wait:
             return 0
         name = signal.Signals(self._number).name
@@ -235,6 +253,11 @@ class _StopRequest:
             file=sys.stderr,
         )
         return 128 + self._number
+
+    def _is_starting(self) -> bool:
+        """Whether a rank has not begun to take steps."""
+        states = self._board.read_bytes()  # as long as the last rank that wrote makes it
+        return len(states) < len(self._processes) or STARTING in states
 
 
 def _any_alive(processes: Processes) -> bool:

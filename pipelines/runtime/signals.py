@@ -1,8 +1,9 @@
 """Signals that ask a command to stop or to save.
 
 Most commands end at once: SIGINT raises KeyboardInterrupt, SIGTERM its subclass `Terminated`. A
-training records the signals (`SignalListener`) and answers them between steps. In both cases a
-thread (`watchdog`) ends the process at a second Ctrl-C, and where a request is not answered.
+training that has begun to take steps records the signals (`SignalListener`) and answers them
+between steps. In both cases a thread (`watchdog`) ends the process at a second Ctrl-C, and where a
+request is not answered.
 """
 
 from __future__ import annotations
@@ -87,6 +88,11 @@ class SignalListener:
             self._saves_requested += 1
         else:
             self.stop_requested = True
+
+
+def hold_save_requests() -> None:
+    """Keep a request to save pending until the listener is made; it would end the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {SAVE})
 
 
 def block_until_listening() -> None:

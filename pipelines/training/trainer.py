@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +35,13 @@ from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
 from bytelm.pipelines.errors import DamageError, DivergedError
 from bytelm.pipelines.evaluation.scoring import Scores
 from bytelm.pipelines.runtime.device import measured_matmul_flops
-from bytelm.pipelines.runtime.launcher import exit_with_launcher, patience, saving
+from bytelm.pipelines.runtime.launcher import (
+    LAUNCHER_LOCK,
+    exit_with_launcher,
+    patience,
+    saving,
+    tell_launcher_started,
+)
 from bytelm.pipelines.runtime.signals import SignalListener
 from bytelm.pipelines.storage.files import write_atomic
 from bytelm.pipelines.training.checkpointer import Checkpointer
@@ -55,13 +62,12 @@ from bytelm.pipelines.training.step_statistics import StepStatistics
 class Trainer:
     """A run on one rank: its engine, data, state and log."""
 
-    def __init__(self, engine: Engine, plan: Plan, run: Path, signals: SignalListener):
+    def __init__(self, engine: Engine, plan: Plan, run: Path):
         """Begin at step 0; `start` makes a trainer and resumes."""
         self.engine = engine
         self.config = engine.config
         self.plan = plan
         self.folder = run
-        self.signals = signals
         self.steps = total_steps(self.config, plan)
         self.state = TrainState(0, 0, 0, plan.identity, engine.ranks, engine.zero_stage)
         self.saved_step: int | None = None
@@ -73,9 +79,7 @@ class Trainer:
         """Only rank 0 has one."""
 
     @classmethod
-    def start(
-        cls, config: RunConfig, run: Path, options: ResumeOptions, signals: SignalListener
-    ) -> Trainer:
+    def start(cls, config: RunConfig, run: Path, options: ResumeOptions) -> Trainer:
         """Join the other ranks, make the engine and the plan, and resume if the options ask for it.
 
         Every rank calls it.
@@ -92,7 +96,7 @@ class Trainer:
         join_process_group(config.train.rank_timeout)
         torch.manual_seed(config.train.seed)
         engine = Engine(Megabyte(config.model), config)
-        trainer = cls(engine, _plan_for_all_ranks(engine, run / PLAN), run, signals)
+        trainer = cls(engine, _plan_for_all_ranks(engine, run / PLAN), run)
         trainer._resume(options)
         return trainer
 
@@ -104,7 +108,10 @@ class Trainer:
             DamageError: if more bytes were masked than the config allows.
             DivergedError: after MAX_SKIPPED_IN_A_ROW steps whose update was skipped.
         """
+        # Up to here SIGTERM and SIGINT end the process at once: there is no step to save.
+        self.signals = SignalListener(is_launched=LAUNCHER_LOCK in os.environ)
         self.signals.set_patience(patience(self.engine.ranks))
+        tell_launcher_started()
         with self._open_log() as self.log:
             self._open_data()
             stop = False
