@@ -60,13 +60,13 @@ def open_set(path: str | os.PathLike[str]) -> ShardSet:
 
 
 def prepare(
-    sources: Sequence[str | os.PathLike[str]],
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     workers: int = os.cpu_count() or 1,
     captions: str | os.PathLike[str] | None = None,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     text_field: str | None = None,
     image_field: str | None = None,
     audio_field: str | None = None,
@@ -81,6 +81,8 @@ def prepare(
     show_progress: bool = False,
 ) -> Prepared:
     """Make a shard set of files, as `bytelm prepare` does.
+
+    One source or pattern may be given without a list.
 
     Args:
         sources: files, folders, WebDataset tars and tables (.jsonl, .csv, .parquet); tars and
@@ -127,13 +129,14 @@ def prepare(
         workers=workers,
         shard_bytes=_bytes_of("shard_mb", shard_mb),
         captions=None if captions is None else Path(captions),
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
+        include=(include,) if isinstance(include, str) else tuple(include or ()),
+        exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude or ()),
         max_bad_share=max_bad_share,
         fields=TableFields(text_field, image_field, audio_field),
     )
     console = Console(stderr=True) if show_progress else None
-    return prepare([os.fspath(source) for source in sources], Path(out), options, console)
+    listed = [sources] if isinstance(sources, str | os.PathLike) else sources
+    return prepare([os.fspath(source) for source in listed], Path(out), options, console)
 
 
 def _bytes_of(name: str, millions: float) -> int:

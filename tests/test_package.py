@@ -253,6 +253,8 @@ def test_a_prepared_set_is_that_of_the_command(tmp_path: Path) -> None:
     assert main.main([*command, "--rate", "8000", "--shard-mb", "0.01"]) == 0
     assert prepared.root == bytelm.open_set(tmp_path / "one").root
     assert prepared.root == bytelm.open_set(str(tmp_path / "two")).root
+    alone = bytelm.prepare(str(source), tmp_path / "three", include="*", rate=8000, shard_mb=0.01)
+    assert alone.root == prepared.root
     with pytest.raises(ValueError, match="no shard set"):
         bytelm.open_set(tmp_path / "none")
 
