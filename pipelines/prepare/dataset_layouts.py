@@ -32,21 +32,24 @@ class Layout:
     """Splits that tables of the dataset assign, by file name."""
     names: list[str] = field(default_factory=list)
     """What was recognised, in words for the summary: "LJSpeech: 5 captions (metadata.csv)"."""
+    columns: set[str] = field(default_factory=set)
+    """Columns of the tables that name files."""
 
 
-def recognise_layout(files: Sequence[SourceFile]) -> Layout:
+def recognise_layout(files: Sequence[SourceFile], text_field: str | None = None) -> Layout:
     """Recognise the datasets in the files of a source.
 
     Args:
         files: the source's files in any order, without those that patterns exclude. A tar is one
             file, since its members are listed later (they bring their own captions).
+        text_field: the column of texts in tables, as the user named it; None to guess it.
     """
     candidates = [file for file in files if file.name.lower().endswith(_NAMES)]
     if not candidates:
         return Layout()
     index = FileIndex(files)
-    tables = read_tables(_ending(candidates, TABLE_NAMES), index)
-    layout = Layout({}, tables.left_out, tables.splits, tables.remarks())
+    tables = read_tables(_ending(candidates, TABLE_NAMES), index, text_field)
+    layout = Layout({}, tables.left_out, tables.splits, tables.remarks(), tables.columns)
     layout.left_out.update(bookkeeping_files(candidates, index))
     if any(name.endswith(STATS_SUFFIX) for name in layout.left_out):
         layout.names.append("img2dataset: tars or folders of images beside their bookkeeping")

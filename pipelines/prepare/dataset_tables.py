@@ -2,6 +2,8 @@
 
 - Hugging Face's ImageFolder and AudioFolder: `metadata.csv`, `.jsonl` or `.parquet` with a column
   `file_name` (or `*_file_name`), relative to the table, and a column of texts.
+- Any other CSV, JSONL or Parquet file with a column that names images or sounds of the source. As
+  rows of a table they would be documents beside the files themselves.
 - LJSpeech: `metadata.csv` without a header, `ID|text|normalised text`, and `wavs/ID.wav`.
 - Common Voice: `train.tsv`, `dev.tsv`, `test.tsv` and `validated.tsv` with `path` and `sentence`,
   and `clips/`. The first three also say the split.
@@ -15,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from bytelm.modalities.detect import claimed_modality
 from bytelm.pipelines.prepare.captions import is_unicode
@@ -57,6 +60,8 @@ class TableCaptions:
     """Tables of which no column is taken for texts, and their columns."""
     further: int = 0
     """Captions of files that have another one already."""
+    columns: set[str] = field(default_factory=set)
+    """Columns of the tables that name files."""
 
     def add_table(self, file: SourceFile, form: str, captions: dict[str, str]) -> None:
         """Add the captions of a table, by the names of the files that they describe."""
@@ -90,18 +95,27 @@ class TableCaptions:
         return lines
 
 
-def read_tables(candidates: Iterable[SourceFile], index: FileIndex) -> TableCaptions:
-    """Read the tables among `candidates`, files whose names end in TABLE_NAMES."""
+def read_tables(
+    candidates: Iterable[SourceFile], index: FileIndex, text_field: str | None
+) -> TableCaptions:
+    """Read the tables among `candidates`, files whose names end in TABLE_NAMES.
+
+    text_field: the column of texts, as the user named it; None to guess it.
+    """
     found = TableCaptions()
+    read_named = partial(_read_image_folder, text_field=text_field, is_metadata=True)
+    read_other = partial(_read_image_folder, text_field=text_field, is_metadata=False)
     for file in candidates:
         base = file.name.rpartition("/")[2]
         readers: list[Callable[[SourceFile, FileIndex, TableCaptions], bool]] = []
         if _METADATA.fullmatch(base):
-            readers = [_read_image_folder, _read_lj_speech]
+            readers = [read_named, _read_lj_speech]
         elif _COMMON_VOICE.fullmatch(base):
             readers = [_read_common_voice]
         elif _TRANSCRIPTS.fullmatch(base):
             readers = [_read_libri_speech]
+        else:
+            readers = [read_other]
         any(read(file, index, found) for read in readers)
     _leave_rest_to_train(index, found.splits)
     return found
@@ -118,19 +132,32 @@ def _leave_rest_to_train(index: FileIndex, splits: dict[str, str]) -> None:
             splits.setdefault(file.name, "train")
 
 
-def _read_image_folder(file: SourceFile, index: FileIndex, found: TableCaptions) -> bool:
-    """Read a table of Hugging Face's ImageFolder or AudioFolder; False where it is none."""
+def _read_image_folder(
+    file: SourceFile,
+    index: FileIndex,
+    found: TableCaptions,
+    *,
+    text_field: str | None,
+    is_metadata: bool,
+) -> bool:
+    """Read a table of Hugging Face's ImageFolder or AudioFolder; False where it is none.
+
+    is_metadata: whether the table's name says that it is one. Otherwise its values have to name
+        files of the source.
+    """
     folder = folder_of(file.name)
     if not _holds_media(index, folder):
         return False
     table = read_metadata(file.path)
     if table is None:
         return False
-    name_columns = [c for c in table.columns if c == "file_name" or c.endswith("_file_name")]
+    name_columns = [c for c in table.columns if is_metadata and c.endswith("file_name")]
     name_columns = name_columns or _columns_of_names(table, folder, index)
     if not name_columns:
         return False
-    text_column = _text_column(table, name_columns)
+    found.columns |= set(table.columns)
+    is_named = text_field in table.columns and text_field not in name_columns
+    text_column = text_field if is_named else _text_column(table, name_columns)
     if text_column is None:
         others = ", ".join(c for c in table.columns if c not in name_columns) or "none"
         detail = f"no column of captions among its columns: {others}"

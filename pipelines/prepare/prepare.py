@@ -171,8 +171,16 @@ def _prepare(
     patterns = NamePatterns(options.include, options.exclude)
     with TableScan(options.fields) as scan:
         found = find_documents(
-            sources, captions, options.shares, max_file_bytes, out, patterns, scan.is_table
+            sources,
+            captions,
+            options.shares,
+            max_file_bytes,
+            out,
+            patterns,
+            scan.is_table,
+            options.fields.text,
         )
+        scan.check_named(found.caption_columns)
         units = scan.units(found.tables, options.shares, (d.split for d in found.documents))
     found = replace(found, skipped=[*found.skipped, *scan.skipped])
     input_hash = _input_hash(found, options, captions)

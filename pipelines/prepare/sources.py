@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bytelm.pipelines.prepare.captions import Captions
-from bytelm.pipelines.prepare.dataset_layouts import recognise_layout
+from bytelm.pipelines.prepare.dataset_layouts import Layout, recognise_layout
 from bytelm.pipelines.prepare.documents import (
     BOOKKEEPING,
     CAPTION_ALONE,
@@ -67,6 +67,8 @@ class FoundDocuments:
     """Names of files, and what was noted about them."""
     remarks: Sequence[str] = ()
     """Lines for the summary: datasets that were recognised, and how the sources were divided."""
+    caption_columns: frozenset[str] = frozenset()
+    """Columns of the tables whose texts are captions of files."""
 
 
 def find_documents(
@@ -77,6 +79,7 @@ def find_documents(
     out: Path,
     patterns: NamePatterns,
     is_table: Callable[[SourceFile], bool] | None = None,
+    text_field: str | None = None,
 ) -> FoundDocuments:
     """Find the documents of all sources.
 
@@ -90,6 +93,7 @@ def find_documents(
         out: the set's folder, which is no source where it lies in one.
         patterns: decide which files are used.
         is_table: tells files whose rows are documents; None knows none.
+        text_field: the column of texts in tables, as the user named it; None to guess it.
     Raises:
         ValueError: where not one of the sources exists.
     """
@@ -101,10 +105,13 @@ def find_documents(
         listed = _list_sources(scan, sources)
         listed, skipped = drop_same_files(listed, scan.inodes, scan.blob_folders)
         remarks: list[str] = []
+        caption_columns: set[str] = set()
         for i, source_files in enumerate(listed):
             named = _without_blobs(source_files, scan.blob_folders, skipped)
-            listed[i], recognised = _apply_layout(named, skipped)
-            remarks += recognised
+            layout = recognise_layout(named, text_field)
+            listed[i] = _apply_layout(layout, named, skipped)
+            remarks += layout.names
+            caption_columns |= layout.columns
         files, tables = _open_containers(scan, sources, listed, is_table)
         unseen_files, unseen_bytes = scan.skip_damaged_tars()
         grouping = Grouping(captions, shares)
@@ -122,6 +129,7 @@ def find_documents(
         unseen_bytes=unseen_bytes,
         notes=scan.notes,
         remarks=[*remarks, *_split_remarks(scan, grouping.moved)],
+        caption_columns=frozenset(caption_columns),
     )
 
 
@@ -187,18 +195,12 @@ def _split_by_file_names(
 
 
 def _apply_layout(
-    files: Sequence[SourceFile], skipped: list[SkippedFile]
-) -> tuple[list[SourceFile], list[str]]:
-    """Recognise the datasets in a source.
-
-    Returns:
-        the files without those that are no documents, with captions and splits of the dataset's
-        tables; and what was recognised. Left out files and captions of no file are added to
-        `skipped`.
-    """
-    layout = recognise_layout(files)
+    layout: Layout, files: Sequence[SourceFile], skipped: list[SkippedFile]
+) -> list[SourceFile]:
+    """The files of a source without those that are no documents, with captions and splits of the
+    dataset's tables. Left out files and captions of no file are added to `skipped`."""
     if not (layout.captions or layout.left_out or layout.splits):
-        return list(files), layout.names
+        return list(files)
     kept = []
     for file in files:
         if file.name in layout.left_out:
@@ -211,7 +213,7 @@ def _apply_layout(
     for name, text in layout.captions.items():
         detail = "no file of this name became a document"
         skipped.append(SkippedFile(name, CAPTION_ALONE, detail, len(text.encode())))
-    return kept, layout.names
+    return kept
 
 
 def _without_blobs(

@@ -84,10 +84,7 @@ class TableScan:
             tables: files that are tables.
             shares: of train, val and test.
             splits: of the documents of files, one each.
-        Raises:
-            ValueError: where the user named a column that no table has.
         """
-        self._check_named()
         usable = [t for t in tables if not self._inspections[t.path].reason]
         moved = self._moved_rows(usable, shares, Counter(splits))
         units: list[TableUnit] = []
@@ -98,10 +95,15 @@ class TableScan:
             units += table_units(whole, None if groups is None else [RowGroup(*g) for g in groups])
         return in_set_order(units)
 
-    def _check_named(self) -> None:
+    def check_named(self, caption_columns: frozenset[str]) -> None:
+        """Raise ValueError where the user named a column that no table has.
+
+        caption_columns: columns of the tables whose texts are captions of files.
+        """
+        columns = self._columns | caption_columns
         for name in self._named:
-            if name is not None and name not in self._columns:
-                known = ", ".join(sorted(self._columns)[:20]) or "there is no table"
+            if name is not None and name not in columns:
+                known = ", ".join(sorted(columns)[:20]) or "there is no table"
                 raise ValueError(f"no table has a column {name!r}; columns: {known}")
 
     def _moved_rows(

@@ -7,10 +7,12 @@ import json
 import tarfile
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from helpers.source_files import documents, png, skipped, sound, txt
 
 from bytelm.pipelines.prepare.prepare import Prepared, PrepareOptions, prepare, summary
+from bytelm.pipelines.prepare.tables import TableFields
 
 
 def prepared_of(tmp_path: Path, captions: Path | None = None) -> Prepared:
@@ -363,3 +365,29 @@ def test_metadata_may_have_semicolons_and_any_column_of_names(tmp_path: Path, he
     prepared = prepared_of(tmp_path)
     assert texts_and_kinds(tmp_path) == {(f"a cat{separator} and, a dog{separator}", "image")}
     assert prepared.report["documents"] == 3
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_table_that_names_files_of_the_source_gives_their_captions(
+    tmp_path: Path, suffix: str
+) -> None:
+    """As rows of its own it would put one copy of an image into train and another into val."""
+    source = tmp_path / "src"
+    rows = [{"image": f"img/{i}.png", "number": i, "words": f"a boat {i}"} for i in range(20)]
+    for i in range(20):
+        png(source / "img" / f"{i}.png", seed=i)
+    if suffix == "csv":
+        lines = ["image,number,words", *(",".join(map(str, row.values())) for row in rows)]
+        txt(source / "data.csv", "\n".join(lines))
+    elif suffix == "jsonl":
+        txt(source / "data.jsonl", "\n".join(map(json.dumps, rows)))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source / "data.parquet")
+    named = PrepareOptions(fields=TableFields(text="words", image="image"))
+    for name, options in (("guessed", PrepareOptions()), ("named", named)):
+        report = prepare([source], tmp_path / name, options).report
+        assert (report["documents"], report["files"]) == (20, 21)
+        texts = sorted(segments[0]["data"] for segments in documents(tmp_path / name).values())
+        assert texts == sorted(f"a boat {i}".encode() for i in range(20))
+    with pytest.raises(ValueError, match="no table has a column 'other'; columns: image, number"):
+        prepare([source], tmp_path / "x", PrepareOptions(fields=TableFields(text="other")))
