@@ -3,14 +3,17 @@
     python -m bytelm.tools.benchmarks.prepare_tables [--jsonl-mb 2000] [--parquet-mb 1000]
         [--rows-kb 2.7] [--workers 1 2] [--folder DIR]
 
-Makes a JSONL and a Parquet file of about these sizes, and prints a JSON line for each table and
-number of workers: `name` (`prepare/jsonl/WORKERS`), `value` in MB/s of the file, `reference` (the
-bare loop's figure), `ratio`, and `details`: peak resident bytes of the parent (`parent`) and of the
-largest worker (`worker`). Needs `pip install 'bytelm[tables]'` and three times the sizes on the
-disk of the folder, which is temporary by default.
+Makes a JSONL and a Parquet file of about these sizes, and prints two JSON lines for each table and
+number of workers: `name`, `value` in MB/s of the file, `reference` (a bare loop's figure), `ratio`,
+and peak resident bytes of the parent (`parent`) and of the largest worker (`worker`). Needs
+`pip install 'bytelm[tables]'` and three times the sizes on the disk of the folder, which is
+temporary by default.
 
-The bare loop is what one writes by hand in one process, and writes nothing: `json.loads` of each
-line, or pyarrow's `iter_batches` and `to_pylist` of the text column.
+    prepare/jsonl/WORKERS          reference: a loop in one process that reads the texts, by
+                                   `json.loads` of each line, and writes nothing
+    prepare/jsonl-to-tar/WORKERS   reference: the same loop, which adds each text to a tar with
+                                   webdataset's writer
+    prepare/parquet..., the same   with pyarrow's `iter_batches` and `to_pylist` of the column
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import webdataset
 from pyarrow.parquet import ParquetFile, ParquetWriter
 
 from bytelm.tools.benchmarks.measure import Figure, print_figures, seconds_of
@@ -46,11 +50,14 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 
 def table_figures(table: Path, workers: Sequence[int]) -> Iterator[Figure]:
-    """A figure for each number of workers."""
-    bare_loop = _bare_json if table.suffix == ".jsonl" else _bare_parquet
-    size = table.stat().st_size / 1e6
-    bare_loop(table)  # warms the cache
-    reference = size / seconds_of(lambda: bare_loop(table))
+    """Two figures for each number of workers."""
+    read = _json_texts if table.suffix == ".jsonl" else _parquet_texts
+    size, kind = table.stat().st_size / 1e6, table.suffix[1:]
+    _count(read(table))  # warms the cache
+    references = {
+        kind: size / seconds_of(lambda: _count(read(table))),
+        f"{kind}-to-tar": size / seconds_of(lambda: _write_tar(read(table), table.parent)),
+    }
     for count in workers:
         out = table.with_name("set")
         command = [sys.executable, "-c", _RUN, str(table), str(out), str(count)]
@@ -58,8 +65,8 @@ def table_figures(table: Path, workers: Sequence[int]) -> Iterator[Figure]:
         seconds, parent, worker = map(float, printed.split())
         shutil.rmtree(out)
         details = {"parent": int(parent), "worker": int(worker)}
-        name = f"prepare/{table.suffix[1:]}/{count}"
-        yield Figure(name, size / seconds, "MB/s", reference, details)
+        for name, reference in references.items():
+            yield Figure(f"prepare/{name}/{count}", size / seconds, "MB/s", reference, details)
 
 
 def write_json(path: Path, size: int, row_bytes: int) -> None:
@@ -90,19 +97,32 @@ def _blocks(size: int, row_bytes: int) -> Iterator[list[dict[str, object]]]:
         yield [{"text": text, "url": "http://example.org/page", "score": 0.93} for text in texts]
 
 
-def _bare_json(table: Path) -> int:
-    """Parse every line; returns the characters of the texts."""
+def _json_texts(table: Path) -> Iterator[str]:
+    """The text of every line."""
     with open(table, "rb") as file:
-        return sum(len(json.loads(line)["text"]) for line in file)
+        for line in file:
+            yield json.loads(line)["text"]
 
 
-def _bare_parquet(table: Path) -> int:
-    """Read the text column; returns the characters of the texts."""
-    size = 0
+def _parquet_texts(table: Path) -> Iterator[str]:
+    """The texts of the column."""
     with ParquetFile(table) as file:
         for batch in file.iter_batches(1024, columns=["text"], use_threads=False):
-            size += sum(map(len, batch.column(0).to_pylist()))
-    return size
+            yield from batch.column(0).to_pylist()
+
+
+def _count(texts: Iterable[str]) -> int:
+    """The characters of all texts."""
+    return sum(map(len, texts))
+
+
+def _write_tar(texts: Iterable[str], folder: Path) -> None:
+    """Add the texts to a tar, which is removed again."""
+    path = folder / "bare.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for i, text in enumerate(texts):
+            writer.write({"__key__": str(i), "txt": text})
+    path.unlink()
 
 
 def main() -> None:
