@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-SPINS = "1200"
+SPINS = "2000"
 """Rounds in which a thread of OpenMP looks for work before it sleeps.
 
 By default libgomp spins for 300,000, some milliseconds. On cores that other processes use too, a
