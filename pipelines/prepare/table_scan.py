@@ -54,7 +54,7 @@ class TableScan:
 
     def is_table(self, file: SourceFile) -> bool:
         """Whether a file's rows are documents, or it is refused as a table. A CSV file without a
-        field for a part is a text like any other.
+        field for a part is a text like any other, as is one JSON value in `.json.gz`.
 
         Raises RuntimeError where the inspecting process does not start.
         """
@@ -64,7 +64,8 @@ class TableScan:
         fields = list(self._named)
         inspection = self._ask([file.path, file.name, found.kind, found.compression, fields])
         self._columns |= set(inspection.columns)
-        if inspection.reason and found == (CSV, "") and not any(self._named):
+        may_be_text = found == (CSV, "") or file.name.lower().endswith(".json.gz")
+        if inspection.reason and may_be_text and not any(self._named):
             return False
         if inspection.reason:
             entry = SkippedFile(file.name, inspection.reason, inspection.detail, file.size)

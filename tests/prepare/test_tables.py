@@ -415,3 +415,13 @@ def test_texts_of_parquet_are_read_however_they_are_stored(
     pq.write_table(table, tmp_path / "src" / "a.parquet")
     prepare_here(tmp_path)
     assert texts_of(tmp_path / "set") == sorted(text.encode() for text in texts)
+
+
+def test_one_json_value_in_gzip_is_a_text_and_lines_of_objects_are_a_table(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    value = json.dumps({"modules": [{"name": "fs"}]}, indent=2).encode()
+    txt(source / "all.json.gz", gzip.compress(value))
+    txt(source / "rows.json.gz", gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
+    prepare([source], tmp_path / "set", PrepareOptions())
+    texts = {segments[0]["data"] for segments in documents(tmp_path / "set").values()}
+    assert texts == {value, b"one", b"two"}
