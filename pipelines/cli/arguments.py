@@ -65,7 +65,11 @@ def _refusal(value: str, wanted: str) -> argparse.ArgumentTypeError:
 def output_folder(text: str) -> Path:
     """The `type` of an option that takes a folder, which is made where it is missing."""
     path = Path(text)
-    if path.exists() and not path.is_dir():
+    try:
+        is_other = path.exists() and not path.is_dir()
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
+        raise _refusal(text, f"the path of a folder: {error}".partition(": '")[0]) from error
+    if is_other:
         raise _refusal(text, "a folder: it is a file")
     return path
 
