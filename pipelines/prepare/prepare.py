@@ -34,8 +34,9 @@ from bytelm.pipelines.prepare.set_folder import (
 )
 from bytelm.pipelines.prepare.set_writer import SetWriter
 from bytelm.pipelines.prepare.sources import FoundDocuments, find_documents
+from bytelm.pipelines.prepare.table_pool import TablePosition
 from bytelm.pipelines.prepare.table_scan import TableScan
-from bytelm.pipelines.prepare.tables import TableFields
+from bytelm.pipelines.prepare.tables import TableFields, TableUnit
 from bytelm.pipelines.shards.format import SET_FORMAT, SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.shards.set_summary import content_lines, counted, split_lines
@@ -167,22 +168,7 @@ def _prepare(
 ) -> Prepared:
     """Make a set of local sources, or find it complete."""
     captions = load_captions(options.captions) if options.captions else None
-    max_file_bytes = options.decode.limits.max_bytes
-    patterns = NamePatterns(options.include, options.exclude)
-    with TableScan(options.fields) as scan:
-        found = find_documents(
-            sources,
-            captions,
-            options.shares,
-            max_file_bytes,
-            out,
-            patterns,
-            scan.is_table,
-            options.fields.text,
-        )
-        scan.check_named(found.caption_columns)
-        units = scan.units(found.tables, options.shares, (d.split for d in found.documents))
-    found = replace(found, skipped=[*found.skipped, *scan.skipped])
+    found, units = _find(sources, captions, out, options)
     input_hash = _input_hash(found, options, captions)
     if (out / SET_MANIFEST).exists():
         return _complete_set(out, found, input_hash)
@@ -198,11 +184,7 @@ def _prepare(
             _write_files(found.documents[state.done :], pool, writer, progress)
             if units:
                 position = state.tables.position
-                progress.begin_tables([unit.size for unit in units], position.first_unit)
-                for number, part in pool.decode_tables(units, position, options.shares):
-                    writer.add_rows(number, units[number], part)
-                    done = units[number].size if part.is_end else 0
-                    progress.advance_tables(done, part.size)
+                _write_rows(units, position, options.shares, pool, writer, progress)
         skipped = sorted(found.skipped + state.skipped + state.tables.skipped(units))
         found = replace(found, files=found.files + state.tables.rows)
         losses = count_losses(found, skipped)
@@ -227,6 +209,27 @@ def _prepare(
     return Prepared(ShardSet(out).root, report, made=True)
 
 
+def _find(
+    sources: Sequence[Source], captions: Captions | None, out: Path, options: PrepareOptions
+) -> tuple[FoundDocuments, list[TableUnit]]:
+    """The documents of files, and the units of tables."""
+    patterns = NamePatterns(options.include, options.exclude)
+    with TableScan(options.fields) as scan:
+        found = find_documents(
+            sources,
+            captions,
+            options.shares,
+            options.decode.limits.max_bytes,
+            out,
+            patterns,
+            scan.is_table,
+            options.fields.text,
+        )
+        scan.check_named(found.caption_columns)
+        units = scan.units(found.tables, options.shares, (d.split for d in found.documents))
+    return replace(found, skipped=[*found.skipped, *scan.skipped]), units
+
+
 def _write_files(
     documents: Sequence[SourceDocument],
     pool: DecodePool,
@@ -238,6 +241,21 @@ def _write_files(
         writer.add(document, decoded)
         progress.advance(decoded.size)
     writer.close_shards()
+
+
+def _write_rows(
+    units: Sequence[TableUnit],
+    position: TablePosition,
+    shares: tuple[float, float, float],
+    pool: DecodePool,
+    writer: SetWriter,
+    progress: PrepareProgress,
+) -> None:
+    """Decode and write the rows of tables from a position on."""
+    progress.begin_tables([unit.size for unit in units], position.first_unit)
+    for number, part in pool.decode_tables(units, position, shares):
+        writer.add_rows(number, units[number], part)
+        progress.advance_tables(units[number].size if part.is_end else 0, part.size)
 
 
 def _complete_set(out: Path, found: FoundDocuments, input_hash: str) -> Prepared:
