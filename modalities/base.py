@@ -65,7 +65,7 @@ class Sample:
     is_file: bool = False
     """Whether `data` are the file's own bytes, which only the view `file` reads."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What decoding changed, in words that reports count: "converted from UTF-16"."""
+    """Changes that decoding made, in words that reports count: "converted from UTF-16"."""
     is_deep: bool = False
     """Whether `data` are 16-bit values of pixels, or 24-bit samples of a sound."""
 

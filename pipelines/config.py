@@ -33,7 +33,7 @@ TYPE_NAMES = {
 }
 """The types of single values, in words."""
 SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
-"""What else is true or false, beside YAML 1.2's own words."""
+"""Further words for true and false, beside YAML 1.2's own."""
 
 
 @dataclass(frozen=True)

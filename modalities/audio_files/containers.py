@@ -55,7 +55,7 @@ class _Samples:
     extra: int = 0
     """Bytes that the field counts beside the samples'."""
     rest: Literal["chunks", "nothing"] = "nothing"
-    """What may follow the samples."""
+    """Kind of content that may follow the samples."""
     order: ByteOrder = "little"
     are_last: bool = False
     """Whether libsndfile takes what follows the samples for more of them."""

@@ -68,7 +68,7 @@ class DecodedSound(NamedTuple):
     rate: int
     """Samples a second in each channel."""
     notes: tuple[str, ...]
-    """What decoding changed, in words that reports count."""
+    """Changes that decoding made, in words that reports count."""
 
     @property
     def is_deep(self) -> bool:

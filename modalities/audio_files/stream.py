@@ -37,4 +37,4 @@ class SoundStream:
     float_scale: int = FULL_SCALE
     """Factor from blocks of floats to 16 bits."""
     notes: list[str] = field(default_factory=list)
-    """What reading changed; complete once the blocks are read."""
+    """Changes that reading made; complete once the blocks are read."""

@@ -50,7 +50,7 @@ class DecodedImage:
     profile: bytes = b""
     """ICC profile of the colours."""
     notes: list[str] = field(default_factory=list)
-    """What decoding changed, as in `Sample.notes`."""
+    """Changes that decoding made, as in `Sample.notes`."""
 
 
 def check_size(width: int, height: int, channels: int, limits: Limits) -> None:

@@ -48,7 +48,7 @@ _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 
 @dataclass
 class _Header:
-    """What stands before the pixels."""
+    """Facts of the segments before the pixels."""
 
     width: int = 0
     height: int = 0

@@ -107,7 +107,7 @@ def _this_process() -> dict[str, str | int]:
 
 
 def _holder(path: Path) -> dict[str, str | int]:
-    """What the lock's file says; empty while its holder writes it or has just removed it."""
+    """Content of the lock's file; empty while its holder writes it or has just removed it."""
     try:
         holder = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -21,7 +21,7 @@ _NAMES = (".json", *TABLE_NAMES, *BOOKKEEPING_NAMES)
 
 @dataclass(frozen=True)
 class Layout:
-    """What was recognised in the files of one source. Files have their names in `SourceFile`."""
+    """Datasets recognised in the files of one source. Files have their names in `SourceFile`."""
 
     captions: dict[str, str] = field(default_factory=dict)
     """Captions by the name of the file that they describe, which may be missing."""
@@ -31,7 +31,7 @@ class Layout:
     splits: dict[str, str] = field(default_factory=dict)
     """Splits that tables of the dataset assign, by file name."""
     names: list[str] = field(default_factory=list)
-    """What was recognised, in words for the summary: "LJSpeech: 5 captions (metadata.csv)"."""
+    """Remarks on what was recognised, for the summary: "LJSpeech: 5 captions (metadata.csv)"."""
     columns: set[str] = field(default_factory=set)
     """Columns of the tables that name files."""
 

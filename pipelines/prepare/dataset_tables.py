@@ -49,7 +49,7 @@ TABLE_NAMES = (".csv", ".jsonl", ".parquet", ".tsv", ".trans.txt")
 
 @dataclass
 class TableCaptions:
-    """What tables of captions say; see `Layout`."""
+    """Captions, splits and remarks of tables; see `Layout`."""
 
     captions: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class TableCaptions:
         self.forms[form] = (count, [*tables, file.name])
 
     def remarks(self) -> list[str]:
-        """What was recognised, a line for each form."""
+        """Remarks on what was recognised, a line for each form."""
         lines = [
             f"{form}: {counted(count, 'caption')} ({first_names(tables, len(tables))})"
             for form, (count, tables) in self.forms.items()

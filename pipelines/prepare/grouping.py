@@ -185,7 +185,7 @@ class Grouping:
 
 
 def _stem_in_tar(file: SourceFile) -> str:
-    """What the members of one document share: the tar and the stem."""
+    """The part of a name that the members of one document share: the tar and the stem."""
     return f"{file.path}\0{file.stem}"
 
 

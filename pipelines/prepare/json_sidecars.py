@@ -20,7 +20,7 @@ _IMG2DATASET = {"key", "sha256", "status", "original_width"}
 
 @dataclass(frozen=True)
 class Sidecars:
-    """What JSON files beside images and sounds say; see `Layout`."""
+    """Captions and remarks of JSON files beside images and sounds; see `Layout`."""
 
     captions: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, tuple[str, str]] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from bytelm.pipelines.prepare.documents import make_key
 
 
 class KeyCandidate(NamedTuple):
-    """What the key of a document can be made of."""
+    """Parts that the key of a document can be made of."""
 
     name: str
     """Name of the document's main file, relative to its source."""

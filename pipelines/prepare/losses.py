@@ -54,7 +54,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Losses:
-    """What was lost of the sources. The field names stand in manifests."""
+    """Losses of the sources. The field names stand in manifests."""
 
     files: Loss
     bytes: Loss

@@ -131,7 +131,7 @@ class SetWriter:
         self._closing = _ClosingShard(shard, self._snapshot())
 
     def _snapshot(self) -> _Snapshot:
-        """What is done with the shard that is closed last; takes the news since the one before."""
+        """Progress up to the shard that is closed last; takes the news since the one before."""
         news, self._news = self._news, _News()
         return _Snapshot(self._done, copy.deepcopy(self._tables), news)
 
@@ -153,7 +153,7 @@ class SetWriter:
 
 @dataclass
 class _News:
-    """What is to be reported of the documents since the shard before."""
+    """Report of the documents since the shard before."""
 
     skipped: list[SkippedFile] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
@@ -161,7 +161,7 @@ class _News:
 
 @dataclass
 class _Snapshot:
-    """What is done once a shard is final."""
+    """Progress once a shard is final."""
 
     done: int
     """Documents of files."""

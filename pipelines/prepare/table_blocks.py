@@ -27,7 +27,7 @@ BLOCK_BYTES = 1 << 22
 """Bytes of the texts of a block of Parquet rows, unless it is one row."""
 
 _NO_PLAIN_TEXT = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""What a line raises that has no JSON, no object, no such field or no string in it."""
+"""Errors of a line that has no JSON, no object, no such field or no string in it."""
 
 
 class TextBlock(NamedTuple):

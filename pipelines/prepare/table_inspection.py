@@ -62,7 +62,7 @@ _NOT_FOUND = "not found"
 
 @dataclass
 class TableInspection:
-    """What is known of a table before its rows are decoded. It travels as JSON."""
+    """Facts of a table from before its rows are decoded. It travels as JSON."""
 
     fields: tuple[str | None, ...] | None = None
     """The chosen columns; None where they cannot be told."""

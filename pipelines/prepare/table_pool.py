@@ -42,7 +42,7 @@ UnitRow = tuple[int, int]
 
 
 class TablePosition(NamedTuple):
-    """What is done of all tables."""
+    """Progress through all tables."""
 
     done: Mapping[str, UnitRow]
     """For each split, up to where its documents are written."""
@@ -55,7 +55,7 @@ class TablePosition(NamedTuple):
         return min(self.counted, *self.done.values())[0]
 
     def in_unit(self, number: int) -> RowPosition:
-        """What is done of a unit: up to MAX_ROW where it is finished."""
+        """Progress through a unit: up to MAX_ROW where it is finished."""
 
         def row(position: UnitRow) -> int:
             if position[0] == number:

@@ -1,4 +1,4 @@
-"""What is done of all tables, and which rows became no documents: a part of the state file."""
+"""Progress through all tables, and which rows became no documents: a part of the state file."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TableProgress:
 
 
 def _detail(bad: BadRows, is_by_byte: bool) -> str:
-    """What is wrong with rows, and where the first ones are."""
+    """Reasons for which rows are bad, and where the first ones are."""
     kind = "the rows at byte" if is_by_byte else "rows"
     if bad.count == 1:
         kind = kind.replace("rows", "row")

@@ -30,7 +30,7 @@ class ReadTar(NamedTuple):
 
 
 class TarLoss(NamedTuple):
-    """What a damaged tar has lost."""
+    """Loss of a damaged tar."""
 
     tar: ReadTar
     damage: TarFlaw

@@ -44,7 +44,7 @@ JOINED_NOTE = "several tars joined in one file"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _HIDDEN = re.compile(r"(^|/)(\.(?!\.?(/|$))|__MACOSX/|PaxHeaders(\.\d+)?/)")
-"""What tar programs add for a system (AppleDouble, pax headers), and what a folder would hide."""
+"""Names that tar programs add for a system (AppleDouble, pax headers) or a folder would hide."""
 
 
 class MemberFile(NamedTuple):
@@ -63,7 +63,7 @@ class MemberFile(NamedTuple):
 
 @dataclass
 class TarContents:
-    """What a tar holds."""
+    """Content of a tar."""
 
     size: int = 0
     """Bytes of the tar."""
@@ -75,7 +75,7 @@ class TarContents:
     flaws: list[TarFlaw] = field(default_factory=list)
     """Members that are skipped."""
     damage: TarFlaw | None = None
-    """What is wrong with the tar itself."""
+    """Flaws of the tar itself."""
     notes: list[tuple[str, str]] = field(default_factory=list)
     """Names of members, or an empty one for the tar itself, and what was noted about them."""
 

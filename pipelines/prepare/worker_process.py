@@ -31,7 +31,7 @@ class Worker:
         self.connection: Connection
         self.connection, child_connection = multiprocessing.Pipe()
         self.requests: deque[object] = deque()
-        """What the process was asked for, the oldest first."""
+        """Requests to the process, the oldest first."""
         self._memories = deque(os.memfd_create("samples") for _ in range(REQUESTS_PER_WORKER))
         descriptors = (child_connection.fileno(), *self._memories)
         command = [sys.executable, "-P", "-c", _MAIN, *map(str, descriptors)]

@@ -1,4 +1,4 @@
-"""What the kernel says about a process of this machine."""
+"""Facts of a process of this machine, from the kernel."""
 
 from __future__ import annotations
 

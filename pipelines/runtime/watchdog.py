@@ -59,7 +59,7 @@ class Watchdog:
         self.only_if_idle = False
         """Let the process work on; end it only where it waits."""
         self.announcement = ""
-        """What to say at once to a request, behind the signal's name; empty says nothing."""
+        """Answer to a request, said at once behind the signal's name; empty says nothing."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
