@@ -26,6 +26,7 @@ UP_TO_COMPRESSION = {
     *UP_TO_TRAINING,
     *{"pipelines/prepare", "pipelines/generation", "pipelines/compression"},
 }
+UP_TO_SERVING = {*UP_TO_COMPRESSION, "pipelines/reporting", "pipelines/serving"}
 MAY_IMPORT: dict[str, set[str]] = {
     "ds_configs": set(),
     "modalities": set(),
@@ -48,10 +49,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipelines/evaluation": {*UP_TO_DATA, "pipelines/checkpoints", "pipelines/config.py"},
     "pipelines/generation": UP_TO_DATA,
     "pipelines/compression": UP_TO_DATA,
-    "pipelines/training": UP_TO_TRAINING,
-    "pipelines/cli": {*UP_TO_COMPRESSION, "bytelm"},
-    "bytelm": {*UP_TO_COMPRESSION, "pipelines/cli"},
-    "tools": {*UP_TO_COMPRESSION, "bytelm", "pipelines/cli"},
+    "pipelines/training": {*UP_TO_TRAINING, "pipelines/generation"},
+    "pipelines/reporting": UP_TO_COMPRESSION,
+    "pipelines/serving": {*UP_TO_COMPRESSION, "pipelines/reporting"},
+    "pipelines/cli": {*UP_TO_SERVING, "bytelm"},
+    "bytelm": {*UP_TO_SERVING, "pipelines/cli"},
+    "tools": {*UP_TO_SERVING, "bytelm", "pipelines/cli"},
 }
 """Layers that each layer may import beside itself; `tools` may import all, nothing imports it."""
 TOP = ("bytelm", "ds_configs", "modalities", "model", "pipelines", "tools")

@@ -42,7 +42,7 @@ def stalled_bytes(plan: Plan) -> int:
     pids = descendants(os.getpid())
 
     def has_stalled() -> bool:
-        """Several looks in a row: beside other tests, a worker may have no core for half a second."""
+        """Several looks in a row: beside other tests, a worker may get no core for a while."""
         before = [cpu_seconds(pid) for pid in pids]
         for _ in range(STILL_LOOKS):
             time.sleep(0.5)

@@ -1,0 +1,1 @@
+"""The page of a run: curves, scores, where the bits go, samples and surprise maps."""

@@ -1,0 +1,1 @@
+"""The playground: a model in a browser, on this machine."""
