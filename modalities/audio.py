@@ -6,7 +6,6 @@ n frames (one sample of each channel)    c channels
 from __future__ import annotations
 
 import functools
-import math
 import re
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -17,15 +16,14 @@ import soundfile
 
 from bytelm.modalities.audio_files.decode import decode_sound
 from bytelm.modalities.audio_files.reduction import FULL_SCALE, Pcm, to_pcm
+from bytelm.modalities.audio_head import AudioHead
 from bytelm.modalities.base import (
     FILE_VIEW,
     Bytes,
     DecodeOptions,
-    EvaluationHead,
     Header,
     Modality,
     Sample,
-    ScoredSegment,
 )
 from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 
@@ -50,29 +48,6 @@ FLAC_MAX_CHANNELS = 8
 FLAC_MAX_RATE = 655_350
 
 _SIGNATURE = re.compile(b"|".join(b"(?:%b)" % s for s in SIGNATURES.values()), re.DOTALL)
-
-
-class AudioHead(EvaluationHead):
-    """Bits per byte, and per sample of decoded sounds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nats["samples"] = 0.0
-        self.counts |= {"wide_bytes": 0, "narrow_bytes": 0, "deep_bytes": 0}
-
-    def update(self, segment: ScoredSegment) -> None:
-        super().update(segment)
-        if segment.view == FILE_VIEW:
-            return
-        self.nats["samples"] += float(segment.payload_nats.sum())
-        kinds = {1: "narrow_bytes", 2: "wide_bytes", 3: "deep_bytes"}
-        self.counts[kinds[Audio.view_value_bytes[segment.view]]] += segment.payload.size
-
-    def metrics(self) -> dict[str, float]:
-        wide = self.counts["wide_bytes"] / 2 + self.counts["deep_bytes"] / 3
-        samples = wide + self.counts["narrow_bytes"]
-        bits = self.nats["samples"] / math.log(2)
-        return {**super().metrics(), "bits_per_sample": bits / samples if samples else math.nan}
 
 
 class Audio(Modality):

@@ -14,7 +14,6 @@ before the payload.
 
 from __future__ import annotations
 
-import math
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,6 +23,8 @@ from typing import BinaryIO, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+
+from bytelm.modalities.evaluation_head import EvaluationHead
 
 Bytes = npt.NDArray[np.uint8]
 Size = TypeVar("Size", int, npt.NDArray[np.int64])
@@ -78,57 +79,6 @@ class Limits:
     """Canonical bytes of one sample, and bytes of one source file."""
     max_side: int = 65535
     """Pixels of an image's side, as many as the stream's header can hold."""
-
-
-@dataclass(frozen=True)
-class ScoredSegment:
-    """A model's scores of one segment, or of the part of it that one row holds."""
-
-    header: Header
-    view: str
-    offset: int
-    """Index in the payload of the first byte of this part."""
-    payload: Bytes
-    """[n] payload bytes."""
-    payload_nats: npt.NDArray[np.float64]
-    """[n] -log p of each payload byte."""
-    frame_nats: npt.NDArray[np.float64]
-    """-log p of each other scored id: the preamble of a first piece, EOM, EOD."""
-
-
-class EvaluationHead:
-    """Sums over segments from which the metrics of a modality follow.
-
-    `nats` (float64) and `counts` (int) add up over rows and ranks:
-    bits per byte = Σ nats / (ln 2 · Σ payload bytes), never a mean of means.
-    """
-
-    def __init__(self) -> None:
-        self.nats = {"payload": 0.0, "frame": 0.0}
-        self.counts = {"payload_bytes": 0, "segments": 0}
-
-    def update(self, segment: ScoredSegment) -> None:
-        """Add a segment, or the part of it that a row holds."""
-        self.nats["payload"] += float(segment.payload_nats.sum())
-        self.nats["frame"] += float(segment.frame_nats.sum())
-        self.counts["payload_bytes"] += segment.payload.size
-        self.counts["segments"] += segment.offset == 0
-
-    def metrics(self) -> dict[str, float]:
-        """Metrics by name; NaN where nothing was scored.
-
-        `bits_per_byte` counts the bits of payload ids, `coded_bits_per_byte` those of every id that
-        a decoder needs; both are per payload byte.
-        """
-        payload_bits = self.nats["payload"] / math.log(2)
-        coded_bits = payload_bits + self.nats["frame"] / math.log(2)
-        return {
-            "bits_per_byte": self._per(payload_bits, "payload_bytes"),
-            "coded_bits_per_byte": self._per(coded_bits, "payload_bytes"),
-        }
-
-    def _per(self, bits: float, count: str) -> float:
-        return bits / self.counts[count] if self.counts[count] else math.nan
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ h lines    w pixels of a line    c channels    a, b lines and pixels of a tile
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -18,14 +17,14 @@ from bytelm.modalities.base import (
     FILE_VIEW,
     Bytes,
     DecodeOptions,
-    EvaluationHead,
     Header,
     Modality,
     Sample,
-    ScoredSegment,
 )
 from bytelm.modalities.image_files.decode import decode_image
 from bytelm.modalities.image_files.deep_png import deep_png
+from bytelm.modalities.image_head import ImageHead
+from bytelm.modalities.image_layout import tile_sides
 from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 
 SIGNATURES = {
@@ -44,31 +43,6 @@ SIGNATURES = {
 """Regular expressions for the first bytes of a file, by suffix."""
 
 _SIGNATURE = re.compile(b"|".join(b"(?:%b)" % s for s in SIGNATURES.values()), re.DOTALL)
-
-
-class ImageHead(EvaluationHead):
-    """Bits per byte (a channel of a pixel), and per pixel of decoded images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nats["pixels"] = 0.0
-        self.counts |= dict.fromkeys(
-            ("grey_bytes", "rgb_bytes", "deep_grey_bytes", "deep_rgb_bytes"), 0
-        )
-
-    def update(self, segment: ScoredSegment) -> None:
-        super().update(segment)
-        if segment.view == FILE_VIEW:
-            return
-        self.nats["pixels"] += float(segment.payload_nats.sum())
-        kind = "grey_bytes" if segment.header.channels == 1 else "rgb_bytes"
-        self.counts[f"deep_{kind}" if segment.view == "deep" else kind] += segment.payload.size
-
-    def metrics(self) -> dict[str, float]:
-        grey = self.counts["grey_bytes"] + self.counts["deep_grey_bytes"] / 2
-        pixels = grey + self.counts["rgb_bytes"] / 3 + self.counts["deep_rgb_bytes"] / 6
-        bits = self.nats["pixels"] / math.log(2)
-        return {**super().metrics(), "bits_per_pixel": bits / pixels if pixels else math.nan}
 
 
 class Image(Modality):
@@ -164,7 +138,8 @@ class Image(Modality):
     def _to_tiles(self, pixels: Bytes, patch: int) -> Bytes:
         """[h w c] to [h w c] bytes: whole tiles, the strip right of them, the strip below."""
         height, width, channels = pixels.shape
-        a, b = self._tile(channels, patch)
+        self.check_view("patch", channels, patch)
+        a, b = tile_sides(channels, patch)
         rows, columns = height // a, width // b
         tiles = pixels[: rows * a, : columns * b].reshape(rows, a, columns, b, channels)
         return np.concatenate(
@@ -178,7 +153,8 @@ class Image(Modality):
     def _from_tiles(self, payload: Bytes, shape: tuple[int, int, int], patch: int) -> Bytes:
         """The inverse of `_to_tiles`, to [h w c]."""
         height, width, channels = shape
-        a, b = self._tile(channels, patch)
+        self.check_view("patch", channels, patch)
+        a, b = tile_sides(channels, patch)
         rows, columns = height // a, width // b
         right = rows * a * columns * b * channels  # begin of the strip right of the tiles
         bottom = rows * a * width * channels
@@ -192,13 +168,6 @@ class Image(Modality):
         )
         pixels[rows * a :] = payload[bottom:].reshape(height - rows * a, width, channels)
         return pixels
-
-    def _tile(self, channels: int, patch: int) -> tuple[int, int]:
-        """Lines and pixels (a, b) of the squarest tile with a * b * c = patch and a <= b."""
-        self.check_view("patch", channels, patch)
-        area = patch // channels
-        lines = next(a for a in range(math.isqrt(area), 0, -1) if area % a == 0)
-        return lines, area // lines
 
 
 def deep_pixels(sample: Sample) -> npt.NDArray[np.uint16]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -12,31 +11,13 @@ from bytelm.modalities.base import (
     FILE_VIEW,
     Bytes,
     DecodeOptions,
-    EvaluationHead,
     Header,
     Modality,
     Sample,
-    ScoredSegment,
 )
 from bytelm.modalities.raw_files import RAW_SUFFIX, raw_payload, raw_sample, write_raw
 from bytelm.modalities.text_decoding import is_text, read_text
-
-
-class TextHead(EvaluationHead):
-    """Bits per byte, and per character, which are counted by the first bytes of UTF-8."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts["characters"] = 0
-
-    def update(self, segment: ScoredSegment) -> None:
-        super().update(segment)
-        continuation = (segment.payload & 0xC0) == 0x80
-        self.counts["characters"] += int(segment.payload.size - continuation.sum())
-
-    def metrics(self) -> dict[str, float]:
-        bits = self.nats["payload"] / math.log(2)
-        return {**super().metrics(), "bits_per_character": self._per(bits, "characters")}
+from bytelm.modalities.text_head import TextHead
 
 
 class Text(Modality):

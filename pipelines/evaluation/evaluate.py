@@ -2,7 +2,7 @@
 
     bits per byte = Σ nats / (ln 2 · Σ payload bytes)
 
-Nats are summed in float64 and bytes in integers.
+Bits are summed as whole numbers of 2^-18 bit (`modalities.evaluation_head`) and bytes as integers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def evaluate(
         scores = _score_rows(plan, nats_of, batch)
     else:
         scores = _score_windows(plan, nats_of, batch, scoring)
-    return scores.metrics(), codec_figures(plan)
+    return scores.figures(), codec_figures(plan)
 
 
 def codec_figures(plan: Plan) -> Figures:
@@ -77,19 +77,18 @@ def codec_figures(plan: Plan) -> Figures:
 
 def _score_rows(plan: Plan, nats_of: NatsOf, batch: int) -> Scores:
     """Score the rows of a plan, as validation during training does."""
-    scores = Scores()
+    scores = Scores(plan.config.patch)
     rows = EvaluationRows(plan.rows(0), batch, rank=0, ranks=1)
     for batch_rows in tracked(make_loader(plan, rows, workers=0), len(rows), "batches"):
-        scores.add_batch(batch_rows, nats_of(batch_rows), plan.config.patch)
+        scores.add_batch(batch_rows, nats_of(batch_rows))
     return scores
 
 
 def _score_windows(plan: Plan, nats_of: NatsOf, batch: int, scoring: str) -> Scores:
     """Score the documents of a plan, each id in one of the windows that hold it."""
-    scores = Scores()
+    scores = Scores(plan.config.patch)
     count = sum(shard.documents for s in plan.sources for shard in s.set.split(s.split))
     documents = scored_documents(plan, nats_of, batch, scoring)
     for document in tracked(documents, count, "documents"):
-        framed = document.framed
-        scores.add_row(framed.ids, framed.scored, document.nats, plan.config.patch)
+        scores.add_row(document.row())
     return scores

@@ -25,11 +25,13 @@ import torch
 
 from bytelm.modalities import framing
 from bytelm.modalities.base import Bytes
+from bytelm.modalities.evaluation_head import Floats, Ints
 from bytelm.modalities.framing import Framed, Segment, Span
 from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.evaluation import BOTH, PLAIN, SLIDING, STRIDED
-from bytelm.pipelines.evaluation.scoring import NatsOf
+from bytelm.pipelines.evaluation.codec_outcomes import ABSENT
+from bytelm.pipelines.evaluation.scoring import NatsOf, ScoredRow, scored_rows
 from bytelm.pipelines.shards.format import Shard
 from bytelm.pipelines.shards.reader import ShardSet
 
@@ -65,8 +67,31 @@ class ScoredDocument:
 
     framed: Framed
     """The whole document as one piece."""
-    nats: npt.NDArray[np.float64]
-    """[N], filled in window by window; NaN until then."""
+    nats: Floats
+    """[N], filled in window by window as all that follow; NaN until then."""
+    context: Ints
+    """[N] ids that the model saw before each id, in the window where it counts."""
+    patch_position: Ints
+    """[N] position of each id in the patch of that window."""
+    match: Bytes
+    """[N] outcome of the codec features in that window, as in `ScoredRow`."""
+    error: Bytes
+    """[N] the same of their predictions."""
+
+    def row(self) -> ScoredRow:
+        """The document as a row."""
+        framed = self.framed
+        columns = (self.nats, framed.document, self.context, self.patch_position)
+        return ScoredRow(framed.ids, framed.scored, *columns, self.match, self.error)
+
+    def fill(self, positions: Positions, row: ScoredRow, part: slice) -> None:
+        """Take the scores of a window, the ids `part` of a row.
+
+        positions: [n] as in `Window`.
+        """
+        counts = positions >= 0
+        for name in ("nats", "context", "patch_position", "match", "error"):
+            getattr(self, name)[positions[counts]] = getattr(row, name)[part][counts]
 
 
 def scored_documents(
@@ -210,7 +235,15 @@ def _unscored(document: Document, patch: int) -> ScoredDocument:
         for i, segment in enumerate(document.segments)
     ]
     framed = document.frame(spans, patch)
-    return ScoredDocument(framed, np.full(len(framed.ids), np.nan))
+    count = len(framed.ids)
+    return ScoredDocument(
+        framed,
+        nats=np.full(count, np.nan),
+        context=np.zeros(count, np.int64),
+        patch_position=np.zeros(count, np.int64),
+        match=np.full(count, ABSENT, np.uint8),
+        error=np.full(count, ABSENT, np.uint8),
+    )
 
 
 def _documents(plan: Plan) -> Iterator[Document]:
@@ -254,14 +287,14 @@ class _WindowRows:
         """Fill in the nats of all ids that count, and drop the rows."""
         for first in range(0, len(self._rows), batch):
             rows = self._rows[first : first + batch]
-            values = nats_of(self._batch(rows)).to("cpu", torch.float64).numpy()
-            for row, row_nats in zip(rows, values, strict=True):
+            window_batch = self._batch(rows)
+            scored = scored_rows(window_batch, nats_of(window_batch))
+            for row, scored_row in zip(rows, scored, strict=True):
                 begin = 0
                 for document, window in row:
-                    counts = window.positions >= 0
-                    window_nats = row_nats[begin : begin + len(counts)]
-                    document.nats[window.positions[counts]] = window_nats[counts]
-                    begin += len(counts)
+                    end = begin + len(window.positions)
+                    document.fill(window.positions, scored_row, slice(begin, end))
+                    begin = end
         self._rows, self._room = [], 0
 
     def _batch(self, rows: Sequence[Sequence[tuple[ScoredDocument, Window]]]) -> Batch:

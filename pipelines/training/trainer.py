@@ -139,7 +139,7 @@ class Trainer:
         """Score the `val` splits, if any, and log the result, unless a signal interrupts it."""
         if not self.validation_plans:
             return
-        scores = Scores()
+        scores = Scores(self.config.model.patch)
         for plan in self.validation_plans:
             rows = EvaluationRows(
                 min(self.config.train.eval_rows, plan.rows(0)),
@@ -150,10 +150,10 @@ class Trainer:
             for batch in make_loader(plan, rows, workers=0):
                 if any(self.engine.sum_over_ranks([self.signals.stop_requested], torch.int64)):
                     return
-                scores.add_batch(batch, self.engine.nats(batch), plan.config.patch)
+                scores.add_batch(batch, self.engine.nats(batch))
         scores.reduce(self.engine.sum_over_ranks)
         if self.log:
-            self.log.evaluation(self.state.step, scores.metrics())
+            self.log.evaluation(self.state.step, scores.figures())
 
     def save(self) -> None:
         """Write a checkpoint of the present step, unless there is one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import struct
 import tracemalloc
 from pathlib import Path
@@ -11,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers.scored_segments import scored
 from helpers.sets import audio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.modalities import MODALITIES
-from bytelm.modalities.base import DecodeOptions, Header, Limits, MediaError, Sample, ScoredSegment
+from bytelm.modalities.base import DecodeOptions, Header, Limits, MediaError, Sample
 
 AUDIO = MODALITIES["audio"]
 DEFAULTS = DecodeOptions()
@@ -280,11 +280,8 @@ def test_raw_files_keep_their_bytes(tmp_path: Path, kind: str) -> None:
 
 
 def test_bits_per_sample_count_wide_and_narrow_views_alike() -> None:
-    head = AUDIO.head()
-    for view, size in (("s16be", 8), ("u8", 4)):  # four samples each
-        nats = np.full(size, math.log(2))
-        head.update(
-            ScoredSegment(Header(channels=1), view, 0, np.zeros(size, np.uint8), nats, np.zeros(0))
-        )
-    assert head.metrics()["bits_per_sample"] == pytest.approx(12 / 8)
-    assert head.metrics()["bits_per_byte"] == pytest.approx(1.0)
+    head = AUDIO.head(patch=8)
+    for view, size in (("s16be", 8), ("u8", 4), ("s24be", 12)):  # four samples each
+        head.update(scored(size, view, Header(channels=1, rate=8000)))
+    assert head.figures()["bits_per_sample"] == 24 / 12
+    assert head.figures()["bits_per_byte"] == 1.0

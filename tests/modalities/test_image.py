@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import struct
 import tracemalloc
 import zlib
@@ -14,12 +13,13 @@ import PIL.Image
 import pytest
 from helpers.image_files import DEFAULTS, decode, encoded, noise
 from helpers.mutants import images
+from helpers.scored_segments import scored
 from helpers.sets import image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.modalities import MODALITIES
-from bytelm.modalities.base import DecodeOptions, Header, Limits, MediaError, Sample, ScoredSegment
+from bytelm.modalities.base import DecodeOptions, Header, Limits, MediaError, Sample
 
 IMAGE = MODALITIES["image"]
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "PPM": "ppm"}
@@ -291,13 +291,12 @@ def test_raw_files_keep_their_bytes(tmp_path: Path, kind: str) -> None:
 
 
 def test_bits_per_pixel_count_grey_and_colour_alike() -> None:
-    head = IMAGE.head()
-    for channels in (1, 3):
-        size = 4 * channels  # four pixels each
-        nats = np.full(size, math.log(2))
+    head = IMAGE.head(patch=8)
+    for channels, view in ((1, "raster"), (3, "planar"), (1, "deep"), (3, "deep")):
+        size = 4 * channels * (2 if view == "deep" else 1)  # four pixels each
         header = Header(width=2, height=2, channels=channels)
-        head.update(ScoredSegment(header, "raster", 0, np.zeros(size, np.uint8), nats, np.zeros(0)))
-    file = ScoredSegment(header, "file", 0, np.zeros(9, np.uint8), np.zeros(9), np.zeros(0))
-    head.update(file)
-    assert head.metrics()["bits_per_pixel"] == pytest.approx(16 / 8)
-    assert head.metrics()["bits_per_byte"] == pytest.approx(16 / 25)
+        head.update(scored(size, view, header))
+    head.update(scored(9, "file", header, bits=0.0))
+    assert head.figures()["bits_per_pixel"] == 48 / 16
+    assert head.figures()["bits_per_dimension"] == 48 / 32
+    assert head.figures()["bits_per_byte"] == 48 / 57

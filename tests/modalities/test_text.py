@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.scored_segments import scored
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.modalities import MODALITIES
-from bytelm.modalities.base import DecodeOptions, Header, Limits, MediaError, Sample, ScoredSegment
+from bytelm.modalities.base import DecodeOptions, Header, Limits, MediaError, Sample
 
 TEXT = MODALITIES["text"]
 
@@ -166,13 +167,17 @@ def test_a_view_that_does_not_fit_the_sample_is_an_error() -> None:
 
 
 def test_bits_per_character_count_characters_over_pieces() -> None:
-    data = np.frombuffer("жук a".encode(), np.uint8)  # 8 bytes, 5 characters
-    head = TEXT.head()
+    data = "жук a".encode()  # 8 bytes, 5 characters, 2 words
+    head = TEXT.head(patch=8)
     for part, offset in ((data[:3], 0), (data[3:], 3)):
-        nats = np.full(part.size, math.log(2))
-        head.update(ScoredSegment(Header(), "utf8", offset, part, nats, np.full(1, math.log(4))))
-    assert head.counts["segments"] == 1
-    assert head.metrics() == pytest.approx(
-        {"bits_per_byte": 1.0, "coded_bits_per_byte": 12 / 8, "bits_per_character": 8 / 5}
-    )
-    assert math.isnan(TEXT.head().metrics()["bits_per_character"])
+        is_last = offset > 0
+        frame_nats = np.full(1, math.log(4))
+        head.update(scored(part, "utf8", offset=offset, is_last=is_last, frame_nats=frame_nats))
+    assert head.counted("segments") == 1
+    assert head.figures() == {
+        "bits_per_byte": 1.0,
+        "coded_bits_per_byte": 12 / 8,
+        "bits_per_character": 8 / 5,
+        "bits_per_word": 8 / 2,
+    }
+    assert math.isnan(TEXT.head(patch=8).figures()["bits_per_character"])

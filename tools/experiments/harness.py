@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from bytelm.modalities.evaluation_head import UNITS_PER_BIT
 from bytelm.pipelines.config import OptimizerConfig
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.plan import Plan
@@ -216,14 +217,15 @@ def score_sets(
     nats, payload_bytes = {}, {}
     for name, plan in plans.items():
         count = plan.rows(0) if max_rows is None else min(max_rows, plan.rows(0))
-        scores = Scores()
+        scores = Scores(plan.config.patch)
         for batch in make_loader(plan, EvaluationRows(count, 1, 0, 1), workers=0):
             with autocast(this_device(), precision()):
                 row_nats = model.nats(batch)
-            scores.add_batch(batch, row_nats, plan.config.patch)
+            scores.add_batch(batch, row_nats)
         heads = scores.heads.values()
-        nats[name] = sum(head.nats["payload"] for head in heads)
-        payload_bytes[name] = sum(head.counts["payload_bytes"] for head in heads)
+        units = sum(head.counted("payload_units") for head in heads)
+        nats[name] = units / UNITS_PER_BIT * math.log(2)
+        payload_bytes[name] = sum(head.counted("payload_bytes") for head in heads)
     return nats, payload_bytes
 
 

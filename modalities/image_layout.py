@@ -1,0 +1,88 @@
+"""Where the bytes of an image's payload lie in the picture, by view.
+
+n payload bytes    h lines    w pixels of a line    c channels    a, b lines and pixels of a tile
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bytelm.modalities.base import Header
+
+Int32s = npt.NDArray[np.int32]
+
+
+class PixelPositions(NamedTuple):
+    """Positions of payload bytes in a picture, each [n]."""
+
+    line: Int32s
+    column: Int32s
+    channel: Int32s
+    byte: Int32s
+    """Byte of the value: 0, or in the view `deep` 0 for the high byte and 1 for the low one."""
+
+
+def tile_sides(channels: int, patch: int) -> tuple[int, int]:
+    """Lines and pixels (a, b) of the squarest tile with a * b * c = patch and a <= b."""
+    area = patch // channels
+    lines = next(a for a in range(math.isqrt(area), 0, -1) if area % a == 0)
+    return lines, area // lines
+
+
+def pixel_positions(
+    header: Header, view: str, patch: int, offset: int, count: int
+) -> PixelPositions:
+    """Positions in the picture of the payload bytes [offset, offset + count) of a decoded image.
+
+    Args:
+        view: raster, planar, patch or deep.
+        patch: P, the bytes of a tile in the view `patch`.
+    """
+    value_bytes = 2 if view == "deep" else 1
+    value, byte = _divmod(np.arange(offset, offset + count, dtype=np.int32), value_bytes)
+    if view == "patch":
+        return PixelPositions(*_in_tiles(value, header, patch), byte)
+    if view == "planar":
+        channel, pixel = _divmod(value, header.height * header.width)
+    else:
+        pixel, channel = _divmod(value, header.channels)
+    return PixelPositions(*_divmod(pixel, header.width), channel, byte)
+
+
+def _in_tiles(value: Int32s, header: Header, patch: int) -> tuple[Int32s, Int32s, Int32s]:
+    """Line, column and channel of values [n] of the view `patch`: whole tiles, the strip right of
+    them, the strip below."""
+    height, width, channels = header.height, header.width, header.channels
+    a, b = tile_sides(channels, patch)
+    rows, columns = height // a, width // b
+    right = rows * a * columns * b * channels  # begin of the strip right of the tiles
+    bottom = rows * a * width * channels
+    parts = []
+    for begin, end, first_line, first_column, strip in (
+        (0, right, 0, 0, None),
+        (right, bottom, 0, columns * b, width - columns * b),
+        (bottom, height * width * channels, rows * a, 0, width),
+    ):
+        index = value[(value >= begin) & (value < end)] - begin
+        if not len(index):
+            continue
+        line, column = np.int32(first_line), np.int32(first_column)
+        if strip is None:
+            tile, index = _divmod(index, patch)
+            row, tile_column = _divmod(tile, columns)
+            line, column = row * a, tile_column * b
+        line_in_part, rest = _divmod(index, (strip or b) * channels)
+        column_in_part, channel = _divmod(rest, channels)
+        parts.append((line + line_in_part, column + column_in_part, channel))
+    lines, all_columns, all_channels = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return lines, all_columns, all_channels
+
+
+def _divmod(values: Int32s, divisor: int) -> tuple[Int32s, Int32s]:
+    """Quotients and remainders; numpy's own remainder is slow."""
+    quotient = values // np.int32(divisor)
+    return quotient, values - quotient * np.int32(divisor)

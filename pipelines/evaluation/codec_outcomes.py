@@ -1,0 +1,48 @@
+"""How the codec features did for each id: a match or none, right or wrong, and by how much.
+
+T ids of a row    J codec features of an id
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bytelm.modalities.base import Bytes
+from bytelm.modalities.evaluation_head import Ints
+from bytelm.model.codec_features.layout import FEATURES, MATCH_LENGTHS, MATCHES, NONE
+
+ABSENT = 255
+"""An outcome where the codec features say nothing of this kind."""
+
+
+def codec_outcomes(features: npt.NDArray[np.int16] | None, ids: Ints) -> tuple[Bytes, Bytes]:
+    """Index in `evaluation_head.MATCHES` and in `ERRORS` of every id of a row.
+
+    Args:
+        features: [T, J] as `compute_codec_features` gives them; None where the model reads none.
+        ids: [T].
+    Returns:
+        [T] and [T]; ABSENT outside payloads, for all of a sound's matches, and for the errors of
+        payloads that are neither pixels nor samples.
+    """
+    match, error = np.full(len(ids), ABSENT, np.uint8), np.full(len(ids), ABSENT, np.uint8)
+    if features is None:
+        return match, error
+    runs = features[:, MATCHES + len(MATCH_LENGTHS) : FEATURES]
+    match[runs[:, 0] != NONE] = 0
+    for column in range(len(MATCH_LENGTHS)):
+        candidate = features[:, MATCHES + column]
+        has_match = np.flatnonzero(candidate != NONE)
+        is_wrong = candidate[has_match] != ids[has_match]
+        match[has_match] = 1 + 2 * column + is_wrong
+    prediction = features[:, 0]
+    has_prediction = np.flatnonzero(prediction != NONE)
+    distance = np.abs(prediction[has_prediction].astype(np.int32) - ids[has_prediction])
+    error[has_prediction] = _error_bins()[np.minimum(distance, 255)]
+    return match, error
+
+
+def _error_bins() -> Bytes:
+    """[256] index in ERRORS of each distance."""
+    return np.array([distance.bit_length() for distance in range(256)], np.uint8)
