@@ -1,6 +1,7 @@
 """The checkpoints in a run's folder: their names, and which of them is the newest usable one.
 
     RUN/config.json                               the config, resolved
+    RUN/config.yaml                               the config with its reasons, if it was chosen
     RUN/checkpoints/step-00000100/deepspeed/      weights and optimizer state, one part a rank
     RUN/checkpoints/step-00000100/model/          the exported model, as `bytelm export` copies it
     RUN/checkpoints/step-00000100/state.json      step, position in the data, identity of the plan
@@ -30,6 +31,7 @@ from bytelm.pipelines.storage.files import write_atomic
 
 CONFIG_FILE = "config.json"
 """The run's resolved config; an exported model has another file of this name."""
+CHOSEN_CONFIG_FILE = "config.yaml"
 CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
 LATEST_FILE = "latest"
@@ -51,6 +53,12 @@ class UsableCheckpoint:
 def checkpoint_name(step: int) -> str:
     """Return the folder name of a step's checkpoint."""
     return f"step-{step:08d}"
+
+
+def checkpoint_step(model: Path) -> int | None:
+    """Return the step of the checkpoint that a model's folder belongs to; None if to none."""
+    match = _CHECKPOINT_NAME.fullmatch(model.parent.name)
+    return int(match[1]) if match and model.name == MODEL_FOLDER else None
 
 
 def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:

@@ -111,6 +111,11 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add CONFIG, `--set` and `--processes`."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the run")
+    add_config_options(parser)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--set` and `--processes`."""
     parser.add_argument(
         "--set",
         action="append",
