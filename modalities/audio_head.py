@@ -7,7 +7,12 @@ import itertools
 import numpy as np
 
 from bytelm.modalities.base import FILE_VIEW
-from bytelm.modalities.evaluation_head import Breakdown, EvaluationHead, ScoredSegment
+from bytelm.modalities.evaluation_head import (
+    Breakdown,
+    EvaluationHead,
+    ScoredSegment,
+    quotient_and_rest,
+)
 
 SAMPLE_BYTES = {
     "s16le": ("low", "high"),
@@ -58,17 +63,17 @@ class AudioHead(EvaluationHead):
         if segment.view == FILE_VIEW or not units.size:
             return
         names = SAMPLE_BYTES[segment.view]
-        index = np.arange(segment.offset, segment.offset + units.size)
-        sample = index // len(names)
-        frame = sample // header.channels
         self.count("sample_units", units.sum())
         self.count("sample_sixths", units.size * 6 // len(names))
-        byte_bins = np.array([_BYTES.index(name) for name in names], np.uint8)
-        self.spread("sample_byte", byte_bins[index - sample * len(names)], units)
-        channel = sample - frame * header.channels
+        index = np.arange(segment.offset, segment.offset + units.size, dtype=np.int32)
+        sample, byte = quotient_and_rest(index, len(names))
+        _, channel = quotient_and_rest(sample, header.channels)
+        self.spread("sample_byte", np.array([_BYTES.index(n) for n in names])[byte], units)
         self.spread("channel", np.minimum(channel, NAMED_CHANNELS), units)
-        first_frames = header.rate * (1 << np.arange(len(_SECONDS))) // 16
-        self.spread("time", np.searchsorted(first_frames, frame, side="right"), units)
+        frame_bytes = header.channels * len(names)
+        edges = header.rate * (1 << np.arange(len(_SECONDS))) // 16 * frame_bytes - segment.offset
+        bounds = np.concatenate([[0], edges.clip(0, units.size), [units.size]])
+        self.spread("time", np.repeat(np.arange(len(edges) + 1), np.diff(bounds)), units)
 
     def figures(self) -> dict[str, float]:
         samples = self.counted("sample_sixths") / 6

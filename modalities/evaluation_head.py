@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
 
 UNITS_PER_BIT = 1 << 18
 MAX_BITS = 1 << 14
@@ -41,17 +43,25 @@ match counts), and whether the byte that followed them there was this one."""
 ERRORS = ("0", "1", "2–3", "4–7", "8–15", "16–31", "32–63", "64–127", "128–255")
 """Absolute errors of the codec features' first prediction, in steps of a byte."""
 
+_COMMON_COUNTERS = ("payload_units", "frame_units", "payload_bytes", "segments", "not_finite")
 _CONTEXT_EDGES = [0, *(16 << k for k in range(16))]
 _CONTEXT_BIN = np.array([(c >> 4).bit_length() for c in range(0, 1 << 20, 16)], np.uint8)
 
 
-def to_units(nats: Floats) -> Floats:
-    """Bits in units of 2^-18 bit, as whole numbers.
+def to_units(nats: Floats) -> Int64s:
+    """Bits in units of 2^-18 bit, rounded.
 
     nats: [n]. Returns [n]; MAX_BITS where the nats are not finite or as large as that.
     """
     units = np.rint(nats * (UNITS_PER_BIT / math.log(2)))
-    return np.fmin(units, MAX_BITS * UNITS_PER_BIT)  # fmin takes the limit in place of NaN
+    # fmin takes the limit in place of NaN.
+    return np.fmin(units, MAX_BITS * UNITS_PER_BIT).astype(np.int64)
+
+
+def quotient_and_rest(values: Int32s, divisor: int) -> tuple[Int32s, Int32s]:
+    """Divide whole numbers [n] that are at least 0; several times as fast as numpy's `divmod`."""
+    quotient = values // np.int32(divisor)
+    return quotient, values - quotient * np.int32(divisor)
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,12 @@ class ScoredSegment:
     """[n] index in ERRORS; None where the codec features have no predictions."""
 
     @cached_property
-    def payload_units(self) -> Floats:
+    def payload_units(self) -> Int64s:
         """[n] bits of each payload byte in units of 2^-18 bit."""
         return to_units(self.payload_nats)
 
     @cached_property
-    def frame_units(self) -> Floats:
+    def frame_units(self) -> Int64s:
         """Bits of each other scored id in units of 2^-18 bit."""
         return to_units(self.frame_nats)
 
@@ -144,15 +154,18 @@ class EvaluationHead:
         """
         common = _common_breakdowns(patch)
         # Common sums come first, so that the head of the total is the beginning of each other one.
-        blocks = dict.fromkeys(_COMMON_COUNTERS, (1,))
-        blocks |= {b.name: (2, len(b.labels)) for b in common}
-        blocks |= dict.fromkeys(self.counters, (1,))
-        blocks |= {b.name: (2, len(b.labels)) for b in self.breakdowns}
-        ends = np.cumsum([math.prod(shape) for shape in blocks.values()])
-        self.sums: npt.NDArray[np.int64] = np.zeros(int(ends[-1]), np.int64)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for counters, breakdowns in ((_COMMON_COUNTERS, common), (self.counters, self.breakdowns)):
+            shapes |= dict.fromkeys(counters, (1,))
+            shapes |= {breakdown.name: (2, len(breakdown.labels)) for breakdown in breakdowns}
+        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+        self.sums: Int64s = np.zeros(int(ends[-1]), np.int64)
         """[S] every sum of the head."""
         parts = np.split(self.sums, ends[:-1])  # views
-        self._sums = {n: p.reshape(s) for (n, s), p in zip(blocks.items(), parts, strict=True)}
+        self._sums: dict[str, Int64s] = {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
         self._breakdowns = (*common, *self.breakdowns)
 
     def update(self, segment: ScoredSegment) -> None:
@@ -160,7 +173,7 @@ class EvaluationHead:
         units = segment.payload_units
         for name, ids in (("payload_units", units), ("frame_units", segment.frame_units)):
             self.count(name, ids.sum())
-            self.count("not_finite", np.count_nonzero(ids >= MAX_BITS * UNITS_PER_BIT))
+            self.count("not_finite", int((ids >= MAX_BITS * UNITS_PER_BIT).sum()))
         self.count("payload_bytes", units.size)
         self.count("segments", segment.offset == 0)
         self.spread("patch_position", segment.patch_position, units)
@@ -175,17 +188,16 @@ class EvaluationHead:
         """Add a whole number to a counter."""
         self._sums[name] += int(amount)
 
-    def spread(self, name: str, bins: Ints, units: Floats) -> None:
+    def spread(self, name: str, bins: Ints, units: Int64s) -> None:
         """Add bytes to the bins of a breakdown.
 
         Args:
             bins: [n] index of each byte's label.
             units: [n] bits of each byte, in units of 2^-18 bit.
         """
-        bits, sizes = self._sums[name]
-        # bincount sums in float64, which is exact up to 2^53 units: 3.4e10 bits of one segment.
-        bits += np.bincount(bins, units, len(bits)).astype(np.int64)
-        sizes += np.bincount(bins, minlength=len(sizes))
+        sums, index = self._sums[name], bins.astype(np.intp)
+        np.add.at(sums[0], index, units)  # exact, and several times as fast as bincount on text
+        np.add.at(sums[1], index, 1)
 
     def counted(self, name: str) -> int:
         """The value of a counter."""
@@ -218,10 +230,11 @@ class EvaluationHead:
         """The maps that have bytes; of one axis only the bins that have some."""
         maps = []
         for breakdown in self._breakdowns:
-            units, sizes = self._sums[breakdown.name]
-            shown = np.arange(len(sizes)) if breakdown.shape else np.flatnonzero(sizes)
+            sums = self._sums[breakdown.name]
+            units, sizes = sums[0], sums[1]
             if not sizes.any():
                 continue
+            shown = np.arange(len(sizes)) if breakdown.shape else np.flatnonzero(sizes)
             maps.append(
                 BitMap(
                     name=breakdown.name,
@@ -234,9 +247,6 @@ class EvaluationHead:
                 )
             )
         return maps
-
-
-_COMMON_COUNTERS = ("payload_units", "frame_units", "payload_bytes", "segments", "not_finite")
 
 
 def _common_breakdowns(patch: int) -> tuple[Breakdown, ...]:

@@ -9,11 +9,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bytelm.modalities.base import Header
-
-Int32s = npt.NDArray[np.int32]
+from bytelm.modalities.evaluation_head import Int32s, quotient_and_rest
 
 
 class PixelPositions(NamedTuple):
@@ -43,14 +41,14 @@ def pixel_positions(
         patch: P, the bytes of a tile in the view `patch`.
     """
     value_bytes = 2 if view == "deep" else 1
-    value, byte = _divmod(np.arange(offset, offset + count, dtype=np.int32), value_bytes)
+    value, byte = quotient_and_rest(np.arange(offset, offset + count, dtype=np.int32), value_bytes)
     if view == "patch":
         return PixelPositions(*_in_tiles(value, header, patch), byte)
     if view == "planar":
-        channel, pixel = _divmod(value, header.height * header.width)
+        channel, pixel = quotient_and_rest(value, header.height * header.width)
     else:
-        pixel, channel = _divmod(value, header.channels)
-    return PixelPositions(*_divmod(pixel, header.width), channel, byte)
+        pixel, channel = quotient_and_rest(value, header.channels)
+    return PixelPositions(*quotient_and_rest(pixel, header.width), channel, byte)
 
 
 def _in_tiles(value: Int32s, header: Header, patch: int) -> tuple[Int32s, Int32s, Int32s]:
@@ -70,19 +68,13 @@ def _in_tiles(value: Int32s, header: Header, patch: int) -> tuple[Int32s, Int32s
         index = value[(value >= begin) & (value < end)] - begin
         if not len(index):
             continue
-        line, column = np.int32(first_line), np.int32(first_column)
         if strip is None:
-            tile, index = _divmod(index, patch)
-            row, tile_column = _divmod(tile, columns)
-            line, column = row * a, tile_column * b
-        line_in_part, rest = _divmod(index, (strip or b) * channels)
-        column_in_part, channel = _divmod(rest, channels)
-        parts.append((line + line_in_part, column + column_in_part, channel))
+            tile, index = quotient_and_rest(index, patch)
+            row, tile_column = quotient_and_rest(tile, columns)
+        line, rest = quotient_and_rest(index, (strip or b) * channels)
+        column, channel = quotient_and_rest(rest, channels)
+        if strip is None:
+            line, column = line + row * a, column + tile_column * b
+        parts.append((line + first_line, column + first_column, channel))
     lines, all_columns, all_channels = (np.concatenate(p) for p in zip(*parts, strict=True))
     return lines, all_columns, all_channels
-
-
-def _divmod(values: Int32s, divisor: int) -> tuple[Int32s, Int32s]:
-    """Quotients and remainders; numpy's own remainder is slow."""
-    quotient = values // np.int32(divisor)
-    return quotient, values - quotient * np.int32(divisor)

@@ -10,9 +10,12 @@ import unicodedata
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from bytelm.modalities.base import Bytes
 from bytelm.modalities.evaluation_head import Ints
+
+Bools = npt.NDArray[np.bool_]
 
 _NAME_STARTS = {
     "LATIN": "Latin",
@@ -68,7 +71,7 @@ def byte_classes(text: Bytes, is_first: bool = True, is_last: bool = True) -> By
         is_first, is_last: whether the text begins, and ends, with this part; if not, bytes of a
             character that the edge may cut belong to the class CUT.
     """
-    script, place = _script_table()[text], np.zeros(len(text), np.uint8)
+    script, place = _script_table().take(text), np.zeros(len(text), np.uint8)
     high = np.flatnonzero(text >= 0x80)
     if not len(high):
         return ByteClasses(script, place)
@@ -77,6 +80,8 @@ def byte_classes(text: Bytes, is_first: bool = True, is_last: bool = True) -> By
     for length in (2, 3, 4):
         first = high[lengths == length]
         first = first[first + length <= len(text)]
+        if not len(first):
+            continue
         characters = text[first[:, None] + np.arange(length)]
         is_valid = _is_valid(characters)
         first, characters = first[is_valid], characters[is_valid]
@@ -103,12 +108,13 @@ def count_words(script: Bytes, is_first: bool = True) -> int:
     return int(np.count_nonzero(begins_word)) + bool(is_first and len(script) and not is_space[0])
 
 
-def _is_valid(characters: Bytes) -> np.ndarray:
+def _is_valid(characters: Bytes) -> Bools:
     """[k] whether sequences of bytes [k, length] with a valid first byte are characters."""
-    is_valid = ((characters[:, 1:] & 0xC0) == 0x80).all(axis=1)
-    for first, (low, high) in _SECOND_BYTES.items():
-        second = characters[:, 1]
-        is_valid &= (characters[:, 0] != first) | ((second >= low) & (second <= high))
+    is_valid: Bools = ((characters[:, 1:] & 0xC0) == 0x80).all(axis=1)
+    if characters.shape[1] > 2:
+        first, second = characters[:, 0], characters[:, 1]
+        for limited, (low, high) in _SECOND_BYTES.items():
+            is_valid &= (first != limited) | ((second >= low) & (second <= high))
     return is_valid
 
 
@@ -142,7 +148,10 @@ def _scripts(points: Ints) -> Bytes:
     """[k] index in SCRIPTS of code points."""
     table = _script_table()
     scripts = table[points]
-    for point in np.unique(points[scripts == _UNKNOWN]).tolist():
+    unknown = points[scripts == _UNKNOWN]
+    if not len(unknown):
+        return scripts
+    for point in set(unknown.tolist()):
         table[point] = _script_of(chr(point))
     return table[points]
 

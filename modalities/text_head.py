@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from bytelm.modalities.evaluation_head import Breakdown, EvaluationHead, ScoredSegment
 from bytelm.modalities.text_classes import PLACES, SCRIPTS, byte_classes, count_words
 
@@ -26,7 +24,7 @@ class TextHead(EvaluationHead):
         script, place = byte_classes(segment.payload, is_first, segment.is_last)
         self.spread("script", script, segment.payload_units)
         self.spread("utf8_place", place, segment.payload_units)
-        self.count("characters", np.count_nonzero((segment.payload & 0xC0) != 0x80))
+        self.count("characters", int(((segment.payload & 0xC0) != 0x80).sum()))
         self.count("words", count_words(script, is_first))
 
     def figures(self) -> dict[str, float]:
