@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from bytelm.modalities.base import Bytes
+from bytelm.pipelines.reporting.bit_colours import scale_colour
 from bytelm.pipelines.reporting.scales import linear_ticks, number_text, round_up
 
 _ROW = 20
 """Height of a bar with the gap to the next one, in the SVG's units."""
 _WIDTH, _VALUE = 460, 92
 _CHARACTER = 6.6
+_STRIPES = 36
 MAX_BARS = 40
 """Bars of one map; of a longer one the bins with the most bits are shown."""
 
@@ -84,32 +87,43 @@ def _bars(bit_map: Mapping[str, Any]) -> Markup:
 
 
 def _heat_map(bit_map: Mapping[str, Any], rows: int, columns: int) -> Markup:
-    """A grid whose cells are the darker, the more bits a byte has there."""
+    """A grid in the colours of surprise maps, from the least to the most bits of a cell."""
     rates = np.array(_rates(bit_map)).reshape(rows, columns)
     known = rates[np.isfinite(rates)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    colours = scale_colour(np.nan_to_num((rates - low) / ((high - low) or 1.0)))
     side = min(_WIDTH / columns, 260 / rows)
     left = (_WIDTH - side * columns) / 2
-    cells = []
-    for row in range(rows):
-        for column in range(columns):
-            rate = float(rates[row, column])
-            if not math.isfinite(rate):
-                continue
-            depth = (rate - low) / (high - low) if high > low else 0.5
-            cells.append(
-                Markup(
-                    '<rect class="heat" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '
-                    'fill-opacity="{:.2f}"><title>{:.3f} bits/byte</title></rect>'
-                ).format(left + column * side, row * side, side, side, 0.06 + 0.94 * depth, rate)
-            )
-    bottom = side * rows
+    cells = [
+        _cell(left + column * side, row * side, side, side, colours[row, column])
+        + Markup("<title>{:.3f} bits/byte</title></rect>").format(rates[row, column])
+        for row in range(rows)
+        for column in range(columns)
+        if math.isfinite(rates[row, column])
+    ]
+    bottom, length = side * rows + 14, 180 / _STRIPES
+    start = _WIDTH / 2 - 90
+    for number, colour in enumerate(scale_colour(np.linspace(0, 1, _STRIPES))):
+        cells.append(_cell(start + number * length, bottom, length + 0.5, 10, colour))
+        cells.append(Markup("</rect>"))
     cells.append(
-        Markup('<text class="name" text-anchor="middle" x="{}" y="{:.1f}">{}</text>').format(
-            _WIDTH / 2, bottom + 20, f"light {low:.2f} to dark {high:.2f} bits per byte"
+        Markup(
+            '<text class="tick" text-anchor="end" x="{:.1f}" y="{:.1f}">{:.2f}</text>'
+            '<text class="tick" x="{:.1f}" y="{:.1f}">{:.2f}</text>'
+            '<text class="name" text-anchor="middle" x="{:.1f}" y="{:.1f}">bits per byte</text>'
+        ).format(
+            *(start - 6, bottom + 9, low, start + 186, bottom + 9, high),
+            *(_WIDTH / 2, bottom + 28),
         )
     )
-    return _svg(bit_map, bottom + 30, Markup("").join(cells))
+    return _svg(bit_map, bottom + 34, Markup("").join(cells))
+
+
+def _cell(x: float, y: float, width: float, height: float, colour: Bytes) -> Markup:
+    """An opened rectangle."""
+    return Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="#{}">').format(
+        x, y, width, height, bytes(colour).hex()
+    )
 
 
 def _svg(bit_map: Mapping[str, Any], height: float, body: Markup) -> Markup:

@@ -23,7 +23,8 @@ _CHARACTER = 6.6
 """Width of a character of a label, in the SVG's units; its font size is 12."""
 _LINE = 14.0
 """Distance of two labels above one another."""
-_TOP, _BOTTOM, _LEFT, _EDGE = 12, 42, 58, 14
+_TOP, _BOTTOM, _EDGE = 12, 42, 14
+_TICKS = 5
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Series:
     name: str
     curve: Curve
     number: int
-    """Decides colour, dashes and marker, from 0."""
+    """Its colour, from 0. Dashes and markers follow the order of a chart's series."""
     has_markers: bool = False
     """Whether every place of the curve has a marker, as evaluations have."""
     is_labelled: bool = True
@@ -83,10 +84,11 @@ def draw(chart: Chart, width: float = 460, height: float = 280) -> Markup:
     labels = [s.name for s in chart.series if s.is_labelled] + [v.name for v in chart.levels]
     right = _EDGE + max(_CHARACTER * max(map(len, labels), default=0), 20)
     frame = _frame(chart, width, height, right)
+    numbered = list(enumerate(chart.series))
     parts = [_axes(chart, frame)]
     parts += [_envelope(series, frame) for series in chart.series if not series.has_markers]
     parts += [_level(level, frame) for level in chart.levels]
-    parts += [_line(series, frame) for series in chart.series]
+    parts += [_line(series, number, frame) for number, series in numbered]
     parts.append(_labels(chart, frame))
     body = Markup("\n").join(parts)
     return Markup(
@@ -108,21 +110,26 @@ def _frame(chart: Chart, width: float, height: float, right: float) -> _Frame:
     first, last = float(steps.min()), float(steps.max())
     if not chart.is_log_x:
         first = 0.0
-    x = Scale(first, last if last > first else first + 1, _LEFT, width - right, chart.is_log_x)
-    return _Frame(x, Scale(low, high, height - _BOTTOM, _TOP, chart.is_log_y), width, height)
+    y = Scale(low, high, height - _BOTTOM, _TOP, chart.is_log_y)
+    left = 32 + _CHARACTER * max(len(number_text(tick)) for tick in y.ticks(_TICKS))
+    x = Scale(first, last if last > first else first + 1, left, width - right, chart.is_log_x)
+    return _Frame(x, y, width, height)
 
 
 def _axes(chart: Chart, frame: _Frame) -> Markup:
     """Grid lines, ticks with numbers, and the titles of both axes."""
     x, y = frame.x, frame.y
     parts = []
-    for value in y.ticks(5):
+    for value in y.ticks(_TICKS):
         at = _number(float(y(value)))
         parts.append(
             Markup(
                 '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>'
                 '<text class="tick" text-anchor="end" x="{}" y="{}" dy="4">{}</text>'
-            ).format(x.start, _number(x.stop), at, at, x.start - 6, at, number_text(value))
+            ).format(
+                *(_number(x.start), _number(x.stop), at, at),
+                *(_number(x.start - 6), at, number_text(value)),
+            )
         )
     for value in x.ticks(5 if frame.width < 600 else 8):
         at = _number(float(x(value)))
@@ -140,7 +147,7 @@ def _axes(chart: Chart, frame: _Frame) -> Markup:
             '<text class="name" text-anchor="middle" transform="translate(13 {}) rotate(-90)">{}'
             "</text>"
         ).format(
-            *(x.start, _number(x.stop), y.start, y.start),
+            *(_number(x.start), _number(x.stop), y.start, y.start),
             *(_number((x.start + x.stop) / 2), frame.height - 8),
             chart.x_title + (" (logarithmic)" if chart.is_log_x else ""),
             *(middle, chart.unit + (" (logarithmic)" if chart.is_log_y else "")),
@@ -161,17 +168,17 @@ def _envelope(series: Series, frame: _Frame) -> Markup:
     )
 
 
-def _line(series: Series, frame: _Frame) -> Markup:
+def _line(series: Series, number: int, frame: _Frame) -> Markup:
     curve = series.curve
     if not curve.steps.size:
         return Markup("")
     x, y = frame.x(curve.steps), frame.y(curve.smoothed)
     colour = _colour(series.number)
     line = Markup('<path class="line s{}" stroke-dasharray="{}" d="M{}"/>').format(
-        colour, DASHES[series.number % len(DASHES)] or "none", _points(x, y)
+        colour, DASHES[number % len(DASHES)] or "none", _points(x, y)
     )
     if series.has_markers or curve.steps.size == 1:
-        kind = MARKERS[series.number % len(MARKERS)]
+        kind = MARKERS[number % len(MARKERS)]
         places = zip(x.tolist(), y.tolist(), strict=True)
         line += Markup('<path class="mark s{}" d="{}"/>').format(
             colour, "".join(_marker(kind, *place) for place in places)
@@ -182,7 +189,7 @@ def _line(series: Series, frame: _Frame) -> Markup:
 def _level(level: Level, frame: _Frame) -> Markup:
     at = _number(float(frame.y(level.value)))
     return Markup('<line class="level" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-        frame.x.start, _number(frame.x.stop), at, at
+        _number(frame.x.start), _number(frame.x.stop), at, at
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from bytelm.pipelines.shards.set_summary import size_text
 
 NONE = "–"
 """Shown where there is no figure."""
+TOTAL = "total"
 MODEL_ROW = "this model"
 SHOWN_DOCUMENTS = 5
 """Documents shown from each end of the order by bits per byte."""
@@ -30,6 +32,7 @@ class ReportTable:
 def result_table(evaluation: Mapping[str, Any]) -> ReportTable:
     """Bits per byte of each modality with its interval, what the frame costs, and the amount."""
     intervals = evaluation.get("intervals", {})
+    documents = _document_counts(evaluation)
     rows = []
     for name, figures in evaluation["model"].items():
         interval = intervals.get(name, {}).get("bits_per_byte")
@@ -39,7 +42,7 @@ def result_table(evaluation: Mapping[str, Any]) -> ReportTable:
                 bits(figures.get("bits_per_byte")),
                 f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else NONE,
                 bits(figures.get("coded_bits_per_byte")),
-                count(figures.get("documents")),
+                count(documents.get(name)),
                 size(figures.get("payload_bytes")),
             ]
         )
@@ -75,16 +78,22 @@ def codec_tables(evaluation: Mapping[str, Any]) -> list[ReportTable]:
         entries: list[tuple[float, list[str], bool]] = [
             (value, [codec, bits(value), bits(chunks.get(name, {}).get(codec))], False)
             for codec, value in codecs.items()
+            if value is not None
         ]
         entries.append((model, [MODEL_ROW, bits(model), NONE], True))
+        note = ""
         heavy = weighed.get(name, {}).get("bits_per_byte")
         if heavy is not None:
-            row = [f"{MODEL_ROW} and its weights", bits(heavy), NONE]
+            row = [f"{MODEL_ROW} with its weights", bits(heavy), NONE]
             entries.append((heavy, row, True))
+            weights = size(weighed[name].get("weight_bytes"))
+            scored = size(evaluation["model"][name].get("payload_bytes"))
+            note = f"The weights, {weights} in fp16, count once on the {scored} that were scored."
         entries.sort(key=lambda entry: entry[0])
         highlighted = frozenset(i for i, entry in enumerate(entries) if entry[2])
         columns = ["", "whole files", "2 kB chunks"]
-        tables.append(ReportTable(name, columns, [entry[1] for entry in entries], highlighted))
+        rows = [entry[1] for entry in entries]
+        tables.append(ReportTable(name, columns, rows, highlighted, note))
     return tables
 
 
@@ -128,6 +137,13 @@ def document_table(evaluation: Mapping[str, Any]) -> ReportTable | None:
         ["document", "modality", "payload", "bits/byte"],
         rows,
     )
+
+
+def _document_counts(evaluation: Mapping[str, Any]) -> dict[str, int]:
+    """Documents of each modality, and of all as `total`."""
+    entries = [(d["modality"], d["key"]) for d in evaluation.get("documents", [])]
+    counts = dict(Counter(modality for modality, _ in entries))
+    return {**counts, TOTAL: len({key for _, key in entries})}
 
 
 def bits(value: float | None) -> str:

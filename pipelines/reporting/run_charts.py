@@ -15,6 +15,9 @@ MODALITY_NUMBERS = {"text": 0, "image": 1, "audio": 2}
 TOTAL = "total"
 CODECS_SHOWN = 4
 """Codecs of one modality that are drawn as lines, the best first; the table has all."""
+BITS_RATIO = 2.5
+"""Ratio of the largest to the smallest bits per byte from which a logarithmic axis reads best: the
+first steps are near 8 bits, and what is compared lies close together at the end."""
 CodecBits = Mapping[str, Mapping[str, float]]
 """Bits per byte of each codec, by modality."""
 
@@ -32,8 +35,8 @@ def run_charts(run: RunData, codecs: CodecBits) -> list[Chart]:
     charts += [
         _figure(train, "grad_norm", "Gradient norm", "norm before clipping", "gradient norm"),
         _figure(train, "bytes_per_second", "Throughput", "payload bytes per second", "bytes/s"),
-        _figure(train, "data_wait", "Waiting for data", "share of the time", "data wait"),
-        _figure(train, "mfu", "Use of the processor", "share of its measured peak", "MFU"),
+        _figure(train, "data_wait", "Waiting for data", "% of the time", "data wait", 100),
+        _figure(train, "mfu", "Use of the processor", "% of its measured peak", "MFU", 100),
         _anomalies(run),
     ]
     return [chart for chart in charts if not is_empty(chart)]
@@ -98,7 +101,15 @@ def _bits_chart(
         series.append(Series("val", points, 6, has_markers=True))
     best = sorted(codecs.items(), key=lambda item: item[1])[:CODECS_SHOWN]
     levels = [Level(f"{codec} {number_text(round(bits, 2))}", bits) for codec, bits in best]
-    return Chart(f"Bits per byte: {name}", "bits per byte", series, levels, is_log_x=is_log)
+    is_log_y = _spans([s.curve for s in series], BITS_RATIO)
+    return Chart(
+        f"Bits per byte: {name}",
+        "bits per byte",
+        series,
+        levels,
+        is_log_x=is_log,
+        is_log_y=is_log_y,
+    )
 
 
 def _loss(train: Columns) -> Chart:
@@ -123,8 +134,9 @@ def _rates(run: RunData) -> Chart:
     return Chart("Learning rates", "learning rate", series)
 
 
-def _figure(train: Columns, key: str, title: str, unit: str, name: str) -> Chart:
-    curve = _curve(train, key)
+def _figure(train: Columns, key: str, title: str, unit: str, name: str, factor: float = 1) -> Chart:
+    """A figure of the training alone, in multiples of 1 / `factor`."""
+    curve = _curve({name: c * factor if name == key else c for name, c in train.items()}, key)
     is_log_y = key == "grad_norm" and _spans([curve])
     return Chart(title, unit, [Series(name, curve, 0, is_labelled=False)], is_log_y=is_log_y)
 
@@ -170,10 +182,10 @@ def _needs_log(columns: Columns, key: str) -> bool:
     return key in columns and steps_need_log(columns["step"], columns[key])
 
 
-def _spans(curves: Sequence[Curve]) -> bool:
+def _spans(curves: Sequence[Curve], ratio: float = LOG_RATIO) -> bool:
     """Whether the values span so wide a range that a logarithmic axis shows them better."""
     lines = [c.smoothed for c in curves if c.smoothed.size]
     if not lines:
         return False
     values = np.concatenate(lines)
-    return bool(values.min() > 0 and values.max() / values.min() > LOG_RATIO)
+    return bool(values.min() > 0 and values.max() / values.min() > ratio)

@@ -174,17 +174,18 @@ def _sentence(
         if name == TOTAL:
             continue
         best = _best_codec(codecs.get(name, {}))
-        against = f" (best codec: {best[0]}, {best[1]:.2f})" if best else ""
-        parts.append(f"{figures['bits_per_byte']:.2f} of {name}{against}")
+        against = f" ({best[0]}, the best codec: {best[1]:.2f})" if best else ""
+        parts.append(f"{figures['bits_per_byte']:.2f} bits per byte of {name}{against}")
     state = "is being trained or was stopped" if is_running(data) else "was trained"
     if not parts:
         return f"A model{size} that {state} for {length}; it has not been evaluated."
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"A model{size} that {state} for {length} needs {listed} in bits per byte on val."
+    return f"A model{size} that {state} for {length} needs {listed}."
 
 
 def _best_codec(codecs: Mapping[str, float]) -> tuple[str, float] | None:
-    return min(codecs.items(), key=lambda item: item[1], default=None)
+    known = [(name, value) for name, value in codecs.items() if value is not None]
+    return min(known, key=lambda item: item[1], default=None)
 
 
 def _tiles(
@@ -210,11 +211,16 @@ def _tiles(
 
 
 def _maps(evaluation: Mapping[str, Any]) -> dict[str, list[MapView]]:
-    return {
-        name: [MapView(str(m["title"]), draw_map(m)) for m in maps if any(m["bytes"])]
+    """The maps of each modality that divide its bytes into two bins or more."""
+    drawn = {
+        name: [
+            MapView(str(m["title"]), draw_map(m))
+            for m in maps
+            if sum(1 for size in m["bytes"] if size) > 1
+        ]
         for name, maps in evaluation.get("maps", {}).items()
-        if any(any(m["bytes"]) for m in maps)
     }
+    return {name: views for name, views in drawn.items() if views}
 
 
 def _set_view(path: str, report: Mapping[str, Any] | None) -> SetView:
