@@ -34,6 +34,7 @@ DATASET_INFO = DatasetInfo(
     {"text": "utf8", "image": "raster", "audio": "s16be"},
     {"image": [Header(8, 8, 3), Header(9, 5, 1)], "audio": [Header(channels=1, rate=8000)]},
     frozenset({("text", "image"), ("image", "text")}),
+    frozenset({"text", "image", "audio"}),
 )
 
 
@@ -119,7 +120,7 @@ def test_scores_are_those_of_the_evaluation(
     bytelm.prepare([files[modality]], tmp_path / "set", workers=1)
     shard_set = bytelm.open_set(tmp_path / "set")
     (shard,) = shard_set.shards
-    figures, _ = evaluate(model_folder, [str(tmp_path / "set")], shard.split, 1, "fp32")
+    figures = evaluate(model_folder, [str(tmp_path / "set")], shard.split, 1, "fp32").model
     nats = model.score(files[modality])
     assert len(nats) == figures[modality]["payload_bytes"] > model.config.context
     bits = nats.sum() / math.log(2) / len(nats)

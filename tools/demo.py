@@ -20,7 +20,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.rule import Rule
 
-from bytelm.pipelines.evaluation.table import evaluation_table
+from bytelm.pipelines.evaluation.records import Evaluation
+from bytelm.pipelines.evaluation.table import print_evaluation
 from bytelm.pipelines.training.metrics_logger import METRICS
 
 MODALITIES = ("text", "image", "audio")
@@ -42,7 +43,7 @@ def demo(data: Path, out: Path) -> None:
     _generate(run, generated, data)
 
     (out / "evaluation.json").write_text(scores, "utf-8")
-    _show_scores(json.loads(scores), run)
+    _show_scores(Evaluation.from_dict(json.loads(scores)), run)
     CONSOLE.print(
         f"look at {generated}: texts, sounds, images drawn freely (free/) and the lower half of an "
         f"image that the model has not seen (finished/); and `tensorboard --logdir {run}`",
@@ -72,10 +73,9 @@ def _generate(run: Path, out: Path, data: Path) -> None:
         _bytelm("generate", run, *arguments)
 
 
-def _show_scores(scores: dict[str, dict[str, dict[str, float]]], run: Path) -> None:
-    """Print the table of `evaluate --json`, and the scores during training."""
-    title = "bits per byte on the demo's val"
-    CONSOLE.print(evaluation_table(scores["model"], scores["codecs"], title))
+def _show_scores(scores: Evaluation, run: Path) -> None:
+    """Print the tables of `evaluate --json`, and the scores during training."""
+    print_evaluation(CONSOLE, scores)
     CONSOLE.print("during training, on rows of val:")
     for line in (run / METRICS).read_text("utf-8").splitlines():
         values = json.loads(line)

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+from typing import TYPE_CHECKING
 
-from bytelm.pipelines.cli.arguments import MAX_BATCH, WholeNumber, add_model, add_precision
+from bytelm.pipelines.cli.arguments import (
+    MAX_BATCH,
+    MAX_PROCESSES,
+    WholeNumber,
+    add_model,
+    add_precision,
+)
 from bytelm.pipelines.evaluation import PLAIN, SCORINGS
 
+if TYPE_CHECKING:
+    from bytelm.pipelines.evaluation.records import Evaluation
+
 HELP = "Score a model in bits per byte, and codecs on the same bytes."
+MAX_LIMIT = 10**12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", default="val", choices=["train", "val", "test"], help="part of the sets to score"
     )
     parser.add_argument(
+        "--limit",
+        type=WholeNumber(1, MAX_LIMIT),
+        metavar="N",
+        help="score a sample of N documents, as evenly from each set as the sets allow; the same "
+        "ones in each call",
+    )
+    parser.add_argument(
         "--batch",
         type=WholeNumber(1, MAX_BATCH),
         default=1,
-        help="rows that the model scores at once",
+        help="rows that a thread of the model scores at once",
     )
     add_precision(parser)
     parser.add_argument(
@@ -34,30 +54,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="plain: pieces, as in training; sliding: windows that overlap by half; strided: every "
         "window again half a patch later; both: sliding and strided, at four times the cost",
     )
+    parser.add_argument(
+        "--processes",
+        type=WholeNumber(1, MAX_PROCESSES),
+        default=1,
+        help="processes (ranks) on this machine that share the documents; the figures are the same",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
-    """Evaluate the model and print the figures."""
-    from rich.console import Console
+    """Evaluate the model in this process or in several, and print and keep the figures."""
+    from bytelm.pipelines.runtime.launcher import check_environment, exit_with_launcher, launch
+
+    check_environment(options.processes)
+    if options.processes > 1 and "RANK" not in os.environ:
+        return launch(argv, options.processes, {})
 
     from bytelm.pipelines.evaluation.evaluate import evaluate
-    from bytelm.pipelines.evaluation.table import evaluation_table
+    from bytelm.pipelines.evaluation.ranks import join_ranks
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
-    from bytelm.pipelines.runtime.tables import print_table
 
+    exit_with_launcher()
     keep_freed_memory()
-    metrics, codecs = evaluate(
+    ranks = join_ranks()
+    evaluation = evaluate(
         options.model,
         options.data,
         options.split,
         options.batch,
         options.precision,
         options.scoring,
+        options.limit,
+        ranks,
     )
-    if options.json:
-        print(json.dumps({"model": metrics, "codecs": codecs}, indent=1))
-    else:
-        title = f"bits per byte on {options.split}"
-        print_table(Console(), evaluation_table(metrics, codecs, title))
+    if ranks.rank == 0:
+        _print(evaluation, options.json)
+        _keep(options, evaluation)
     return 0
+
+
+def _print(evaluation: Evaluation, as_json: bool) -> None:
+    from rich.console import Console
+
+    from bytelm.pipelines.evaluation.table import print_evaluation
+
+    if as_json:
+        print(json.dumps(evaluation.to_dict(), indent=1, allow_nan=False))
+    else:
+        print_evaluation(Console(), evaluation)
+
+
+def _keep(options: argparse.Namespace, evaluation: Evaluation) -> None:
+    """Keep the evaluation in the folder of its run; a folder that cannot be written is no error."""
+    from bytelm.pipelines.evaluation.records import keep_evaluation
+
+    if evaluation.about["step"] is None:
+        return
+    try:
+        keep_evaluation(options.model, evaluation)
+    except OSError as error:
+        print(f"bytelm evaluate: the evaluation is not kept: {error}", file=sys.stderr)

@@ -7,23 +7,51 @@ Bits are summed as whole numbers of 2^-18 bit (`modalities.evaluation_head`) and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from bytelm.modalities import MODALITIES
-from bytelm.pipelines.checkpoints.load import load_model
-from bytelm.pipelines.data.loader import make_loader
+import numpy as np
+import torch
+
+from bytelm.modalities import BY_CODE, MODALITIES
+from bytelm.modalities.base import Bytes, Sample
+from bytelm.modalities.evaluation_head import UNITS_PER_BIT
+from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.checkpoints.load import load_model, model_folder
+from bytelm.pipelines.checkpoints.run_folder import checkpoint_step
+from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
-from bytelm.pipelines.data.samplers import EvaluationRows
 from bytelm.pipelines.evaluation import PLAIN
-from bytelm.pipelines.evaluation.codec_sizes import CodecSizes
-from bytelm.pipelines.evaluation.scoring import NatsOf, Scores, nats_of_model
-from bytelm.pipelines.evaluation.windows import scored_documents, shards_in_turn
-from bytelm.pipelines.runtime.progress import on_stderr, tracked
+from bytelm.pipelines.evaluation.codecs import (
+    CodecSizes,
+    measure_codecs,
+    missing_codecs,
+    with_weights,
+)
+from bytelm.pipelines.evaluation.documents import documents_by_shard
+from bytelm.pipelines.evaluation.intervals import bootstrap_interval
+from bytelm.pipelines.evaluation.pairs import pair_figures, score_pairs
+from bytelm.pipelines.evaluation.passes import Scorer
+from bytelm.pipelines.evaluation.ranks import Ranks
+from bytelm.pipelines.evaluation.records import Evaluation, Figures
+from bytelm.pipelines.evaluation.scoring import TOTAL, nats_of_model
+from bytelm.pipelines.evaluation.segment_sums import (
+    DOCUMENT,
+    PLACE,
+    Keys,
+    Segments,
+    added_up,
+)
+from bytelm.pipelines.evaluation.selection import choose_documents, document_count
+from bytelm.pipelines.evaluation.windows import check_scoring
+from bytelm.pipelines.runtime.environment import versions
 from bytelm.pipelines.shards.reader import open_set
 
-Figures = dict[str, dict[str, float]]
+ONE_RANK = Ranks()
 
 
 def evaluate(
@@ -33,62 +61,187 @@ def evaluate(
     batch: int,
     precision: str,
     scoring: str = PLAIN,
-) -> tuple[Figures, Figures]:
-    """Score a model on every document of a split of one or more sets.
+    limit: int | None = None,
+    ranks: Ranks = ONE_RANK,
+) -> Evaluation:
+    """Score a model and codecs on the documents of a split of one or more sets.
+
+    Every rank has to call it, and returns the same evaluation. Its figures are the same for any
+    number of ranks and threads.
 
     Args:
-        batch: rows that the model computes at once.
+        batch: rows that a thread of the model computes at once.
         scoring: one of `SCORINGS`; `plain` scores the pieces that training reads.
-    Returns:
-        figures of the model for each modality and `total`, and bits per byte of each codec on the
-        same bytes for each modality.
+        limit: documents to score, a sample (`selection.py`); None scores all.
     Raises:
         ValueError: for a model or a set that is missing or of another format, an empty split, and
             a scoring that the model does not support.
+        DamageError: for stored bytes that are damaged.
     """
-    sets = [open_set(path) for path in set_paths]
-    model, dataset_info = load_model(model_path)
-    # One shard after the other: the order of the rows does not matter, and few shards stay open.
-    config = PlanConfig(
-        model.config.context, model.config.patch, dataset_info.views, shuffle_window=1
+    task = _open_together(ranks, lambda: _open(model_path, set_paths, split, scoring, limit))
+    scorer = Scorer(task.plan, nats_of_model(task.model, precision), batch, scoring, ranks)
+    scores, sums = scorer.score()
+    alone, turned = score_pairs(scorer, task.info)
+    sizes = _codec_sizes(scorer)
+
+    scores.reduce(ranks.sum)
+    segments, alone, turned = (
+        added_up(np.concatenate(ranks.gather(part)), PLACE)
+        for part in (sums.segments(), alone, turned)
     )
-    plan = Plan([Source(shard_set, split) for shard_set in sets], config)
-    nats_of = nats_of_model(model, precision)
-    if scoring == PLAIN:
-        scores = _score_rows(plan, nats_of, batch)
-    else:
-        scores = _score_windows(plan, nats_of, batch, scoring)
-    return scores.figures(), codec_figures(plan)
+    keys = {place: key for part in ranks.gather(sums.keys) for place, key in part.items()}
+    figures = scores.figures()
+    return Evaluation(
+        about={
+            "model": str(model_path),
+            "step": task.step,
+            "parameters": task.parameters,
+            "split": split,
+            "scoring": scoring,
+            "precision": precision,
+            "limit": limit,
+            "batch": batch,
+            "documents": len(keys),
+            "documents_in_split": task.documents,
+            "sets": task.sets,
+            "version": versions()["bytelm"],
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+        model=figures,
+        intervals=_intervals(segments),
+        maps={name: [m.to_dict() for m in maps] for name, maps in scores.maps().items()},
+        codecs=_codec_figures(sizes, "whole"),
+        codec_chunks=_codec_figures(sizes, "chunks"),
+        codecs_missing=_codecs_without_figures(sizes, figures),
+        with_weights=_with_weights(figures, task.parameters),
+        pairs=pair_figures(segments, alone, turned),
+        documents=_document_entries(task.plan, segments, keys),
+    )
 
 
-def codec_figures(plan: Plan) -> Figures:
-    """Bits per byte of each codec on the documents of a plan, for each modality."""
-    sizes = {name: CodecSizes() for name in MODALITIES}
-    with on_stderr(sum(plan.source_bytes)) as progress:
-        for shard_set, shard in shards_in_turn(plan):
-            for row in shard_set.index(shard):
-                segment = plan.segment(row)
-                sample = shard_set.sample(shard, row)
-                payload = segment.modality.to_view(sample, segment.view, plan.config.patch)
-                sizes[segment.modality.name].add(sample, payload)
-                progress.add(payload.size)
-    return {name: s.bits_per_byte() for name, s in sizes.items() if s.bits_per_byte()}
+@dataclass(frozen=True)
+class _Task:
+    """What is scored by which model."""
+
+    model: Megabyte
+    info: DatasetInfo
+    step: int | None
+    plan: Plan
+    sets: list[dict[str, str]]
+    documents: int
+    """Documents of the split, chosen or not."""
+
+    @property
+    def parameters(self) -> int:
+        """Values of the model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def _score_rows(plan: Plan, nats_of: NatsOf, batch: int) -> Scores:
-    """Score the rows of a plan, as validation during training does."""
-    scores = Scores(plan.config.patch)
-    rows = EvaluationRows(plan.rows(0), batch, rank=0, ranks=1)
-    for batch_rows in tracked(make_loader(plan, rows, workers=0), len(rows), "batches"):
-        scores.add_batch(batch_rows, nats_of(batch_rows))
-    return scores
+def _open_together(ranks: Ranks, open_task: Callable[[], _Task]) -> _Task:
+    """The task of every rank, or the error of one of them on all."""
+    task, error = None, None
+    try:
+        task = open_task()
+    except ValueError as cause:
+        error = cause
+    ranks.raise_together(error)
+    assert task is not None
+    return task
 
 
-def _score_windows(plan: Plan, nats_of: NatsOf, batch: int, scoring: str) -> Scores:
-    """Score the documents of a plan, each id in one of the windows that hold it."""
-    scores = Scores(plan.config.patch)
-    count = sum(shard.documents for s in plan.sources for shard in s.set.split(s.split))
-    documents = scored_documents(plan, nats_of, batch, scoring)
-    for document in tracked(documents, count, "documents"):
-        scores.add_row(document.row())
-    return scores
+def _open(
+    model_path: Path, set_paths: Sequence[str], split: str, scoring: str, limit: int | None
+) -> _Task:
+    sets = [open_set(path) for path in set_paths]
+    folder = Path(model_folder(model_path))
+    model, info = load_model(folder)
+    check_scoring(scoring, model.config.patch)
+    chosen = sets if limit is None else choose_documents(sets, split, limit)
+    # One shard after the other: the order of the rows does not matter, and few shards stay open.
+    config = PlanConfig(model.config.context, model.config.patch, info.views, shuffle_window=1)
+    return _Task(
+        model=model,
+        info=info,
+        step=checkpoint_step(folder),
+        plan=Plan([Source(shard_set, split) for shard_set in chosen], config),
+        sets=[{"path": shard_set.location, "root": shard_set.root} for shard_set in sets],
+        documents=document_count(sets, split),
+    )
+
+
+# --- codecs ---
+
+
+def _codec_sizes(scorer: Scorer) -> dict[str, CodecSizes]:
+    """Sizes of the codecs on the documents of a plan, which ranks share out."""
+    plan, ranks = scorer.plan, scorer.ranks
+    with scorer.progress(sum(plan.source_bytes), "bytes") as progress:
+        sizes = measure_codecs(_samples(plan, ranks), progress.add, torch.get_num_threads())
+    for part in sizes.values():
+        part.reduce(ranks.sum)
+    return sizes
+
+
+def _samples(plan: Plan, ranks: Ranks) -> Iterator[tuple[Sample, Bytes]]:
+    """Each sample of this rank's share with its payload [n] under the plan's view."""
+    documents = (document for shard in documents_by_shard(plan) for document in shard)
+    for document in ranks.share(documents):
+        for row, segment in zip(document.index, document.segments, strict=True):
+            sample = document.shard_set.sample(document.shard, row)
+            yield sample, segment.modality.to_view(sample, segment.view, plan.config.patch)
+
+
+def _codec_figures(sizes: dict[str, CodecSizes], kind: str) -> Figures:
+    return {n: bits for n, part in sizes.items() if (bits := part.bits_per_byte(kind))}
+
+
+def _codecs_without_figures(sizes: dict[str, CodecSizes], figures: Figures) -> dict[str, str]:
+    """Why a codec of the modalities that were scored has no figure."""
+    missing = missing_codecs([name for name in MODALITIES if name in figures])
+    for part in sizes.values():
+        missing |= part.failures()
+    return missing
+
+
+def _with_weights(figures: Figures, parameters: int) -> Figures:
+    """Bits per byte with the weights counted in."""
+    sizes = {name: int(values["payload_bytes"]) for name, values in figures.items()}
+    return {
+        name: with_weights(figures[name]["bits_per_byte"] * size, size, parameters)
+        for name, size in sizes.items()
+        if size
+    }
+
+
+# --- documents ---
+
+
+def _intervals(segments: Segments) -> dict[str, dict[str, list[float]]]:
+    """The bootstrap interval over documents of each modality and of all of them."""
+    parts = {TOTAL: added_up(segments, DOCUMENT)}
+    for code in np.unique(segments["modality"]):
+        chosen = segments[segments["modality"] == code]
+        parts[BY_CODE[code].name] = added_up(chosen, DOCUMENT)
+    intervals = {}
+    for name, documents in parts.items():
+        ends = bootstrap_interval(documents["payload_units"] / UNITS_PER_BIT, documents["bytes"])
+        if ends is not None:
+            intervals[name] = {"bits_per_byte": list(ends)}
+    return intervals
+
+
+def _document_entries(plan: Plan, segments: Segments, keys: Keys) -> list[dict[str, Any]]:
+    """An entry for each document and modality of it."""
+    documents = added_up(segments, (*DOCUMENT, "modality"))
+    locations = [source.set.location for source in plan.sources]
+    return [
+        {
+            "key": keys[source, shard, number],
+            "set": locations[source],
+            "modality": BY_CODE[code].name,
+            "bytes": size,
+            "bits": payload / UNITS_PER_BIT,
+            "coded_bits": (payload + frame) / UNITS_PER_BIT,
+        }
+        for source, shard, number, _, code, size, payload, frame in documents.tolist()
+    ]

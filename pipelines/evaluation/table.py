@@ -1,26 +1,130 @@
-"""An evaluation as a table."""
+"""An evaluation as tables on a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
+from bytelm.pipelines.runtime.tables import print_table
 
-def evaluation_table(
-    metrics: dict[str, dict[str, float]], codecs: dict[str, dict[str, float]], title: str
-) -> Table:
-    """One line for each modality: bits per byte of the model, then of the codecs."""
-    names = ["gzip", "xz", "PNG", "WebP", "FLAC"]
-    table = Table(title=title, show_edge=False, pad_edge=False)  # fits 80 columns
+if TYPE_CHECKING:
+    from bytelm.pipelines.evaluation.records import Evaluation
+
+MAX_BINS = 6
+"""Bins of a map that is shown in a line; longer ones are in `--json` and in the report."""
+NONE = "-"
+
+
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """Print the figures, a summary of where the bits go, and what is missing."""
+    print_table(console, evaluation_table(evaluation))
+    if evaluation.pairs:
+        console.print()
+        print_table(console, pair_table(evaluation))
+    lines = list(_map_lines(evaluation))
+    if lines:
+        console.print("\nwhere the bits go, in bits/byte (all maps: --json, bytelm report)")
+        for line in lines:
+            console.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
+    for note in _notes(evaluation):
+        console.print(escape(note), soft_wrap=True, highlight=False)
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """A column for each modality, with the figures of the model and then of the codecs."""
+    about, model = evaluation.about, evaluation.model
+    table = Table(title=f"bits per byte on {about['split']}", show_edge=False, pad_edge=False)
     table.add_column("")
-    for column in ("bits/byte", "coded", "bytes", *names):
+    for name in model:
+        table.add_column(name, justify="right")
+
+    def add(label: str, cells: list[str], style: str | None = None) -> None:
+        table.add_row(label, *cells, style=style)
+
+    def bits(figures: dict[str, dict[str, float]], key: str) -> list[str]:
+        return [_number(figures.get(name, {}).get(key)) for name in model]
+
+    add(f"model, {about['scoring']}", bits(model, "bits_per_byte"), "bold")
+    ends = [evaluation.intervals.get(name, {}).get("bits_per_byte") for name in model]
+    add("  95 % interval", [f"{e[0]:.3f} to {e[1]:.3f}" if e else NONE for e in ends])
+    add("  with headers and ends", bits(model, "coded_bits_per_byte"))
+    weights = 2 * about["parameters"]
+    add(f"  with its {decimal(weights)} of fp16", bits(evaluation.with_weights, "bits_per_byte"))
+    for codec in _codecs(evaluation):
+        add(codec, bits(evaluation.codecs, codec))
+    table.add_section()
+    table.add_row("bytes", *(decimal(int(model[name]["payload_bytes"])) for name in model))
+    table.add_row("documents", *(f"{count:,}" for count in _document_counts(evaluation)))
+    return table
+
+
+def pair_table(evaluation: Evaluation) -> Table:
+    """What the condition of each modality's segments saves."""
+    table = Table(title="pairs, in bits per byte", show_edge=False, pad_edge=False)
+    table.add_column("")
+    for column in ("alone", "with its condition", "saved in all", "documents"):
         table.add_column(column, justify="right")
-    for modality, figures in metrics.items():
-        codec_bits = codecs.get(modality, {})
+    for name, figures in evaluation.pairs.items():
         table.add_row(
-            modality,
-            f"[bold]{figures['bits_per_byte']:.3f}[/bold]",
-            f"{figures['coded_bits_per_byte']:.3f}",
-            f"{int(figures['payload_bytes']):,}",
-            *(f"{codec_bits[name]:.3f}" if name in codec_bits else "-" for name in names),
+            name,
+            _number(figures["without_condition"]),
+            _number(figures["with_condition"]),
+            f"{figures['gain_bits']:,.0f} bits",
+            f"{int(figures['documents']):,}",
         )
     return table
+
+
+def _codecs(evaluation: Evaluation) -> list[str]:
+    """Every codec that has a figure, in the order of the first modality that has it."""
+    return list(dict.fromkeys(name for bits in evaluation.codecs.values() for name in bits))
+
+
+def _document_counts(evaluation: Evaluation) -> list[int]:
+    counts = dict.fromkeys(evaluation.model, 0)
+    for document in evaluation.documents:
+        if document["modality"] in counts:  # one without payload bytes has no column
+            counts[document["modality"]] += 1
+    return [*list(counts.values())[:-1], evaluation.about["documents"]]
+
+
+def _map_lines(evaluation: Evaluation) -> Iterator[str]:
+    """A line for each map of a few bins: the bits per byte of each bin, and its share of bytes."""
+    for modality, maps in evaluation.maps.items():
+        for bit_map in maps:
+            bins = list(zip(*(bit_map[key] for key in ("labels", "bits", "bytes")), strict=True))
+            if not 2 <= len(bins) <= MAX_BINS:
+                continue
+            total = sum(size for _, _, size in bins)
+            shown = ", ".join(
+                f"{label} {bits / size:.3f} ({size / total:.0%} of bytes)"
+                for label, bits, size in bins
+                if size
+            )
+            yield f"{modality} {bit_map['title']}: {shown}"
+
+
+def _notes(evaluation: Evaluation) -> Iterator[str]:
+    """What a reader of the table has to know."""
+    about = evaluation.about
+    if about["documents"] < about["documents_in_split"]:
+        yield (
+            f"{about['documents']:,} of {about['documents_in_split']:,} documents were scored "
+            f"(--limit {about['limit']})"
+        )
+    single = [
+        n for n, c in zip(evaluation.model, _document_counts(evaluation), strict=True) if c < 2
+    ]
+    if single:
+        yield f"no interval for {', '.join(single)}: it needs two documents"
+    for codec, remedy in evaluation.codecs_missing.items():
+        yield f"no {codec}: {remedy}"
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.3f}"

@@ -28,12 +28,10 @@ from bytelm.modalities.base import Bytes
 from bytelm.modalities.evaluation_head import Floats, Ints
 from bytelm.modalities.framing import Framed, Segment, Span
 from bytelm.pipelines.data.batch import Batch
-from bytelm.pipelines.data.plan import Plan
+from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.evaluation import BOTH, PLAIN, SLIDING, STRIDED
 from bytelm.pipelines.evaluation.codec_outcomes import ABSENT
 from bytelm.pipelines.evaluation.scoring import NatsOf, ScoredRow, scored_rows
-from bytelm.pipelines.shards.format import Shard
-from bytelm.pipelines.shards.reader import ShardSet
 
 Positions = npt.NDArray[np.int64]
 
@@ -49,6 +47,13 @@ class Document:
         """The ids of the piece that holds `spans`."""
         return framing.frame(
             spans, self.segments, lambda i, start, stop: self.payloads[i][start:stop], patch
+        )
+
+    def only(self, numbers: Sequence[int]) -> Document:
+        """The document of some of the segments, in this order."""
+        return Document(
+            [self.segments[number] for number in numbers],
+            [self.payloads[number] for number in numbers],
         )
 
 
@@ -94,32 +99,29 @@ class ScoredDocument:
             getattr(self, name)[positions[counts]] = getattr(row, name)[part][counts]
 
 
-def scored_documents(
-    plan: Plan, nats_of: NatsOf, batch: int, scoring: str
-) -> Iterator[ScoredDocument]:
-    """Score the documents of a plan's sets, `batch` rows at once.
-
-    Raises ValueError for `strided` and `both` where a patch has one id.
-    """
-    length, patch = plan.config.row_length, plan.config.patch
+def check_scoring(scoring: str, patch: int) -> None:
+    """Raise ValueError for `strided` and `both` where a patch has one id."""
     if scoring in (STRIDED, BOTH) and patch == 1:
         raise ValueError(
             f"--scoring {scoring} shifts windows by half a patch, and the patches of this model "
             f"have one byte: use {PLAIN} or {SLIDING}"
         )
-    rows = _WindowRows(length, patch)
-    waiting: list[ScoredDocument] = []
-    for document in _documents(plan):
-        scored = _unscored(document, patch)
-        waiting.append(scored)
-        for window in windows(document, length, patch, scoring):
-            rows.add(scored, window)
-        if rows.count >= batch:
-            rows.score(nats_of, batch)
-            yield from waiting
-            waiting = []
+
+
+def score_documents(
+    documents: Sequence[Document], nats_of: NatsOf, plan: PlanConfig, batch: int, scoring: str
+) -> list[ScoredDocument]:
+    """Score some documents together, `batch` rows at once.
+
+    The batches, and so the last digits of the nats, depend on these documents alone.
+    """
+    rows = _WindowRows(plan.row_length, plan.patch)
+    scored = [_unscored(document, plan.patch) for document in documents]
+    for document, result in zip(documents, scored, strict=True):
+        for window in windows(document, plan.row_length, plan.patch, scoring):
+            rows.add(result, window)
     rows.score(nats_of, batch)
-    yield from waiting
+    return scored
 
 
 def score_document(document: Document, nats_of: NatsOf, length: int, patch: int) -> ScoredDocument:
@@ -134,7 +136,7 @@ def score_document(document: Document, nats_of: NatsOf, length: int, patch: int)
 
 def windows(document: Document, length: int, patch: int, scoring: str) -> Iterator[Window]:
     """The windows of a document, of at most `length` ids; every id counts in one of them."""
-    total = sum(_segment_length(segment, patch) for segment in document.segments)
+    total = sum(segment_length(segment, patch) for segment in document.segments)
     is_counted = np.zeros(total, np.bool_)
     for spans, positions in _candidates(document.segments, length, patch, scoring):
         counts = (positions >= 0) & ~is_counted[positions]
@@ -142,11 +144,10 @@ def windows(document: Document, length: int, patch: int, scoring: str) -> Iterat
         yield Window(document.frame(spans, patch), np.where(counts, positions, -1))
 
 
-def shards_in_turn(plan: Plan) -> Iterator[tuple[ShardSet, Shard]]:
-    """Every shard of a plan's sources; the files of a remote shard may go once the next comes."""
-    for source in plan.sources:
-        for shard in source.set.one_by_one(source.set.split(source.split)):
-            yield source.set, shard
+def segment_length(segment: Segment, patch: int) -> int:
+    """Ids of a whole segment: its preamble and its body."""
+    opening = framing.preamble_length(segment.modality, patch)
+    return opening + framing.body_length(segment.size, patch)
 
 
 def _candidates(
@@ -211,7 +212,7 @@ def _middle(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> t
 def _positions(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> Positions:
     """[n], position in the document of each id of a piece; -1 of filler behind a body and of
     preambles that repeat a segment's header."""
-    begins = np.cumsum([0, *(_segment_length(segment, patch) for segment in segments)])
+    begins = np.cumsum([0, *(segment_length(segment, patch) for segment in segments)])
     positions = []
     for span in spans:
         segment, begin = segments[span.segment], begins[span.segment]
@@ -222,11 +223,6 @@ def _positions(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -
         is_present = body < framing.body_length(segment.size, patch)
         positions.append(np.where(is_present, begin + opening + body, -1))
     return np.concatenate(positions)
-
-
-def _segment_length(segment: Segment, patch: int) -> int:
-    opening = framing.preamble_length(segment.modality, patch)
-    return opening + framing.body_length(segment.size, patch)
 
 
 def _unscored(document: Document, patch: int) -> ScoredDocument:
@@ -246,21 +242,6 @@ def _unscored(document: Document, patch: int) -> ScoredDocument:
     )
 
 
-def _documents(plan: Plan) -> Iterator[Document]:
-    """Every document of a plan's sources, shard by shard."""
-    for shard_set, shard in shards_in_turn(plan):
-        index = shard_set.index(shard)
-        for number in np.unique(index["document"]):
-            rows = index[index["document"] == number]
-            segments = [plan.segment(row) for row in rows]
-            samples = (shard_set.sample(shard, row) for row in rows)
-            payloads = [
-                segment.modality.to_view(sample, segment.view, plan.config.patch)
-                for segment, sample in zip(segments, samples, strict=True)
-            ]
-            yield Document(segments, payloads)
-
-
 class _WindowRows:
     """Rows of L ids that are filled with windows; the model reads each window as a document."""
 
@@ -269,11 +250,6 @@ class _WindowRows:
         self._patch = patch
         self._rows: list[list[tuple[ScoredDocument, Window]]] = []
         self._room = 0  # ids left in the last row
-
-    @property
-    def count(self) -> int:
-        """Rows that hold a window."""
-        return len(self._rows)
 
     def add(self, document: ScoredDocument, window: Window) -> None:
         """Put a window of a document into the last row, or into a new one."""

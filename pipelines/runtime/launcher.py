@@ -45,8 +45,8 @@ def launch(arguments: Sequence[str], ranks: int, inherited: Mapping[str, int]) -
 
     `signals.STOP` is forwarded to every rank. `signals.SAVE` is forwarded to the first rank only:
     all ranks do what one is asked, and two that heard of it in different steps would save twice.
-    When a rank fails, the others are ended. All are ended at a second SIGINT, and where they only
-    wait after a request to stop.
+    When a rank fails, the others are ended. All are ended at a second SIGINT, where they only
+    wait after a request to stop, and at a request itself if they have not told that they take steps.
 
     Args:
         inherited: descriptors that the ranks inherit, by the environment variable that names each.
@@ -62,7 +62,7 @@ def launch(arguments: Sequence[str], ranks: int, inherited: Mapping[str, int]) -
             _start(arguments, rank, ranks, lock.name, port, inherited) for rank in range(ranks)
         ]
         try:
-            return _wait_for(processes, lock.name)
+            return _wait_for(processes, lock.name, arguments[0])
         finally:
             _send(processes, signal.SIGKILL)
             for process in processes:
@@ -146,7 +146,7 @@ def exit_with_launcher() -> None:
     def exit_when_unlocked() -> None:
         with suppress(FileNotFoundError), open(os.environ[LAUNCHER_LOCK]) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
-        print("bytelm train: the command that launched this rank has ended", file=sys.stderr)
+        print("bytelm: the command that launched this rank has ended", file=sys.stderr)
         os._exit(1)
 
     if LAUNCHER_LOCK in os.environ:
@@ -188,14 +188,15 @@ def _start(
     )
 
 
-def _wait_for(processes: Processes, board: str) -> int:
+def _wait_for(processes: Processes, board: str, command: str) -> int:
     """Forward signals until all ranks have ended or one has failed; returns `launch`'s status.
 
     Args:
         board: file in which each rank notes what it does.
+        command: name of the command that the ranks run.
     """
     watched = {*signals.HANDLED, signal.SIGCHLD}
-    request = _StopRequest(processes, Path(board))
+    request = _StopRequest(processes, Path(board), command)
     deadline = math.inf  # once a rank has failed
     status = 0
     while _any_alive(processes) and (seconds := deadline - time.monotonic()) > 0:
@@ -205,17 +206,18 @@ def _wait_for(processes: Processes, board: str) -> int:
             _send(processes[:1] if number == signals.SAVE else processes, number)
         if ended := request.status_after(number):
             return ended
-        if not status and (status := _failure(processes)):
+        if not status and (status := _failure(processes, command)):
             deadline = time.monotonic() + GRACE_SECONDS
-    return status or _failure(processes)
+    return status or _failure(processes, command)
 
 
 class _StopRequest:
     """A request to stop that the ranks have heard, and whether they answer it."""
 
-    def __init__(self, processes: Processes, board: Path):
+    def __init__(self, processes: Processes, board: Path, command: str):
         self._processes = processes
         self._board = board
+        self._command = command
         self._number = 0
         self._interrupts = 0
         self._clock = IdleClock()
@@ -228,15 +230,16 @@ class _StopRequest:
         """
         self._interrupts += number == signal.SIGINT
         if self._interrupts == 2:
-            print("bytelm train: interrupted twice", file=sys.stderr)
+            print(f"bytelm {self._command}: interrupted twice", file=sys.stderr)
             return 128 + signal.SIGINT
         if number in signals.STOP and not self._number:
             self._number = number
             name = signal.Signals(number).name
             if self._is_starting():
-                print(f"bytelm train: ended by {name} before its first step", file=sys.stderr)
+                when = " before its first step" if self._command == "train" else ""
+                print(f"bytelm {self._command}: ended by {name}{when}", file=sys.stderr)
                 return 128 + number
-            print(f"bytelm train: {name}: {signals.ANNOUNCEMENT}", file=sys.stderr)
+            print(f"bytelm {self._command}: {name}: {signals.ANNOUNCEMENT}", file=sys.stderr)
         if not self._number:
             return 0
         used = sum(cpu_seconds(process.pid) for process in self._processes)
@@ -249,7 +252,8 @@ class _StopRequest:
         ranks = ", ".join(f"rank {r} (process {self._processes[r].pid})" for r in stopped)
         cause = f": {ranks} is stopped" if stopped else ""
         print(
-            f"bytelm train: ended by {name} while its ranks waited for {idle:.0f} s{cause}",
+            f"bytelm {self._command}: ended by {name} while its ranks waited for {idle:.0f} s"
+            f"{cause}",
             file=sys.stderr,
         )
         return 128 + self._number
@@ -270,13 +274,13 @@ def _send(processes: Processes, number: int) -> None:
             process.send_signal(number)
 
 
-def _failure(processes: Processes) -> int:
+def _failure(processes: Processes, command: str) -> int:
     """The exit status of a rank that failed, or 0; prints which ranks a signal ended."""
     statuses = [process.poll() for process in processes]
     for rank, status in enumerate(statuses):
         if status is not None and status < 0:
             name = signal.Signals(-status).name
-            print(f"bytelm train: rank {rank} was ended by {name}", file=sys.stderr)
+            print(f"bytelm {command}: rank {rank} was ended by {name}", file=sys.stderr)
     failed = [status for status in statuses if status]
     if not failed:
         return 0

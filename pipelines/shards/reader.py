@@ -131,6 +131,10 @@ class ShardSet:
         """[segments] the shard's index (dtype INDEX_DTYPE), checked against the manifest."""
         return self._index(shard)[0]
 
+    def checksums(self, shard: Shard) -> Checksums:
+        """[chunks] CRC-32 of every chunk of every member, at `first_crc` of the index's rows."""
+        return self._index(shard)[1]
+
     def reader(self, shard: Shard) -> MemberReader:
         """Checked reads from one shard. The reader is valid until the set opens another shard."""
         where = f"{self.location}/{shard.name}"

@@ -143,7 +143,7 @@ def test_the_size_is_what_evaluation_says(tmp_path: Path) -> None:
     prepare(files, tmp_path / "set", PrepareOptions(shares=(0.0, 1.0, 0.0)))
     model = tiny(embedding_std=0.3)  # no id is improbable: the coder spends 24 bits at most on one
     save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})
-    scores, _ = evaluate(tmp_path / "model", [str(tmp_path / "set")], "val", 1, "fp32")
+    scores = evaluate(tmp_path / "model", [str(tmp_path / "set")], "val", 1, "fp32").model
     compress(model, VIEWS, files, tmp_path / "f.blm", keep_files=False, batch=64)
     payload = sum(scores[name]["payload_bytes"] for name in VIEWS)
     coded = scores["total"]["coded_bits_per_byte"] * payload / 8

@@ -1,4 +1,4 @@
-"""Bits per byte against the definition, id by id, and the sizes of codecs."""
+"""Bits per byte against the definition, id by id, and what the command prints of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import TINY_MODEL, bytelm
-from helpers.sets import SetMaker, audio, image, text
+from helpers.evaluations import made_up_evaluation
 from rich.console import Console
 
 from bytelm.modalities import MODALITIES, framing
@@ -22,10 +22,10 @@ from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows
-from bytelm.pipelines.evaluation.codec_sizes import CodecSizes
+from bytelm.pipelines.evaluation import SCORINGS, SLIDING
 from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.evaluation.scoring import Scores
-from bytelm.pipelines.evaluation.table import evaluation_table
+from bytelm.pipelines.evaluation.table import print_evaluation
 from bytelm.pipelines.shards.reader import ShardSet
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
@@ -45,7 +45,7 @@ def test_bits_per_byte_is_the_sum_over_the_documents(
 ) -> None:
     """Each document is framed and scored by itself, piece by piece, with the naive softmax of all
     logits; the packed rows of the evaluation have to give the same sums."""
-    metrics, _ = evaluate(model_folder, [mixed_set.location], "train", batch, "fp32")
+    metrics = evaluate(model_folder, [mixed_set.location], "train", batch, "fp32").model
     model, _ = load_model(model_folder)
     plan = Plan([Source(mixed_set)], PlanConfig(256, 8, VIEWS))
     payload = dict.fromkeys(MODALITIES, 0.0)
@@ -112,43 +112,75 @@ def test_ranks_add_up(mixed_set: ShardSet) -> None:
         assert np.array_equal(sum(part.heads[name].sums for part in parts), head.sums)
 
 
-def test_codecs_are_what_anyone_would_measure(make_set: SetMaker, tmp_path: Path) -> None:
-    import gzip
-    import lzma
+def test_documents_and_maps_add_up_to_the_figures(mixed_set: ShardSet, model_folder: Path) -> None:
+    """Documents lie in rows piece by piece, and two of a pair's modalities are two entries."""
+    result = evaluate(model_folder, [mixed_set.location], "train", 2, "fp32")
+    keys = [document["key"] for document in result.documents]
+    assert len(keys) == 14
+    assert len(set(keys)) == result.about["documents"] == result.about["documents_in_split"] == 13
+    for name, figures in result.model.items():
+        chosen = [d for d in result.documents if name in (d["modality"], "total")]
+        assert sum(d["bytes"] for d in chosen) == figures["payload_bytes"]
+        for key, bits in (("bits_per_byte", "bits"), ("coded_bits_per_byte", "coded_bits")):
+            total = sum(d[bits] for d in chosen)
+            assert total / figures["payload_bytes"] == pytest.approx(figures[key], rel=1e-13)
+        low, high = result.intervals[name]["bits_per_byte"]
+        assert low <= figures["bits_per_byte"] <= high
+        for bit_map in result.maps.get(name, []):
+            if bit_map["name"] == "patch_position":
+                total = sum(bit_map["bits"])
+                assert total == pytest.approx(figures["bits_per_byte"] * sum(bit_map["bytes"]))
 
-    raw = b"the white whale " * 50
-    sizes = CodecSizes()
-    for data in (raw, b"sea"):
-        sizes.add(text(data), np.frombuffer(data, np.uint8))
-    bits = sizes.bits_per_byte()
-    total = len(raw) + 3
-    assert bits["gzip"] == 8 * sum(len(gzip.compress(d, 9)) for d in (raw, b"sea")) / total
-    assert bits["xz"] == 8 * sum(len(lzma.compress(d)) for d in (raw, b"sea")) / total
-    assert set(bits) == {"gzip", "xz"}
-    for sample, codec in ((image(30, 20), "PNG"), (audio(500, 2), "FLAC")):
-        sizes = CodecSizes()
-        sizes.add(sample, np.frombuffer(sample.data, np.uint8))
-        assert 7.5 < sizes.bits_per_byte()[codec] < 10, "noise does not compress"
-        sizes = CodecSizes()
-        sizes.add(sample, np.frombuffer(sample.data, np.uint8)[: len(sample.data) // 2])
-        assert codec not in sizes.bits_per_byte(), "not for a lossy view"
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_a_document_has_the_same_bits_whichever_are_scored_beside_it(
+    scoring: str, mixed_set: ShardSet, model_folder: Path
+) -> None:
+    whole = evaluate(model_folder, [mixed_set.location], "train", 1, "fp32", scoring)
+    part = evaluate(model_folder, [mixed_set.location], "train", 1, "fp32", scoring, limit=4)
+    assert part.about["documents"] == 4
+    assert part.about["documents_in_split"] == 13
+    bits = {(d["key"], d["modality"]): d["bits"] for d in whole.documents}
+    assert 4 <= len(part.documents) <= 5
+    for document in part.documents:
+        key = document["key"], document["modality"]
+        assert document["bits"] == pytest.approx(bits[key], rel=1e-5)
+    counted = {n: f["payload_bytes"] for n, f in part.model.items() if n != "total"}
+    assert sum(counted.values()) == sum(d["bytes"] for d in part.documents)
+    assert set(part.codecs) == set(counted)
+
+
+def test_the_number_of_threads_changes_no_digit(mixed_set: ShardSet, model_folder: Path) -> None:
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            result = evaluate(model_folder, [mixed_set.location], "train", 2, "fp32", SLIDING)
+            assert torch.get_num_threads() == count
+            results.append({**result.to_dict(), "about": None})
+    finally:
+        torch.set_num_threads(threads)
+    assert results[0] == results[1]
 
 
 def test_the_table_shows_every_figure_in_80_columns() -> None:
-    figures = {"bits_per_byte": 1.234, "coded_bits_per_byte": 1.235, "payload_bytes": 123_456_789}
-    codecs = {"gzip": 2.001, "xz": 2.002, "PNG": 2.003, "WebP": 2.004, "FLAC": 2.005}
     console = Console(width=80)
     with console.capture() as shown:
-        console.print(evaluation_table({"image": figures}, {"image": codecs}, "bits per byte"))
-    words = shown.get().split()
-    assert {"1.234", "1.235", "123,456,789", *(f"{c:.3f}" for c in codecs.values())} <= {*words}
+        print_evaluation(console, made_up_evaluation({"documents_in_split": 7, "limit": 2}))
+    text = shown.get()
+    for figure in ("1.234", "1.235", "1.111 to 1.357", "2.001", "2.003", "2.005", "2.161"):
+        assert figure in text
+    for word in ("123.5 MB", "14.3 MB", "2 of 7 documents", "no WavPack: apt-get install wavpack"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_command_prints_a_table_and_refuses_what_is_missing(
     mixed_set: ShardSet, model_folder: Path, tmp_path: Path
 ) -> None:
     shown = bytelm("evaluate", model_folder, "--data", mixed_set.location).stdout
-    for word in ("text", "image", "audio", "total", "gzip", "xz", "PNG", "WebP", "FLAC"):
+    for word in ("text", "image", "audio", "total", "gzip", "xz", "PNG", "FLAC", "95 %"):
         assert word in shown
     for arguments, message in (
         ((tmp_path / "none", "--data", mixed_set.location), "no model at"),

@@ -23,8 +23,9 @@ from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.evaluation import BOTH, PLAIN, SCORINGS, SLIDING, STRIDED
+from bytelm.pipelines.evaluation.documents import documents_by_shard
 from bytelm.pipelines.evaluation.evaluate import evaluate
-from bytelm.pipelines.evaluation.windows import Document, scored_documents, windows
+from bytelm.pipelines.evaluation.windows import Document, score_documents, windows
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
 LENGTH, PATCH = 128, 8
@@ -92,7 +93,9 @@ def test_nats_are_those_of_each_window_alone(scoring: str, make_set: SetMaker) -
     def nats(batch: Batch) -> torch.Tensor:
         return model(batch.ids.long(), batch.document, batch.modality)
 
-    results = list(scored_documents(plan, nats, 2, scoring))
+    stored = [document for shard in documents_by_shard(plan) for document in shard]
+    loaded = [document.load(PATCH) for document in stored]
+    results = score_documents(loaded, nats, plan.config, 2, scoring)
     assert len(results) == 4
     for shard in shard_set.split("train"):
         index = shard_set.index(shard)
@@ -125,8 +128,8 @@ def test_the_command_counts_the_same_bytes_for_every_scoring(
     folder = tmp_path / "model"
     save_pretrained(Megabyte(config), config, folder, {"views": VIEWS})
     short = make_set([[text(b"sea")]], val=[[text(b"whale " * 20)], [image(8, 8, seed=1)]])
-    plain, _ = evaluate(folder, [short.location], "val", 1, "fp32", PLAIN)
-    sliding, _ = evaluate(folder, [short.location], "val", 3, "fp32", SLIDING)
+    plain = evaluate(folder, [short.location], "val", 1, "fp32", PLAIN).model
+    sliding = evaluate(folder, [short.location], "val", 3, "fp32", SLIDING).model
     for name, figures in plain.items():
         assert sliding[name] == pytest.approx(figures, rel=1e-6)
     long = make_set([[text(b"sea")]], "long", val=[[text(b"whale " * 200)], [audio(900, seed=1)]])

@@ -5,24 +5,25 @@ from __future__ import annotations
 import io
 
 import pytest
+from helpers.evaluations import made_up_evaluation
 from rich.console import Console
 from rich.table import Table
 
 from bytelm.pipelines.evaluation.table import evaluation_table
 from bytelm.pipelines.runtime.tables import print_table
 
-FIGURES = {"bits_per_byte": 2.125, "coded_bits_per_byte": 2.25, "payload_bytes": 123_456_789_012}
+MODEL = {"image": {"bits_per_byte": 2.125, "coded_bits_per_byte": 2.25, "payload_bytes": 1e11}}
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_no_number_is_cut_at_any_width(width: int) -> None:
     console = Console(file=io.StringIO(), width=width)
     codecs = {"image": {"gzip": 1.111, "xz": 2.222, "PNG": 3.333, "WebP": 4.444}}
-    print_table(console, evaluation_table({"image": FIGURES}, codecs, "bits per byte"))
+    print_table(console, evaluation_table(made_up_evaluation(model=MODEL, codecs=codecs)))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert "…" not in shown
-    for number in ("2.125", "2.250", "123,456,789,012", "1.111", "2.222", "3.333", "4.444"):
+    for number in ("2.125", "2.250", "100.0 GB", "1.111", "2.222", "3.333", "4.444"):
         assert number in shown
     assert console.width == width
 

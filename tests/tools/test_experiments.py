@@ -100,7 +100,7 @@ def test_scores_are_those_of_evaluate(
     assert corpora.by_modality == {"text": ["tales", "lists"], "image": ["dots"], "audio": ["hiss"]}
     for modality, names in corpora.by_modality.items():
         locations = [sets[name].location for name in names]
-        expected, _ = evaluate(tmp_path / "model", locations, "val", 2, precision())
+        expected = evaluate(tmp_path / "model", locations, "val", 2, precision()).model
         bits = result.bits_per_byte(names)
         assert bits == pytest.approx(expected[modality]["bits_per_byte"], rel=1e-4)
         counted = sum(result.payload_bytes[name] for name in names)

@@ -1,0 +1,134 @@
+"""Passes of a model over the documents of a plan, shared out over ranks.
+
+The batches that ranks deal out among them are the same for any number of ranks, and one thread
+computes each (`runtime.compute_threads`), so the sums are the same to the last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bytelm.pipelines.data.loader import make_loader
+from bytelm.pipelines.data.plan import Plan
+from bytelm.pipelines.data.samplers import EvaluationRows
+from bytelm.pipelines.evaluation import PLAIN
+from bytelm.pipelines.evaluation.documents import (
+    StoredDocument,
+    document_groups,
+    documents_by_shard,
+)
+from bytelm.pipelines.evaluation.ranks import Ranks
+from bytelm.pipelines.evaluation.scoring import NatsOf, Scores, scored_rows, segments_in_row
+from bytelm.pipelines.evaluation.segment_sums import SegmentSums
+from bytelm.pipelines.evaluation.windows import Document, ScoredDocument, score_documents
+from bytelm.pipelines.runtime.compute_threads import map_in_threads
+from bytelm.pipelines.runtime.progress import Progress, stderr_console
+
+GROUP_BATCHES = 4
+"""Batches that the documents of a group fill, about, in plain windows. The last row of a group is
+partly empty, so small groups waste more; large ones are shared out less evenly."""
+
+Parts = Callable[[StoredDocument], Sequence[Sequence[int]]]
+"""Gives the documents to be made of some segments of a document, by the segments' numbers."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model, the documents that it scores, and this rank's part in it."""
+
+    plan: Plan
+    nats_of: NatsOf
+    batch: int
+    """Rows that a thread computes at once."""
+    scoring: str
+    """One of `SCORINGS`."""
+    ranks: Ranks
+
+    def score(self) -> tuple[Scores, SegmentSums]:
+        """Score this rank's share of the documents.
+
+        Raises DamageError where stored bytes are damaged, as all passes do.
+        """
+        scores, sums = Scores(self.plan.config.patch), SegmentSums(self.plan)
+        if self.scoring == PLAIN:
+            self._score_rows(scores, sums)
+        else:
+            self._score_windows(scores, sums)
+        return scores, sums
+
+    def score_parts(self, parts_of: Parts) -> SegmentSums:
+        """Score new documents that are made of segments of this rank's share.
+
+        The last segment of each new document counts.
+        """
+        sums = SegmentSums(self.plan)
+        patch = self.plan.config.patch
+        jobs = (
+            [(stored, numbers) for stored in group for numbers in parts_of(stored)]
+            for group in self._groups()
+        )
+        loaded = (
+            (job, [stored.load(patch).only(numbers) for stored, numbers in job])
+            for job in self.ranks.share(job for job in jobs if job)
+        )
+        with self.progress(self._part_count(parts_of), "parts") as progress:
+            for (job, _), results in map_in_threads(self._score_group, loaded):
+                for (stored, numbers), result in zip(job, results, strict=True):
+                    *_, last = segments_in_row(result.row())
+                    row = stored.index[numbers[-1] : numbers[-1] + 1]
+                    sums.add(stored.source, stored.shard, row, [last])
+                    progress.add(1)
+        return sums
+
+    def progress(self, total: int, unit: str) -> Progress:
+        """The progress of a work that ranks share, which rank 0 shows by its own part."""
+        console = stderr_console() if self.ranks.rank == 0 else None
+        return Progress(console, -(-total // self.ranks.count), unit)
+
+    def _score_rows(self, scores: Scores, sums: SegmentSums) -> None:
+        """Score rows of the plan, as validation during training does."""
+        rows = self.plan.rows(0)
+        positions = EvaluationRows(rows, self.batch, self.ranks.rank, self.ranks.count)
+        loader = make_loader(self.plan, positions, workers=0)
+        batches = zip(positions, loader, strict=True)
+        with self.progress(-(-rows // self.batch), "batches") as progress:
+            for (places, batch), nats in map_in_threads(lambda b: self.nats_of(b[1]), batches):
+                for place, row in zip(places, scored_rows(batch, nats), strict=True):
+                    if place is None:
+                        continue
+                    planned = self.plan.row(*place)
+                    found = list(segments_in_row(row))
+                    sums.add(planned.source, planned.shard, planned.index, found)
+                    for segment in found:
+                        scores.add(segment)
+                progress.add(1)
+
+    def _score_windows(self, scores: Scores, sums: SegmentSums) -> None:
+        """Score documents, each id in one of the windows that hold it."""
+        count = sum(shard.documents for s in self.plan.sources for shard in s.set.split(s.split))
+        loaded = (
+            (group, [stored.load(self.plan.config.patch) for stored in group])
+            for group in self.ranks.share(self._groups())
+        )
+        with self.progress(count, "documents") as progress:
+            for (group, _), results in map_in_threads(self._score_group, loaded):
+                for stored, result in zip(group, results, strict=True):
+                    found = list(segments_in_row(result.row()))
+                    sums.add(stored.source, stored.shard, stored.index, found)
+                    for segment in found:
+                        scores.add(segment)
+                    progress.add(1)
+
+    def _groups(self) -> Iterator[list[StoredDocument]]:
+        return document_groups(self.plan, GROUP_BATCHES * self.batch)
+
+    def _score_group(self, item: tuple[Any, list[Document]]) -> list[ScoredDocument]:
+        """Score the documents of an item, whose other part goes along."""
+        config = self.plan.config
+        return score_documents(item[1], self.nats_of, config, self.batch, self.scoring)
+
+    def _part_count(self, parts_of: Parts) -> int:
+        """New documents that all ranks score."""
+        return sum(len(parts_of(d)) for shard in documents_by_shard(self.plan) for d in shard)

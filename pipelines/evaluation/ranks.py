@@ -1,0 +1,97 @@
+"""Ranks that share a work whose parts are added up at its end, over gloo.
+
+Training has a process group of its own (`training/engine.py`), which exchanges tensors in every
+step. Here ranks exchange plain objects, a few times, so gloo does for GPUs too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bytelm.pipelines.errors import DamageError, OnAllRanksError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""Time for which a rank waits for the slowest one before it fails."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share the work."""
+
+    rank: int = 0
+    count: int = 1
+
+    def share(self, items: Iterable[T]) -> Iterator[T]:
+        """Every `count`-th item, from this rank's own on: the parts of all ranks are the whole."""
+        return islice(items, self.rank, None, self.count)
+
+    def gather(self, part: T) -> list[T]:
+        """The parts of all ranks, by rank. Every rank has to call it.
+
+        Raises OnAllRanksError where another rank has ended, or is not there within TIMEOUT.
+        """
+        if self.count == 1:
+            return [part]
+        import torch.distributed as dist
+
+        parts: list[Any] = [None] * self.count
+        try:
+            dist.all_gather_object(parts, part)
+        except RuntimeError as error:
+            raise OnAllRanksError(
+                "another rank has ended, or did not come within "
+                f"{TIMEOUT.total_seconds() / 60:.0f} minutes: {error}"
+            ) from error
+        return parts
+
+    def sum(self, values: list[Any], dtype: torch.dtype) -> list[Any]:
+        """The sum of each value over ranks. Every rank has to call it."""
+        import torch
+
+        parts = [torch.tensor(part, dtype=dtype) for part in self.gather(values)]
+        return torch.stack(parts).sum(0, dtype=dtype).tolist()
+
+    def raise_together(self, error: ValueError | None) -> None:
+        """Raise the first error that any rank met, once for all of them. Every rank has to call it.
+
+        Rank 0 raises it, and its line says which rank met it; the others end with its status.
+        """
+        for rank, met in enumerate(self.gather((error, isinstance(error, DamageError)))):
+            cause, is_damage = met
+            if cause is None:
+                continue
+            if self.rank:
+                raise SystemExit(1 if is_damage else 2)
+            raise cause if rank == 0 else type(cause)(f"rank {rank}: {cause}")
+
+
+def join_ranks() -> Ranks:
+    """Join the ranks that a launcher's variables describe; without a launcher there is one.
+
+    Raises ValueError if this machine has GPUs, but fewer than ranks.
+    """
+    if "RANK" not in os.environ:
+        return Ranks()
+    import torch
+    import torch.distributed as dist
+
+    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus and local_rank >= gpus:
+        raise ValueError(
+            f"more processes were started on this machine than its GPUs, {gpus}: start one for "
+            f"each (--processes {gpus}), or set CUDA_VISIBLE_DEVICES= to compute without"
+        )
+    if gpus:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    return Ranks(dist.get_rank(), dist.get_world_size())

@@ -1,0 +1,91 @@
+"""Bits and bytes of every segment, added up over the pieces of it that lie in several rows.
+
+S segments, or pieces of segments
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bytelm.pipelines.data.plan import Plan
+from bytelm.pipelines.evaluation.scoring import SegmentInRow
+from bytelm.pipelines.shards.format import Index, Shard
+
+SEGMENTS = np.dtype(
+    [
+        *((name, np.int64) for name in ("source", "shard", "document", "offset", "modality")),
+        *((name, np.int64) for name in ("bytes", "payload_units", "frame_units")),
+    ]
+)
+"""A segment's place (number of the plan's source, of the shard in its set, and of the document in
+the shard; `offset` in the tar orders those of a document) and its sums in the units of
+`modalities.evaluation_head`."""
+PLACE = ("source", "shard", "document", "offset")
+DOCUMENT = PLACE[:3]
+SUMS = ("bytes", "payload_units", "frame_units")
+Segments = npt.NDArray[np.void]
+"""[S] of dtype SEGMENTS."""
+Keys = dict[tuple[int, int, int], str]
+"""The key of each document, by its place."""
+
+
+class SegmentSums:
+    """The segments that one rank has scored, and the keys of their documents."""
+
+    def __init__(self, plan: Plan):
+        self._sets = [source.set for source in plan.sources]
+        self._shards = [
+            {shard.name: number for number, shard in enumerate(shard_set.shards)}
+            for shard_set in self._sets
+        ]
+        self._pieces: list[tuple[int, ...]] = []
+        self.keys: Keys = {}
+
+    def add(self, source: int, shard: Shard, index: Index, found: Sequence[SegmentInRow]) -> None:
+        """Add the segments of a row or document, or pieces of them, and remember their keys.
+
+        Args:
+            source: number of the plan's source.
+            index: [S] index row of each segment.
+            found: [S] the same segments with their scores.
+        """
+        number = self._shards[source][shard.name]
+        for row, piece in zip(index, found, strict=True):
+            document, segment = int(row["document"]), piece.segment
+            place = source, number, document
+            self._pieces.append(
+                (
+                    *(*place, int(row["offset"]), piece.modality.code, segment.payload.size),
+                    *(int(segment.payload_units.sum()), int(segment.frame_units.sum())),
+                )
+            )
+            if place not in self.keys:  # read while the shard is open: a remote one may go
+                self.keys[place] = self._sets[source].key(shard, row)
+
+    def segments(self) -> Segments:
+        """One entry for each segment."""
+        return added_up(np.array(self._pieces, SEGMENTS), PLACE)
+
+
+def added_up(pieces: Segments, by: Sequence[str]) -> Segments:
+    """One entry for all that agree in the fields `by`, with their sums, in the order of `by`; its
+    other fields are those of the first of them."""
+    pieces = pieces[np.lexsort([pieces[name] for name in reversed(PLACE)])]
+    pieces = pieces[np.lexsort([pieces[name] for name in reversed(by)])]
+    first = np.flatnonzero(is_first(pieces, by))
+    result = pieces[first]
+    for name in SUMS if len(first) else ():
+        result[name] = np.add.reduceat(pieces[name], first)
+    return result
+
+
+def is_first(segments: Segments, by: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """[S] whether the entry before differs in one of the fields `by`."""
+    differs = np.zeros(len(segments), np.bool_)
+    differs[:1] = True
+    for name in by:
+        differs[1:] |= segments[name][1:] != segments[name][:-1]
+    return differs
