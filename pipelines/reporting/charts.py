@@ -18,6 +18,8 @@ from bytelm.pipelines.reporting.scales import Scale, Values, number_text, padded
 
 DASHES = ("", "9 4", "3 3", "12 4 3 4", "1 4", "16 5", "6 3 1 3", "2 6")
 MARKERS = ("circle", "square", "triangle", "diamond")
+MAX_MARKERS = 40
+"""Places of a curve from which on markers would hide it."""
 COLOURS = 8
 _CHARACTER = 6.6
 """Width of a character of a label, in the SVG's units; its font size is 12."""
@@ -36,7 +38,7 @@ class Series:
     number: int
     """Its colour, from 0. Dashes and markers follow the order of a chart's series."""
     has_markers: bool = False
-    """Whether every place of the curve has a marker, as evaluations have."""
+    """Whether every place of the curve has a marker, as few evaluations have."""
     is_labelled: bool = True
 
 
@@ -177,7 +179,7 @@ def _line(series: Series, number: int, frame: _Frame) -> Markup:
     line = Markup('<path class="line s{}" stroke-dasharray="{}" d="M{}"/>').format(
         colour, DASHES[number % len(DASHES)] or "none", _points(x, y)
     )
-    if series.has_markers or curve.steps.size == 1:
+    if (series.has_markers and curve.steps.size <= MAX_MARKERS) or curve.steps.size == 1:
         kind = MARKERS[number % len(MARKERS)]
         places = zip(x.tolist(), y.tolist(), strict=True)
         line += Markup('<path class="mark s{}" d="{}"/>').format(

@@ -26,13 +26,17 @@ class Curve:
     high: Values
 
 
-def thinned(steps: Values, values: Values, is_log: bool = False, bins: int = BINS) -> Curve:
+def thinned(
+    steps: Values, values: Values, is_log: bool = False, is_smooth: bool = True, bins: int = BINS
+) -> Curve:
     """Thin a curve to at most `bins` places, at equal distances on the axis of steps.
 
     Args:
         steps: [n], increasing.
         values: [n]; those that are not finite are left out.
         is_log: whether the axis is logarithmic.
+        is_smooth: whether the line is averaged over neighbouring places; otherwise it has the mean
+            of each place.
     """
     is_shown = np.isfinite(values) & ((steps > 0) | (not is_log))
     steps, values = steps[is_shown], values[is_shown]
@@ -46,7 +50,7 @@ def thinned(steps: Values, values: Values, is_log: bool = False, bins: int = BIN
     sums = np.add.reduceat(values, starts)
     return Curve(
         np.add.reduceat(steps, starts) / counts,
-        _smoothed(place[starts] / bins, sums, counts),
+        _smoothed(place[starts] / bins, sums, counts) if is_smooth else sums / counts,
         np.minimum.reduceat(values, starts),
         np.maximum.reduceat(values, starts),
     )

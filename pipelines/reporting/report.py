@@ -11,10 +11,10 @@ import bytelm
 from bytelm.pipelines.reporting.compare import differences
 from bytelm.pipelines.reporting.config_lines import config_differences
 from bytelm.pipelines.reporting.page import render
-from bytelm.pipelines.reporting.run_data import Columns, read_run
+from bytelm.pipelines.reporting.run_data import Columns, read_runs
 from bytelm.pipelines.reporting.run_evaluation import evaluation_of
 from bytelm.pipelines.reporting.run_media import media_sections
-from bytelm.pipelines.reporting.run_view import RunView, view_run
+from bytelm.pipelines.reporting.run_view import MediaSection, RunView, view_run
 from bytelm.pipelines.storage.files import write_atomic
 
 PAGE_FILE = "report.html"
@@ -60,11 +60,11 @@ def read_views(
 
     The arguments are those of `make_report`. Samples and surprise maps are for one run alone.
     """
-    read = [read_run(folder) for folder in runs]
+    read = read_runs(runs)
     views = []
     for run in read:
         evaluation, missing = evaluation_of(run, limit)
-        media = []
+        media: list[MediaSection] = []
         if with_media and len(read) == 1:
             media, problems = media_sections(run, evaluation)
             missing += problems

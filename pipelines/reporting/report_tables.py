@@ -93,7 +93,8 @@ def codec_tables(evaluation: Mapping[str, Any]) -> list[ReportTable]:
         highlighted = frozenset(i for i, entry in enumerate(entries) if entry[2])
         columns = ["", "whole files", "2 kB chunks"]
         rows = [entry[1] for entry in entries]
-        tables.append(ReportTable(name, columns, rows, highlighted, note))
+        title = f"{name} beside codecs"
+        tables.append(ReportTable(title, columns, rows, highlighted, note))
     return tables
 
 

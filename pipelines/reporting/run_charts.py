@@ -18,6 +18,8 @@ CODECS_SHOWN = 4
 BITS_RATIO = 2.5
 """Ratio of the largest to the smallest bits per byte from which a logarithmic axis reads best: the
 first steps are near 8 bits, and what is compared lies close together at the end."""
+LENGTH_RATIO = 8
+"""Ratio of the longest to the shortest run from which logarithmic steps compare them best."""
 CodecBits = Mapping[str, Mapping[str, float]]
 """Bits per byte of each codec, by modality."""
 
@@ -45,25 +47,23 @@ def run_charts(run: RunData, codecs: CodecBits) -> list[Chart]:
 def compared_charts(runs: Sequence[RunData]) -> list[Chart]:
     """The charts of several runs, one curve a run: bits per byte, loss, throughput."""
     charts = []
+    lengths = [run.metrics.last_step for run in runs if run.metrics.last_step]
+    is_log = bool(lengths) and max(lengths) > LENGTH_RATIO * min(lengths)
     for name in modalities(runs):
-        key = f"{name}/bits_per_byte"
-        charts.append(
-            Chart(
-                f"Bits per byte of {name}, on val",
-                "bits per byte",
-                _evaluation_series([(r.name, r.metrics.evaluations) for r in runs], key),
-            )
-        )
+        columns = [(run.name, run.metrics.evaluations) for run in runs]
+        series = _evaluation_series(columns, f"{name}/bits_per_byte")
+        title = f"Bits per byte of {name}, on val"
+        charts.append(Chart(title, "bits per byte", series, is_log_x=is_log))
     for key, title, unit in (
         ("loss", "Training loss", "nats per id"),
         ("grad_norm", "Gradient norm", "norm before clipping"),
         ("bytes_per_second", "Throughput", "payload bytes per second"),
     ):
-        columns = [r.metrics.train for r in runs]
-        is_log = key == "loss" and any(_needs_log(c, key) for c in columns)
+        records = [run.metrics.train for run in runs]
+        is_log = key == "loss" and any(_needs_log(c, key) for c in records)
         series = [
-            Series(run.name, _curve(run.metrics.train, key, is_log), number)
-            for number, run in enumerate(runs)
+            Series(run.name, _curve(train, key, is_log), number)
+            for number, (run, train) in enumerate(zip(runs, records, strict=True))
         ]
         is_log_y = key == "grad_norm" and _spans([s.curve for s in series])
         charts.append(Chart(title, unit, series, is_log_x=is_log, is_log_y=is_log_y))
@@ -123,14 +123,15 @@ def _loss(train: Columns) -> Chart:
 def _rates(run: RunData) -> Chart:
     """The learning rates; Muon's has the same schedule as AdamW's, and another peak."""
     train, optimizer = run.metrics.train, section(run.config, "optimizer")
-    series = [Series("AdamW", _curve(train, "lr"), 0)]
+    adamw = _curve(train, "lr", is_smooth=False)
+    series = [Series("AdamW", adamw, 0)]
     if optimizer.get("name") == "muon" and isinstance(optimizer.get("muon_lr"), float):
         peak = optimizer.get("lr") or 2e-2
         rates = train.get("lr", np.empty(0)) * (optimizer["muon_lr"] / peak)
         if rates.size and peak != optimizer["muon_lr"]:
-            series.append(Series("Muon", thinned(train["step"], rates), 1))
+            series.append(Series("Muon", thinned(train["step"], rates, is_smooth=False), 1))
         elif rates.size:
-            series = [Series("both", _curve(train, "lr"), 0)]
+            series = [Series("both", adamw, 0)]
     return Chart("Learning rates", "learning rate", series)
 
 
@@ -163,10 +164,10 @@ def _evaluation_series(runs: Sequence[tuple[str, Columns]], key: str) -> list[Se
     ]
 
 
-def _curve(columns: Columns, key: str, is_log: bool = False) -> Curve:
+def _curve(columns: Columns, key: str, is_log: bool = False, is_smooth: bool = True) -> Curve:
     none: Values = np.empty(0)
     steps = columns.get("step", none) if key in columns else none
-    return thinned(steps, columns.get(key, none), is_log)
+    return thinned(steps, columns.get(key, none), is_log, is_smooth)
 
 
 def _points(columns: Columns, key: str) -> Curve:

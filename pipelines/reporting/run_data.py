@@ -7,7 +7,9 @@ the report shows the rest.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,8 @@ class RunData:
     """A run as its folder describes it."""
 
     folder: Path
+    name: str
+    """A short name for people."""
     config: dict[str, Any]
     """The resolved config in plain values; empty if it is missing."""
     metrics: Metrics
@@ -69,12 +73,6 @@ class RunData:
     sets: list[SetFacts]
     missing: list[str]
     """A line for each thing that the folder should hold and does not."""
-
-    @property
-    def name(self) -> str:
-        """The folder's name, or that of its parent where the folder is called `run`."""
-        resolved = self.folder.resolve()
-        return f"{resolved.parent.name}/run" if resolved.name == "run" else resolved.name
 
     @property
     def steps(self) -> int:
@@ -122,7 +120,23 @@ def read_run(folder: Path) -> RunData:
             "versions, machine and exact duration are unknown"
         )
     sets, set_problems = _read_sets(config)
-    return RunData(folder, config, metrics, checkpoints, sessions, sets, missing + set_problems)
+    return RunData(
+        folder,
+        _short_name(folder),
+        config,
+        metrics,
+        checkpoints,
+        sessions,
+        sets,
+        missing + set_problems,
+    )
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunData]:
+    """Read several runs, with names that differ. Raises ValueError as `read_run` does."""
+    runs = [read_run(folder) for folder in folders]
+    names = Counter(run.name for run in runs)
+    return [replace(r, name=str(r.folder)) if names[r.name] > 1 else r for r in runs]
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -142,6 +156,12 @@ def read_metrics(path: Path) -> Metrics:
     return Metrics(
         _columns(kinds.get("train", [])), _columns(kinds.get("eval", [])), anomalies, unreadable
     )
+
+
+def _short_name(folder: Path) -> str:
+    """The folder's name, with that of its parent where the folder is called `run`."""
+    resolved = folder.resolve()
+    return f"{resolved.parent.name}/run" if resolved.name == "run" else resolved.name
 
 
 def _columns(records: list[dict[str, Any]]) -> Columns:
