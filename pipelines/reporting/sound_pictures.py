@@ -91,11 +91,12 @@ def spectrogram_plot(pcm: Pcm, rate: int) -> Markup:
     return plot(picture, time_axis(sound.seconds), Axis(name, ticks), _HEIGHT)
 
 
-def waveform_svg(pcm: Pcm, rate: int) -> Markup:
+def waveform_svg(pcm: Pcm, rate: int, given_frames: int = 0) -> Markup:
     """The lowest and highest of 16-bit samples [n c] over time, over all channels, with axes.
 
     Args:
         rate: frames a second.
+        given_frames: frames at the beginning that are shaded.
     """
     bounds = np.linspace(0, len(pcm), min(MAX_COLUMNS, len(pcm)) + 1).astype(int)[:-1]
     lowest = np.minimum.reduceat(pcm.min(1), bounds) / FULL_SCALE
@@ -107,26 +108,33 @@ def waveform_svg(pcm: Pcm, rate: int) -> Markup:
     forth = [f"{x},{y}" for x, y in enumerate(top.tolist())]
     back = [f"{x},{y}" for x, y in enumerate(bottom.tolist())]
     outline = " ".join([*forth, f"{len(top)},{top[-1]}", f"{len(top)},{bottom[-1]}", *back[::-1]])
+    shade = Markup('<rect class="given-area" width="{:.2f}" height="1004"/>').format(
+        given_frames / len(pcm) * len(top)
+    )
     drawing = Markup(
         '<svg class="stretched" height="{}" viewBox="0 0 {} 1004" preserveAspectRatio="none" '
-        'role="img" aria-label="Waveform of {:.3g} s"><line class="plot-line" x1="0" x2="{}" '
+        'role="img" aria-label="Waveform of {:.3g} s">{}<line class="plot-line" x1="0" x2="{}" '
         'y1="500" y2="500"/><polygon class="wave" points="{}"/></svg>'
-    ).format(_HEIGHT, len(top), len(pcm) / rate, len(top), outline)
+    ).format(
+        *(_HEIGHT, len(top), len(pcm) / rate),
+        *(shade if given_frames else "", len(top), outline),
+    )
     ticks = [(0.0, f"−{limit:g}"), (0.5, "0"), (1.0, f"{limit:g}")]
     return plot(drawing, time_axis(len(pcm) / rate), Axis("amplitude", ticks), _HEIGHT)
 
 
-def sound_player(pcm: Pcm, rate: int, title: str = "") -> Markup:
+def sound_player(pcm: Pcm, rate: int, title: str = "", given_frames: int = 0) -> Markup:
     """Controls to play 16-bit samples [n c], with waveform, spectrogram, length and peak.
 
     Args:
         rate: frames a second.
         title: heading above the controls, plain text.
+        given_frames: frames at the beginning that are shaded in the waveform.
     """
     return Markup('<figure class="sound">{}{}{}{}</figure>').format(
         Markup("<figcaption>{}</figcaption>").format(title) if title else "",
         audio_element(pcm, rate),
-        waveform_svg(pcm, rate),
+        waveform_svg(pcm, rate, given_frames),
         spectrogram_plot(pcm, rate),
     )
 
