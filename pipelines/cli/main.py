@@ -39,6 +39,7 @@ from bytelm.pipelines.cli import (
     inspection,
     plan,
     prepare,
+    report,
     train,
 )
 from bytelm.pipelines.cli.arguments import CommandParser
@@ -53,6 +54,7 @@ COMMANDS: dict[str, ModuleType] = {
     "plan": plan,
     "train": train,
     "evaluate": evaluate,
+    "report": report,
     "generate": generate,
     "compress": compress,
     "decompress": decompress,
