@@ -40,10 +40,13 @@ MATCHES = (
 )
 """What the codec features knew of a byte: whether the bytes before it occurred earlier (the longest
 match counts), and whether the byte that followed them there was this one."""
-ERRORS = ("0", "1", "2–3", "4–7", "8–15", "16–31", "32–63", "64–127", "128–255")
-"""Absolute errors of the codec features' first prediction, in steps of a byte."""
+_DISTANCES = ("0", "1", "2–3", "4–7", "8–15", "16–31", "32–63", "64–127", "128–255")
+ERRORS = ("no prediction", *_DISTANCES)
+"""Absolute errors of the codec features' first prediction of a byte."""
 
-_COMMON_COUNTERS = ("payload_units", "frame_units", "payload_bytes", "segments", "not_finite")
+_NOT_FINITE = {"payload_units": "not_finite_payload", "frame_units": "not_finite_frame"}
+"""Sums of units, and the counters of the ids in each whose score is not finite."""
+_COMMON_COUNTERS = (*_NOT_FINITE, *_NOT_FINITE.values(), "payload_bytes", "segments")
 _CONTEXT_EDGES = [0, *(16 << k for k in range(16))]
 _CONTEXT_BIN = np.array([(c >> 4).bit_length() for c in range(0, 1 << 20, 16)], np.uint8)
 
@@ -87,9 +90,9 @@ class ScoredSegment:
     patch_position: Ints
     """[n] position of each byte in its patch."""
     match: Bytes | None = None
-    """[n] index in MATCHES; None where the codec features have no matches."""
+    """[n] index in MATCHES; None where the model reads no codec features."""
     error: Bytes | None = None
-    """[n] index in ERRORS; None where the codec features have no predictions."""
+    """[n] index in ERRORS; None where the model reads no codec features."""
 
     @cached_property
     def payload_units(self) -> Int64s:
@@ -114,6 +117,9 @@ class Breakdown:
     labels: tuple[str, ...]
     shape: tuple[int, ...] = ()
     """Sides of a grid, the first axis outermost; empty for one axis."""
+    has_rest: bool = False
+    """Whether the first label is that of bytes of which there is nothing to say; a map that has
+    only such bytes is left out."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ class EvaluationHead:
         units = segment.payload_units
         for name, ids in (("payload_units", units), ("frame_units", segment.frame_units)):
             self.count(name, ids.sum())
-            self.count("not_finite", int((ids >= MAX_BITS * UNITS_PER_BIT).sum()))
+            self.count(_NOT_FINITE[name], int((ids >= MAX_BITS * UNITS_PER_BIT).sum()))
         self.count("payload_bytes", units.size)
         self.count("segments", segment.offset == 0)
         self.spread("patch_position", segment.patch_position, units)
@@ -209,19 +215,20 @@ class EvaluationHead:
         `bits_per_byte` counts the bits of payload ids, `coded_bits_per_byte` those of every id that
         a decoder needs; both are per payload byte.
         """
-        coded = self.counted("payload_units") + self.counted("frame_units")
         payload_bytes = self.counted("payload_bytes")
+        coded_units = self.counted("payload_units") + self.counted("frame_units")
+        coded = self.bits_per(payload_bytes, coded_units)
         return {
             "bits_per_byte": self.bits_per(payload_bytes),
-            "coded_bits_per_byte": self.bits_per(payload_bytes, coded),
+            "coded_bits_per_byte": math.nan if self.counted("not_finite_frame") else coded,
         }
 
     def bits_per(self, count: float, units: int | None = None) -> float:
-        """Bits divided by a count; NaN where it is 0, or a score was not finite.
+        """Bits divided by a count; NaN where it is 0, or a payload byte's score was not finite.
 
         units: of 2^-18 bit; those of all payload bytes by default.
         """
-        if not count or self.counted("not_finite"):
+        if not count or self.counted("not_finite_payload"):
             return math.nan
         units = self.counted("payload_units") if units is None else units
         return units / (count * UNITS_PER_BIT)
@@ -232,7 +239,7 @@ class EvaluationHead:
         for breakdown in self._breakdowns:
             sums = self._sums[breakdown.name]
             units, sizes = sums[0], sums[1]
-            if not sizes.any():
+            if not sizes[1 if breakdown.has_rest else 0 :].any():
                 continue
             shown = np.arange(len(sizes)) if breakdown.shape else np.flatnonzero(sizes)
             maps.append(
@@ -264,8 +271,10 @@ def _common_breakdowns(patch: int) -> tuple[Breakdown, ...]:
             "ids of the document before it",
             _ranges(_CONTEXT_EDGES),
         ),
-        Breakdown("codec_match", "by match candidates", "longest match", MATCHES),
-        Breakdown("codec_error", "by error of the codec's prediction", "error", ERRORS),
+        Breakdown("codec_match", "by match", "longest match", MATCHES, has_rest=True),
+        Breakdown(
+            "codec_error", "by error of a codec's prediction", "error", ERRORS, has_rest=True
+        ),
     )
 
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from bytelm.modalities.base import Bytes
 from bytelm.modalities.evaluation_head import Ints
-from bytelm.model.codec_features.layout import FEATURES, MATCH_LENGTHS, MATCHES, NONE
+from bytelm.model.codec_features.layout import MATCH_LENGTHS, MATCHES, NONE
 
 ABSENT = 255
-"""An outcome where the codec features say nothing of this kind."""
+"""The outcome where the model reads no codec features."""
 
 
 def codec_outcomes(features: npt.NDArray[np.int16] | None, ids: Ints) -> tuple[Bytes, Bytes]:
@@ -23,14 +23,11 @@ def codec_outcomes(features: npt.NDArray[np.int16] | None, ids: Ints) -> tuple[B
         features: [T, J] as `compute_codec_features` gives them; None where the model reads none.
         ids: [T].
     Returns:
-        [T] and [T]; ABSENT outside payloads, for all of a sound's matches, and for the errors of
-        payloads that are neither pixels nor samples.
+        [T] and [T]; ABSENT without features.
     """
-    match, error = np.full(len(ids), ABSENT, np.uint8), np.full(len(ids), ABSENT, np.uint8)
     if features is None:
-        return match, error
-    runs = features[:, MATCHES + len(MATCH_LENGTHS) : FEATURES]
-    match[runs[:, 0] != NONE] = 0
+        return np.full(len(ids), ABSENT, np.uint8), np.full(len(ids), ABSENT, np.uint8)
+    match, error = np.zeros(len(ids), np.uint8), np.zeros(len(ids), np.uint8)
     for column in range(len(MATCH_LENGTHS)):
         candidate = features[:, MATCHES + column]
         has_match = np.flatnonzero(candidate != NONE)
@@ -39,10 +36,10 @@ def codec_outcomes(features: npt.NDArray[np.int16] | None, ids: Ints) -> tuple[B
     prediction = features[:, 0]
     has_prediction = np.flatnonzero(prediction != NONE)
     distance = np.abs(prediction[has_prediction].astype(np.int32) - ids[has_prediction])
-    error[has_prediction] = _error_bins()[np.minimum(distance, 255)]
+    error[has_prediction] = 1 + _distance_bins()[np.minimum(distance, 255)]
     return match, error
 
 
-def _error_bins() -> Bytes:
-    """[256] index in ERRORS of each distance."""
+def _distance_bins() -> Bytes:
+    """[256] bin of each distance: 0, 1, 2 to 3, 4 to 7, ...."""
     return np.array([distance.bit_length() for distance in range(256)], np.uint8)

@@ -48,9 +48,9 @@ class ScoredRow:
     patch_position: Ints
     """[L] position of each id in the patch that the model read it in."""
     match: Bytes
-    """[L] index in MATCHES, or ABSENT."""
+    """[L] index in MATCHES; ABSENT where the model reads no codec features."""
     error: Bytes
-    """[L] index in ERRORS, or ABSENT."""
+    """[L] index in ERRORS, or ABSENT likewise."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def segments_in_row(row: ScoredRow) -> Iterator[SegmentInRow]:
 
 
 def _present(outcomes: Bytes) -> Bytes | None:
-    """Outcomes of a segment; None where its kind of payload has none."""
+    """Outcomes of a segment's bytes; None where the model reads no codec features."""
     return None if not len(outcomes) or outcomes[0] == ABSENT else outcomes
 
 

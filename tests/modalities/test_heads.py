@@ -128,8 +128,11 @@ def test_a_score_that_is_not_finite_shows_in_the_figures() -> None:
         assert math.isnan(head.figures()["bits_per_byte"])
         assert head.counted("payload_bytes") == 3
     head = EvaluationHead(patch=8)
-    assert math.isnan(head.figures()["bits_per_byte"])
-    assert head.maps() == []
+    head.update(scored(3, "utf8", frame_nats=np.array([math.inf])))
+    assert head.figures()["bits_per_byte"] == 1.0
+    assert math.isnan(head.figures()["coded_bits_per_byte"])
+    assert math.isnan(EvaluationHead(patch=8).figures()["bits_per_byte"])
+    assert EvaluationHead(patch=8).maps() == []
 
 
 def test_units_are_rounded_and_their_sums_hold_a_trillion_bytes() -> None:
