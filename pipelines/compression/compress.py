@@ -45,6 +45,7 @@ def compress_documents(
     documents: Sequence[tuple[str, bytes]],
     keep_files: bool = False,
     batch: int = 64,
+    advance: Advance = lambda coded: None,
 ) -> bytes:
     """Compress the contents of files into one container.
 
@@ -57,6 +58,8 @@ def compress_documents(
         documents: (name, content) of each file; a name may have folders before it, as `a/b.txt`.
         keep_files: code images and sounds byte for byte too, in the view `file`.
         batch: most pieces that step together; decompression needs memory for as many.
+        advance: called with the number of payload ids and ends that were just coded; an error that
+            it raises ends the coding.
     Returns:
         the container.
     Raises:
@@ -66,7 +69,7 @@ def compress_documents(
     _require_batch(batch)
     encoded = _encode_files(documents, views, keep_files, model.config.patch)
     _require_distinct_names(encoded, [name for name, _ in documents])
-    return _pack(model, encoded, batch, lambda coded: None)
+    return _pack(model, encoded, batch, advance)
 
 
 def decompress_documents(model: Megabyte, packed: bytes) -> list[tuple[str, bytes]]:

@@ -3,7 +3,8 @@
 The exported model's config holds it:
 
     {"views": {"image": "raster", ...},
-     "seen": {"headers": {"image": [[64, 64, 3], ...], "audio": [[16000, 1]]},
+     "seen": {"modalities": ["audio", "image", "text"],
+              "headers": {"image": [[64, 64, 3], ...], "audio": [[16000, 1]]},
               "pairs": [["text", "image"]]}}
 """
 
@@ -37,24 +38,29 @@ class DatasetInfo:
     """The most frequent headers of each modality, most frequent first."""
     pairs: frozenset[tuple[str, str]]
     """Modalities of segments that followed one another in a document."""
+    modalities: frozenset[str]
+    """Modalities of all segments."""
 
     @classmethod
     def of(cls, plan: Plan) -> DatasetInfo:
         """Collect the info from the indexes of a plan's sources."""
         counts: Counter[tuple[str, Header]] = Counter()
         pairs: set[tuple[str, str]] = set()
+        codes: set[int] = set()
         for source in plan.sources:
             for shard in source.set.split(source.split)[:MAX_SHARDS]:
                 index = source.set.index(shard)
                 counts.update(_count_headers(index))
                 pairs.update(_adjacent_modalities(index))
+                codes.update(np.unique(index["modality"]).tolist())
         if plan.config.pair_order == "drawn":
             pairs |= {(second, first) for first, second in pairs}
         headers: dict[str, list[Header]] = {}
         for (modality, header), _ in counts.most_common():
             headers.setdefault(modality, []).append(header)
         most_frequent = {name: values[:MAX_HEADERS] for name, values in headers.items()}
-        return cls(plan.config.views, most_frequent, frozenset(pairs))
+        modalities = frozenset(BY_CODE[code].name for code in codes)
+        return cls(plan.config.views, most_frequent, frozenset(pairs), modalities)
 
     def to_extra(self) -> dict[str, Any]:
         """The info as entries of the exported model's config."""
@@ -62,19 +68,29 @@ class DatasetInfo:
             name: [[getattr(h, field) for field in MODALITIES[name].header_fields] for h in headers]
             for name, headers in self.headers.items()
         }
-        seen = {"headers": headers, "pairs": sorted(map(list, self.pairs))}
+        seen = {
+            "modalities": sorted(self.modalities),
+            "headers": headers,
+            "pairs": sorted(map(list, self.pairs)),
+        }
         return {"views": dict(self.views), "seen": seen}
 
     @classmethod
     def from_extra(cls, extra: Mapping[str, Any]) -> DatasetInfo:
-        """The inverse of `to_extra`; a config without `seen` gives views alone."""
-        seen = extra.get("seen", {"headers": {}, "pairs": []})
+        """The inverse of `to_extra`.
+
+        A config without `seen` gives every modality with a view. One of an earlier version, without
+        `modalities`, gives those with headers, and text, which has none.
+        """
+        nothing = {"modalities": extra["views"], "headers": {}, "pairs": []}
+        seen = extra.get("seen", nothing)
         headers = {
             name: [_header(MODALITIES[name].header_fields, values) for values in rows]
             for name, rows in seen["headers"].items()
         }
         pairs = frozenset((first, second) for first, second in seen["pairs"])
-        return cls(extra["views"], headers, pairs)
+        modalities = frozenset(seen.get("modalities", [*headers, "text"]))
+        return cls(extra["views"], headers, pairs, modalities)
 
 
 def _header(fields: Sequence[str], values: Sequence[int]) -> Header:

@@ -33,7 +33,10 @@ depend on whether a header was drawn."""
 
 ShowBytes = Callable[[bytes], object]
 Advance = Callable[[int], object]
-"""Called with the number of payload bytes that were just drawn."""
+"""Called with the number of payload bytes that were just drawn. An error that it raises ends the
+drawing."""
+Watch = Callable[[Callable[[], list[bytes]]], object]
+"""Called with a function that returns the payloads that are drawn together, as far as they are."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def generate_payloads(
     precision: str,
     show: ShowBytes | None = None,
     advance: Advance = lambda drawn: None,
+    watch: Watch = lambda payloads: None,
 ) -> list[bytes]:
     """Draw a payload for each seed.
 
@@ -125,6 +129,7 @@ def generate_payloads(
     Args:
         show: called with the prompt and then with each further byte of the first payload.
         advance: called after each step that draws a byte of every payload.
+        watch: called after each step, too.
     Returns:
         the payloads, prompts included.
     """
@@ -134,7 +139,7 @@ def generate_payloads(
         batch_seeds = seeds[first : first + rows]
         batch_show = None if first else show
         payloads += _draw_payloads(
-            model, request, batch_seeds, sampling, precision, batch_show, advance
+            model, request, batch_seeds, sampling, precision, batch_show, advance, watch
         )
     return payloads
 
@@ -204,8 +209,8 @@ class _PayloadBatch:
         self.position += 1
         return bytes([int(ids[0])]) if self._lengths[0] == self.position else b""
 
-    def finished(self) -> list[bytes]:
-        """The payloads, each of its own length."""
+    def payloads(self) -> list[bytes]:
+        """The payloads as far as they are drawn, each of its own length."""
         values = self.payload.cpu().numpy()
         lengths = self._lengths.tolist()
         return [row[:length].tobytes() for row, length in zip(values, lengths, strict=True)]
@@ -219,6 +224,7 @@ def _draw_payloads(
     precision: str,
     show: ShowBytes | None,
     advance: Advance,
+    watch: Watch,
 ) -> list[bytes]:
     device = model.lm_head.weight.device
     batch = _PayloadBatch(request, seeds, sampling, device)
@@ -237,9 +243,10 @@ def _draw_payloads(
             for logits in _logits(decoder, piece, batch, codes):
                 byte = batch.append(logits)
                 advance(len(seeds))
+                watch(batch.payloads)
                 if show and byte:
                     show(byte)
-    return batch.finished()
+    return batch.payloads()
 
 
 def _logits(

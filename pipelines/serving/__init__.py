@@ -1,1 +1,1 @@
-"""The playground: a model in a browser, on this machine."""
+"""The playground: a page on which a model completes, scores and compresses what its users give."""

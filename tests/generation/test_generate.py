@@ -40,6 +40,7 @@ DATASET_INFO = DatasetInfo(
         "audio": [Header(channels=1, rate=16000), Header(channels=2, rate=8000)],
     },
     frozenset({("text", "image"), ("image", "text")}),
+    frozenset(VIEWS),
 )
 GREEDY = Sampling(temperature=0.0)
 MODERN = {
