@@ -104,5 +104,5 @@ def _log_ticks(low: float, high: float, count: int) -> list[float]:
         found = finer
     if not found:  # more decades than ticks, or less than a part of one
         exponents = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-        found = [10.0**e for e in exponents[:: max(1, len(exponents) // max(count, 1))]]
+        found = [10.0**e for e in exponents[:: max(1, -(-len(exponents) // count))]]
     return found if len(found) > 1 else linear_ticks(low, high, count)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers.commands import TINY_MODEL
 
 from bytelm.pipelines.config import config_from_dict
 from bytelm.pipelines.evaluation.records import Evaluation, keep_evaluation
+from helpers.commands import TINY_MODEL
 
 
 def write_run(folder: Path, steps: int = 40, sets: Sequence[str] = ("gone",), **train: Any) -> Path:
@@ -46,8 +46,12 @@ def documents(
     """Entries of scored texts of 100 bytes."""
     return [
         {
-            **{"key": f"{prefix}-{number}", "set": set_path, "modality": "text"},
-            **{"bytes": 100, "bits": value, "coded_bits": value + 8},
+            "key": f"{prefix}-{number}",
+            "set": set_path,
+            "modality": "text",
+            "bytes": 100,
+            "bits": value,
+            "coded_bits": value + 8,
         }
         for number, value in enumerate(bits)
     ]
@@ -65,8 +69,13 @@ def add_evaluation(
         "bits_per_character": 2.25,
     }
     about = {
-        **{"model": str(folder), "step": step, "parameters": 1000, "split": "val"},
-        **{"scoring": "plain", "precision": "fp32", "limit": None},
+        "model": str(folder),
+        "step": step,
+        "parameters": 1000,
+        "split": "val",
+        "scoring": "plain",
+        "precision": "fp32",
+        "limit": None,
         "sets": [{"path": "gone", "root": "a" * 64}],
     }
     values: dict[str, Any] = {
@@ -88,15 +97,30 @@ def _map(
     title: str, labels: list[str], shape: list[int], bits: list[float], sizes: list[int]
 ) -> dict[str, Any]:
     return {
-        **{"name": title, "title": title, "axis": title, "labels": labels, "shape": shape},
-        **{"bits": bits, "bytes": sizes},
+        "name": title,
+        "title": title,
+        "axis": title,
+        "labels": labels,
+        "shape": shape,
+        "bits": bits,
+        "bytes": sizes,
     }
 
 
 def _train_record(step: int, rng: np.random.Generator) -> dict[str, Any]:
     loss = 1.5 + 4 * step**-0.5 + 0.1 * float(rng.normal())
     return {
-        **{"kind": "train", "step": step, "loss": loss, "bits_per_byte": {"text": 1.4 * loss}},
-        **{"lr": 0.02 * step, "grad_norm": 1.0, "skipped_steps": 0, "pad_ids": 6},
-        **{"bytes_per_second": 1000.0, "data_wait": 0.01, "mfu": 0.3, "epoch": 0, "row": step},
+        "kind": "train",
+        "step": step,
+        "loss": loss,
+        "bits_per_byte": {"text": 1.4 * loss},
+        "lr": 0.02 * step,
+        "grad_norm": 1.0,
+        "skipped_steps": 0,
+        "pad_ids": 6,
+        "bytes_per_second": 1000.0,
+        "data_wait": 0.01,
+        "mfu": 0.3,
+        "epoch": 0,
+        "row": step,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -64,7 +65,7 @@ def test_ticks_are_round_numbers_inside_the_axis(low: float, length: float, coun
     slack = 1e-6 * (high - low)
     for tick in ticks:
         assert low - slack <= tick <= high + slack
-    for first, second in zip(ticks, ticks[1:], strict=False):
+    for first, second in itertools.pairwise(ticks):
         mantissa = (second - first) / 10 ** math.floor(math.log10(second - first) + 1e-6)
         assert min(abs(mantissa - f) for f in (1, 2, 2.5, 5, 10)) < 1e-3
 

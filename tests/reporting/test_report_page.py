@@ -77,7 +77,8 @@ def test_a_page_loads_nothing_and_allows_only_its_own_script(run: Path) -> None:
         assert all(value.startswith(("#", "data:")) for value in reader.attributes(name))
     assert not re.search(r"@import|url\(", page)
     (policy,) = (a["content"] for tag, a in reader.elements if tag == "meta" and "http-equiv" in a)
-    assert policy and policy.startswith("default-src 'none'")
+    assert policy
+    assert policy.startswith("default-src 'none'")
     for kind in ("script", "style"):
         (content,) = reader.raw[kind]
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
@@ -104,8 +105,13 @@ def test_hostile_names_values_and_keys_stay_text(tmp_path: Path) -> None:
         maps={
             "text": [
                 {
-                    **{"name": "x", "title": HOSTILE, "axis": "x", "labels": [HOSTILE, "b"]},
-                    **{"shape": [2], "bits": [1.0, 2.0], "bytes": [1, 2]},
+                    "name": "x",
+                    "title": HOSTILE,
+                    "axis": "x",
+                    "labels": [HOSTILE, "b"],
+                    "shape": [2],
+                    "bits": [1.0, 2.0],
+                    "bytes": [1, 2],
                 }
             ]
         },
