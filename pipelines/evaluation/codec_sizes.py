@@ -1,74 +1,271 @@
-"""Sizes of codecs on the same bytes: gzip and xz on all, PNG and WebP on images, FLAC on sounds.
+"""Sizes of codecs on the bytes that a model is scored on, of whole files and of chunks.
 
-Each sample is compressed into a file of its own, and the container's overhead counts.
+`codec_settings` has the codecs; those of any bytes compress each payload, those of images and
+sounds each decoded sample. Each payload, and each chunk of CHUNK bytes, is a file of its own.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import lzma
-from collections import Counter
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
-import PIL.Image
-import soundfile
-
-from bytelm.modalities.audio import fits_flac, frames
+from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Bytes, Sample
-from bytelm.modalities.image import deep_pixels
-from bytelm.modalities.image_files.deep_png import deep_png
+from bytelm.pipelines.evaluation.codec_settings import (
+    BYTE_CODECS,
+    CODECS,
+    MEDIA_CODECS,
+    ByteCodec,
+    Codec,
+    MediaCodec,
+    installed,
+    is_installed,
+    uses_tool,
+)
+from bytelm.pipelines.evaluation.codec_tools import ToolError, ToolProcesses
 
-WEBP_MAX_SIDE = 16_383
-"""Longest side in pixels that the format allows."""
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 2048
+"""Bytes of a chunk, as in arXiv:2309.10668."""
+WEIGHT_BYTES = 2
+"""Bytes of a parameter in fp16."""
+POLL_SECONDS = 0.25
 
 
 class CodecSizes:
-    """Sums over many samples of one modality: compressed bytes of each codec, payload bytes."""
+    """Sums of one modality over many samples: compressed bytes and payload bytes of each codec.
 
-    def __init__(self) -> None:
-        self._compressed: Counter[str] = Counter()
-        self._payload: Counter[str] = Counter()
+    `counts` are integers under names that do not depend on the data, and add up over ranks.
+    """
 
-    def add(self, sample: Sample, payload: Bytes) -> None:
-        """Compress one sample with each codec that its modality has.
+    def __init__(self, modality: str) -> None:
+        self.codecs = [c.name for c in installed(CODECS) if _is_of(c, modality)]
+        self.counts: dict[str, int] = {
+            f"{kind} {part} {name}": 0
+            for kind in ("whole", "chunks")
+            for part in ("compressed", "payload", "files", "failures")
+            for name in self.codecs
+        }
 
-        PNG, lossless WebP and FLAC code the sample, and are counted only where the payload has as
-        many bytes: not for a lossy view, and not for a file that is kept as it is.
+    def add(self, kind: str, codec: str, compressed: int | None, payload: int) -> None:
+        """Add a file, or the chunks of one.
+
+        Args:
+            kind: `whole` or `chunks`.
+            codec: the codec's name.
+            compressed: bytes that the codec makes of it; None where it failed.
+            payload: bytes that the model is scored on.
         """
-        raw = payload.tobytes()
-        self._count("gzip", gzip.compress(raw, 9), raw)
-        self._count("xz", lzma.compress(raw), raw)
-        if sample.is_file or len(raw) != len(sample.data):
-            return
-        if sample.modality == "image":
-            self._count("PNG", _image_file(sample, "PNG", optimize=True), raw)
-            is_small = max(sample.header.width, sample.header.height) <= WEBP_MAX_SIDE
-            if is_small and not sample.is_deep:
-                self._count("WebP", _image_file(sample, "WEBP", lossless=True, method=6), raw)
-        if sample.modality == "audio" and fits_flac(sample.header):
-            self._count("FLAC", _flac(sample), raw)
+        self.counts[f"{kind} files {codec}"] += 1
+        self.counts[f"{kind} failures {codec}"] += compressed is None
+        self.counts[f"{kind} compressed {codec}"] += compressed or 0
+        self.counts[f"{kind} payload {codec}"] += payload
 
-    def _count(self, codec: str, compressed: bytes, raw: bytes) -> None:
-        self._compressed[codec] += len(compressed)
-        self._payload[codec] += len(raw)
+    def reduce(self, sum_over_ranks: Callable[[list[Any], torch.dtype], list[Any]]) -> None:
+        """Replace every sum by its sum over ranks. Collective: every rank has to call it."""
+        import torch
 
-    def bits_per_byte(self) -> dict[str, float]:
-        """Compressed bits per payload byte, for each codec that compressed anything."""
-        return {name: 8 * size / self._payload[name] for name, size in self._compressed.items()}
+        counts = sum_over_ranks(list(self.counts.values()), torch.int64)
+        self.counts = dict(zip(self.counts, counts, strict=True))
+
+    def bits_per_byte(self, kind: str = "whole") -> dict[str, float]:
+        """Compressed bits per payload byte of each codec that compressed every file it could hold.
+
+        Args:
+            kind: `whole` or `chunks`; images' and sounds' codecs compress no chunks.
+        """
+        return {
+            name: 8 * self.counts[f"{kind} compressed {name}"] / payload
+            for name in self.codecs
+            if (payload := self.counts[f"{kind} payload {name}"])
+            and not self.counts[f"{kind} failures {name}"]
+        }
+
+    def failures(self) -> dict[str, str]:
+        """A line for each codec that failed on a file, and therefore has no figure."""
+        lines = {}
+        for name in self.codecs:
+            for kind in ("chunks", "whole"):
+                if failures := self.counts[f"{kind} failures {name}"]:
+                    files = self.counts[f"{kind} files {name}"]
+                    lines[name] = f"its tool failed on {failures:,} of {files:,} files"
+        return lines
 
 
-def _image_file(sample: Sample, format_: str, **options: object) -> bytes:
-    header, file = sample.header, io.BytesIO()
-    if sample.is_deep:
-        return deep_png(deep_pixels(sample))
-    mode = "L" if header.channels == 1 else "RGB"
-    image = PIL.Image.frombytes(mode, (header.width, header.height), sample.data)
-    image.save(file, format_, **options)
-    return file.getvalue()
+def measure_codecs(
+    samples: Iterable[tuple[Sample, Bytes]],
+    add_progress: Callable[[int], None],
+    threads: int,
+) -> dict[str, CodecSizes]:
+    """Compress samples, whole and in chunks, with every codec that is installed.
+
+    Args:
+        samples: each sample with its payload [n] under the view that the model is scored on.
+        add_progress: is called with the payload bytes of each sample that is done.
+        threads: files compressed at once.
+    Returns:
+        the sums of each modality, also of those without samples.
+    Raises:
+        OSError: for a full disk.
+    """
+    sizes = {name: CodecSizes(name) for name in MODALITIES}
+    with _Encoders(threads) as encoders:
+        waiting: deque[_SampleJobs] = deque()
+        for sample, payload in samples:
+            waiting.append(encoders.submit(sample, payload, in_chunks=True))
+            if len(waiting) > 2 * encoders.threads:
+                add_progress(waiting.popleft().add_to(sizes))
+        while waiting:
+            add_progress(waiting.popleft().add_to(sizes))
+    return sizes
 
 
-def _flac(sample: Sample) -> bytes:
-    file = io.BytesIO()
-    subtype = "PCM_24" if sample.is_deep else "PCM_16"
-    soundfile.write(file, frames(sample), sample.header.rate, format="FLAC", subtype=subtype)
-    return file.getvalue()
+def codec_file_sizes(
+    sample: Sample, payload: Bytes, check: Callable[[], None] = lambda: None
+) -> dict[str, int]:
+    """Bytes of the file that each codec makes of one sample; codecs that fail are absent.
+
+    Args:
+        payload: [n] payload under the view that the model codes.
+        check: is called four times a second, and may raise an error to stop the codecs.
+    """
+    with _Encoders(processors()) as encoders:
+        jobs = encoders.submit(sample, payload, in_chunks=False)
+        while wait([job.size for job in jobs.jobs], POLL_SECONDS).not_done:
+            check()
+    return {job.codec: job.size.result() for job in jobs.jobs if not job.has_failed()}
+
+
+def processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def missing_codecs(modalities: Iterable[str]) -> dict[str, str]:
+    """The command that brings each codec of some modalities which cannot run on this machine."""
+    return {
+        codec.name: codec.remedy
+        for codec in CODECS
+        if not is_installed(codec) and any(_is_of(codec, modality) for modality in modalities)
+    }
+
+
+def with_weights(bits: float, payload_bytes: int, parameters: int) -> dict[str, float]:
+    """A model's bits per byte where its weights are sent with the data.
+
+    That is the "adjusted compression rate" of arXiv:2309.10668, which arXiv:2410.05078 takes over,
+    times 8: (compressed bytes + weight bytes) / payload bytes, with the weights in fp16.
+
+    Args:
+        bits: compressed bits of the payload.
+        payload_bytes: bytes that the model is scored on.
+        parameters: values of the model.
+    Returns:
+        `bits_per_byte`, and the `weight_bytes` that were counted.
+    """
+    weight_bytes = WEIGHT_BYTES * parameters
+    return {
+        "bits_per_byte": (bits + 8 * weight_bytes) / payload_bytes,
+        "weight_bytes": weight_bytes,
+    }
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One codec that compresses one sample."""
+
+    kind: str
+    """`whole` or `chunks`."""
+    codec: str
+    size: Future[int]
+
+    def has_failed(self) -> bool:
+        """Wait for the codec; True where its tool failed. Other errors are raised."""
+        error = self.size.exception()
+        if error is not None and not isinstance(error, ToolError):
+            raise error
+        return error is not None
+
+
+@dataclass(frozen=True)
+class _SampleJobs:
+    """All codecs that compress one sample."""
+
+    modality: str
+    payload_bytes: int
+    jobs: list[_Job]
+
+    def add_to(self, sizes: dict[str, CodecSizes]) -> int:
+        """Wait for the codecs, add their sizes, and return the sample's payload bytes."""
+        for job in self.jobs:
+            compressed = None if job.has_failed() else job.size.result()
+            sizes[self.modality].add(job.kind, job.codec, compressed, self.payload_bytes)
+        return self.payload_bytes
+
+
+class _Encoders:
+    """Threads that run codecs. Leaving the context kills what still runs."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._processes = ToolProcesses()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._processes.kill()
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, sample: Sample, payload: Bytes, in_chunks: bool) -> _SampleJobs:
+        """Begin to compress a sample with each codec that can, and its chunks if `in_chunks`.
+
+        An empty payload gets no codecs: most formats have no file for it.
+        """
+        raw, submit = payload.tobytes(), self._pool.submit
+        jobs = []
+        if raw:
+            parts = {"whole": [raw]}
+            if in_chunks:
+                parts["chunks"] = [raw[i : i + CHUNK] for i in range(0, len(raw), CHUNK)]
+            for codec in installed(BYTE_CODECS):
+                for kind, files in parts.items():
+                    size = submit(_bytes_size, codec, files, self._processes)
+                    jobs.append(_Job(kind, codec.name, size))
+            for media_codec in installed(MEDIA_CODECS):
+                if _can_code(media_codec, sample, payload):
+                    size = submit(_media_size, media_codec, sample, self._processes)
+                    jobs.append(_Job("whole", media_codec.name, size))
+        return _SampleJobs(sample.modality, payload.size, jobs)
+
+
+def _is_of(codec: Codec, modality: str) -> bool:
+    return isinstance(codec, ByteCodec) or codec.modality == modality
+
+
+def _can_code(codec: MediaCodec, sample: Sample, payload: Bytes) -> bool:
+    """Whether a codec's file holds what the payload does: no lossy view, no raw file."""
+    is_whole = not sample.is_file and payload.size == len(sample.data)
+    return codec.modality == sample.modality and is_whole and codec.fits(sample)
+
+
+def _bytes_size(codec: ByteCodec, contents: Sequence[bytes], processes: ToolProcesses) -> int:
+    """Bytes of all the files that a codec makes of these contents."""
+    if codec.tool is not None and uses_tool(codec):
+        return sum(codec.tool.sizes(contents, processes))
+    return sum(map(codec.library, contents))
+
+
+def _media_size(codec: MediaCodec, sample: Sample, processes: ToolProcesses) -> int:
+    """Bytes of the file that a codec makes of a sample."""
+    if codec.tool is not None and codec.tool_input is not None and uses_tool(codec):
+        return codec.tool.sizes([codec.tool_input(sample)], processes)[0]
+    assert codec.library is not None
+    return codec.library(sample)

@@ -26,7 +26,7 @@ from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.evaluation import PLAIN
-from bytelm.pipelines.evaluation.codecs import (
+from bytelm.pipelines.evaluation.codec_sizes import (
     CodecSizes,
     measure_codecs,
     missing_codecs,
