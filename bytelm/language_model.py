@@ -16,7 +16,6 @@ from bytelm.modalities.audio import frames
 from bytelm.modalities.base import FILE_VIEW, Header, Sample
 from bytelm.modalities.image import deep_pixels
 from bytelm.model.config import ModelConfig
-from bytelm.model.decoding.sampling import Sampling
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.compression.compress import compress_documents, decompress_documents
 from bytelm.pipelines.data.dataset_info import DatasetInfo
@@ -31,6 +30,7 @@ from bytelm.pipelines.generation.media import (
     source_name,
 )
 from bytelm.pipelines.generation.options import GenerateOptions, build_requests
+from bytelm.pipelines.generation.sampling_defaults import sampling_for
 
 
 class LanguageModel:
@@ -93,10 +93,10 @@ class LanguageModel:
         condition_on: Source | None = None,
         count: int = 1,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
         precision: str = "fp32",
         max_bytes: int = 512,
         allow_invalid_utf8: bool = False,
@@ -117,7 +117,8 @@ class LanguageModel:
                 the bytes of an image or sound that the text describes.
             count: number of results.
             seed: seed of the first result; each further one adds 1.
-            temperature: divides the logits; 0 takes the likeliest byte.
+            temperature: divides the logits; 0 takes the likeliest byte. None, here and in the next
+                three, takes the modality's default (`generation.sampling_defaults`).
             top_k: draw from the k likeliest bytes only; 0 for all.
             top_p: draw from the likeliest bytes whose probabilities add up to this.
             min_p: draw from bytes with at least this share of the likeliest byte's probability.
@@ -134,17 +135,19 @@ class LanguageModel:
         Returns:
             texts as `bytes`, images as `PIL.Image.Image`, and sounds as pairs of int16 samples
             [frames, channels] and their rate. Of the view `deep`, images are uint16 arrays
-            [height, width, channels]; of `s24be`, samples are int32, with 24 bits in the upper part.
+            [height, width, channels]; of `s24be`, samples are int32, with 24 bits in the upper
+            part.
         Raises:
             ValueError: for options that do not fit each other, the model or its training set.
         """
+        sampling = sampling_for(modality, temperature, top_k, top_p, min_p)
         options = GenerateOptions(
             modality=modality,
             prompt=prompt,
             condition_on=condition_on,
             count=count,
             seed=seed,
-            sampling=Sampling(temperature, top_k, top_p, min_p),
+            sampling=sampling,
             precision=precision,
             max_bytes=max_bytes,
             allow_invalid_utf8=allow_invalid_utf8,
@@ -156,9 +159,7 @@ class LanguageModel:
             prompt_seconds=prompt_seconds,
         )
         requests = build_requests(self.model, self.dataset_info, options)
-        samples = dict(
-            generate_samples(self.model, requests, options.seeds, options.sampling, precision)
-        )
+        samples = dict(generate_samples(self.model, requests, options.seeds, sampling, precision))
         return [_as_object(samples[number]) for number in range(count)]
 
     def compress(self, data: bytes, name: str = "data") -> bytes:

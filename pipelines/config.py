@@ -173,6 +173,9 @@ class TrainConfig:
     """Number of steps between two evaluations on `val`; 0 evaluates only after the last step."""
     eval_rows: int = 64
     """Rows of each set's `val` that an evaluation during training scores, at most."""
+    sample_every: int = 0
+    """Number of steps between two times that samples are drawn into the run's folder; the last step
+    draws them too. 0 never draws."""
     checkpoint_every: int = 1000
     """Number of steps between two checkpoints; the last step always writes one."""
     keep_last: int = 3
@@ -196,6 +199,9 @@ class RunConfig:
     """Length of the run, batches, precision, evaluations and checkpoints."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Muon or AdamW, and the learning rates."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where metrics and samples go beside the run's own files; `wandb` and `trackio` are extras,
+    `pip install 'bytelm[wandb]'`. An empty list is none."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -210,6 +216,8 @@ class RunConfig:
                 f"data.cache_gb is {self.data.cache_gb}, and must be above 0 (.inf sets no limit)"
             )
         problems += self._set_problems()
+        if len(set(self.trackers)) < len(self.trackers):
+            problems.append(f"trackers are {', '.join(self.trackers)}: name each of them once")
         if not self.data.sets:
             problems.append("data.sets is empty: name at least one set made by `bytelm prepare`")
         if problems:
@@ -267,6 +275,7 @@ class RunConfig:
             ("train.log_every", self.train.log_every, 1),
             ("train.eval_every", self.train.eval_every, 0),
             ("train.eval_rows", self.train.eval_rows, 1),
+            ("train.sample_every", self.train.sample_every, 0),
             ("train.checkpoint_every", self.train.checkpoint_every, 1),
             ("train.keep_last", self.train.keep_last, 1),
             ("train.keep_every", self.train.keep_every, 0),
@@ -330,7 +339,7 @@ def load_config(path: Path, overrides: list[str]) -> RunConfig:
     """
     values = read_config_file(path)
     for override in overrides:
-        _override(values, override)
+        override_value(values, override)
     return config_from_dict(values)
 
 
@@ -352,7 +361,12 @@ def _resolve_model(model: Any) -> Any:
     return model
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def override_value(values: dict[str, Any], override: str) -> None:
+    """Replace a value of a config in plain values by a text `section.key=value`.
+
+    Raises:
+        ValueError: if the text has another form, or its key leads through a single value.
+    """
     key, separator, text = override.partition("=")
     if not (separator and key):
         raise ValueError(f"--set takes section.key=value, not {override!r}")

@@ -22,6 +22,12 @@ MAX_PAYLOAD_BYTES = (1 << 32) - 1
 MAX_SEED = 1 << 62
 MAX_SIDE = 65535
 HELP = "Generate texts, images or sounds. Every file is valid."
+SAMPLING_HELP = (
+    "Each option replaces one value of the modality's defaults: text temperature 0.8; image "
+    "temperature 0.8; audio temperature 0.9. The model's own distribution is --temperature 1 "
+    "--top-k 0 --top-p 1 --min-p 0."
+)
+"""A text, since the defaults themselves are beside torch, which takes a second to import."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,33 +54,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="seed of the first file; each further one adds 1",
     )
-    parser.add_argument(
-        "--temperature",
-        type=Number(0, 1e9),
-        default=1.0,
-        help="divides the logits; 0 takes the likeliest",
-    )
-    parser.add_argument(
-        "--top-k",
-        type=WholeNumber(0, 1 << 32),
-        default=0,
-        help="draw from the k likeliest bytes only; 0 for all",
-    )
-    parser.add_argument(
-        "--top-p",
-        type=Number(0, 1, is_least_allowed=False),
-        default=1.0,
-        help="draw from the likeliest bytes whose probabilities add up to this",
-    )
-    parser.add_argument(
-        "--min-p",
-        type=Number(0, 1),
-        default=0.0,
-        help="draw from bytes with at least this share of the likeliest byte's probability",
-    )
+    _add_sampling_arguments(parser)
     add_precision(parser)
     for add in _MODALITY_ARGUMENTS.values():
         add(parser)
+
+
+def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling", SAMPLING_HELP)
+    group.add_argument(
+        "--temperature", type=Number(0, 1e9), help="divides the logits; 0 takes the likeliest"
+    )
+    group.add_argument(
+        "--top-k",
+        type=WholeNumber(0, 1 << 32),
+        help="draw from the k likeliest bytes only; 0 for all",
+    )
+    group.add_argument(
+        "--top-p",
+        type=Number(0, 1, is_least_allowed=False),
+        help="draw from the likeliest bytes whose probabilities add up to this",
+    )
+    group.add_argument(
+        "--min-p",
+        type=Number(0, 1),
+        help="draw from bytes with at least this share of the likeliest byte's probability",
+    )
 
 
 def _add_text_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -206,8 +211,8 @@ def _check_modality(options: argparse.Namespace) -> None:
 
 
 def _generate_options(options: argparse.Namespace) -> GenerateOptions:
-    from bytelm.model.decoding.sampling import Sampling
     from bytelm.pipelines.generation.options import GenerateOptions
+    from bytelm.pipelines.generation.sampling_defaults import sampling_for
 
     channels = {"image": 1 if options.grey else None, "audio": options.channels}
     return GenerateOptions(
@@ -216,7 +221,9 @@ def _generate_options(options: argparse.Namespace) -> GenerateOptions:
         condition_on=options.condition_on,
         count=options.count,
         seed=options.seed,
-        sampling=Sampling(options.temperature, options.top_k, options.top_p, options.min_p),
+        sampling=sampling_for(
+            options.modality, options.temperature, options.top_k, options.top_p, options.min_p
+        ),
         precision=options.precision,
         max_bytes=options.max_bytes,
         allow_invalid_utf8=options.allow_invalid_utf8,

@@ -37,7 +37,8 @@ class GenerateOptions:
     """Number of files."""
     seed: int = 0
     """Seed of the first file; each further file has the next one."""
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = field(kw_only=True)
+    """Of headers that are drawn, too."""
     precision: str = "fp32"
     max_bytes: int = 512
     """Longest text in bytes, prompt included."""

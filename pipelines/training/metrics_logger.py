@@ -1,11 +1,17 @@
-"""Metrics of a run as JSON lines and for TensorBoard, and its progress on the terminal."""
+"""Metrics of a run in its folder and for its trackers, and its progress on the terminal.
+
+RUN/metrics.jsonl    a line for each record: train, eval, damage, spike, skipped
+RUN/results.csv      a row for each evaluation: step, and bits per byte of each modality
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,12 +27,15 @@ from rich.progress import (
 )
 
 from bytelm.pipelines.checkpoints.train_state import LossMonitor, TrainState
+from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.evaluation.scoring import bits_per_byte
 from bytelm.pipelines.storage.files import write_atomic
+from bytelm.pipelines.training.samples import Drawn
 from bytelm.pipelines.training.step_statistics import StepStatistics
+from bytelm.pipelines.training.trackers import Trackers
 
 METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
+RESULTS = "results.csv"
 PLAIN_SECONDS = 10.0
 """Seconds between lines of progress if stdout is no terminal."""
 
@@ -37,24 +46,27 @@ class MetricsLogger:
     On a terminal the progress is a bar, elsewhere a plain line every PLAIN_SECONDS.
     """
 
-    def __init__(self, run: Path, steps: int, done: int, peak_step_seconds: float):
+    def __init__(
+        self, run: Path, config: RunConfig, steps: int, done: int, peak_step_seconds: float
+    ):
         """Open the files of a run, and remove metrics of steps after `done`, which are lost.
 
         Args:
+            config: of the run, with its trackers.
             steps: steps of the whole run.
             done: steps that an earlier process did and saved.
             peak_step_seconds: duration of a step at the peak FLOP/s of all devices, for MFU.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         self.console = Console(highlight=False, markup=False)  # paths have brackets
         self._steps = steps
         self._done_before = done
         self._peak_step_seconds = peak_step_seconds
         path = run / METRICS
-        write_atomic(path, "".join(line + "\n" for line in _lines_up_to(path, done)).encode())
+        lines = _lines_up_to(path, done)
+        write_atomic(path, "".join(line + "\n" for line in lines).encode())
         self._file = open(path, "a")  # noqa: SIM115
-        self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=done + 1)
+        self._results = Results(run / RESULTS, lines)
+        self._trackers = Trackers(config.trackers, run, config.to_dict(), done, self.print)
         self._progress = _progress_bar(self.console) if self.console.is_terminal else None
         if self._progress is not None:
             self._task = self._progress.add_task("", total=steps, completed=done, figures="")
@@ -74,8 +86,8 @@ class MetricsLogger:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
-        self._writer.close()
         self._file.close()
+        self._trackers.close()
 
     def step(
         self, state: TrainState, statistics: StepStatistics, data_wait: float, is_due: bool
@@ -98,6 +110,13 @@ class MetricsLogger:
             self._record("train", state.step, values)
             self._show_progress(state.step, _figures(values))
 
+    def set_steps(self, steps: int, done: int) -> None:
+        """Show that the run has another number of steps, from step `done` on."""
+        self.print(f"step {done}: {steps:,} steps fit the time, {self._steps:,} were planned")
+        self._steps = steps
+        if self._progress is not None:
+            self._progress.update(self._task, total=steps)
+
     def spike(self, step: int, loss: float, loss_monitor: LossMonitor) -> None:
         """Record a loss that stands out, with mean and variance of the preceding ones."""
         self._write(
@@ -119,6 +138,7 @@ class MetricsLogger:
     def evaluation(self, step: int, metrics: dict[str, dict[str, float]]) -> None:
         """Record and show the metrics of an evaluation, by modality."""
         self._record("eval", step, metrics)
+        self._results.add(step, metrics)
         parts = [f"{name} {m['bits_per_byte']:.3f}" for name, m in metrics.items()]
         self.print(f"step {step}: bits per byte on val: {'  '.join(parts)}")
         self._restart_interval()
@@ -126,6 +146,13 @@ class MetricsLogger:
     def checkpoint(self, step: int, folder: Path) -> None:
         """Show where a checkpoint was written."""
         self.print(f"step {step}: checkpoint {folder}")
+        self._restart_interval()
+
+    def samples(self, step: int, drawn: Drawn) -> None:
+        """Record samples that were drawn, and show where they are."""
+        if drawn.samples:
+            self._trackers.samples(step, drawn.samples)
+        self.print(drawn.message)
         self._restart_interval()
 
     def print(self, message: str) -> None:
@@ -167,17 +194,48 @@ class MetricsLogger:
             self.print(f"step {step}/{self._steps}  {figures}  left {remaining}")
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write values to the metrics and to TensorBoard."""
+        """Write values to the metrics and to the trackers."""
         self._write(kind, step, values)
+        numbers = {}
         for name, value in values.items():
             for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
-                tag = "/".join(part for part in (kind, name, inner) if part)
-                self._writer.add_scalar(tag, number, step)
+                numbers["/".join(part for part in (kind, name, inner) if part)] = number
+        self._trackers.log(step, numbers)
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         line = {"kind": kind, "step": step, **_without_nan(values)}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+
+
+class Results:
+    """The bits per byte of each evaluation as a table that a spreadsheet opens."""
+
+    def __init__(self, path: Path, lines: Sequence[str]) -> None:
+        """Begin with the evaluations among a run's lines of metrics, so that both agree."""
+        self._path = path
+        self._rows: list[dict[str, float]] = []
+        for values in map(json.loads, lines):
+            if values.pop("kind") == "eval":
+                self._append(values.pop("step"), values)
+        self._write()
+
+    def add(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """Add a row."""
+        self._append(step, metrics)
+        self._write()
+
+    def _append(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        bits = {f"{name}_bits_per_byte": m["bits_per_byte"] for name, m in metrics.items()}
+        self._rows.append({"step": step, **bits})
+
+    def _write(self) -> None:
+        columns = dict.fromkeys(name for row in self._rows for name in row)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(columns) or ["step"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomic(self._path, table.getvalue().encode())
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -15,6 +15,7 @@ from bytelm.pipelines.data.plan import Plan, Source, load_or_make_plan
 from bytelm.pipelines.storage.cache import cache_limit
 from bytelm.pipelines.training.config_changes import check_same_model
 from bytelm.pipelines.training.deepspeed_config import deepspeed_config
+from bytelm.pipelines.training.trackers import check_trackers
 
 PLAN = "plan.npz"
 
@@ -45,6 +46,7 @@ def check(config: RunConfig, run: Path, ranks: int, options: ResumeOptions) -> N
     """
     deepspeed_config(config.train.deepspeed)
     config.accumulation(ranks)
+    check_trackers(config.trackers)
     if any("\udc80" <= character <= "\udcff" for character in str(run)):  # bytes that are none
         raise ValueError(f"{run} is no UTF-8, which TensorBoard needs: choose another --out")
     if config.model.vocab_size != framing.VOCAB_SIZE or config.model.pad_id != framing.PAD:
@@ -56,8 +58,7 @@ def check(config: RunConfig, run: Path, ranks: int, options: ResumeOptions) -> N
         raise ValueError(
             "--allow-fresh-start says what --resume does without a checkpoint: add --resume"
         )
-    if not options.resume and not _is_new(run):
-        raise ValueError(f"{run} is not empty: continue with --resume, or choose another --out")
+    check_new(run, options)
     state = None
     if options.resumes(run):
         check_same_model(run, config)
@@ -70,6 +71,12 @@ def check(config: RunConfig, run: Path, ranks: int, options: ResumeOptions) -> N
     if config.data.damage == "raise":
         for source in plan.sources:
             source.set.check_sizes("train")
+
+
+def check_new(run: Path, options: ResumeOptions) -> None:
+    """Raise ValueError if the folder of a run that is not resumed holds anything but its plan."""
+    if not options.resume and not _is_new(run):
+        raise ValueError(f"{run} is not empty: continue with --resume, or choose another --out")
 
 
 def check_cache(config: RunConfig, plan: Plan, ranks: int) -> None:

@@ -48,6 +48,7 @@ from bytelm.pipelines.training.checkpointer import Checkpointer
 from bytelm.pipelines.training.config_changes import change_lines, check_same_model
 from bytelm.pipelines.training.engine import Engine, join_process_group
 from bytelm.pipelines.training.metrics_logger import METRICS, MetricsLogger
+from bytelm.pipelines.training.pace import Pace, TimeBudget, with_steps, write_steps
 from bytelm.pipelines.training.preflight import (
     PLAN,
     ResumeOptions,
@@ -56,6 +57,8 @@ from bytelm.pipelines.training.preflight import (
     total_steps,
     training_plan,
 )
+from bytelm.pipelines.training.samples import SampleDrawer, remove_samples_after
+from bytelm.pipelines.training.sessions import recorded_session
 from bytelm.pipelines.training.step_statistics import StepStatistics
 
 
@@ -71,19 +74,28 @@ class Trainer:
         self.steps = total_steps(self.config, plan)
         self.state = TrainState(0, 0, 0, plan.identity, engine.ranks, engine.zero_stage)
         self.saved_step: int | None = None
-        self.checkpointer = Checkpointer(engine, run, DatasetInfo.of(plan).to_extra())
+        dataset_info = DatasetInfo.of(plan)
+        self.checkpointer = Checkpointer(engine, run, dataset_info.to_extra())
+        sets = [source.set for source in plan.sources]
+        self.sample_drawer = SampleDrawer(engine, run, sets, dataset_info)
         self.validation_plans: list[Plan] = []
         self.start_messages: list[str] = []
         """Lines for the log, which opens in `run`."""
         self.log: MetricsLogger | None = None
         """Only rank 0 has one."""
+        self.pace: Pace | None = None
+        """Corrects the number of steps, if the run has a limited time."""
 
     @classmethod
-    def start(cls, config: RunConfig, run: Path, options: ResumeOptions) -> Trainer:
+    def start(
+        cls, config: RunConfig, run: Path, options: ResumeOptions, budget: TimeBudget | None = None
+    ) -> Trainer:
         """Join the other ranks, make the engine and the plan, and resume if the options ask for it.
 
         Every rank calls it.
 
+        Args:
+            budget: of a run of limited time, whose steps are corrected after the warm-up.
         Raises:
             ValueError: for a user's mistake.
             DamageError: if no checkpoint can be used.
@@ -98,6 +110,8 @@ class Trainer:
         engine = Engine(Megabyte(config.model), config)
         trainer = cls(engine, _plan_for_all_ranks(engine, run / PLAN), run)
         trainer._resume(options)
+        if budget:
+            trainer.pace = Pace(budget, config.optimizer.warmup_steps)
         return trainer
 
     def run(self) -> None:
@@ -112,8 +126,10 @@ class Trainer:
         self.signals = SignalListener(is_launched=LAUNCHER_LOCK in os.environ)
         self.signals.set_patience(patience(self.engine.ranks))
         tell_launcher_started()
-        with self._open_log() as self.log:
+        with self._open_log() as self.log, self._recorded_session():
             self._open_data()
+            if self._are_samples_due() and self.sample_drawer.is_missing(self.state.step):
+                self.draw_samples()  # the run was asked to stop before they were drawn
             stop = False
             while self.state.step < self.steps:
                 micro_batches, data_wait = self._next_micro_batches()
@@ -124,10 +140,14 @@ class Trainer:
                     break
                 statistics = self.engine.train_step(self.state.step, self.steps, micro_batches)
                 self._record(statistics, data_wait)
+                if self.pace and self.pace.is_due_after(self.state.step):
+                    self._correct_steps(self.pace)
                 if self._is_due(self.config.train.eval_every):
                     self.evaluate()
                 if self._is_due(self.config.train.checkpoint_every):
                     self.save()
+                if self._are_samples_due():
+                    self.draw_samples()
             if stop:
                 self.save()
                 self._print(
@@ -154,6 +174,12 @@ class Trainer:
         scores.reduce(self.engine.sum_over_ranks)
         if self.log:
             self.log.evaluation(self.state.step, scores.figures())
+
+    def draw_samples(self) -> None:
+        """Draw samples with the present weights, unless a signal interrupts it."""
+        drawn = self.sample_drawer.draw(self.state.step, lambda: self.signals.stop_requested)
+        if self.log and drawn:
+            self.log.samples(self.state.step, drawn)
 
     def save(self) -> None:
         """Write a checkpoint of the present step, unless there is one."""
@@ -206,12 +232,25 @@ class Trainer:
         peak_flops = _peak_flops(self.engine)
         if self.engine.rank != 0:
             return nullcontext()
+        remove_samples_after(self.folder, self.state.step)
         if self.state.step < self.steps:
-            config = json.dumps(self.config.to_dict(), indent=1)
-            write_atomic(self.folder / run_folder.CONFIG_FILE, config.encode())
+            self._write_config()
         model = self.config.model
         step_flops = training_flops_per_byte(model) * model.context * self.config.train.global_batch
-        return MetricsLogger(self.folder, self.steps, self.state.step, step_flops / peak_flops)
+        step_seconds = step_flops / peak_flops
+        return MetricsLogger(self.folder, self.config, self.steps, self.state.step, step_seconds)
+
+    def _recorded_session(self) -> AbstractContextManager[None]:
+        """The record of this session in the run's folder, which rank 0 keeps if there are steps."""
+        if self.engine.rank != 0 or self.state.step >= self.steps:
+            return nullcontext()
+        return recorded_session(
+            self.folder,
+            lambda: self.state.step,
+            ranks=self.engine.ranks,
+            zero_stage=self.engine.zero_stage,
+            precision=self.config.train.precision,
+        )
 
     def _open_data(self) -> None:
         """Start the training loader, plan the validation, and log how the run starts."""
@@ -300,10 +339,31 @@ class Trainer:
             loss_monitor=self.state.loss_monitor.after(statistics.loss, statistics.is_applied),
         )
 
+    def _correct_steps(self, pace: Pace) -> None:
+        """Take as many steps as fit at the speed of the warm-up on rank 0."""
+        planned = self.steps
+        steps = pace.corrected(self.config).train.steps if self.engine.rank == 0 else 0
+        (steps,) = self.engine.sum_over_ranks([steps], torch.int64)
+        self.config = with_steps(self.config, steps)
+        self.steps = total_steps(self.config, self.plan)
+        if self.log:
+            self.log.set_steps(self.steps, self.state.step)
+            self._write_config()
+            write_steps(self.folder, self.config, planned)
+
+    def _write_config(self) -> None:
+        config = json.dumps(self.config.to_dict(), indent=1)
+        write_atomic(self.folder / run_folder.CONFIG_FILE, config.encode())
+
     def _is_due(self, every: int) -> bool:
         """Whether the present step is the last one, or a multiple of `every`; 0 is never."""
         step = self.state.step
         return step == self.steps or (every > 0 and step % every == 0)
+
+    def _are_samples_due(self) -> bool:
+        """Whether the present step is one that draws samples."""
+        every = self.config.train.sample_every
+        return every > 0 and self.state.step > 0 and self._is_due(every)
 
     def _signals_on_any_rank(self) -> tuple[bool, bool]:
         """Whether a signal asked any rank to stop, and to save now."""

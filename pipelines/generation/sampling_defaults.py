@@ -1,0 +1,39 @@
+"""Settings with which each modality is drawn unless a user says otherwise.
+
+They were chosen by measurement (docs/log.md), as those whose files are nearest to real ones: at
+temperature 1 the errors of a small model add up, until an image is noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from bytelm.model.decoding.sampling import Sampling
+
+DEFAULT_SAMPLING: Mapping[str, Sampling] = {
+    "text": Sampling(temperature=0.8),
+    "image": Sampling(temperature=0.8),
+    "audio": Sampling(temperature=0.9),
+}
+"""By modality."""
+
+
+def sampling_for(
+    modality: str,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Sampling:
+    """The settings that a user gives, and the modality's defaults in place of None.
+
+    Raises:
+        ValueError: for a modality that there is not, or a value out of range.
+    """
+    if modality not in DEFAULT_SAMPLING:
+        known = ", ".join(DEFAULT_SAMPLING)
+        raise ValueError(f"no modality {modality!r}: choose one of {known}")
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return replace(DEFAULT_SAMPLING[modality], **chosen)  # type: ignore[arg-type]
