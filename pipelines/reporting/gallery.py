@@ -15,6 +15,8 @@ from bytelm.pipelines.reporting.sound_pictures import sound_player
 
 MAX_REAL = 8
 """Real images beside the generated ones."""
+THUMBNAIL_SIDE = 160
+"""Pixels of the screen of a small picture's longer side, so that a phone shows two in a line."""
 _NAMES = {"image": "Images", "audio": "Sounds", "text": "Texts"}
 
 
@@ -30,8 +32,10 @@ def gallery(drawn: Sequence[DrawnSample], real: Sequence[Sample] = ()) -> Markup
     for modality, name in _NAMES.items():
         chosen = [d for d in drawn if d.sample.modality == modality]
         if chosen:
-            groups = itertools.groupby(chosen, lambda d: (d.title, d.prompt, d.condition))
-            shown = Markup().join(_group(list(members)) for _, members in groups)
+            shown = Markup().join(
+                _titled(title, list(members))
+                for title, members in itertools.groupby(chosen, lambda d: d.title)
+            )
             parts.append(Markup("<h3>{}</h3>{}").format(name, shown))
             if modality == "image" and real:
                 parts.append(_real_images(real))
@@ -48,15 +52,22 @@ def sampling_words(sampling: Mapping[str, float]) -> str:
     )
 
 
+def _titled(title: str, members: Sequence[DrawnSample]) -> Markup:
+    groups = itertools.groupby(members, lambda d: (d.prompt, d.condition))
+    return Markup('<section class="drawn"><h4>{}</h4>{}</section>').format(
+        title, Markup().join(_group(list(group)) for _, group in groups)
+    )
+
+
 def _group(members: Sequence[DrawnSample]) -> Markup:
-    """Samples of one prompt and condition, below their title and what they were given."""
+    """Samples of one prompt and condition, below what they were given."""
     first = members[0]
     shown: Markup
     if first.sample.modality == "image":
         figures = [_generated_picture(d) for d in members]
         if first.prompt is not None:
             figures.insert(0, _picture(first.prompt, "The real image", "the real image"))
-        shown = Markup('<div class="pictures">{}</div>').format(Markup().join(figures))
+        shown = Markup('<div class="pictures thumbnails">{}</div>').format(Markup().join(figures))
     elif first.sample.modality == "audio":
         players = [_generated_sound(d) for d in members]
         if first.prompt is not None:
@@ -64,9 +75,7 @@ def _group(members: Sequence[DrawnSample]) -> Markup:
         shown = Markup('<div class="sounds">{}</div>').format(Markup().join(players))
     else:
         shown = Markup().join(_generated_text(d) for d in members)
-    return Markup('<section class="drawn"><h4>{}</h4>{}{}</section>').format(
-        first.title, _condition(first.condition), shown
-    )
+    return _condition(first.condition) + shown
 
 
 def _condition(condition: Sample | None) -> Markup:
@@ -87,7 +96,11 @@ def _generated_picture(drawn: DrawnSample) -> Markup:
     if lines:
         caption = f"{caption}; the {lines} lines beside the bar are given"
     return picture_element(
-        sample_picture(drawn.sample), f"Generated image, seed {drawn.seed}", caption, lines
+        sample_picture(drawn.sample),
+        f"Generated image, seed {drawn.seed}",
+        caption,
+        given_lines=lines,
+        side=THUMBNAIL_SIDE,
     )
 
 
@@ -122,12 +135,12 @@ def _real_images(real: Iterable[Sample]) -> Markup:
     ]
     return Markup(
         '<section class="drawn"><h4>real images, for comparison</h4>'
-        '<div class="pictures">{}</div></section>'
+        '<div class="pictures thumbnails">{}</div></section>'
     ).format(Markup().join(figures))
 
 
 def _picture(sample: Sample, alt: str, caption: str) -> Markup:
-    return picture_element(sample_picture(sample), alt, caption)
+    return picture_element(sample_picture(sample), alt, caption, side=THUMBNAIL_SIDE)
 
 
 def _seed_words(drawn: DrawnSample) -> str:

@@ -10,11 +10,14 @@ from bytelm.pipelines.reporting.media_files import data_uri, png_bytes
 MAX_SIDE = 320
 """Pixels of the longer side of a picture in the page; larger ones are reduced."""
 SHOWN_SIDE = 256
-"""Pixels of the screen that the longer side of a small picture is enlarged to, or a little less."""
 
 
 def picture_element(
-    picture: PIL.Image.Image, alt: str, caption: str = "", given_lines: int = 0
+    picture: PIL.Image.Image,
+    alt: str,
+    caption: str = "",
+    given_lines: int = 0,
+    side: int = SHOWN_SIDE,
 ) -> Markup:
     """A figure with a picture.
 
@@ -22,10 +25,11 @@ def picture_element(
         alt: words for those who do not see it.
         caption: line below it.
         given_lines: lines of the picture, from the top, that a bar at its left side marks.
+        side: pixels of the screen that the longer side of a small picture is enlarged to, or less.
     """
     factor = -(-max(picture.size) // MAX_SIDE)
     shown = picture.reduce(factor) if factor > 1 else picture
-    scale = max(1, SHOWN_SIDE // max(shown.size))
+    scale = max(1, side // max(shown.size))
     width, height = shown.size
     uri = data_uri("image/png", png_bytes(shown))
     drawing = Markup('<img width="{}" height="{}" alt="{}" src="{}">').format(

@@ -87,7 +87,7 @@ def spectrogram_plot(pcm: Pcm, rate: int) -> Markup:
         sound.seconds,
         data_uri("image/png", _spectrogram_png(sound)),
     )
-    name = f"frequency in Hz; colours from {FLOOR_DB:g} to 0 dB of full scale"
+    name = f"frequency in Hz, level from −{-FLOOR_DB:g} (dark) to 0 dB"
     return plot(picture, time_axis(sound.seconds), Axis(name, ticks), _HEIGHT)
 
 

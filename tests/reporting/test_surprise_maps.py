@@ -113,7 +113,7 @@ def test_an_image_is_shown_beside_the_colours_of_its_pixels() -> None:
 def test_a_large_picture_is_reduced() -> None:
     sample = image(1200, 3, 1)
     shown = embedded_pngs(surprise_map(sample, np.ones(3600), "raster", 8).html)
-    assert [picture.size for picture in shown] == [(400, 1), (400, 1)]
+    assert [picture.size for picture in shown] == [(300, 1), (300, 1)]
 
 
 @pytest.mark.parametrize(("view", "bytes_per_value"), [("s16be", 2), ("mulaw", 1)])
