@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import inspect
 import textwrap
 import typing
@@ -22,7 +21,6 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
 
 
-@functools.cache
 def field_docs(kind: type) -> dict[str, str]:
     """Return the docstring of each field of a dataclass, on one line; fields without one lack."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body

@@ -38,7 +38,14 @@ def commented_yaml(values: Mapping[str, Any], comments: Mapping[str, str], head:
 
 def comment_lines(text: str, indent: str) -> list[str]:
     """Wrap a text as lines of a comment."""
-    return textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"{indent}# ",
+        subsequent_indent=f"{indent}# ",
+        break_on_hyphens=False,  # names of options
+        break_long_words=False,
+    )
 
 
 def scalar(value: Any) -> str:

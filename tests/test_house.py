@@ -20,7 +20,7 @@ UP_TO_DATA = {*BELOW_CONFIG, "model", "pipelines/data"}
 UP_TO_TRAINING = {
     *UP_TO_DATA,
     *{"ds_configs", "pipelines/config.py", "pipelines/checkpoints", "pipelines/evaluation"},
-    "pipelines/training",
+    *{"pipelines/config_schema.py", "pipelines/config_writer.py", "pipelines/training"},
 }
 UP_TO_COMPRESSION = {
     *UP_TO_TRAINING,
@@ -40,6 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *{"model", "pipelines/shards", "pipelines/storage"},
         "pipelines/config_file.py",
     },
+    "pipelines/config_schema.py": {"model", "pipelines/config.py"},
+    "pipelines/config_writer.py": set(),
     "pipelines/prepare": BELOW_CONFIG,
     "pipelines/data": {*BELOW_CONFIG, "model/codec_features"},
     "pipelines/checkpoints": {

@@ -30,16 +30,19 @@ from types import ModuleType
 import bytelm
 from bytelm.pipelines.cli import (
     compress,
+    config,
     decompress,
     demo,
     evaluate,
     export,
     generate,
     index,
+    init,
     inspection,
     plan,
     prepare,
     report,
+    serve,
     train,
 )
 from bytelm.pipelines.cli.arguments import CommandParser
@@ -51,6 +54,8 @@ COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
     "inspect": inspection,
     "index": index,
+    "init": init,
+    "config": config,
     "plan": plan,
     "train": train,
     "evaluate": evaluate,
@@ -58,6 +63,7 @@ COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
     "compress": compress,
     "decompress": decompress,
+    "serve": serve,
     "export": export,
     "demo": demo,
 }

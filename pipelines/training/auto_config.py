@@ -159,9 +159,23 @@ def choose(
     speed = _choose_model(draft, measure)
     if this_device().type == "cuda":
         speed = _choose_batch(draft, speed, measure)
-    _choose_shares(draft, speed)
+    _choose_shares(draft, _run_bytes(draft, speed))
     budget = _choose_steps(draft, speed, started)
     return AutoConfig(draft.config(), _text(draft, speed), budget)
+
+
+def choose_data(paths: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Choose what depends on the sets alone: rows, packing, and weights for a short run.
+
+    Returns:
+        sections of values, and comments by `section.key`.
+    Raises:
+        ValueError: if a path is no set, or one without documents in `train`.
+    """
+    draft = _Draft(DataProfile.of(paths, MODERN_PATCH), [], 0.0, 1)
+    _choose_rows(draft)
+    _choose_shares(draft, 1.0)
+    return draft.values, draft.comments
 
 
 # --- rows ---
@@ -295,14 +309,18 @@ def _measured_seconds(draft: _Draft) -> float:
 # --- data ---
 
 
-def _choose_shares(draft: _Draft, speed: StepSpeed) -> None:
+def _run_bytes(draft: _Draft, speed: StepSpeed) -> float:
+    """Bytes that the run trains on, about."""
+    config = draft.config()
+    return draft.seconds / speed.step * config.train.global_batch * config.model.context
+
+
+def _choose_shares(draft: _Draft, run_bytes: float) -> None:
     """Choose the weights of several sets: equal bytes of each modality, within MAX_PASSES."""
     sets = draft.data.sets
     modalities = list(dict.fromkeys(one.main_modality for one in sets))
     if len(modalities) == 1 or draft.is_given("data.sets"):
         return
-    config = draft.config()
-    run_bytes = draft.seconds / speed.step * config.train.global_batch * config.model.context
     sizes = {m: sum(one.size for one in sets if one.main_modality == m) for m in modalities}
     shares = equal_shares({m: MAX_PASSES * size / run_bytes for m, size in sizes.items()})
     weighted = [

@@ -88,6 +88,9 @@ class DataProfile:
     @classmethod
     def of(cls, paths: Sequence[str], patch: int) -> DataProfile:
         """Open and profile the sets at paths or URLs; raises ValueError and DamageError."""
+        for path in paths:
+            if any("\udc80" <= character <= "\udcff" for character in path):  # bytes that are none
+                raise ValueError(f"{path!a} is no UTF-8, which a config needs: rename it")
         return cls([SetProfile.of(open_set(path), patch) for path in paths])
 
     @property
