@@ -1,9 +1,9 @@
-"""The demo: prepare, train, evaluate and generate on the files in examples/demo.
+"""The demo: prepare, train, evaluate, generate and report on the files in examples/demo.
 
     python -m bytelm.tools.demo [DATA [OUT]]
 
-Shows and runs the commands that a user would type, then prints a table of the scores. Takes 7 to 9
-minutes on two cores with bf16, up to 13 without, most of it training.
+Shows and runs the commands that a user would type, then prints a table of the scores and writes
+the run's page. Takes 7 to 9 minutes on two cores with bf16, up to 13 without, most of it training.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rich.rule import Rule
 
 from bytelm.pipelines.evaluation.records import Evaluation
 from bytelm.pipelines.evaluation.table import print_evaluation
+from bytelm.pipelines.reporting.report import PAGE_FILE
 from bytelm.pipelines.training.metrics_logger import METRICS
 
 MODALITIES = ("text", "image", "audio")
@@ -44,9 +45,11 @@ def demo(data: Path, out: Path) -> None:
 
     (out / "evaluation.json").write_text(scores, "utf-8")
     _show_scores(Evaluation.from_dict(json.loads(scores)), run)
+    _bytelm("report", run)
     CONSOLE.print(
-        f"look at {generated}: texts, sounds, images drawn freely (free/) and the lower half of an "
-        f"image that the model has not seen (finished/); and `tensorboard --logdir {run}`",
+        f"open {run / PAGE_FILE} in a browser; look at {generated}: texts, sounds, images drawn "
+        "freely (free/) and the lower half of an image that the model has not seen (finished/); "
+        f"and `tensorboard --logdir {run}`",
         soft_wrap=True,
     )
 
@@ -99,7 +102,7 @@ def _bytelm(*arguments: object, is_captured: bool = False) -> str:
 
 def main() -> None:
     """Run the demo."""
-    parser = argparse.ArgumentParser(description="Prepare, train, evaluate and generate.")
+    parser = argparse.ArgumentParser(description="Prepare, train, evaluate, generate and report.")
     parser.add_argument("data", type=Path, nargs="?", default=Path("examples/demo"), metavar="DATA")
     parser.add_argument("out", type=Path, nargs="?", default=Path("demo"), metavar="OUT")
     options = parser.parse_args()

@@ -13,6 +13,7 @@ from types import FrameType
 
 import pytest
 from helpers.commands import TINY_MODEL, status, write_config
+from helpers.run_folders import write_run
 from helpers.sets import SetMaker, audio, image, text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -90,6 +91,7 @@ def places(make_set: SetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "source": str(tmp_path / "source"),
         "file": str(tmp_path / "source" / "a.txt"),
         "none": str(tmp_path / "none"),
+        "run": str(write_run(tmp_path / "run")),
     }
 
 
@@ -102,6 +104,7 @@ def arguments(command: str, places: dict[str, str]) -> list[str]:
         "plan": [places["config"]],
         "train": [places["config"], "--out", places["none"], "--resume"],
         "evaluate": [places["model"], "--data", places["set"]],
+        "report": [places["run"]],
         "generate": [places["model"], "--modality", "text", "--out", "out"],
         "compress": [places["model"], places["file"], "--out", "out"],
         "decompress": [places["model"], places["none"], "--out", "out"],
