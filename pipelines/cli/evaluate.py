@@ -72,22 +72,22 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         return launch(argv, options.processes, {})
 
     from bytelm.pipelines.evaluation.evaluate import evaluate
-    from bytelm.pipelines.evaluation.ranks import join_ranks
+    from bytelm.pipelines.evaluation.ranks import joined_ranks
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
 
     exit_with_launcher()
     keep_freed_memory()
-    ranks = join_ranks()
-    evaluation = evaluate(
-        options.model,
-        options.data,
-        options.split,
-        options.batch,
-        options.precision,
-        options.scoring,
-        options.limit,
-        ranks,
-    )
+    with joined_ranks() as ranks:
+        evaluation = evaluate(
+            options.model,
+            options.data,
+            options.split,
+            options.batch,
+            options.precision,
+            options.scoring,
+            options.limit,
+            ranks,
+        )
     if ranks.rank == 0:
         _print(evaluation, options.json)
         _keep(options, evaluation)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -72,16 +73,20 @@ class Ranks:
                 continue
             if self.rank:
                 raise SystemExit(1 if is_damage else 2)
-            raise cause if rank == 0 else type(cause)(f"rank {rank}: {cause}")
+            kind = DamageError if is_damage else ValueError
+            raise cause if rank == 0 else kind(f"rank {rank}: {cause}")
 
 
-def join_ranks() -> Ranks:
-    """Join the ranks that a launcher's variables describe; without a launcher there is one.
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Join the ranks that a launcher's variables describe, and leave them after the body; without
+    a launcher there is one.
 
     Raises ValueError if this machine has GPUs, but fewer than ranks.
     """
     if "RANK" not in os.environ:
-        return Ranks()
+        yield Ranks()
+        return
     import torch
     import torch.distributed as dist
 
@@ -94,4 +99,7 @@ def join_ranks() -> Ranks:
     if gpus:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("gloo", timeout=TIMEOUT)
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:  # threads of gloo that live on abort the process at its end
+        dist.destroy_process_group()

@@ -51,10 +51,10 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
     add(f"model, {about['scoring']}", bits(model, "bits_per_byte"), "bold")
     ends = [evaluation.intervals.get(name, {}).get("bits_per_byte") for name in model]
-    add("  95 % interval", [f"{e[0]:.3f} to {e[1]:.3f}" if e else NONE for e in ends])
-    add("  with headers and ends", bits(model, "coded_bits_per_byte"))
+    add("  95 % interval", [f"{e[0]:.3f}–{e[1]:.3f}" if e else NONE for e in ends])
+    add("  headers counted in", bits(model, "coded_bits_per_byte"))
     weights = 2 * about["parameters"]
-    add(f"  with its {decimal(weights)} of fp16", bits(evaluation.with_weights, "bits_per_byte"))
+    add(f"  {decimal(weights)} of weights", bits(evaluation.with_weights, "bits_per_byte"))
     for codec in _codecs(evaluation):
         add(codec, bits(evaluation.codecs, codec))
     table.add_section()
@@ -94,15 +94,15 @@ def _document_counts(evaluation: Evaluation) -> list[int]:
 
 
 def _map_lines(evaluation: Evaluation) -> Iterator[str]:
-    """A line for each map of a few bins: the bits per byte of each bin, and its share of bytes."""
+    """A line for each map of a few bins: the bits per byte of each bin, and its share of bits."""
     for modality, maps in evaluation.maps.items():
         for bit_map in maps:
             bins = list(zip(*(bit_map[key] for key in ("labels", "bits", "bytes")), strict=True))
             if not 2 <= len(bins) <= MAX_BINS:
                 continue
-            total = sum(size for _, _, size in bins)
+            total = sum(bits for _, bits, _ in bins) or 1.0
             shown = ", ".join(
-                f"{label} {bits / size:.3f} ({size / total:.0%} of bytes)"
+                f"{label} {bits / size:.3f} ({bits / total:.0%} of the bits)"
                 for label, bits, size in bins
                 if size
             )

@@ -169,7 +169,7 @@ def test_the_table_shows_every_figure_in_80_columns() -> None:
     with console.capture() as shown:
         print_evaluation(console, made_up_evaluation({"documents_in_split": 7, "limit": 2}))
     text = shown.get()
-    for figure in ("1.234", "1.235", "1.111 to 1.357", "2.001", "2.003", "2.005", "2.161"):
+    for figure in ("1.234", "1.235", "1.111–1.357", "2.001", "2.003", "2.005", "2.161"):
         assert figure in text
     for word in ("123.5 MB", "14.3 MB", "2 of 7 documents", "no WavPack: apt-get install wavpack"):
         assert word in text
