@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write N documents of each modality as files to --out",
     )
     parser.add_argument("--out", type=output_folder, metavar="DIR", help="folder for --extract")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON with every number in full, not a table"
+    )
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
@@ -33,5 +36,6 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         verify=options.verify,
         extract=options.extract,
         out=options.out,
+        as_json=options.json,
         console=Console(),
     )

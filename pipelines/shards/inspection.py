@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +20,17 @@ from bytelm.pipelines.runtime.progress import tracked
 from bytelm.pipelines.runtime.tables import print_table
 from bytelm.pipelines.shards.format import SPLITS, Index, Shard
 from bytelm.pipelines.shards.reader import ShardSet, open_set
-from bytelm.pipelines.shards.set_summary import content_lines
+from bytelm.pipelines.shards.set_summary import content_lines, size_text
 
 
 def inspect(
-    location: str, *, verify: bool, extract: int | None, out: Path | None, console: Console
+    location: str,
+    *,
+    verify: bool,
+    extract: int | None,
+    out: Path | None,
+    as_json: bool,
+    console: Console,
 ) -> int:
     """Show what a set holds.
 
@@ -31,6 +39,7 @@ def inspect(
         verify: check every hash first, and name every damaged shard.
         extract: number of documents of each modality to write as files.
         out: folder for those files.
+        as_json: show `set_summary`, with the `damage` and the `extracted` files, in place of text.
         console: shows the results.
     Returns:
         the exit status: 0, or 1 where `verify` found damage.
@@ -43,25 +52,69 @@ def inspect(
     if extract and out is None:
         raise ValueError("--extract needs --out: the folder to write documents to")
     shard_set = open_set(location)
-    if verify and not _verify(shard_set, console):
+    damage = set_damage(shard_set) if verify else []
+    if verify and not as_json:
+        _show_damage(shard_set, damage, console)
+    if damage:
+        if as_json:
+            _print_json(console, {"location": location, "root": shard_set.root, "damage": damage})
         return 1
-    show(shard_set, console)
-    if extract and out:
-        for path in extract_documents(shard_set, extract, out):
+    if not as_json:
+        show(shard_set, console)
+    extracted = extract_documents(shard_set, extract, out) if extract and out else []
+    if as_json:
+        files = [str(path) for path in extracted]
+        _print_json(console, {**set_summary(shard_set), "damage": damage, "extracted": files})
+    else:
+        for path in extracted:
             _print(console, str(path))
     return 0
 
 
 def show(shard_set: ShardSet, console: Console) -> None:
     """Print documents, segments, bytes and lengths of each split, and what `prepare` skipped."""
+    summary = set_summary(shard_set)
     _print(console, shard_set.location)
     _print(console, f"root {shard_set.root}")
-    documents = {s: sum(d.documents for d in shard_set.split(s)) for s in SPLITS}
-    counts = ", ".join(f"{n:,} in {split}" for split, n in documents.items())
-    _print(console, f"documents: {counts}")
-    print_table(console, _table(shard_set))
+    counts = (f"{part['documents']:,} in {split}" for split, part in summary["splits"].items())
+    _print(console, f"documents: {', '.join(counts)}")
+    print_table(console, _table(summary["splits"]))
     for line in content_lines(shard_set.report):
         _print(console, line)
+
+
+def set_summary(shard_set: ShardSet) -> dict[str, Any]:
+    """What a set holds, in values of JSON.
+
+    Returns:
+        `location`; `root`; `splits`: the documents of each split, and for each of its modalities
+        the number, the bytes and the least, median and largest size in bytes of its segments; and
+        the `report` of `prepare`.
+    Raises:
+        DamageError: for a damaged index.
+    """
+    splits = {}
+    for split in SPLITS:
+        shards = shard_set.split(split)
+        splits[split] = {
+            "documents": sum(shard.documents for shard in shards),
+            "modalities": {
+                modality: {
+                    "segments": sizes.size,
+                    "bytes": int(sizes.sum()),
+                    "min": int(sizes.min()),
+                    "median": int(np.median(sizes)),
+                    "max": int(sizes.max()),
+                }
+                for modality, sizes in _segment_sizes(shard_set, shards).items()
+            },
+        }
+    return {
+        "location": shard_set.location,
+        "root": shard_set.root,
+        "splits": splits,
+        "report": shard_set.report,
+    }
 
 
 def set_damage(shard_set: ShardSet) -> list[str]:
@@ -101,36 +154,32 @@ def extract_documents(shard_set: ShardSet, count: int, out: Path) -> list[Path]:
     ]
 
 
-def _verify(shard_set: ShardSet, console: Console) -> bool:
-    """Print each damaged shard and how many are whole; False where one is damaged."""
-    damage = set_damage(shard_set)
+def _show_damage(shard_set: ShardSet, damage: list[str], console: Console) -> None:
+    """Print each damaged shard and how many are whole."""
     for line in damage:
         _print(console, line, style="red")
     shards = len(shard_set.shards)
     _print(console, f"{shards - len(damage)} of {shards} shards whole")
-    return not damage
+
+
+def _print_json(console: Console, values: dict[str, Any]) -> None:
+    _print(console, json.dumps(values, indent=1))
 
 
 def _print(console: Console, line: str, style: str | None = None) -> None:
-    """Print a line as it is: names may hold brackets, and are not broken."""
-    console.print(line, style=style, soft_wrap=True, markup=False, highlight=False)
+    """Print a line as it is: names may hold brackets and colons, and are not broken."""
+    console.print(line, style=style, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
-def _table(shard_set: ShardSet) -> Table:
+def _table(splits: dict[str, Any]) -> Table:
     """Segments, bytes and lengths of each split and modality."""
-    table = Table("split", "modality", "segments", "bytes", "min", "median", "max", box=SIMPLE)
+    table = Table("split", "modality", "segments", "size", "min", "median", "max", box=SIMPLE)
     for column in table.columns[2:]:
         column.justify = "right"
-    for split in SPLITS:
-        for modality, sizes in _segment_sizes(shard_set, shard_set.split(split)).items():
-            figures = (
-                sizes.size,
-                int(sizes.sum()),
-                int(sizes.min()),
-                int(np.median(sizes)),
-                int(sizes.max()),
-            )
-            table.add_row(split, modality, *(f"{n:,}" for n in figures))
+    for split, part in splits.items():
+        for modality, figures in part["modalities"].items():
+            sizes = (size_text(figures[name]) for name in ("bytes", "min", "median", "max"))
+            table.add_row(split, modality, f"{figures['segments']:,}", *sizes)
     return table
 
 

@@ -16,6 +16,7 @@ from bytelm.pipelines.config import RunConfig, plural
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.runtime.device import measured_matmul_flops, resolve_precision
 from bytelm.pipelines.runtime.tables import print_table
+from bytelm.pipelines.shards.set_summary import size_text
 from bytelm.pipelines.training.deepspeed_config import zero_stage
 from bytelm.pipelines.training.memory import checkpoint_bytes, memory_by_zero_stage
 from bytelm.pipelines.training.preflight import PLAN, check_cache, total_steps, training_plan
@@ -40,7 +41,7 @@ def preview(config: RunConfig, ranks: int, console: Console) -> None:
         *_model_lines(config),
         *_run_lines(config, plan, steps, ranks, accumulation),
         f"time: about {_duration(config, steps)} on this machine's processor",
-        f"checkpoint: {checkpoint_bytes(config) / 1e9:.2f} GB",
+        f"checkpoint: {size_text(round(checkpoint_bytes(config)))}",
         f"plan {plan.hash[:16]}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
@@ -69,7 +70,7 @@ def _run_lines(
     payload_share = plan.epoch_bytes / (epoch_rows * config.model.context)
     run_rows = steps * train.global_batch
     return [
-        f"epoch: {plural(epoch_rows, 'row')}, {plan.epoch_bytes:,} payload bytes, "
+        f"epoch: {plural(epoch_rows, 'row')}, {size_text(plan.epoch_bytes)} of payload, "
         f"{1 - payload_share:.1%} framing and padding",
         f"step: {plural(train.global_batch, 'row')} on {plural(ranks, 'process', 'processes')}, "
         f"{plural(accumulation, 'micro batch', 'micro batches')} of {train.micro_batch} on each",
@@ -92,21 +93,21 @@ def _memory_table(config: RunConfig, ranks: int) -> Table:
     """Memory by ZeRO stage; that of the run is marked."""
     run_stage = zero_stage(config.train.deepspeed)
     table = Table(box=SIMPLE)
-    table.add_column("GB of a process")
-    for column in ("weights, gradients, optimizer", "activations", "with the program"):
+    table.add_column("memory of a process")
+    for column in ("model states", "activations", "with the program"):
         table.add_column(column, justify="right")
     for stage, memory in enumerate(memory_by_zero_stage(config, ranks)):
         table.add_row(
             f"ZeRO {stage}{' (this run)' if stage == run_stage else ''}",
-            *(f"{n / 1e9:.2f}" for n in (memory.states, memory.activations, memory.total)),
+            *map(size_text, (memory.states, memory.activations, memory.total)),
         )
     return table
 
 
 def _set_table(config: RunConfig, plan: Plan) -> Table:
-    table = Table(box=SIMPLE)
+    table = Table(box=SIMPLE, caption="rows and passes of an epoch")
     table.add_column("set", overflow="fold")  # wraps long paths, cuts none
-    for column in ("documents", "payload bytes", "share", "rows an epoch", "passes an epoch"):
+    for column in ("documents", "payload", "share", "rows", "passes"):
         table.add_column(column, justify="right")
     for source, rows, share, passes, size in zip(
         plan.sources,
@@ -120,7 +121,7 @@ def _set_table(config: RunConfig, plan: Plan) -> Table:
         table.add_row(
             Text(source.set.location),
             f"{documents:,}",
-            f"{size:,}",
+            size_text(size),
             f"{share:.1%}",
             f"{rows:,}",
             f"{passes:.2f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from rich.console import Console
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.errors import DamageError
-from bytelm.pipelines.evaluation.evaluate import codec_figures
+from bytelm.pipelines.evaluation.documents import documents_by_shard
 from bytelm.pipelines.shards.inspection import extract_documents, inspect, set_damage
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.shards.writer import write_set_manifest
@@ -24,11 +25,17 @@ from bytelm.pipelines.storage.cache import CacheConfig
 
 
 def run(
-    folder: Path, verify: bool = False, extract: int | None = None, out: Path | None = None
+    folder: Path,
+    verify: bool = False,
+    extract: int | None = None,
+    out: Path | None = None,
+    as_json: bool = False,
 ) -> tuple[int, str]:
     shown = io.StringIO()
-    console = Console(file=shown, width=100)
-    status = inspect(str(folder), verify=verify, extract=extract, out=out, console=console)
+    console = Console(file=shown, width=80)
+    status = inspect(
+        str(folder), verify=verify, extract=extract, out=out, as_json=as_json, console=console
+    )
     return status, shown.getvalue()
 
 
@@ -40,12 +47,46 @@ def test_figures_of_each_modality_and_split(mixed_set: ShardSet) -> None:
     assert status == 0
     assert mixed_set.root in shown
     assert "13 in train, 3 in val, 0 in test" in shown
-    rows = [line.split() for line in shown.splitlines()]
-    assert ["train", "image", "4", str(1 + 192 + 900 + 90), "1", "141", "900"] in [
-        [cell.replace(",", "") for cell in row] for row in rows
-    ]
-    assert ["val", "audio", "1", "300", "300", "300", "300"] in rows
+    rows = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "train image 4 1.2 kB 1 byte 141 bytes 900 bytes" in rows
+    assert "val audio 1 300 bytes 300 bytes 300 bytes 300 bytes" in rows
     assert "skipped: 2 empty, 1 truncated" in shown
+
+
+def test_json_has_every_number_in_full(mixed_set: ShardSet, tmp_path: Path) -> None:
+    status, shown = run(mixed_set.location, as_json=True, extract=1, out=tmp_path / "files")
+    assert status == 0
+    summary = json.loads(shown)
+    assert summary["root"] == mixed_set.root
+    assert {split: part["documents"] for split, part in summary["splits"].items()} == {
+        "train": 13,
+        "val": 3,
+        "test": 0,
+    }
+    assert summary["splits"]["train"]["modalities"]["image"] == {
+        "segments": 4,
+        "bytes": 1 + 192 + 900 + 90,
+        "min": 1,
+        "median": 141,
+        "max": 900,
+    }
+    assert summary["report"] == mixed_set.report
+    assert sorted(summary["extracted"]) == sorted(map(str, (tmp_path / "files").iterdir()))
+
+
+def test_json_names_the_damage(make_set: SetMaker) -> None:
+    shard_set = make_set([[text(b"sea" * 50)]])
+    (Path(shard_set.location) / "train-000000.tar").unlink()
+    status, shown = run(shard_set.location, verify=True, as_json=True)
+    assert status == 1
+    [damage] = json.loads(shown)["damage"]
+    assert "train-000000.tar" in damage
+
+
+def test_names_are_printed_as_they_are(make_set: SetMaker, tmp_path: Path) -> None:
+    shard_set = make_set([[text(b"sea")]])
+    _, shown = run(shard_set.location, extract=1, out=tmp_path / "a [b] :smile:")
+    assert "a [b] :smile:" in shown
 
 
 def test_verify_names_every_damaged_shard(make_set: SetMaker) -> None:
@@ -114,8 +155,13 @@ def test_a_cache_of_one_shard_is_enough(tmp_path: Path, make_set: SetMaker) -> N
             [p.name for p in extract_documents(s, 9, tmp_path / "files")] for s in (local, remote)
         ]
         assert names[0] == names[1]
-        figures = [codec_figures(Plan([Source(s)], plan_config)) for s in (local, remote)]
-        assert figures[0] == figures[1]
+        payloads = [
+            [document.load(8).payloads[0].tobytes() for shard in shards for document in shard]
+            for shards in (
+                documents_by_shard(Plan([Source(s)], plan_config)) for s in (local, remote)
+            )
+        ]
+        assert payloads[0] == payloads[1]
         remote.store.close()
 
 

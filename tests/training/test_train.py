@@ -23,6 +23,7 @@ from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import TrainingRows
 from bytelm.pipelines.shards.reader import ShardSet
+from bytelm.pipelines.shards.set_summary import size_text
 from bytelm.pipelines.training.engine import join_process_group
 from bytelm.pipelines.training.optimizer import learning_rate_factor
 from bytelm.pipelines.training.preflight import training_plan
@@ -292,7 +293,7 @@ def test_the_plan_command_shows_shares_rows_and_steps(mixed_set: ShardSet, tmp_p
     shown = bytelm("plan", config, "--processes", 2).stdout
     total = sum(sum(s.bytes.values()) for s in mixed_set.split("train"))
     for part in (
-        f"{total:,} payload bytes",
+        f"{size_text(total)} of payload",
         "30 steps, 120 rows",
         "2 micro batches of 1",
         "100.0%",
