@@ -2,10 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+# Programs that tests compare with or drive, and their Debian packages.
+PROGRAMS := chromium:chromium flac:flac wavpack:wavpack cjxl:libjxl-tools cwebp:webp zstd:zstd brotli:brotli
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::http::Timeout=20
 
 .PHONY: demo test test-long lint docs setup clean
 
 setup: $(STAMP)
+	@missing=; \
+	for pair in $(PROGRAMS); do \
+	  command -v $${pair%:*} > /dev/null || missing="$$missing $${pair#*:}"; \
+	done; \
+	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  echo "installing$$missing"; \
+	  ($(APT) update && $(APT) install --yes --no-install-recommends $$missing) > /dev/null 2>&1 \
+	    && missing=; \
+	fi; \
+	if [ "$$missing" ]; then \
+	  echo "tests that drive missing programs will skip; to bring them: apt-get install$$missing"; \
+	fi
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
