@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from bytelm.modalities.base import Bytes
 from bytelm.modalities.evaluation_head import Ints
-from bytelm.model.codec_features.layout import MATCH_LENGTHS, MATCHES, NONE
+from bytelm.model.codec_features.layout import MATCH_LENGTHS, MATCHES, NONE, PHASE
 
+RUNS = MATCHES + len(MATCH_LENGTHS)
+"""The first column of the lengths of the matches' runs, which sounds lack."""
 ABSENT = 255
 """The outcome where the model reads no codec features."""
 
@@ -33,13 +35,16 @@ def codec_outcomes(features: npt.NDArray[np.int16] | None, ids: Ints) -> tuple[B
         has_match = np.flatnonzero(candidate != NONE)
         is_wrong = candidate[has_match] != ids[has_match]
         match[has_match] = 1 + 2 * column + is_wrong
-    prediction = features[:, 0]
-    has_prediction = np.flatnonzero(prediction != NONE)
-    distance = np.abs(prediction[has_prediction].astype(np.int32) - ids[has_prediction])
-    error[has_prediction] = 1 + _distance_bins()[np.minimum(distance, 255)]
+    predicted = np.flatnonzero(features[:, 0] != NONE)
+    distance = np.abs(features[predicted, 0].astype(np.int32) - ids[predicted])
+    is_sample = features[predicted, RUNS] == NONE
+    is_high_byte = is_sample & (features[predicted, PHASE] % 2 == 0)
+    # A high byte is in two's complement: 255 stands beside 0.
+    distance = np.where(is_high_byte, np.minimum(distance, 256 - distance), distance)
+    error[predicted] = 1 + _distance_bins()[np.minimum(distance, 255)]
     return match, error
 
 
 def _distance_bins() -> Bytes:
-    """[256] bin of each distance: 0, 1, 2 to 3, 4 to 7, ...."""
+    """[256] bin of each distance: 0, 1, 2 to 3, 4 to 7, and so on."""
     return np.array([distance.bit_length() for distance in range(256)], np.uint8)

@@ -23,7 +23,9 @@ from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows
+from bytelm.pipelines.evaluation import BOTH, SLIDING, STRIDED
 from bytelm.pipelines.evaluation.codec_outcomes import ABSENT, codec_outcomes
+from bytelm.pipelines.evaluation.documents import documents_by_shard
 from bytelm.pipelines.evaluation.scoring import (
     Scores,
     context_positions,
@@ -31,10 +33,12 @@ from bytelm.pipelines.evaluation.scoring import (
     scored_rows,
     segments_in_row,
 )
+from bytelm.pipelines.evaluation.windows import score_documents
 from bytelm.pipelines.shards.reader import ShardSet
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
 PATCH = 8
+CONFIG = PlanConfig(256, PATCH, VIEWS)
 
 
 def model(**options: bool) -> Megabyte:
@@ -44,7 +48,7 @@ def model(**options: bool) -> Megabyte:
 
 
 def batches(shard_set: ShardSet, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
-    plan = Plan([Source(shard_set)], PlanConfig(256, PATCH, VIEWS))
+    plan = Plan([Source(shard_set)], CONFIG)
     return iter(make_loader(plan, EvaluationRows(plan.rows(0), 2, rank, ranks), 0))
 
 
@@ -187,8 +191,36 @@ def test_errors_are_distances_from_the_first_prediction(make_set: SetMaker) -> N
     payload = slice(16, 16 + 60)
     predicted = batch.codec_features[0, payload, 0].int().numpy()
     distance = np.abs(predicted - found.segment.payload.astype(int))
+    distance[::2] = np.minimum(distance[::2], 256 - distance[::2])  # high bytes have a sign
     assert found.segment.error is not None
     assert found.segment.error.tolist() == [1 + int(d).bit_length() for d in distance]
+
+
+@pytest.mark.parametrize("scoring", [SLIDING, STRIDED, BOTH])
+def test_bytes_stand_where_they_do_in_the_window_that_counts(
+    make_set: SetMaker, scoring: str
+) -> None:
+    """A text of several windows: behind the first one, sliding bytes have half a window before
+    them, and strided ones stand in the first half of their patch."""
+    plan = Plan([Source(make_set([[text(b"the white whale " * 60)]]))], CONFIG)
+    ((document,),) = ([d.load(PATCH) for d in shard] for shard in documents_by_shard(plan))
+    nats_of = nats_of_model(model(codec_features=True), "fp32")
+    (scored,) = score_documents([document], nats_of, CONFIG, 2, scoring)
+    (found,) = segments_in_row(scored.row())
+    segment, behind = found.segment, slice(256 + PATCH, None)
+    assert segment.is_last
+    assert segment.payload.size == 960
+    assert (segment.context < 256).all()
+    assert (segment.context % PATCH == segment.patch_position).all()
+    assert (segment.context[behind].min() >= 256 // 2 - PATCH) == (scoring in (SLIDING, BOTH))
+    assert (segment.patch_position[behind] < PATCH // 2).all() == (scoring in (STRIDED, BOTH))
+    assert segment.match is not None
+    found_matches = {MATCHES[index] for index in segment.match}
+    assert {"no match", "match of 8 bytes, right"} <= found_matches
+    scores = Scores(PATCH)
+    scores.add(found)
+    for bit_map in scores.maps()["text"]:
+        assert sum(bit_map.bytes) == 960
 
 
 def test_rows_without_codec_features_have_no_outcomes() -> None:
