@@ -18,6 +18,8 @@ from bytelm.pipelines.reporting.scales import Scale, Values, number_text, padded
 
 DASHES = ("", "9 4", "3 3", "12 4 3 4", "1 4", "16 5", "6 3 1 3", "2 6")
 MARKERS = ("circle", "square", "triangle", "diamond")
+MAX_LABEL = 18
+"""Characters of a label."""
 MAX_MARKERS = 40
 """Places of a curve from which on markers would hide it."""
 COLOURS = 8
@@ -84,7 +86,7 @@ def is_empty(chart: Chart) -> bool:
 def draw(chart: Chart, width: float = 460, height: float = 280) -> Markup:
     """Draw a chart that is not empty; `width` and `height` are in units of about a pixel."""
     labels = [s.name for s in chart.series if s.is_labelled] + [v.name for v in chart.levels]
-    right = _EDGE + max(_CHARACTER * max(map(len, labels), default=0), 20)
+    right = _EDGE + max(_CHARACTER * max((len(_short(n)) for n in labels), default=0), 20)
     frame = _frame(chart, width, height, right)
     numbered = list(enumerate(chart.series))
     parts = [_axes(chart, frame)]
@@ -206,8 +208,8 @@ def _labels(chart: Chart, frame: _Frame) -> Markup:
     wanted.sort()
     places = _apart([place for place, _, _ in wanted], frame.y.stop, frame.y.start)
     return Markup("").join(
-        Markup('<text class="{}" x="{}" y="{}" dy="4">{}</text>').format(
-            kind, _number(frame.x.stop + 6), _number(place), name
+        Markup('<text class="{}" x="{}" y="{}" dy="4">{}<title>{}</title></text>').format(
+            kind, _number(frame.x.stop + 6), _number(place), _short(name), name
         )
         for place, (_, name, kind) in zip(places, wanted, strict=True)
     )
@@ -273,6 +275,12 @@ def _points(x: Values, y: Values) -> str:
 
 def _rounded(values: Values) -> list[float]:
     return [round(value, 1) for value in values.tolist()]
+
+
+def _short(name: str) -> str:
+    """A name without its middle where it is long: names of runs often differ at their ends."""
+    half = MAX_LABEL // 2
+    return name if len(name) <= MAX_LABEL else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _number(value: float) -> str:
