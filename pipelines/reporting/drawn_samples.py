@@ -12,9 +12,8 @@ from typing import Any
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.generation.media import detect_modality, read_bytes, read_sample
+from bytelm.pipelines.training.samples import SAMPLES_FILE, SAMPLES_FOLDER
 
-SAMPLES_FOLDER = "samples"
-SAMPLES_FILE = "samples.json"
 _STEP = re.compile(r"step-(\d+)")
 
 

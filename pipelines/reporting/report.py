@@ -66,7 +66,7 @@ def read_views(
         evaluation, missing = evaluation_of(run, limit)
         media: list[MediaSection] = []
         if with_media and len(read) == 1:
-            media, problems = media_sections(run, evaluation)
+            media, problems = media_sections(run, evaluation, limit != 0)
             missing += problems
         views.append(view_run(run, evaluation, missing, media))
     return views

@@ -2,59 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bytelm.modalities.base import Sample
+from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.load import load_model
-from bytelm.pipelines.reporting.drawn_samples import newest_samples, read_drawn_samples
+from bytelm.pipelines.data.dataset_info import DatasetInfo
+from bytelm.pipelines.reporting.drawn_samples import (
+    DrawnSample,
+    newest_samples,
+    read_drawn_samples,
+)
+from bytelm.pipelines.reporting.fresh_samples import draw_fresh_samples
 from bytelm.pipelines.reporting.gallery import MAX_REAL, gallery
 from bytelm.pipelines.reporting.picked_documents import first_samples
 from bytelm.pipelines.reporting.run_data import RunData
 from bytelm.pipelines.reporting.run_view import MediaSection
 from bytelm.pipelines.reporting.surprise_section import surprise_section
-from bytelm.pipelines.shards.reader import open_set
+from bytelm.pipelines.shards.reader import ShardSet, open_set
 
 
 def media_sections(
-    run: RunData, evaluation: Mapping[str, Any] | None
+    run: RunData, evaluation: Mapping[str, Any] | None, may_compute: bool = True
 ) -> tuple[list[MediaSection], list[str]]:
     """The sections of samples and of surprise maps, and lines about what is missing.
 
     Args:
         evaluation: the documents to choose from; None gives no surprise maps.
+        may_compute: whether the model may draw samples and score documents, within two minutes;
+            otherwise only the samples of the run's folder are shown.
     """
     sections: list[MediaSection] = []
-    missing: list[str] = []
-    newest = newest_samples(run.folder)
-    if newest is None:
-        missing.append(
-            "the run has no samples: train with train.sample_every, or see `bytelm generate`"
-        )
-    else:
-        step, folder = newest
-        drawn, problems = read_drawn_samples(folder)
-        missing += problems
-        if drawn:
-            title = f"Samples at step {step:,}"
-            sections.append(MediaSection("samples", title, gallery(drawn, _real_images(run))))
-    if evaluation and evaluation.get("documents"):
+    sets = [open_set(entry.path) for entry in run.sets if entry.report is not None]
+    model, info, missing = None, None, []
+    if may_compute and run.checkpoint_steps:
         try:
             model, info = load_model(run.folder)
-            split = evaluation["about"]["split"]
-            maps = surprise_section(model, info, evaluation["documents"], split)
-            if maps:
-                sections.append(MediaSection("surprise", "What surprises the model", maps))
         except ValueError as error:
-            missing.append(f"surprise maps need the model: {error}")
+            missing.append(f"new samples and surprise maps need the model: {error}")
+    step, drawn, problems = _samples(run, model, info, sets)
+    missing += problems
+    if drawn:
+        real, problems = _real_images(sets)
+        missing += problems
+        title = f"Samples at step {step:,}"
+        sections.append(MediaSection("samples", title, gallery(drawn, real)))
+    if model and info and evaluation:
+        split = evaluation["about"]["split"]
+        maps = surprise_section(model, info, evaluation.get("documents", ()), split)
+        if maps:
+            sections.append(MediaSection("surprise", "What surprises the model", maps))
     return sections, missing
 
 
-def _real_images(run: RunData) -> list[Sample]:
+def _samples(
+    run: RunData, model: Megabyte | None, info: DatasetInfo | None, sets: Sequence[ShardSet]
+) -> tuple[int, list[DrawnSample], list[str]]:
+    """Step and samples of the newest checkpoint: the run's own, or new ones where it has none."""
+    newest_step = run.checkpoint_steps[0] if run.checkpoint_steps else 0
+    kept_step, folder = newest_samples(run.folder) or (-1, None)
+    problems: list[str] = []
+    if model and info and kept_step < newest_step:
+        try:
+            drawn, problems = draw_fresh_samples(model, info, sets)
+        except ValueError as error:  # a damaged set
+            drawn, problems = [], [f"no samples were drawn: {error}"]
+        if drawn:
+            return newest_step, drawn, problems
+    if folder is None:
+        hint = "the run has no samples: train with train.sample_every, or see `bytelm generate`"
+        return newest_step, [], [*problems, hint]
+    drawn, more_problems = read_drawn_samples(folder)
+    return kept_step, drawn, [*problems, *more_problems]
+
+
+def _real_images(sets: Sequence[ShardSet]) -> tuple[list[Sample], list[str]]:
     """The first images of the sets' `val` splits, to be shown beside the generated ones."""
     found: list[Sample] = []
-    for entry in run.sets:
-        if entry.report is not None:
-            wanted = MAX_REAL - len(found)
-            found += first_samples(open_set(entry.path), "val", "image", wanted)
-    return found
+    try:
+        for shard_set in sets:
+            found += first_samples(shard_set, "val", "image", MAX_REAL - len(found))
+    except ValueError as error:
+        return found, [f"real images: {error}"]
+    return found, []

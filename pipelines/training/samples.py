@@ -12,6 +12,7 @@ of the weights, and noise of its own.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -66,8 +67,8 @@ class _StopError(Exception):
     """A rank is asked to stop."""
 
 
-class _LateError(Exception):
-    """The time for drawing is over."""
+class LateError(Exception):
+    """The time for drawing is over; the `advance` of a `SampleWriter` raises it."""
 
 
 class SampleDrawer:
@@ -88,13 +89,18 @@ class SampleDrawer:
         is_missing = self._engine.rank == 0 and not samples_folder(self._run, step).is_dir()
         return self._engine.sum_over_ranks([is_missing], torch.int64)[0] > 0
 
-    def draw(self, step: int, is_stop_requested: Callable[[], bool]) -> Drawn | None:
+    def draw(
+        self, step: int, is_stop_requested: Callable[[], bool], seconds: float = math.inf
+    ) -> Drawn | None:
         """Draw the samples of a step into the run's folder. Every rank has to call it.
 
         The other ranks wait for rank 0; each hears in POLL_SECONDS that one is asked to stop, and
         then nothing is kept, so that a resumed run draws them all. An error while drawing becomes
         the message.
 
+        Args:
+            seconds: time that is left, if it may be less than DRAWING_SECONDS; then the smallest
+                samples come first.
         Returns:
             What was drawn, on rank 0 and unless a rank was asked to stop.
         """
@@ -105,7 +111,7 @@ class SampleDrawer:
                 pass
             return None
         try:
-            drawn = self._draw(weights, step)
+            drawn = self._draw(weights, step, seconds)
         except _StopError:
             return None
         except Exception as error:  # the run goes on, whatever failed
@@ -118,8 +124,9 @@ class SampleDrawer:
         values = [is_done, self._is_stop_requested()]
         return any(self._engine.sum_over_ranks(values, torch.int64))
 
-    def _draw(self, weights: dict[str, Tensor], step: int) -> Drawn:
+    def _draw(self, weights: dict[str, Tensor], step: int, seconds: float) -> Drawn:
         began = time.monotonic()
+        limit = min(DRAWING_SECONDS, seconds)
         folder = samples_folder(self._run, step)
         temporary = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -131,13 +138,15 @@ class SampleDrawer:
                 self._next_poll = now + POLL_SECONDS
                 if self._poll(is_done=False):
                     raise _StopError
-            if now - began > DRAWING_SECONDS:
-                raise _LateError
+            if now - began > limit:
+                raise LateError
 
         try:
             requests = sample_requests(self._sets, self._dataset_info)
+            if limit < DRAWING_SECONDS:
+                requests.sort(key=lambda wanted: wanted.drawn_bytes)
             precision = self._engine.config.train.precision
-            writer = _SampleWriter(temporary, self._model(weights), precision, advance)
+            writer = SampleWriter(temporary, self._model(weights), precision, advance)
             left_out = writer.write_all(requests)
             temporary.rename(folder)
         finally:
@@ -146,7 +155,7 @@ class SampleDrawer:
         seconds = time.monotonic() - began
         message = f"step {step}: {plural(len(samples), 'sample')} in {folder}, {seconds:.0f} s"
         if left_out:
-            message += f"; {left_out} more would have taken longer than {DRAWING_SECONDS:.0f} s"
+            message += f"; {left_out} more would have taken longer than {limit:.0f} s"
         return Drawn(samples, message)
 
     def _model(self, weights: dict[str, Tensor]) -> Megabyte:
@@ -159,7 +168,7 @@ class SampleDrawer:
 
 
 @dataclass
-class _SampleWriter:
+class SampleWriter:
     """Draws samples, and writes them and what they begin with into a folder."""
 
     folder: Path
@@ -175,7 +184,7 @@ class _SampleWriter:
         for number, wanted in enumerate(requests):
             try:
                 self._write(wanted)
-            except _LateError:
+            except LateError:
                 left_out = sum(len(later.seeds) for later in requests[number:])
                 break
         text = json.dumps(self.records, indent=1, ensure_ascii=False)
