@@ -65,12 +65,13 @@ class AudioHead(EvaluationHead):
         names = SAMPLE_BYTES[segment.view]
         self.count("sample_units", units.sum())
         self.count("sample_sixths", units.size * 6 // len(names))
-        index = np.arange(segment.offset, segment.offset + units.size, dtype=np.int32)
+        frame_bytes = header.channels * len(names)
+        in_frame = segment.offset % frame_bytes
+        index = np.arange(in_frame, in_frame + units.size, dtype=np.int32)
         sample, byte = quotient_and_rest(index, len(names))
         _, channel = quotient_and_rest(sample, header.channels)
         self.spread("sample_byte", np.array([_BYTES.index(n) for n in names])[byte], units)
         self.spread("channel", np.minimum(channel, NAMED_CHANNELS), units)
-        frame_bytes = header.channels * len(names)
         edges = header.rate * (1 << np.arange(len(_SECONDS))) // 16 * frame_bytes - segment.offset
         bounds = np.concatenate([[0], edges.clip(0, units.size), [units.size]])
         self.spread("time", np.repeat(np.arange(len(edges) + 1), np.diff(bounds)), units)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
-Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
 UNITS_PER_BIT = 1 << 18
@@ -61,10 +60,11 @@ def to_units(nats: Floats) -> Int64s:
     return np.fmin(units, MAX_BITS * UNITS_PER_BIT).astype(np.int64)
 
 
-def quotient_and_rest(values: Int32s, divisor: int) -> tuple[Int32s, Int32s]:
+def quotient_and_rest(values: Ints, divisor: int) -> tuple[Ints, Ints]:
     """Divide whole numbers [n] that are at least 0; several times as fast as numpy's `divmod`."""
-    quotient = values // np.int32(divisor)
-    return quotient, values - quotient * np.int32(divisor)
+    same_size = values.dtype.type(divisor)
+    quotient = values // same_size
+    return quotient, values - quotient * same_size
 
 
 @dataclass(frozen=True)

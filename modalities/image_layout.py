@@ -11,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 from bytelm.modalities.base import Header
-from bytelm.modalities.evaluation_head import Int32s, quotient_and_rest
+from bytelm.modalities.evaluation_head import Ints, quotient_and_rest
 
 
 class PixelPositions(NamedTuple):
     """Positions of payload bytes in a picture, each [n]."""
 
-    line: Int32s
-    column: Int32s
-    channel: Int32s
-    byte: Int32s
+    line: Ints
+    column: Ints
+    channel: Ints
+    byte: Ints
     """Byte of the value: 0, or in the view `deep` 0 for the high byte and 1 for the low one."""
 
 
@@ -41,7 +41,9 @@ def pixel_positions(
         patch: P, the bytes of a tile in the view `patch`.
     """
     value_bytes = 2 if view == "deep" else 1
-    value, byte = quotient_and_rest(np.arange(offset, offset + count, dtype=np.int32), value_bytes)
+    size = header.height * header.width * header.channels * value_bytes
+    dtype = np.int32 if size < 1 << 31 else np.int64  # int32 is twice as fast
+    value, byte = quotient_and_rest(np.arange(offset, offset + count, dtype=dtype), value_bytes)
     if view == "patch":
         return PixelPositions(*_in_tiles(value, header, patch), byte)
     if view == "planar":
@@ -51,7 +53,7 @@ def pixel_positions(
     return PixelPositions(*quotient_and_rest(pixel, header.width), channel, byte)
 
 
-def _in_tiles(value: Int32s, header: Header, patch: int) -> tuple[Int32s, Int32s, Int32s]:
+def _in_tiles(value: Ints, header: Header, patch: int) -> tuple[Ints, Ints, Ints]:
     """Line, column and channel of values [n] of the view `patch`: whole tiles, the strip right of
     them, the strip below."""
     height, width, channels = header.height, header.width, header.channels

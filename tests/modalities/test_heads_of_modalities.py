@@ -151,6 +151,18 @@ def test_positions_in_the_picture_are_those_of_the_view(
         assert not byte.any()
 
 
+@pytest.mark.parametrize("view", ["raster", "planar", "patch", "deep"])
+def test_the_last_bytes_of_the_largest_picture_have_a_place(view: str) -> None:
+    """An image of more than 2^33 bytes, of which a row holds the last ones."""
+    header = Header(65535, 65535, 3)
+    size = 65535 * 65535 * 3 * (2 if view == "deep" else 1)
+    line, column, channel, byte = pixel_positions(header, view, 24, size - 2, 2)
+    assert line.tolist() == [65534] * 2
+    assert column.tolist() == [65534] * 2 if view != "planar" else [65533, 65534]
+    assert channel[-1] == 2
+    assert byte[-1] == (view == "deep")
+
+
 def test_bits_of_a_picture_go_to_channels_bytes_and_places() -> None:
     head = MODALITIES["image"].head(patch=8)
     bits = np.zeros((32, 32, 3))
@@ -202,6 +214,16 @@ def test_bits_of_a_sound_go_to_bytes_channels_and_time(
     counts = {"0–1/16": 1, "1/16–1/8": 1, "1/8–1/4": 2, "1/4–1/2": 4, "1/2–1": 8, "1–2": 8}
     assert maps["time"] == {label: n * channels * of_frame for label, n in counts.items()}
     assert head.figures()["bits_per_sample"] == of_frame
+
+
+def test_a_piece_far_into_a_sound_has_its_channels_and_its_time() -> None:
+    head = MODALITIES["audio"].head(patch=8)
+    bits = np.array([1.0, 2.0, 3.0])
+    offset = (1 << 32) - 3  # the last byte of a frame comes first
+    head.update(scored(3, "s16be", Header(channels=1, rate=48_000), offset=offset, bits=bits))
+    maps = {m.name: dict(zip(m.labels, m.bits, strict=True)) for m in head.maps()}
+    assert maps["sample_byte"] == {"high": 2.0, "low": 4.0}
+    assert maps["time"] == {"1024 and more": 6.0}
 
 
 def test_channels_beyond_the_eighth_share_a_bin() -> None:
