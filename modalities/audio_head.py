@@ -48,11 +48,11 @@ class AudioHead(EvaluationHead):
         Breakdown(
             "time",
             "over time",
-            "seconds from the start",
+            "time from the start",
             (
-                f"0–{_SECONDS[0]}",
-                *(f"{low}–{high}" for low, high in itertools.pairwise(_SECONDS)),
-                f"{_SECONDS[-1]} and more",
+                f"0–{_SECONDS[0]} s",
+                *(f"{low}–{high} s" for low, high in itertools.pairwise(_SECONDS)),
+                f"{_SECONDS[-1]} s and more",
             ),
         ),
     )

@@ -140,9 +140,7 @@ def context_positions(document: npt.NDArray[np.int32], patch: int) -> Ints:
     is_first = np.diff(document, prepend=document[0] - 1) != 0
     index = np.arange(len(document))
     first = np.maximum.accumulate(np.where(is_first, index, 0))
-    return ((index - first) * patch)[:, None].repeat(patch, axis=1).reshape(-1) + np.tile(
-        np.arange(patch), len(document)
-    )
+    return np.repeat((index - first) * patch, patch) + np.tile(np.arange(patch), len(document))
 
 
 def segments_in_row(row: ScoredRow) -> Iterator[SegmentInRow]:

@@ -212,7 +212,7 @@ def test_bits_of_a_sound_go_to_bytes_channels_and_time(
     of_frame = sum(expected.values())
     assert maps["channel"] == {str(c + 1): of_frame * frames for c in range(channels)}
     counts = {"0–1/16": 1, "1/16–1/8": 1, "1/8–1/4": 2, "1/4–1/2": 4, "1/2–1": 8, "1–2": 8}
-    assert maps["time"] == {label: n * channels * of_frame for label, n in counts.items()}
+    assert maps["time"] == {f"{label} s": n * channels * of_frame for label, n in counts.items()}
     assert head.figures()["bits_per_sample"] == of_frame
 
 
@@ -223,7 +223,7 @@ def test_a_piece_far_into_a_sound_has_its_channels_and_its_time() -> None:
     head.update(scored(3, "s16be", Header(channels=1, rate=48_000), offset=offset, bits=bits))
     maps = {m.name: dict(zip(m.labels, m.bits, strict=True)) for m in head.maps()}
     assert maps["sample_byte"] == {"high": 2.0, "low": 4.0}
-    assert maps["time"] == {"1024 and more": 6.0}
+    assert maps["time"] == {"1024 s and more": 6.0}
 
 
 def test_channels_beyond_the_eighth_share_a_bin() -> None:
