@@ -103,7 +103,7 @@ def bit_legend(unit: str = "bits per byte", bytes_per_unit: int = 1) -> Markup:
         for i, colour in enumerate(scale_colour(np.arange(_LEGEND_STRIPES) / (_LEGEND_STRIPES - 1)))
     )
     numbers = [f"{tick * bytes_per_unit:g}" for tick in LEGEND_TICKS]
-    numbers[-1] += " or more"
+    numbers[-1] += "+"
     labels = Markup().join(
         Markup('<text x="{:.2f}%" y="26" text-anchor="{}">{}</text>').format(
             100 * _share(tick), _anchor(tick), number

@@ -11,7 +11,7 @@ from pathlib import Path
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.reporting.drawn_samples import DrawnSample, read_drawn_samples
-from bytelm.pipelines.runtime.progress import on_stderr
+from bytelm.pipelines.runtime.progress import stderr_console
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.training.sample_requests import SampleRequest, sample_requests
 from bytelm.pipelines.training.samples import LateError, SampleWriter
@@ -37,11 +37,11 @@ def draw_fresh_samples(
     """
     requests = list(_chosen(sample_requests(sets, dataset_info)))
     deadline = time.monotonic() + seconds
-    total = sum(len(r.seeds) * (r.request.size - len(r.request.prompt)) for r in requests)
-    with tempfile.TemporaryDirectory() as name, on_stderr(total) as progress:
+    message = f"drawing samples, for at most {seconds:.0f} s"
+    stderr_console().print(message, highlight=False)
+    with tempfile.TemporaryDirectory() as name:
 
         def advance(count: int) -> None:
-            progress.add(count)
             if time.monotonic() > deadline:
                 raise LateError
 

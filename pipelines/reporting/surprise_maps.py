@@ -98,7 +98,7 @@ def pixel_bits(header: Header, bits: Floats, view: str, patch: int) -> Floats:
 def _image_map(sample: Sample, image: PIL.Image.Image, pixel_bytes: int) -> Markup:
     header = sample.header
     size = f"{header.width} × {header.height} pixels"
-    return Markup('<div class="pictures">{}{}</div>{}').format(
+    return Markup('<div class="pictures pair">{}{}</div>{}').format(
         picture_element(sample_picture(sample), f"The image, {size}", "the image"),
         picture_element(image, f"Bits of each of the {size}", "its bits"),
         bit_legend("bits per pixel", pixel_bytes),

@@ -15,6 +15,7 @@ from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.evaluation.sample_scoring import sample_nats
 from bytelm.pipelines.reporting.picked_documents import Pick, excerpt, pick_documents, read_pick
 from bytelm.pipelines.reporting.surprise_maps import surprise_map
+from bytelm.pipelines.runtime.progress import stderr_console
 from bytelm.pipelines.shards.reader import open_set
 
 SECONDS = 60.0
@@ -45,9 +46,13 @@ def surprise_section(
     Returns:
         Markup for a page with the rules of `media_css`; empty without documents.
     """
+    picks = pick_documents(documents)
+    if picks:
+        message = f"scoring {len(picks)} documents for surprise maps, for at most {seconds:.0f} s"
+        stderr_console().print(message, highlight=False, soft_wrap=True)
     deadline = time.monotonic() + seconds
     shown: dict[str, list[Markup]] = {}
-    for pick in pick_documents(documents):
+    for pick in picks:
         shown.setdefault(pick.modality, []).append(
             _map_of(pick, model, dataset_info, split, deadline)
         )
