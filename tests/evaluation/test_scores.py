@@ -13,7 +13,8 @@ from helpers.sets import SetMaker, audio, image, text
 from torch import Tensor
 
 from bytelm.modalities import framing
-from bytelm.modalities.evaluation_head import ERRORS, MATCHES
+from bytelm.modalities.evaluation_head import ERRORS, MATCH_LENGTHS, MATCHES
+from bytelm.model.codec_features import layout
 from bytelm.model.codec_features.match import Matcher
 from bytelm.model.config import ModelConfig
 from bytelm.model.layout import PatchBatch
@@ -221,6 +222,10 @@ def test_bytes_stand_where_they_do_in_the_window_that_counts(
     scores.add(found)
     for bit_map in scores.maps()["text"]:
         assert sum(bit_map.bytes) == 960
+
+
+def test_the_labels_of_matches_are_those_of_the_codec_features() -> None:
+    assert MATCH_LENGTHS == layout.MATCH_LENGTHS
 
 
 def test_rows_without_codec_features_have_no_outcomes() -> None:

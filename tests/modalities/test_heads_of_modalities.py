@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bytelm.modalities import MODALITIES
+from bytelm.modalities.audio_head import SAMPLE_BYTES
 from bytelm.modalities.base import Header, Sample
 from bytelm.modalities.image_layout import pixel_positions
 from bytelm.modalities.text_classes import CUT, INVALID, PLACES, SCRIPTS, byte_classes, count_words
@@ -224,6 +225,11 @@ def test_a_piece_far_into_a_sound_has_its_channels_and_its_time() -> None:
     maps = {m.name: dict(zip(m.labels, m.bits, strict=True)) for m in head.maps()}
     assert maps["sample_byte"] == {"high": 2.0, "low": 4.0}
     assert maps["time"] == {"1024 s and more": 6.0}
+
+
+def test_every_view_of_sounds_names_the_bytes_of_its_samples() -> None:
+    audio = MODALITIES["audio"]
+    assert {view: len(names) for view, names in SAMPLE_BYTES.items()} == audio.view_value_bytes
 
 
 def test_channels_beyond_the_eighth_share_a_bin() -> None:
