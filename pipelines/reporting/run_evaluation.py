@@ -19,8 +19,10 @@ from bytelm.pipelines.runtime.progress import stderr_console
 from bytelm.pipelines.shards.reader import open_set
 
 SPLIT = "val"
-SECONDS = 40.0
-"""Time that the model may take for an evaluation of which the user set no limit, about."""
+SECONDS = 60.0
+"""Time that an evaluation may take of which the user set no limit, about."""
+_CODEC_SPEED = 40_000.0
+"""Bytes that all codecs together compress in a second."""
 _BYTES_PER_SECOND = 20_000.0
 """Training speed of a run whose metrics do not tell it."""
 
@@ -82,7 +84,8 @@ def _evaluate(run: RunData, limit: int | None) -> dict[str, Any]:
     if not with_val:
         raise ValueError(f"no set that can be read has documents in {SPLIT}")
     if limit is None:
-        limit = max(1, round(documents * SECONDS * _scoring_speed(run) / max(size, 1)))
+        seconds = size * (1 / _scoring_speed(run) + 1 / _CODEC_SPEED)
+        limit = max(1, round(documents * SECONDS / max(seconds, 1)))
     shown = min(limit, documents)
     stderr_console().print(
         f"evaluating {run.folder} on {shown:,} of {documents:,} documents of {SPLIT}",
