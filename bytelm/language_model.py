@@ -11,7 +11,7 @@ import numpy.typing as npt
 import PIL.Image
 import torch
 
-from bytelm.modalities import MODALITIES, framing
+from bytelm.modalities import MODALITIES
 from bytelm.modalities.audio import frames
 from bytelm.modalities.base import FILE_VIEW, Header, Sample
 from bytelm.modalities.image import deep_pixels
@@ -19,8 +19,7 @@ from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.compression.compress import compress_documents, decompress_documents
 from bytelm.pipelines.data.dataset_info import DatasetInfo
-from bytelm.pipelines.evaluation.scoring import nats_of_model
-from bytelm.pipelines.evaluation.windows import Document, score_document
+from bytelm.pipelines.evaluation.sample_scoring import sample_nats
 from bytelm.pipelines.generation.generate import generate_samples
 from bytelm.pipelines.generation.media import (
     Source,
@@ -77,13 +76,7 @@ class LanguageModel:
         """
         source = data.encode() if isinstance(data, str) else data
         sample, view = self._read(source, "text" if isinstance(data, str) else modality)
-        codec, patch = MODALITIES[sample.modality], self.config.patch
-        payload = codec.to_view(sample, view, patch)
-        segment = framing.Segment(codec, sample.header, view, payload.size)
-        document = Document([segment], [payload])
-        nats_of = nats_of_model(self.model, "fp32")
-        scored = score_document(document, nats_of, self.config.context, patch)
-        return scored.nats[scored.framed.payload]
+        return sample_nats(self.model, sample, view)
 
     def generate(
         self,

@@ -7,6 +7,7 @@ Bits are summed as whole numbers of 2^-18 bit (`modalities.evaluation_head`) and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -108,7 +109,7 @@ def evaluate(
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         model=figures,
-        intervals=_intervals(segments),
+        intervals=_intervals(segments, figures),
         maps={name: [m.to_dict() for m in maps] for name, maps in scores.maps().items()},
         codecs=_codec_figures(sizes, "whole"),
         codec_chunks=_codec_figures(sizes, "chunks"),
@@ -216,8 +217,9 @@ def _with_weights(figures: Figures, parameters: int) -> Figures:
 # --- documents ---
 
 
-def _intervals(segments: Segments) -> dict[str, dict[str, list[float]]]:
-    """The bootstrap interval over documents of each modality and of all of them."""
+def _intervals(segments: Segments, figures: Figures) -> dict[str, dict[str, list[float]]]:
+    """The bootstrap interval over documents of each modality and of all of them, where the figure
+    itself is a number."""
     parts = {TOTAL: added_up(segments, DOCUMENT)}
     for code in np.unique(segments["modality"]):
         chosen = segments[segments["modality"] == code]
@@ -225,7 +227,7 @@ def _intervals(segments: Segments) -> dict[str, dict[str, list[float]]]:
     intervals = {}
     for name, documents in parts.items():
         ends = bootstrap_interval(documents["payload_units"] / UNITS_PER_BIT, documents["bytes"])
-        if ends is not None:
+        if ends is not None and not math.isnan(figures[name]["bits_per_byte"]):
             intervals[name] = {"bits_per_byte": list(ends)}
     return intervals
 

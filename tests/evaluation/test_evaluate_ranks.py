@@ -114,7 +114,7 @@ def test_a_rank_that_does_not_come_keeps_nobody_waiting(
 
 def test_shares_of_the_ranks_are_the_whole() -> None:
     parts = [list(Ranks(rank, 3).share(range(10))) for rank in range(3)]
-    assert sorted(sum(parts, [])) == list(range(10))
+    assert sorted(item for part in parts for item in part) == list(range(10))
     assert max(map(len, parts)) - min(map(len, parts)) == 1
 
 
