@@ -59,17 +59,18 @@ LOCAL_CHUNK = 128
 """Patches whose lower stages are computed at once where memory is short."""
 
 # --- time ---
-MEASURED_SHARE, MEASURED_SECONDS = 0.01, 3.0
+MEASURED_SHARE, MEASURED_SECONDS = 0.01, 2.0
 """Time of one measurement: a share of the run's, at most so many seconds."""
 START_SECONDS = 6.0
 """Measured time from the choice to the first step: DeepSpeed, the loader, and slow first steps."""
-END_SECONDS = 1.0
 CHECKPOINT_SECONDS, CHECKPOINT_RATE = 0.5, 2e8
 """Time of a checkpoint: a part that does not depend on its size, and bytes a second."""
 WARMUP_SHARE = 0.06
-EVALUATION_SHARE = 0.01
+EVALUATION_SHARE = 0.005
 """Share of the time that one evaluation may take."""
 MAX_EVALUATION_ROWS = 64
+SAMPLES_SHARE, SAMPLES_SECONDS = 0.06, 60.0
+"""Time for samples at the end: a share of the run's, at most so many seconds."""
 CHECKPOINT_INTERVAL = 600.0
 """Seconds between two checkpoints."""
 ENOUGH_STEPS = 2_000
@@ -79,8 +80,12 @@ FASTER = 1.15
 """Gain in bytes a second for which the rows of a step are doubled."""
 
 # --- data ---
-MAX_PASSES = 12.0
-"""Passes over a modality's sets while the other ones have fewer."""
+PASSES, PASSES_PER_MB = 4.0, 5.0
+"""Passes over data that are useful: at least, and further ones for each 10^6 bytes."""
+DROPOUT = 0.2
+"""Rate for data that are repeated often: over 100 kB of text it gained 0.25 bits in 5 passes."""
+SMALL_DATA = 1e6
+"""Bytes below which rows are short, so that there are enough steps."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class AutoConfig:
         size = sum(cost.parameters for cost in costs(model)) / 1e6
         return (
             f"{size:.1f}M parameters, rows of {model.context:,} bytes, "
-            f"{plural(train.steps, 'step')} of {self.budget.step_seconds:.2g} s"
+            f"about {plural(train.steps, 'step')} of {self.budget.step_seconds:.2g} s"
         )
 
 
@@ -160,6 +165,7 @@ def choose(
     if this_device().type == "cuda":
         speed = _choose_batch(draft, speed, measure)
     _choose_shares(draft, _run_bytes(draft, speed))
+    _choose_dropout(draft, _run_bytes(draft, speed))
     budget = _choose_steps(draft, speed, started)
     return AutoConfig(draft.config(), _text(draft, speed), budget)
 
@@ -188,6 +194,8 @@ def _choose_rows(draft: _Draft) -> None:
     if fits.size and fits.mean() >= FITTING_SHARE:
         row = float(np.quantile(data.pictured[fits], FITTING_SHARE))
         reason = f"hold {FITTING_SHARE:.0%} of the documents with an image whole"
+    elif data.size < SMALL_DATA:
+        row, reason = SHORTEST_ROW, "leave enough steps for small data"
     elif (row := float(np.quantile(data.lengths, FITTING_SHARE))) <= USUAL_ROW:
         reason = f"hold {FITTING_SHARE:.0%} of the documents whole"
     else:
@@ -315,6 +323,27 @@ def _run_bytes(draft: _Draft, speed: StepSpeed) -> float:
     return draft.seconds / speed.step * config.train.global_batch * config.model.context
 
 
+def useful_passes(size: float) -> float:
+    """Passes over data of so many bytes after which a model only learns them by heart.
+
+    Measured with `modern-demo`: 4 over 100 kB of text. More data leave less room in the model for
+    each byte.
+    """
+    return PASSES + PASSES_PER_MB * size / 1e6
+
+
+def _choose_dropout(draft: _Draft, run_bytes: float) -> None:
+    """Choose dropout where the data are repeated often."""
+    passes = run_bytes / draft.data.size
+    if passes > useful_passes(draft.data.size) / 2:
+        draft.put(
+            "model",
+            "dropout",
+            DROPOUT,
+            "The data are small for the time, and are repeated often.",
+        )
+
+
 def _choose_shares(draft: _Draft, run_bytes: float) -> None:
     """Choose the weights of several sets: equal bytes of each modality, within MAX_PASSES."""
     sets = draft.data.sets
@@ -322,7 +351,7 @@ def _choose_shares(draft: _Draft, run_bytes: float) -> None:
     if len(modalities) == 1 or draft.is_given("data.sets"):
         return
     sizes = {m: sum(one.size for one in sets if one.main_modality == m) for m in modalities}
-    shares = equal_shares({m: MAX_PASSES * size / run_bytes for m, size in sizes.items()})
+    shares = equal_shares({m: useful_passes(size) * size / run_bytes for m, size in sizes.items()})
     weighted = [
         {"path": one.path, "weight": round(scale * one.size / sizes[one.main_modality], 3)}
         for one in sets
@@ -332,8 +361,8 @@ def _choose_shares(draft: _Draft, run_bytes: float) -> None:
         "data",
         "sets",
         weighted,
-        "Each modality has an equal share of the bytes, but is repeated at most "
-        f"{MAX_PASSES:g} times while others are not; inside a modality, sets count by their size.",
+        "Each modality has an equal share of the bytes, unless it would be learned by heart "
+        "before the others; inside a modality, sets count by their size.",
     )
 
 
@@ -352,24 +381,41 @@ def equal_shares(limits: Mapping[str, float]) -> dict[str, float]:
 # --- steps ---
 
 
+def _most_steps(draft: _Draft) -> int:
+    """Steps after which the data are only learned by heart."""
+    config = draft.config()
+    step_bytes = config.train.global_batch * config.model.context
+    return max(
+        LEAST_STEPS, math.ceil(useful_passes(draft.data.size) * draft.data.size / step_bytes)
+    )
+
+
+def _small_data(draft: _Draft) -> str:
+    return (
+        f"The data are small, {size_text(draft.data.size)}: more than "
+        f"{useful_passes(draft.data.size):.1f} passes over them would be learned by heart, so the "
+        "run ends before its time."
+    )
+
+
 def _choose_steps(draft: _Draft, speed: StepSpeed, started: float) -> TimeBudget:
     """Choose the steps, and what is done between them."""
     rows = _evaluation_rows(draft, speed)
     checkpoint_every = max(1, round(CHECKPOINT_INTERVAL / speed.step))
-    outside = (
-        EVALUATIONS * sum(rows) * speed.scored_row
-        + (1 + draft.seconds // CHECKPOINT_INTERVAL) * _checkpoint_seconds(draft.config())
-        + END_SECONDS
-    )
-    budget = TimeBudget(started, draft.seconds, outside, speed.step)
+    outside = EVALUATIONS * sum(rows) * speed.scored_row + (
+        1 + draft.seconds // CHECKPOINT_INTERVAL
+    ) * _checkpoint_seconds(draft.config())
+    samples = min(SAMPLES_SECONDS, SAMPLES_SHARE * draft.seconds)
+    most = _most_steps(draft)
+    budget = TimeBudget(started, draft.seconds, outside, samples, speed.step, most)
     steps = budget.steps(speed.step, 0, time.monotonic() + START_SECONDS)
-    draft.put(
-        "train",
-        "steps",
-        steps,
+    reason = (
         f"As many as end within {_minutes(draft.seconds)}, at {speed.step:.3g} s a step and "
-        f"{outside:.0f} s for evaluations, checkpoints and samples.",
+        f"{outside:.0f} s for evaluations and checkpoints, {samples:.0f} s for samples."
     )
+    if steps == most:
+        reason = _small_data(draft)
+    draft.put("train", "steps", steps, reason)
     warmup = max(round(WARMUP_SHARE * steps), min(LEAST_STEPS, steps // 4))
     draft.put("optimizer", "warmup_steps", warmup, f"{WARMUP_SHARE:.0%} of the steps.")
     draft.put("train", "eval_every", evaluation_interval(steps), f"{EVALUATIONS} in all.")
@@ -379,6 +425,7 @@ def _choose_steps(draft: _Draft, speed: StepSpeed, started: float) -> TimeBudget
         max(rows, default=1),
         f"Of each set; an evaluation takes at most {EVALUATION_SHARE:.0%} of the time.",
     )
+    draft.put("train", "sample_every", steps, "Drawn once, after the last step.")
     draft.put(
         "train",
         "checkpoint_every",

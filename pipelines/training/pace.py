@@ -26,6 +26,8 @@ FIRST_STEPS = 4
 LEAST_STEPS = 10
 """Steps of the shortest run."""
 EVALUATIONS = 4
+END_SECONDS = 1.0
+"""Time from the last sample to the end of the command."""
 
 
 def evaluation_interval(steps: int) -> int:
@@ -41,18 +43,28 @@ class TimeBudget:
     """`time.monotonic()` at the start, which all processes of a machine share."""
     seconds: float
     outside_seconds: float
-    """Time of evaluations, checkpoints, samples and the end, at `step_seconds` a step."""
+    """Time of evaluations and checkpoints on a machine as fast as `step_seconds` says."""
+    samples_seconds: float
+    """Time that is kept free for samples after the last step."""
     step_seconds: float
     """Time of a step when the budget was planned."""
+    most_steps: int
+    """Steps after which the run ends before its time."""
 
     def steps(self, step_seconds: float, done: int, now: float) -> int:
         """Return the steps of the whole run, of which `done` are done at `now`.
 
-        Parts outside steps are slower or faster by as much as steps are.
+        Evaluations and checkpoints are slower or faster by as much as steps are.
         """
         slowness = step_seconds / self.step_seconds
         left = self.started + self.seconds - now - slowness * self.outside_seconds
-        return max(LEAST_STEPS, done + max(1, int(left / step_seconds)))
+        left -= self.samples_seconds + END_SECONDS
+        steps = max(LEAST_STEPS, done + max(1, int(left / step_seconds)))
+        return min(self.most_steps, steps)
+
+    def seconds_left(self) -> float:
+        """Return the time that is left for samples, which are the last part of a run."""
+        return max(0.0, self.started + self.seconds - END_SECONDS - time.monotonic())
 
     def tell_ranks(self) -> None:
         """Put the budget into the environment of processes that are started from here."""
@@ -92,16 +104,26 @@ class Pace:
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:
-    """Return a config with other steps, and evaluations in the same parts of the run."""
-    eval_every = config.train.eval_every
-    if eval_every == evaluation_interval(config.train.steps):
-        eval_every = evaluation_interval(steps)
-    return replace(config, train=replace(config.train, steps=steps, eval_every=eval_every))
+    """Return a config with other steps, and evaluations and samples in the same parts of the run.
+
+    Intervals that were not chosen for the number of steps stay.
+    """
+    train = config.train
+    changed = replace(train, steps=steps)
+    if train.eval_every == evaluation_interval(train.steps):
+        changed = replace(changed, eval_every=evaluation_interval(steps))
+    if train.sample_every == train.steps:
+        changed = replace(changed, sample_every=steps)
+    return replace(config, train=changed)
 
 
 def write_steps(run: Path, config: RunConfig, planned: int) -> None:
     """Write corrected steps into the chosen config of a run; `planned` are those before."""
     path = run / CHOSEN_CONFIG_FILE
     remark = f"corrected after the warm-up; {plural(planned, 'step was', 'steps were')} planned"
-    values = {"steps": (config.train.steps, remark), "eval_every": (config.train.eval_every, "")}
+    values = {
+        "steps": (config.train.steps, remark),
+        "eval_every": (config.train.eval_every, ""),
+        "sample_every": (config.train.sample_every, ""),
+    }
     write_atomic(path, with_train_values(path.read_text("utf-8"), values).encode())

@@ -55,6 +55,11 @@ class SampleRequest:
     condition: Sample | None = None
     """The caption or file that the samples follow."""
 
+    @property
+    def drawn_bytes(self) -> int:
+        """Bytes of all samples without their prompts, at most."""
+        return len(self.seeds) * (self.request.size - len(self.request.prompt))
+
 
 @dataclass(frozen=True)
 class _Segment:

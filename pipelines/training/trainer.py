@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -154,6 +156,8 @@ class Trainer:
                     f"asked to stop: the run ends after step {self.state.step}, continue with "
                     "--resume"
                 )
+            else:
+                self._print(f"next: bytelm report {shlex.quote(str(self.folder))}")
 
     def evaluate(self) -> None:
         """Score the `val` splits, if any, and log the result, unless a signal interrupts it."""
@@ -177,7 +181,10 @@ class Trainer:
 
     def draw_samples(self) -> None:
         """Draw samples with the present weights, unless a signal interrupts it."""
-        drawn = self.sample_drawer.draw(self.state.step, lambda: self.signals.stop_requested)
+        seconds = self.pace.budget.seconds_left() if self.pace else math.inf
+        drawn = self.sample_drawer.draw(
+            self.state.step, lambda: self.signals.stop_requested, seconds
+        )
         if self.log and drawn:
             self.log.samples(self.state.step, drawn)
 
