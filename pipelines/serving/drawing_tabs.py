@@ -10,9 +10,9 @@ import gradio as gr
 from markupsafe import Markup
 
 from bytelm.modalities.base import DecodeOptions, Header, Sample
-from bytelm.model.decoding.sampling import Sampling
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.generation.options import GenerateOptions
+from bytelm.pipelines.generation.sampling_defaults import DEFAULT_SAMPLING
 from bytelm.pipelines.serving.controls import (
     Playground,
     RunButtons,
@@ -35,8 +35,6 @@ from bytelm.pipelines.serving.uploads import (
     sample_file,
     upload_modality,
 )
-
-DEFAULT_SAMPLING = {"text": Sampling(), "image": Sampling(), "audio": Sampling()}
 
 
 def add_image_tab(playground: Playground) -> None:
