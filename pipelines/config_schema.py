@@ -62,7 +62,8 @@ def _object(kind: type) -> Schema:
         if field.name in docs:
             schema["description"] = docs[field.name]
         if field.default is not dataclasses.MISSING:
-            schema["default"] = field.default
+            default = field.default
+            schema["default"] = list(default) if isinstance(default, tuple) else default
         elif field.default_factory is dataclasses.MISSING:
             required.append(field.name)
         properties[field.name] = schema
