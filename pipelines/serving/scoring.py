@@ -5,18 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
-
-from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import Sample
 from bytelm.pipelines.compression.compress import compress_documents
 from bytelm.pipelines.compression.documents import decode_sample, encode_file
-from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.evaluation.codec_sizes import codec_file_sizes, missing_codecs
-from bytelm.pipelines.evaluation.scoring import nats_of_model
-from bytelm.pipelines.evaluation.windows import Document, score_document
+from bytelm.pipelines.evaluation.sample_scoring import sample_nats
 from bytelm.pipelines.reporting.surprise_maps import SurpriseMap, surprise_map
 from bytelm.pipelines.serving.drawing import LoadedModel
 from bytelm.pipelines.serving.jobs import Job
@@ -28,7 +21,8 @@ def map_surprise(loaded: LoadedModel, sample: Sample, job: Job) -> SurpriseMap:
     Raises ValueError for an empty sample and one without the model's view.
     """
     view, patch = loaded.dataset_info.views[sample.modality], loaded.model.config.patch
-    return surprise_map(sample, _score(loaded, sample, view, job), view, patch)
+    nats = sample_nats(loaded.model, sample, view, job.check)
+    return surprise_map(sample, nats / math.log(2), view, patch)
 
 
 @dataclass(frozen=True)
@@ -81,20 +75,3 @@ def compress_file(loaded: LoadedModel, name: str, data: bytes, job: Job) -> Comp
     kind = segment.modality.name
     missing = missing_codecs([kind])
     return Compressed(document.entry.name, packed, len(data), kind, size, codecs, missing)
-
-
-def _score(loaded: LoadedModel, sample: Sample, view: str, job: Job) -> npt.NDArray[np.float64]:
-    """[n] bits of each payload byte; looks at the job between rows."""
-    modality, model = MODALITIES[sample.modality], loaded.model
-    payload = modality.to_view(sample, view, model.config.patch)
-    segment = framing.Segment(modality, sample.header, view, payload.size)
-    nats_of = nats_of_model(model, "fp32")
-
-    def checked_nats_of(batch: Batch) -> Tensor:
-        job.check()
-        return nats_of(batch)
-
-    document = Document([segment], [payload])
-    scored = score_document(document, checked_nats_of, model.config.context, model.config.patch)
-    bits: npt.NDArray[np.float64] = scored.nats[scored.framed.payload] / math.log(2)
-    return bits
