@@ -96,21 +96,26 @@ class Trackers:
     def close(self) -> None:
         """Close all trackers."""
         for name, tracker in list(self._active.items()):
-            self._attempt(name, tracker.close)
+            with _quiet():
+                self._attempt(name, tracker.close)
         self._active = {}
 
     def _open(self, name: str, run: Path, config: Mapping[str, Any], done: int) -> None:
         if name == TENSORBOARD:
             self._active[name] = TensorBoard(run / TENSORBOARD_FOLDER, done)
-        elif name == WANDB:
-            self._active[name] = Wandb(run, _identity(run), config, done)
-        else:
-            self._active[name] = Trackio(run, _identity(run), config, done)
+            return
+        identity = _identity(run)
+        with _quiet():
+            if name == WANDB:
+                self._active[name] = Wandb(run, identity, config, done)
+            else:
+                self._active[name] = Trackio(run, identity, config, done)
+        if name == TRACKIO:
+            _say_warnings(TRACKIO, self._say)
 
     def _attempt(self, name: str, action: Callable[[], object]) -> None:
         try:
-            with _quiet():
-                action()
+            action()
         except Exception as error:  # those of the libraries have no common base
             self._active.pop(name, None)
             self._say(f"{name} records no more of this run ({one_line(error)}); the run goes on")
@@ -312,10 +317,24 @@ def _identity(run: Path) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what libraries print and warn of from the user."""
+    """Keep what libraries print and warn of as they start and end from the user. Not for each step:
+    Python forgets then which warnings of others it has shown."""
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _say_warnings(package: str, say: Say) -> None:
+    """Say a package's warnings in a line: trackio's thread reports lost data by them alone."""
+    show_of_others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if package in Path(filename).parts:
+            say(" ".join(f"{package}: {message}".split()))
+        else:
+            show_of_others(message, category, filename, *rest)
+
+    warnings.showwarning = show
 
 
 def _silence_writer_threads() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +90,10 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(
 ) -> None:
     class Full:
         def __init__(self, *_: object) -> None:
+            print("the library's own noise")
             self.logged = 0
 
         def log(self, step: int, values: object) -> None:
-            print("the library's own noise")
             self.logged += 1
             if self.logged == 2:
                 raise OSError(28, "No space left on device")
@@ -101,14 +102,18 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(
             raise AssertionError("a tracker that failed is not used again")
 
     monkeypatch.setattr(trackers, "Trackio", Full)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # set back at the end
     said: list[str] = []
     opened = Trackers(["trackio", "tensorboard"], tmp_path, {}, 0, said.append)
     for step in range(1, 5):
         opened.log(step, {"loss": np.nan})
+    path = str(Path("site-packages", "trackio", "run.py"))
+    warnings.warn_explicit("trackio lost\na batch", UserWarning, path, 1)
     opened.close()
     assert said == [
         "trackio records no more of this run (OSError: [Errno 28] No space left on device); the "
-        "run goes on"
+        "run goes on",
+        "trackio: trackio lost a batch",
     ]
     assert list((tmp_path / "tensorboard").iterdir())
     assert capfd.readouterr().out == ""
