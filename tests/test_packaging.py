@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DATA = (".json", ".yaml")
+DATA = (".json", ".yaml", ".css", ".js", ".j2")
 FILES_OF_THE_BUILD = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
 
 
