@@ -15,7 +15,7 @@ from bytelm.pipelines.reporting.scales import linear_ticks, number_text, round_u
 
 _ROW = 20
 """Height of a bar with the gap to the next one, in the SVG's units."""
-_WIDTH, _VALUE = 460, 92
+_WIDTH, _VALUE = 420, 92
 _CHARACTER = 6.6
 _STRIPES = 36
 MAX_BARS = 40
@@ -47,7 +47,7 @@ def _bars(bit_map: Mapping[str, Any]) -> Markup:
         most = sorted(filled, key=lambda i: -bit_map["bits"][i])[:MAX_BARS]
         filled = sorted(most)
     labels = [str(bit_map["labels"][i]) for i in filled]
-    left = min(_CHARACTER * max((len(label) for label in labels), default=0) + 10, 190.0)
+    left = min(_CHARACTER * max((len(label) for label in labels), default=0) + 10, 180.0)
     top = round_up(max([rates[i] for i in filled] + [0.1]))
     scale = (_WIDTH - left - _VALUE) / top
     height = _ROW * len(filled) + 40
@@ -64,7 +64,7 @@ def _bars(bit_map: Mapping[str, Any]) -> Markup:
     for row, (index, label) in enumerate(zip(filled, labels, strict=True)):
         share = bit_map["bits"][index] / all_bits
         width = max(rates[index] * scale, 1)
-        shown = label if len(label) <= 27 else f"{label[:26]}…"
+        shown = label if len(label) <= 25 else f"{label[:24]}…"
         parts.append(
             Markup(
                 '<text class="tick" text-anchor="end" x="{:.1f}" y="{}">{}<title>{}</title></text>'

@@ -83,7 +83,7 @@ def is_empty(chart: Chart) -> bool:
     return not any(series.curve.steps.size for series in chart.series)
 
 
-def draw(chart: Chart, width: float = 460, height: float = 280) -> Markup:
+def draw(chart: Chart, width: float = 420, height: float = 270) -> Markup:
     """Draw a chart that is not empty; `width` and `height` are in units of about a pixel."""
     labels = [s.name for s in chart.series if s.is_labelled] + [v.name for v in chart.levels]
     right = _EDGE + max(_CHARACTER * max((len(_short(n)) for n in labels), default=0), 20)

@@ -9,6 +9,7 @@ from typing import Any
 
 from bytelm.pipelines.shards.set_summary import size_text
 
+NO_BREAK = "\u00a0"
 NONE = "–"
 """Shown where there is no figure."""
 TOTAL = "total"
@@ -40,7 +41,7 @@ def result_table(evaluation: Mapping[str, Any]) -> ReportTable:
             [
                 name,
                 bits(figures.get("bits_per_byte")),
-                f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else NONE,
+                f"{interval[0]:.3f}–{interval[1]:.3f}" if interval else NONE,
                 bits(figures.get("coded_bits_per_byte")),
                 count(documents.get(name)),
                 size(figures.get("payload_bytes")),
@@ -158,5 +159,5 @@ def count(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """A number of bytes for people."""
-    return NONE if value is None else size_text(int(value))
+    """A number of bytes for people, whose unit stays on its line."""
+    return NONE if value is None else size_text(int(value)).replace(" ", NO_BREAK)

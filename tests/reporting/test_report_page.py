@@ -63,7 +63,7 @@ def test_a_page_shows_curves_scores_maps_config_and_cost(run: Path) -> None:
     anchors = reader.attributes("id")
     assert {"curves", "scores", "bits", "config", "data", "machine"} <= set(anchors)
     assert [link for link in reader.attributes("href") if link[1:] not in anchors] == []
-    for words in ("2.150", "1.500 to 2.500", "by script", "Training loss", "steps: 40", "99.000"):
+    for words in ("2.150", "1.500–2.500", "by script", "Training loss", "steps: 40", "99.000"):
         assert words in reader.text
     assert reader.text.index("this model2.150") < reader.text.index("xz3.250")
     charts = [json.loads(c) for c in reader.attributes("data-chart")]
