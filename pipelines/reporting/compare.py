@@ -2,21 +2,23 @@
 
 The interval of a difference is that of a paired bootstrap: documents are drawn with replacement,
 and both runs are summed over the same draw, since most of the spread is that of the documents.
+
+n documents
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-RESAMPLES = 2000
-_DRAWN_AT_ONCE = 1 << 20
-"""Documents drawn in one array."""
+from bytelm.pipelines.evaluation.intervals import bootstrap_interval
+
 TOTAL = "total"
+Scored = dict[tuple[str, str], tuple[float, int]]
+"""Bits and bytes of each document, by its set's root hash and its key."""
 
 
 @dataclass(frozen=True)
@@ -45,64 +47,42 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Dif
         one for each modality that both have, and `total` if there are several.
     """
     firsts, seconds = _scored(first), _scored(second)
-    common = [key for key in firsts if key in seconds]
-    by_modality: dict[str, list[tuple[str, ...]]] = {}
-    for key in common:
-        by_modality.setdefault(key[0], []).append(key)
-    if len(by_modality) > 1:
-        by_modality[TOTAL] = common
-    return [
-        _difference(name, [firsts[k] for k in keys], [seconds[k] for k in keys])
-        for name, keys in by_modality.items()
+    found = [
+        _difference(name, scored, seconds[name])
+        for name, scored in firsts.items()
+        if name in seconds
     ]
+    found = [difference for difference in found if difference.documents]
+    return found if len(found) > 2 else found[:1]  # the total of one modality says nothing new
 
 
-def paired_interval(
-    first_bits: npt.NDArray[np.float64],
-    second_bits: npt.NDArray[np.float64],
-    sizes: npt.NDArray[np.float64],
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
-    """95 % interval of the difference of two ratios Σ bits / Σ bytes over the same documents.
-
-    Args:
-        first_bits, second_bits: [n] bits of each document under each model.
-        sizes: [n] payload bytes.
-    """
-    gains, count = second_bits - first_bits, sizes.size
-    rng = np.random.default_rng(0)
-    values: list[npt.NDArray[np.float64]] = []
-    at_once = max(1, _DRAWN_AT_ONCE // count)
-    for start in range(0, resamples, at_once):
-        rows = min(at_once, resamples - start)
-        drawn = rng.integers(0, count, (rows, count))
-        values.append(gains[drawn].sum(1) / sizes[drawn].sum(1))
-    low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _scored(evaluation: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[float, int]]:
-    """Bits and bytes of each document, by modality, set and key.
+def _scored(evaluation: Mapping[str, Any]) -> dict[str, Scored]:
+    """The documents of each modality, and last of all of them as `total`.
 
     A set is known by its root hash, so that a copy at another path is the same set.
     """
     roots = {s["path"]: s.get("root", s["path"]) for s in evaluation["about"].get("sets", [])}
-    return {
-        (d["modality"], roots.get(d["set"], d["set"]), d["key"]): (d["bits"], d["bytes"])
-        for d in evaluation.get("documents", [])
-        if d["bytes"]
-    }
+    scored: dict[str, Scored] = {}
+    total: Scored = {}
+    for entry in evaluation.get("documents", []):
+        key = (roots.get(entry["set"], entry["set"]), entry["key"])
+        for documents in (scored.setdefault(entry["modality"], {}), total):
+            bits, size = documents.get(key, (0.0, 0))
+            documents[key] = (bits + entry["bits"], size + entry["bytes"])
+    return {**scored, TOTAL: total}
 
 
-def _difference(
-    name: str, first: Sequence[tuple[float, int]], second: Sequence[tuple[float, int]]
-) -> Difference:
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a[1] == b[1]]
-    sizes = np.array([a[1] for a, _ in pairs], np.float64)
-    first_bits = np.array([a[0] for a, _ in pairs])
-    second_bits = np.array([b[0] for _, b in pairs])
-    total = max(float(sizes.sum()), 1.0)
-    interval = paired_interval(first_bits, second_bits, sizes) if len(pairs) > 1 else None
+def _difference(name: str, first: Scored, second: Scored) -> Difference:
+    """Compare the documents that are in both, with the same number of bytes."""
+    keys = [k for k, (_, size) in first.items() if size and second.get(k, (0.0, 0))[1] == size]
+    sizes = np.array([first[key][1] for key in keys])
+    first_bits = np.array([first[key][0] for key in keys])
+    second_bits = np.array([second[key][0] for key in keys])
+    total = max(int(sizes.sum()), 1)
     return Difference(
-        name, first_bits.sum() / total, second_bits.sum() / total, interval, len(pairs)
+        name,
+        float(first_bits.sum()) / total,
+        float(second_bits.sum()) / total,
+        bootstrap_interval(second_bits - first_bits, sizes),
+        len(keys),
     )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bytelm.model.presets import PRESETS
 from bytelm.pipelines.reporting.bit_maps import draw_map
 from bytelm.pipelines.reporting.charts import Chart, Level, Series, draw
-from bytelm.pipelines.reporting.compare import differences, paired_interval
+from bytelm.pipelines.reporting.compare import differences
 from bytelm.pipelines.reporting.config_lines import config_differences, config_lines
 from bytelm.pipelines.reporting.cost import run_cost
 from bytelm.pipelines.reporting.curves import BINS, thinned
@@ -122,16 +122,17 @@ def test_bars_and_heat_maps_show_the_bits_per_byte_of_each_bin() -> None:
 
 def test_a_paired_interval_is_that_of_differences_and_holds_the_truth() -> None:
     rng = np.random.default_rng(1)
-    sizes = rng.integers(50, 500, 300).astype(np.float64)
-    hardness = rng.uniform(1, 6, 300)  # differs far more between documents than the models do
-    first = sizes * hardness
-    second = sizes * (hardness - 0.05 + 0.05 * rng.normal(size=300))
-    low, high = paired_interval(first, second, sizes)
-    change = (second.sum() - first.sum()) / sizes.sum()
-    assert low < change < high < 0
-    ratios = (second - first) / sizes
-    residuals = sizes * (ratios - change)
-    error = math.sqrt((residuals**2).sum()) / sizes.sum()
+    first = rng.uniform(100, 600, 300)  # differs far more between documents than the models do
+    second = first - 5 + 5 * rng.normal(size=300)
+    about = {"about": {"sets": []}}
+    (found,) = differences(
+        {**about, "documents": documents(first.tolist())},
+        {**about, "documents": documents(second.tolist())},
+    )
+    assert found.interval
+    low, high = found.interval
+    assert low < found.change < high < 0
+    error = (second - first).std() / math.sqrt(300) / 100
     assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.15)
 
 
@@ -146,6 +147,19 @@ def test_runs_are_compared_on_the_documents_that_both_scored() -> None:
     assert found.change == pytest.approx(-0.1)
     other = {"about": {"sets": [{"path": "gone", "root": "b"}]}, "documents": first["documents"]}
     assert differences(first, other) == []
+
+
+def test_a_document_of_two_modalities_is_one_in_the_total() -> None:
+    text = documents([100.0, 200.0])
+    about = {"about": {"sets": []}}
+    first = {**about, "documents": [*text, *({**d, "modality": "image"} for d in text)]}
+    found = {d.modality: d for d in differences(first, first)}
+    assert [(name, d.documents) for name, d in found.items()] == [
+        ("text", 2),
+        ("image", 2),
+        ("total", 2),
+    ]
+    assert found["total"].first == 1.5
 
 
 def test_config_lines_mark_what_differs_from_defaults_and_preset(tmp_path: Path) -> None:
