@@ -35,13 +35,13 @@ def draw_map(bit_map: Mapping[str, Any]) -> Markup:
 
 
 def _rates(bit_map: Mapping[str, Any]) -> list[float]:
-    """Bits per byte of each bin; NaN for a bin without bytes."""
+    """Bits per byte of each bin; NaN for a bin without bytes, or whose bits are no number."""
     pairs = zip(bit_map["bits"], bit_map["bytes"], strict=True)
-    return [float(b) / n if n else math.nan for b, n in pairs]
+    return [float(b) / n if n and b is not None else math.nan for b, n in pairs]
 
 
 def _bars(bit_map: Mapping[str, Any]) -> Markup:
-    rates, all_bits = _rates(bit_map), max(sum(bit_map["bits"]), 1e-12)
+    rates, all_bits = _rates(bit_map), max(sum(b or 0 for b in bit_map["bits"]), 1e-12)
     filled = [i for i, rate in enumerate(rates) if math.isfinite(rate)]
     if len(filled) > MAX_BARS:
         most = sorted(filled, key=lambda i: -bit_map["bits"][i])[:MAX_BARS]

@@ -65,6 +65,8 @@ def _scored(evaluation: Mapping[str, Any]) -> dict[str, Scored]:
     scored: dict[str, Scored] = {}
     total: Scored = {}
     for entry in evaluation.get("documents", []):
+        if entry["bits"] is None:  # not a number: the model diverged
+            continue
         key = (roots.get(entry["set"], entry["set"]), entry["key"])
         for documents in (scored.setdefault(entry["modality"], {}), total):
             bits, size = documents.get(key, (0.0, 0))

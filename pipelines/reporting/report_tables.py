@@ -123,7 +123,7 @@ def pair_table(evaluation: Mapping[str, Any]) -> ReportTable | None:
 
 def document_table(evaluation: Mapping[str, Any]) -> ReportTable | None:
     """The documents with the fewest and with the most bits per byte; None without documents."""
-    scored = [d for d in evaluation.get("documents", []) if d.get("bytes")]
+    scored = [d for d in evaluation.get("documents", []) if d["bytes"] and d["bits"] is not None]
     scored.sort(key=lambda d: d["bits"] / d["bytes"])
     if not scored:
         return None

@@ -171,7 +171,7 @@ def _sentence(
         length += f" and {'about ' if cost.is_estimated else ''}{duration(cost.seconds)}"
     parts = []
     for name, figures in result.items():
-        if name == TOTAL:
+        if name == TOTAL or figures.get("bits_per_byte") is None:
             continue
         best = _best_codec(codecs.get(name, {}))
         against = f" ({best[0]}, the best codec: {best[1]:.2f})" if best else ""
@@ -197,12 +197,13 @@ def _tiles(
     intervals = evaluation.get("intervals", {}) if evaluation else {}
     tiles = []
     for name, figures in result.items():
-        value = figures["bits_per_byte"]
-        remarks = []
+        value = figures.get("bits_per_byte")
+        remarks = [] if value is not None else ["not a number: the model diverged"]
         interval = intervals.get(name, {}).get("bits_per_byte")
         if interval:
             remarks.append(f"95 %: {interval[0]:.3f} to {interval[1]:.3f}")
-        if best := _best_codec(codecs.get(name, {})):
+        best = _best_codec(codecs.get(name, {}))
+        if best and value is not None:
             change = value / best[1] - 1
             words = "fewer" if change < 0 else "more"
             remarks.append(f"{abs(change):.0%} {words} bits than {best[0]}, the best codec")

@@ -168,6 +168,20 @@ def test_values_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
     assert "NaN" not in page_of(folder)
 
 
+def test_a_model_that_diverged_has_a_page(tmp_path: Path) -> None:
+    folder, nothing = write_run(tmp_path / "run"), float("nan")
+    figures = {"bits_per_byte": nothing, "coded_bits_per_byte": nothing, "payload_bytes": 200}
+    add_evaluation(
+        folder,
+        documents([nothing, 100.0]),
+        model={"text": figures, "total": figures},
+        intervals={},
+        with_weights={"text": {"bits_per_byte": nothing, "weight_bytes": 5}},
+    )
+    assert "not a number: the model diverged" in page_of(folder, write_run(tmp_path / "other"))
+    assert summary(read_views([folder], 0))
+
+
 def test_a_folder_without_a_run_is_refused_with_a_way_out(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(ValueError, match="bytelm train --out"):
