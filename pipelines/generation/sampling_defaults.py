@@ -12,7 +12,7 @@ from dataclasses import replace
 from bytelm.model.decoding.sampling import Sampling
 
 DEFAULT_SAMPLING: Mapping[str, Sampling] = {
-    "text": Sampling(temperature=0.8),
+    "text": Sampling(min_p=0.05),
     "image": Sampling(temperature=0.8),
     "audio": Sampling(temperature=0.9),
 }

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -328,11 +328,18 @@ def _say_warnings(package: str, say: Say) -> None:
     """Say a package's warnings in a line: trackio's thread reports lost data by them alone."""
     show_of_others = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if package in Path(filename).parts:
             say(" ".join(f"{package}: {message}".split()))
         else:
-            show_of_others(message, category, filename, *rest)
+            show_of_others(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
 
