@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from bytelm.modalities import MODALITIES
-from bytelm.modalities.base import Header, Sample
+from bytelm.modalities.base import Sample
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.generation.generate import generate_payloads
@@ -75,7 +76,7 @@ def draw(loaded: LoadedModel, options: GenerateOptions, job: Job) -> Drawing:
             options.sampling,
             options.precision,
             advance=progress.advance,
-            watch=lambda so_far, numbers=numbers: progress.watch(numbers, so_far),  # type: ignore[misc]
+            watch=partial(progress.watch, numbers),
         )
         progress.keep(numbers, payloads)
     return progress.drawing()
@@ -130,5 +131,4 @@ def partial_sample(request: Request, payload: bytes, patch: int) -> Sample:
     if request.modality == "audio":
         frame = modality.view_value_bytes[request.view] * request.header.channels
         values = values[: len(values) // frame * frame]
-    header: Header = request.header
-    return modality.from_view(header, values, request.view, patch)
+    return modality.from_view(request.header, values, request.view, patch)

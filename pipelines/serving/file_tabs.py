@@ -45,7 +45,7 @@ def add_surprise_tab(playground: Playground) -> None:
             upload = gr.File(label="Image, sound or text", file_count="single", height=120)
             text = gr.Textbox(
                 label="Or a text", lines=4, max_length=MAX_TEXT_BYTES,
-                visible="text" in playground.loaded.dataset_info.views,
+                visible="text" in playground.loaded.dataset_info.modalities,
             )  # fmt: skip
             run, stop = run_buttons("Show the surprise")
         with gr.Column():

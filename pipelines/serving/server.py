@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hmac
 import ipaddress
 import os
@@ -64,7 +65,7 @@ def listen(host: str, port: int) -> Address:
         way_out = "give an address of this machine"
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             way_out = "choose another --port, or 0 for a free one"
-        cause = (error.strerror or str(error)).lower()
+        cause = os.strerror(error.errno or 0).lower()
         raise ValueError(f"cannot listen at port {port} of {host} ({cause}): {way_out}") from error
     return Address(listening, host, listening.getsockname()[1])
 
@@ -99,19 +100,28 @@ def serve(
             timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)
-        sockets = [address.socket]
-        thread = threading.Thread(target=server.run, args=(sockets,), name="server", daemon=True)
-        thread.start()
+        # An interrupted `join` of Python 3.11 takes a running thread for an ended one.
+        has_ended = threading.Event()
+
+        def run() -> None:
+            try:
+                server.run([address.socket])
+            finally:
+                has_ended.set()
+
+        threading.Thread(target=run, name="server", daemon=True).start()
         try:
-            while not server.started and thread.is_alive():
-                time.sleep(0.01)
+            while not server.started and not has_ended.wait(0.01):
+                pass
             if server.started:
                 announce()
-            thread.join()
+            has_ended.wait()
         finally:
             queue.close(END_SECONDS)
             server.should_exit = True
-            thread.join(END_SECONDS)
+            has_ended.wait(END_SECONDS)
+            # Python's last collection would visit all objects of torch and gradio, for a second.
+            gc.freeze()
     raise RuntimeError("the web server has ended by itself")
 
 
@@ -123,7 +133,6 @@ def _application(
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": str(folder),
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "MPLCONFIGDIR": str(folder),
     }
     import fastapi
     import gradio
