@@ -52,9 +52,9 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     add(f"model, {about['scoring']}", bits(model, "bits_per_byte"), "bold")
     ends = [evaluation.intervals.get(name, {}).get("bits_per_byte") for name in model]
     add("  95 % interval", [f"{e[0]:.3f}–{e[1]:.3f}" if e else NONE for e in ends])
-    add("  headers counted in", bits(model, "coded_bits_per_byte"))
+    add("  with headers", bits(model, "coded_bits_per_byte"))
     weights = 2 * about["parameters"]
-    add(f"  {decimal(weights)} of weights", bits(evaluation.with_weights, "bits_per_byte"))
+    add(f"  with {decimal(weights)} weights", bits(evaluation.with_weights, "bits_per_byte"))
     for codec in _codecs(evaluation):
         add(codec, bits(evaluation.codecs, codec))
     table.add_section()
@@ -117,11 +117,9 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
             f"{about['documents']:,} of {about['documents_in_split']:,} documents were scored "
             f"(--limit {about['limit']})"
         )
-    single = [
-        n for n, c in zip(evaluation.model, _document_counts(evaluation), strict=True) if c < 2
-    ]
-    if single:
-        yield f"no interval for {', '.join(single)}: it needs two documents"
+    without = [name for name in evaluation.model if name not in evaluation.intervals]
+    if without:
+        yield f"no interval for {', '.join(without)}: it needs two documents that have bytes"
     for codec, remedy in evaluation.codecs_missing.items():
         yield f"no {codec}: {remedy}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from bytelm.modalities import MODALITIES, framing
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.load import load_model
+from bytelm.pipelines.checkpoints.manifest import file_entry, write_checkpoint_manifest
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
+from bytelm.pipelines.checkpoints.run_folder import checkpoint_name, checkpoint_step
+from bytelm.pipelines.checkpoints.train_state import TrainState, write_state
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
@@ -174,6 +178,34 @@ def test_the_table_shows_every_figure_in_80_columns() -> None:
     for word in ("123.5 MB", "14.3 MB", "2 of 7 documents", "no WavPack: apt-get install wavpack"):
         assert word in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def make_run(folder: Path, model_folder: Path, step: int) -> Path:
+    """A run's folder with one checkpoint, of this model."""
+    name = checkpoint_name(step)
+    checkpoint = folder / "checkpoints" / name
+    shutil.copytree(model_folder, checkpoint / "model")
+    state = TrainState(step=step, epoch=0, row=0, plan={}, ranks=1, zero_stage=0)
+    write_state(checkpoint, state)
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    entries = {path.relative_to(checkpoint).as_posix(): file_entry(path) for path in files}
+    write_checkpoint_manifest(checkpoint, name, entries)
+    (folder / "checkpoints" / "latest").write_text(name)
+    return folder
+
+
+def test_the_command_keeps_the_evaluation_of_a_run(
+    mixed_set: ShardSet, model_folder: Path, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", model_folder, step=7)
+    arguments = ("evaluate", run, "--data", mixed_set.location, "--limit", "2")
+    shown = json.loads(bytelm(*arguments, "--json").stdout)
+    (path,) = (run / "evaluations").iterdir()
+    assert path.name == "step-00000007-val-plain.json"
+    assert json.loads(path.read_text()) == shown
+    assert shown["about"]["step"] == 7
+    assert (shown["about"]["documents"], shown["about"]["documents_in_split"]) == (2, 3)
+    assert checkpoint_step(model_folder) is None
 
 
 def test_the_command_prints_a_table_and_refuses_what_is_missing(
