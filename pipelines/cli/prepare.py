@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import os
 from pathlib import Path
 
@@ -112,4 +113,5 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         show_progress=True,
     )
     print(summary(prepared, options.out))
+    print(f"next: bytelm train --data {shlex.quote(str(options.out))} --minutes 10 --out RUN")
     return 0

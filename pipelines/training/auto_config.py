@@ -39,6 +39,9 @@ SHORTEST_ROW, USUAL_ROW, LONGEST_ROW = 2_048, 8_192, 16_384
 """Ids in a row: at least, where documents are longer than a row, and so that they fit."""
 FITTING_SHARE = 0.95
 """Share of the documents that a row is to hold whole."""
+FITTING_IMAGES = 0.5
+"""Share of the documents with an image that are within LONGEST_ROW, so that rows are made for
+them."""
 MAX_PADDING = 0.15
 """Share of padding from which on documents are split at the end of a row."""
 
@@ -84,6 +87,8 @@ PASSES, PASSES_PER_MB = 4.0, 5.0
 """Passes over data that are useful: at least, and further ones for each 10^6 bytes."""
 DROPOUT = 0.2
 """Rate for data that are repeated often: over 100 kB of text it gained 0.25 bits in 5 passes."""
+LITTLE_SHARE = 0.1
+"""Share of a modality in the bytes of a set below which it is said."""
 SMALL_DATA = 1e6
 """Bytes below which rows are short, so that there are enough steps."""
 
@@ -97,15 +102,19 @@ class AutoConfig:
     """The config as YAML with comments."""
     budget: TimeBudget
 
+    notes: list[str]
+    """Lines about the data that a user may want to act on."""
+
     @property
     def summary(self) -> str:
-        """What was chosen, in a line."""
+        """What was chosen, in a line, and the notes."""
         model, train = self.config.model, self.config.train
         size = sum(cost.parameters for cost in costs(model)) / 1e6
-        return (
+        line = (
             f"{size:.1f}M parameters, rows of {model.context:,} bytes, "
             f"about {plural(train.steps, 'step')} of {self.budget.step_seconds:.2g} s"
         )
+        return "\n".join([line, *self.notes])
 
 
 @dataclass
@@ -167,7 +176,7 @@ def choose(
     _choose_shares(draft, _run_bytes(draft, speed))
     _choose_dropout(draft, _run_bytes(draft, speed))
     budget = _choose_steps(draft, speed, started)
-    return AutoConfig(draft.config(), _text(draft, speed), budget)
+    return AutoConfig(draft.config(), _text(draft, speed), budget, _notes(draft, budget))
 
 
 def choose_data(paths: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -191,9 +200,10 @@ def _choose_rows(draft: _Draft) -> None:
     """Choose the ids of a row and the packing; the rest of the config is provisional."""
     data = draft.data
     fits = data.pictured <= LONGEST_ROW
-    if fits.size and fits.mean() >= FITTING_SHARE:
+    if fits.size and fits.mean() >= FITTING_IMAGES:
         row = float(np.quantile(data.pictured[fits], FITTING_SHARE))
-        reason = f"hold {FITTING_SHARE:.0%} of the documents with an image whole"
+        held = FITTING_SHARE * float(fits.mean())
+        reason = f"hold {held:.0%} of the documents with an image whole"
     elif data.size < SMALL_DATA:
         row, reason = SHORTEST_ROW, "leave enough steps for small data"
     elif (row := float(np.quantile(data.lengths, FITTING_SHARE))) <= USUAL_ROW:
@@ -423,7 +433,7 @@ def _choose_steps(draft: _Draft, speed: StepSpeed, started: float) -> TimeBudget
         "train",
         "eval_rows",
         max(rows, default=1),
-        f"Of each set; an evaluation takes at most {EVALUATION_SHARE:.0%} of the time.",
+        f"Of each set; an evaluation takes about {EVALUATION_SHARE:.1%} of the time.",
     )
     draft.put("train", "sample_every", steps, "Drawn once, after the last step.")
     draft.put(
@@ -440,7 +450,7 @@ def _evaluation_rows(draft: _Draft, speed: StepSpeed) -> list[int]:
     context = draft.config().model.context
     present = [one.val_bytes // context + 1 for one in draft.data.sets if one.val_documents]
     affordable = EVALUATION_SHARE * draft.seconds / speed.scored_row / max(1, len(present))
-    most = int(min(MAX_EVALUATION_ROWS, max(1, affordable)))
+    most = int(min(MAX_EVALUATION_ROWS, max(2, affordable)))
     return [min(rows, most) for rows in present]
 
 
@@ -448,7 +458,22 @@ def _checkpoint_seconds(config: RunConfig) -> float:
     return CHECKPOINT_SECONDS + checkpoint_bytes(config) / CHECKPOINT_RATE
 
 
-# --- the file ---
+# --- what is said ---
+
+
+def _notes(draft: _Draft, budget: TimeBudget) -> list[str]:
+    """Lines about small data, and about modalities that a mixed set has little of."""
+    steps = draft.config().train.steps
+    lines = [_small_data(draft)] if steps == budget.most_steps else []
+    for one in draft.data.sets:
+        for modality, size in one.bytes.items():
+            if size < LITTLE_SHARE * one.size:
+                lines.append(
+                    f"{modality} is {size / one.size:.1%} of the bytes of {one.path}, and so of "
+                    "what is learned: for an equal share, prepare each kind of files as a set of "
+                    "its own and name all of them with --data"
+                )
+    return lines
 
 
 def _text(draft: _Draft, speed: StepSpeed) -> str:
