@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,8 +50,9 @@ def media_sections(
         title = f"Samples at step {step:,}"
         sections.append(MediaSection("samples", title, gallery(drawn, real)))
     if model and info and evaluation:
-        split = evaluation["about"]["split"]
-        maps = surprise_section(model, info, evaluation.get("documents", ()), split)
+        about, documents = evaluation["about"], evaluation.get("documents", ())
+        found_sets = scored_sets(about["sets"], sets)
+        maps = surprise_section(model, info, documents, found_sets, about["split"])
         if maps:
             sections.append(MediaSection("surprise", "What surprises the model", maps))
     return sections, missing
@@ -75,6 +77,25 @@ def _samples(
         return newest_step, [], [*problems, hint]
     drawn, more_problems = read_drawn_samples(folder)
     return kept_step, drawn, [*problems, *more_problems]
+
+
+def scored_sets(
+    entries: Sequence[Mapping[str, Any]], sets: Sequence[ShardSet]
+) -> dict[str, ShardSet]:
+    """The sets of an evaluation that can be read, by their paths there.
+
+    A relative path may have been that of another working folder, so the run's own sets are found by
+    their root hashes.
+    """
+    by_root = {shard_set.root: shard_set for shard_set in sets}
+    found = {}
+    for entry in entries:
+        path, root = str(entry["path"]), str(entry["root"])
+        with contextlib.suppress(ValueError):
+            shard_set = by_root.get(root) or open_set(path)
+            if shard_set.root == root:
+                found[path] = shard_set
+    return found
 
 
 def _real_images(sets: Sequence[ShardSet]) -> tuple[list[Sample], list[str]]:

@@ -16,7 +16,7 @@ from bytelm.pipelines.evaluation.sample_scoring import sample_nats
 from bytelm.pipelines.reporting.picked_documents import Pick, excerpt, pick_documents, read_pick
 from bytelm.pipelines.reporting.surprise_maps import surprise_map
 from bytelm.pipelines.runtime.progress import stderr_console
-from bytelm.pipelines.shards.reader import open_set
+from bytelm.pipelines.shards.reader import ShardSet
 
 SECONDS = 60.0
 """Time for scoring; documents for which there is none left are named instead."""
@@ -31,6 +31,7 @@ def surprise_section(
     model: Megabyte,
     dataset_info: DatasetInfo,
     documents: Sequence[Mapping[str, Any]],
+    sets: Mapping[str, ShardSet],
     split: str,
     seconds: float = SECONDS,
 ) -> Markup:
@@ -41,6 +42,7 @@ def surprise_section(
 
     Args:
         documents: entries `key`, `set`, `modality`, `bytes`, `bits` of an evaluation of the model.
+        sets: the sets that can be read, by the `set` of their documents.
         split: split of the documents.
         seconds: time for scoring.
     Returns:
@@ -54,7 +56,7 @@ def surprise_section(
     shown: dict[str, list[Markup]] = {}
     for pick in picks:
         shown.setdefault(pick.modality, []).append(
-            _map_of(pick, model, dataset_info, split, deadline)
+            _map_of(pick, model, dataset_info, sets, split, deadline)
         )
     return Markup().join(
         Markup('<h3>{}</h3><div class="maps-{}">{}</div>').format(
@@ -66,12 +68,17 @@ def surprise_section(
 
 
 def _map_of(
-    pick: Pick, model: Megabyte, dataset_info: DatasetInfo, split: str, deadline: float
+    pick: Pick,
+    model: Megabyte,
+    dataset_info: DatasetInfo,
+    sets: Mapping[str, ShardSet],
+    split: str,
+    deadline: float,
 ) -> Markup:
     """One document's map below its title, or the cause why there is none."""
     title = f"{pick.reason}: {pick.key}, {pick.bits_per_byte:.2f} bits/byte as a whole"
     try:
-        sample = _read(pick, split)
+        sample = _read(pick, sets, split)
         part, words = excerpt(sample)
         body = _map_html(part, model, dataset_info, deadline)
     except _LateError:
@@ -83,8 +90,10 @@ def _map_of(
     )
 
 
-def _read(pick: Pick, split: str) -> Sample:
-    sample = read_pick(open_set(pick.set_path), split, pick)
+def _read(pick: Pick, sets: Mapping[str, ShardSet], split: str) -> Sample:
+    if pick.set_path not in sets:
+        raise ValueError(f"the set {pick.set_path} cannot be read")
+    sample = read_pick(sets[pick.set_path], split, pick)
     if sample is None:
         raise ValueError(f"{pick.set_path} has no document {pick.key} in {split} any more")
     return sample

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from bytelm.pipelines.reporting.picked_documents import (
     pick_documents,
     read_pick,
 )
+from bytelm.pipelines.reporting.run_media import scored_sets
 from bytelm.pipelines.reporting.surprise_section import surprise_section
 from bytelm.pipelines.shards.reader import ShardSet
 
@@ -111,18 +111,18 @@ def model() -> Megabyte:
     return Megabyte(tiny_config("two", context=64)).eval()
 
 
-def section(model: Megabyte, documents: list[dict[str, Any]], seconds: float = 60) -> str:
+def section(
+    model: Megabyte, documents: list[dict[str, Any]], shard_set: ShardSet, seconds: float = 60
+) -> str:
     info = DatasetInfo.from_extra({"views": VIEWS})
-    return surprise_section(model, info, documents, "val", seconds)
+    return surprise_section(model, info, documents, {"set": shard_set}, "val", seconds)
 
 
-def entries_of(shard_set: ShardSet) -> list[dict[str, Any]]:
-    documents = [entry("val-0", 2), entry("val-0", 2, "image"), entry("val-2", 3, "audio")]
-    return [{**document, "set": shard_set.location} for document in documents]
+ENTRIES = [entry("val-0", 2), entry("val-0", 2, "image"), entry("val-2", 3, "audio")]
 
 
 def test_the_section_has_a_map_of_each_modality(model: Megabyte, small_set: ShardSet) -> None:
-    html = section(model, entries_of(small_set))
+    html = section(model, ENTRIES, small_set)
     assert re.findall(r"<h3>(\w+)</h3>", html) == ["Texts", "Images", "Sounds"]
     assert html.count("the only one: val-0, 2.00 bits/byte as a whole") == 2
     sample = image(3, 3, seed=1)
@@ -133,15 +133,14 @@ def test_the_section_has_a_map_of_each_modality(model: Megabyte, small_set: Shar
 def test_a_set_that_is_gone_and_a_document_that_is_gone_have_a_line(
     model: Megabyte, small_set: ShardSet
 ) -> None:
-    gone = {**entry("<b>9</b>", 2), "set": small_set.location}
-    html = section(model, [gone])
+    html = section(model, [entry("<b>9</b>", 2)], small_set)
     assert "has no document &lt;b&gt;9&lt;/b&gt; in val any more" in html
-    shutil.rmtree(small_set.location)
-    assert "not shown: no shard set at" in section(model, entries_of(small_set))
+    html = section(model, [{**entry("val-0", 2), "set": "<gone>"}], small_set)
+    assert "not shown: the set &lt;gone&gt; cannot be read" in html
 
 
 def test_documents_without_time_left_have_a_line(model: Megabyte, small_set: ShardSet) -> None:
-    html = section(model, entries_of(small_set), seconds=-1)
+    html = section(model, ENTRIES, small_set, seconds=-1)
     assert html.count("not scored: there was no time left") == 3
 
 
@@ -154,3 +153,20 @@ def test_a_sample_alone_costs_what_its_pieces_cost(model: Megabyte, tmp_path: Pa
     assert len(rows) > 1
     begin = MODALITIES["text"].to_view(sample, "utf8", 4)[:20].tobytes()
     np.testing.assert_allclose(sample_nats(model, text(begin), "utf8"), nats[:20], rtol=1e-4)
+
+
+def test_the_sets_of_an_evaluation_are_found_by_their_root_hash(
+    make_set: SetMaker, small_set: ShardSet
+) -> None:
+    other = make_set([], name="other", val=[[text(b"another")]])
+    entries = [
+        {"path": "from/another/folder", "root": small_set.root},
+        {"path": other.location, "root": other.root},
+        {"path": str(small_set.location), "root": "of a set that was made anew"},
+        {"path": "gone", "root": "unknown"},
+    ]
+    found = scored_sets(entries, [small_set])
+    assert {path: shard_set.root for path, shard_set in found.items()} == {
+        "from/another/folder": small_set.root,
+        other.location: other.root,
+    }
