@@ -10,6 +10,7 @@ from typing import Any
 import bytelm
 from bytelm.pipelines.reporting.compare import differences
 from bytelm.pipelines.reporting.config_lines import config_differences
+from bytelm.pipelines.reporting.curves import Curve
 from bytelm.pipelines.reporting.page import render
 from bytelm.pipelines.reporting.run_data import Columns, read_runs
 from bytelm.pipelines.reporting.run_evaluation import evaluation_of
@@ -109,12 +110,26 @@ def _run_numbers(view: RunView) -> dict[str, Any]:
         "cost": asdict(view.cost),
         "evaluation": view.evaluation,
         "train": _last_values(data.metrics.train),
+        "curves": {
+            chart.title: {series.name: _curve_values(series.curve) for series in chart.series}
+            for chart in view.charts
+        },
         "evaluations": _records(data.metrics.evaluations),
         "anomalies": data.metrics.anomalies,
         "checkpoints": data.checkpoint_steps,
         "sessions": data.sessions,
         "config": data.config,
         "sets": [asdict(entry) for entry in data.sets],
+    }
+
+
+def _curve_values(curve: Curve) -> dict[str, list[float]]:
+    """A thinned curve: the line, and the smallest and largest record at each place."""
+    return {
+        "step": curve.steps.tolist(),
+        "line": curve.smoothed.tolist(),
+        "low": curve.low.tolist(),
+        "high": curve.high.tolist(),
     }
 
 
