@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import os
+import shlex
 from pathlib import Path
 
 import bytelm
