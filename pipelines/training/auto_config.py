@@ -9,45 +9,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from bytelm.model.flops import costs, training_flops_per_byte
 from bytelm.model.presets import MODERN_PATCH
-from bytelm.pipelines.config import RunConfig, config_from_dict, override_value, plural
+from bytelm.pipelines.config import RunConfig, plural
 from bytelm.pipelines.config_writer import commented_yaml
-from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.runtime.device import this_device
 from bytelm.pipelines.runtime.memory import available_bytes
 from bytelm.pipelines.shards.set_summary import size_text
+from bytelm.pipelines.training.config_draft import ConfigDraft
+from bytelm.pipelines.training.data_choices import (
+    SMALLEST_PRESET,
+    choose_dropout,
+    choose_rows,
+    choose_shares,
+    useful_passes,
+)
 from bytelm.pipelines.training.data_profile import DataProfile
 from bytelm.pipelines.training.memory import checkpoint_bytes, memory_by_zero_stage
 from bytelm.pipelines.training.pace import EVALUATIONS, LEAST_STEPS, TimeBudget, evaluation_interval
-from bytelm.pipelines.training.preflight import plan_config
 from bytelm.pipelines.training.step_speed import StepSpeed
 
 Measure = Callable[[RunConfig, float], StepSpeed]
 """Measures the speed of a config for about so many seconds."""
-
-# --- rows ---
-ROW_UNIT = 256
-SHORTEST_ROW, USUAL_ROW, LONGEST_ROW = 2_048, 8_192, 16_384
-"""Ids in a row: at least, where documents are longer than a row, and so that they fit."""
-FITTING_SHARE = 0.95
-"""Share of the documents that a row is to hold whole."""
-FITTING_IMAGES = 0.5
-"""Share of the documents with an image that are within LONGEST_ROW, so that rows are made for
-them."""
-MAX_PADDING = 0.15
-"""Share of padding from which on documents are split at the end of a row."""
+LITTLE_SHARE = 0.1
+"""Share of a modality in the bytes of a set below which it is said."""
 
 # --- size ---
 SIZES = (
-    ("modern-demo", 0.0, 0.0),
+    (SMALLEST_PRESET, 0.0, 0.0),
     ("modern-hour", 1.5e14, 1e7),
     ("modern-16m", 2e15, 1e8),
     ("modern-64m", 4e16, 1e9),
@@ -82,16 +76,6 @@ MAX_MICRO_BATCH = 64
 FASTER = 1.15
 """Gain in bytes a second for which the rows of a step are doubled."""
 
-# --- data ---
-PASSES, PASSES_PER_MB = 4.0, 5.0
-"""Passes over data that are useful: at least, and further ones for each 10^6 bytes."""
-DROPOUT = 0.2
-"""Rate for data that are repeated often: over 100 kB of text it gained 0.25 bits in 5 passes."""
-LITTLE_SHARE = 0.1
-"""Share of a modality in the bytes of a set below which it is said."""
-SMALL_DATA = 1e6
-"""Bytes below which rows are short, so that there are enough steps."""
-
 
 @dataclass(frozen=True)
 class AutoConfig:
@@ -117,38 +101,6 @@ class AutoConfig:
         return "\n".join([line, *self.notes])
 
 
-@dataclass
-class _Draft:
-    """Values and comments of the config while it is chosen."""
-
-    data: DataProfile
-    overrides: Sequence[str]
-    seconds: float
-    processes: int
-    values: dict[str, Any] = field(default_factory=dict)
-    comments: dict[str, str] = field(default_factory=dict)
-
-    def put(self, section: str, key: str, value: Any, comment: str) -> None:
-        """Set a value and its reason."""
-        self.values.setdefault(section, {})[key] = value
-        self.comments[f"{section}.{key}"] = comment
-
-    def is_given(self, key: str) -> bool:
-        """Whether `--set` gives a `section.key`, or the whole of a `section`."""
-        return any(text.startswith((f"{key}=", f"{key}.")) for text in self.overrides)
-
-    def merged(self) -> dict[str, Any]:
-        """The values with those of `--set`."""
-        values = {name: dict(section) for name, section in self.values.items()}
-        for override in self.overrides:
-            override_value(values, override)
-        return values
-
-    def config(self) -> RunConfig:
-        """The config with the values of `--set`, checked."""
-        return config_from_dict(self.merged())
-
-
 def choose(
     paths: Sequence[str],
     seconds: float,
@@ -168,82 +120,25 @@ def choose(
     Raises:
         ValueError: for a mistake in the sets or overrides, or memory that suffices for no model.
     """
-    draft = _Draft(DataProfile.of(paths, MODERN_PATCH), overrides, seconds, processes)
-    _choose_rows(draft)
+    draft = ConfigDraft(DataProfile.of(paths, MODERN_PATCH), overrides, seconds, processes)
+    choose_rows(draft)
     speed = _choose_model(draft, measure)
     if this_device().type == "cuda":
         speed = _choose_batch(draft, speed, measure)
-    _choose_shares(draft, _run_bytes(draft, speed))
-    _choose_dropout(draft, _run_bytes(draft, speed))
+    choose_shares(draft, _run_bytes(draft, speed))
+    choose_dropout(draft, _run_bytes(draft, speed))
     budget = _choose_steps(draft, speed, started)
     return AutoConfig(draft.config(), _text(draft, speed), budget, _notes(draft, budget))
-
-
-def choose_data(paths: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Choose what depends on the sets alone: rows, packing, and weights for a short run.
-
-    Returns:
-        sections of values, and comments by `section.key`.
-    Raises:
-        ValueError: if a path is no set, or one without documents in `train`.
-    """
-    draft = _Draft(DataProfile.of(paths, MODERN_PATCH), [], 0.0, 1)
-    _choose_rows(draft)
-    _choose_shares(draft, 1.0)
-    return draft.values, draft.comments
-
-
-# --- rows ---
-
-
-def _choose_rows(draft: _Draft) -> None:
-    """Choose the ids of a row and the packing; the rest of the config is provisional."""
-    data = draft.data
-    fits = data.pictured <= LONGEST_ROW
-    if fits.size and fits.mean() >= FITTING_IMAGES:
-        row = float(np.quantile(data.pictured[fits], FITTING_SHARE))
-        held = FITTING_SHARE * float(fits.mean())
-        reason = f"hold {held:.0%} of the documents with an image whole"
-    elif data.size < SMALL_DATA:
-        row, reason = SHORTEST_ROW, "leave enough steps for small data"
-    elif (row := float(np.quantile(data.lengths, FITTING_SHARE))) <= USUAL_ROW:
-        reason = f"hold {FITTING_SHARE:.0%} of the documents whole"
-    else:
-        row, reason = USUAL_ROW, "are usual; documents are longer and are split"
-    context = max(SHORTEST_ROW, math.ceil(row / ROW_UNIT) * ROW_UNIT)
-    draft.put("model", "preset", SIZES[0][0], "")
-    draft.put("model", "context", context, f"Bytes and framing of a row: so many {reason}.")
-    draft.put("data", "sets", [{"path": one.path} for one in data.sets], "")
-    draft.put("data", "packing", "best_fit", "")
-    draft.put("train", "steps", LEAST_STEPS, "")
-    draft.put("train", "global_batch", draft.processes, "")
-    padding = _padding_share(draft.config())
-    packing = "concat_then_split" if padding > MAX_PADDING else "best_fit"
-    draft.put(
-        "data",
-        "packing",
-        packing,
-        f"With best_fit, which splits only documents longer than a row, {padding:.0%} of the rows "
-        "are framing and padding.",
-    )
-
-
-def _padding_share(config: RunConfig) -> float:
-    """Share of framing and padding in the rows of all sets."""
-    sources = [Source(config.open_set(n), "train") for n in range(len(config.data.sets))]
-    tables = Plan(sources, plan_config(config)).tables
-    ids = config.model.context * sum(int(table.rows.sum()) for table in tables)
-    return 1 - sum(int(table.cost.sum()) for table in tables) / ids
 
 
 # --- size and batch ---
 
 
-def _choose_model(draft: _Draft, measure: Measure) -> StepSpeed:
+def _choose_model(draft: ConfigDraft, measure: Measure) -> StepSpeed:
     """Choose the preset, the largest one that time and data are enough for; returns its speed."""
     _make_it_fit(draft)
     speed = measure(draft.config(), _measured_seconds(draft))
-    chosen = SIZES[0][0]
+    chosen = SMALLEST_PRESET
     for name, least_flops, least_bytes in SIZES[1:]:
         flops = draft.seconds / speed.step * _step_flops(draft.config())
         if draft.is_given("model") or flops < least_flops or draft.data.size < least_bytes:
@@ -264,7 +159,7 @@ def _choose_model(draft: _Draft, measure: Measure) -> StepSpeed:
     return speed
 
 
-def _choose_batch(draft: _Draft, speed: StepSpeed, measure: Measure) -> StepSpeed:
+def _choose_batch(draft: ConfigDraft, speed: StepSpeed, measure: Measure) -> StepSpeed:
     """Double the rows of a step on a GPU while that trains on more bytes a second."""
     rows = 1
     while not draft.is_given("train") and 2 * rows <= MAX_MICRO_BATCH:
@@ -281,7 +176,7 @@ def _choose_batch(draft: _Draft, speed: StepSpeed, measure: Measure) -> StepSpee
     return speed
 
 
-def _put_batch(draft: _Draft, rows: int) -> None:
+def _put_batch(draft: ConfigDraft, rows: int) -> None:
     draft.put(
         "train",
         "micro_batch",
@@ -292,7 +187,7 @@ def _put_batch(draft: _Draft, rows: int) -> None:
     draft.put("train", "global_batch", rows * draft.processes, "Rows of a step of all processes.")
 
 
-def _make_it_fit(draft: _Draft) -> None:
+def _make_it_fit(draft: ConfigDraft) -> None:
     """Save memory where the smallest model does not fit; ValueError where that is not enough."""
     if _fits(draft.config(), draft.processes):
         return
@@ -320,78 +215,20 @@ def _step_flops(config: RunConfig) -> float:
     return training_flops_per_byte(config.model) * ids
 
 
-def _measured_seconds(draft: _Draft) -> float:
+def _measured_seconds(draft: ConfigDraft) -> float:
     return min(MEASURED_SECONDS, MEASURED_SHARE * draft.seconds)
 
 
-# --- data ---
-
-
-def _run_bytes(draft: _Draft, speed: StepSpeed) -> float:
+def _run_bytes(draft: ConfigDraft, speed: StepSpeed) -> float:
     """Bytes that the run trains on, about."""
     config = draft.config()
     return draft.seconds / speed.step * config.train.global_batch * config.model.context
 
 
-def useful_passes(size: float) -> float:
-    """Passes over data of so many bytes after which a model only learns them by heart.
-
-    Measured with `modern-demo`: 4 over 100 kB of text. More data leave less room in the model for
-    each byte.
-    """
-    return PASSES + PASSES_PER_MB * size / 1e6
-
-
-def _choose_dropout(draft: _Draft, run_bytes: float) -> None:
-    """Choose dropout where the data are repeated often."""
-    passes = run_bytes / draft.data.size
-    if passes > useful_passes(draft.data.size) / 2:
-        draft.put(
-            "model",
-            "dropout",
-            DROPOUT,
-            "The data are small for the time, and are repeated often.",
-        )
-
-
-def _choose_shares(draft: _Draft, run_bytes: float) -> None:
-    """Choose the weights of several sets: equal bytes of each modality, within MAX_PASSES."""
-    sets = draft.data.sets
-    modalities = list(dict.fromkeys(one.main_modality for one in sets))
-    if len(modalities) == 1 or draft.is_given("data.sets"):
-        return
-    sizes = {m: sum(one.size for one in sets if one.main_modality == m) for m in modalities}
-    shares = equal_shares({m: useful_passes(size) * size / run_bytes for m, size in sizes.items()})
-    weighted = [
-        {"path": one.path, "weight": round(scale * one.size / sizes[one.main_modality], 3)}
-        for one in sets
-        for scale in [len(modalities) * shares[one.main_modality]]
-    ]
-    draft.put(
-        "data",
-        "sets",
-        weighted,
-        "Each modality has an equal share of the bytes, unless it would be learned by heart "
-        "before the others; inside a modality, sets count by their size.",
-    )
-
-
-def equal_shares(limits: Mapping[str, float]) -> dict[str, float]:
-    """Divide 1 equally, but for limits; where their sum is below 1, in proportion to them."""
-    total = sum(limits.values())
-    if total <= 1:
-        return {name: limit / total for name, limit in limits.items()}
-    shares: dict[str, float] = {}
-    for name in sorted(limits, key=lambda name: limits[name]):
-        rest = (1 - sum(shares.values())) / (len(limits) - len(shares))
-        shares[name] = min(limits[name], rest)
-    return shares
-
-
 # --- steps ---
 
 
-def _most_steps(draft: _Draft) -> int:
+def _most_steps(draft: ConfigDraft) -> int:
     """Steps after which the data are only learned by heart."""
     config = draft.config()
     step_bytes = config.train.global_batch * config.model.context
@@ -400,7 +237,7 @@ def _most_steps(draft: _Draft) -> int:
     )
 
 
-def _small_data(draft: _Draft) -> str:
+def _small_data(draft: ConfigDraft) -> str:
     return (
         f"The data are small, {size_text(draft.data.size)}: more than "
         f"{useful_passes(draft.data.size):.1f} passes over them would be learned by heart, so the "
@@ -408,7 +245,7 @@ def _small_data(draft: _Draft) -> str:
     )
 
 
-def _choose_steps(draft: _Draft, speed: StepSpeed, started: float) -> TimeBudget:
+def _choose_steps(draft: ConfigDraft, speed: StepSpeed, started: float) -> TimeBudget:
     """Choose the steps, and what is done between them."""
     rows = _evaluation_rows(draft, speed)
     checkpoint_every = max(1, round(CHECKPOINT_INTERVAL / speed.step))
@@ -445,7 +282,7 @@ def _choose_steps(draft: _Draft, speed: StepSpeed, started: float) -> TimeBudget
     return budget
 
 
-def _evaluation_rows(draft: _Draft, speed: StepSpeed) -> list[int]:
+def _evaluation_rows(draft: ConfigDraft, speed: StepSpeed) -> list[int]:
     """Rows of each set's `val` that an evaluation scores."""
     context = draft.config().model.context
     present = [one.val_bytes // context + 1 for one in draft.data.sets if one.val_documents]
@@ -461,7 +298,7 @@ def _checkpoint_seconds(config: RunConfig) -> float:
 # --- what is said ---
 
 
-def _notes(draft: _Draft, budget: TimeBudget) -> list[str]:
+def _notes(draft: ConfigDraft, budget: TimeBudget) -> list[str]:
     """Lines about small data, and about modalities that a mixed set has little of."""
     steps = draft.config().train.steps
     lines = [_small_data(draft)] if steps == budget.most_steps else []
@@ -476,7 +313,7 @@ def _notes(draft: _Draft, budget: TimeBudget) -> list[str]:
     return lines
 
 
-def _text(draft: _Draft, speed: StepSpeed) -> str:
+def _text(draft: ConfigDraft, speed: StepSpeed) -> str:
     """The config with its reasons."""
     config = draft.config()
     rate = config.train.global_batch * config.model.context / speed.step

@@ -16,7 +16,7 @@ from typing import Any
 from bytelm.pipelines.config import RunConfig, SetConfig, config_from_dict
 from bytelm.pipelines.config_schema import field_docs
 from bytelm.pipelines.config_writer import comment_lines, scalar
-from bytelm.pipelines.training.auto_config import choose_data
+from bytelm.pipelines.training.data_choices import choose_data
 from bytelm.pipelines.training.pace import evaluation_interval
 
 STEPS = 1_000

@@ -101,6 +101,7 @@ def arguments(command: str, places: dict[str, str]) -> list[str]:
         "prepare": [places["source"], "--out", "out"],
         "inspect": [places["set"]],
         "index": [places["none"]],
+        "init": ["--out", "out"],
         "plan": [places["config"]],
         "train": [places["config"], "--out", places["none"], "--resume"],
         "evaluate": [places["model"], "--data", places["set"]],

@@ -15,14 +15,9 @@ from bytelm.modalities.base import Sample
 from bytelm.model.flops import training_flops_per_byte
 from bytelm.pipelines.config import RunConfig, load_config
 from bytelm.pipelines.config_writer import with_train_values
-from bytelm.pipelines.training import auto_config
-from bytelm.pipelines.training.auto_config import (
-    AutoConfig,
-    choose,
-    choose_data,
-    equal_shares,
-    useful_passes,
-)
+from bytelm.pipelines.training import auto_config, data_choices
+from bytelm.pipelines.training.auto_config import AutoConfig, choose
+from bytelm.pipelines.training.data_choices import choose_data, equal_shares, useful_passes
 from bytelm.pipelines.training.pace import END_SECONDS, LEAST_STEPS, Pace, TimeBudget, with_steps
 from bytelm.pipelines.training.step_speed import StepSpeed
 
@@ -79,8 +74,8 @@ def documents(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def _large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data of a few kB do not count as small, unless a test says so."""
-    monkeypatch.setattr(auto_config, "PASSES", 1e9)
-    monkeypatch.setattr(auto_config, "SMALL_DATA", 0.0)
+    monkeypatch.setattr(data_choices, "PASSES", 1e9)
+    monkeypatch.setattr(data_choices, "SMALL_DATA", 0.0)
 
 
 # --- what is chosen ---
@@ -172,8 +167,8 @@ def test_sets_of_one_modality_count_by_their_size(
 def test_small_data_end_the_run_early_and_get_dropout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto_config, "PASSES", 4.0)
-    monkeypatch.setattr(auto_config, "SMALL_DATA", 1e6)
+    monkeypatch.setattr(data_choices, "PASSES", 4.0)
+    monkeypatch.setattr(data_choices, "SMALL_DATA", 1e6)
     write_set(tmp_path / "set", texts(25, 4_000))
     made = chosen(tmp_path / "set")
     assert made.config.model.context == 2_048

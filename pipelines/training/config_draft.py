@@ -1,0 +1,46 @@
+"""A config while it is chosen: values with their reasons, and the values of `--set` over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bytelm.pipelines.config import RunConfig, config_from_dict, override_value
+from bytelm.pipelines.training.data_profile import DataProfile
+
+
+@dataclass
+class ConfigDraft:
+    """Values and comments of the config while it is chosen."""
+
+    data: DataProfile
+    """The sets that the run is trained on."""
+    overrides: Sequence[str]
+    """`section.key=value` texts."""
+    seconds: float
+    """Time of the command."""
+    processes: int
+    """Ranks of the run."""
+    values: dict[str, Any] = field(default_factory=dict)
+    comments: dict[str, str] = field(default_factory=dict)
+
+    def put(self, section: str, key: str, value: Any, comment: str) -> None:
+        """Set a value and its reason."""
+        self.values.setdefault(section, {})[key] = value
+        self.comments[f"{section}.{key}"] = comment
+
+    def is_given(self, key: str) -> bool:
+        """Whether `--set` gives a `section.key`, or the whole of a `section`."""
+        return any(text.startswith((f"{key}=", f"{key}.")) for text in self.overrides)
+
+    def merged(self) -> dict[str, Any]:
+        """The values with those of `--set`."""
+        values = {name: dict(section) for name, section in self.values.items()}
+        for override in self.overrides:
+            override_value(values, override)
+        return values
+
+    def config(self) -> RunConfig:
+        """The config with the values of `--set`, checked."""
+        return config_from_dict(self.merged())
