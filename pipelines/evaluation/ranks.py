@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """Time for which a rank waits for the slowest one before it fails."""
+_PEER_HAS_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""Words of gloo's errors."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Ranks:
     def gather(self, part: T) -> list[T]:
         """The parts of all ranks, by rank. Every rank has to call it.
 
-        Raises OnAllRanksError where another rank has ended, or is not there within TIMEOUT.
+        Raises OnAllRanksError where another rank has ended, or does not come within TIMEOUT.
         """
         if self.count == 1:
             return [part]
@@ -49,10 +51,9 @@ class Ranks:
         try:
             dist.all_gather_object(parts, part)
         except RuntimeError as error:
-            raise OnAllRanksError(
-                "another rank has ended, or did not come within "
-                f"{TIMEOUT.total_seconds() / 60:.0f} minutes: {error}"
-            ) from error
+            if any(words in str(error) for words in _PEER_HAS_ENDED):
+                raise OnAllRanksError("ended, since another rank has ended") from error
+            raise OnAllRanksError(f"the ranks cannot exchange their parts: {error}") from error
         return parts
 
     def sum(self, values: list[Any], dtype: torch.dtype) -> list[Any]:

@@ -79,6 +79,14 @@ def test_ranks_end_together_and_the_cause_is_named_once(
     assert error.count("\n") == 1
 
 
+def rank_process(launcher: int, rank: int) -> int | None:
+    """The process of a rank, once it runs: one that is stopped before stops its launcher, too."""
+    for pid in children(launcher):
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return pid
+    return None
+
+
 @pytest.mark.parametrize(
     ("number", "status", "line"),
     [
@@ -100,13 +108,16 @@ def test_a_rank_that_does_not_come_keeps_nobody_waiting(
         env=environment(),
         preexec_fn=hear_interrupts,
     )
-    while len(ranks := children(process.pid)) < 2:
-        time.sleep(0.01)
-        assert process.poll() is None
-    second = max(ranks)
-    os.kill(second, signal.SIGSTOP)
-    os.kill(second if number == signal.SIGKILL else process.pid, number)
-    _, error = process.communicate(timeout=60)
+    try:
+        while (second := rank_process(process.pid, 1)) is None:
+            time.sleep(0.01)
+            assert process.poll() is None
+        ranks = children(process.pid)
+        os.kill(second, signal.SIGSTOP)
+        os.kill(second if number == signal.SIGKILL else process.pid, number)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()  # its ranks end with it
     assert process.returncode == status
     assert line in error.splitlines()
     wait_until_gone(ranks, 10)
@@ -125,3 +136,18 @@ def test_sums_over_ranks_are_those_of_all_rows() -> None:
     before = scores.heads["text"].sums.copy()
     scores.reduce(Ranks().sum)
     assert np.array_equal(scores.heads["text"].sums, before)
+
+
+def test_damage_that_one_rank_meets_ends_all_of_them(
+    make_set: SetMaker, model_folder: Path
+) -> None:
+    """Two documents in two rows, of which the second rank reads the damaged one."""
+    shard_set = make_set([[text(b"call me ishmael " * 14)], [text(b"ishmael " * 20)]])
+    shard = Path(shard_set.location) / "train-000000.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b"ishmael ishmael ", b"ishmael ahab    ", 1))
+    arguments = ("evaluate", model_folder, "--data", shard_set.location, "--split", "train")
+    error = bytelm(*arguments, "--processes", "2", status=1).stderr
+    first, *others = error.splitlines()
+    assert "document train-1" in first
+    assert others in ([], ["bytelm evaluate: ended, since another rank has ended"])
