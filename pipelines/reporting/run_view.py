@@ -142,7 +142,7 @@ def evaluation_note(evaluation: Mapping[str, Any]) -> str:
     words += [f"split {about.get('split')}", f"{about.get('scoring')} scoring"]
     words.append(str(about.get("precision")))
     if about.get("limit"):
-        words.append(f"limited to {about['limit']:,} documents")
+        words.append(f"{about['documents']:,} of {about['documents_in_split']:,} documents")
     return ", ".join(words)
 
 
