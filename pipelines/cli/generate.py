@@ -24,7 +24,7 @@ MAX_SIDE = 65535
 HELP = "Generate texts, images or sounds. Every file is valid."
 SAMPLING_HELP = (
     "Each option replaces one value of the modality's defaults: text temperature 1, min-p 0.05; "
-    "image temperature 0.8; audio temperature 0.9. The model's own distribution is "
+    "image temperature 0.9; audio temperature 0.9. The model's own distribution is "
     "--temperature 1 --top-k 0 --top-p 1 --min-p 0."
 )
 """A text, since the defaults themselves are beside torch, which takes a second to import."""

@@ -13,7 +13,7 @@ from bytelm.model.decoding.sampling import Sampling
 
 DEFAULT_SAMPLING: Mapping[str, Sampling] = {
     "text": Sampling(min_p=0.05),
-    "image": Sampling(temperature=0.8),
+    "image": Sampling(temperature=0.9),
     "audio": Sampling(temperature=0.9),
 }
 """By modality."""
