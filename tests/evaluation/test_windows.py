@@ -135,11 +135,10 @@ def test_the_command_counts_the_same_bytes_for_every_scoring(
     long = make_set([[text(b"sea")]], "long", val=[[text(b"whale " * 200)], [audio(900, seed=1)]])
     sizes = set()
     for scoring in SCORINGS:
-        shown = bytelm(
-            "evaluate", folder, "--data", long.location, "--scoring", scoring, "--json"
-        ).stdout
-        model = json.loads(shown)["model"]
+        model = evaluate(folder, [long.location], "val", 1, "fp32", scoring).model
         sizes.add(tuple(model[name]["payload_bytes"] for name in ("text", "audio", "total")))
+    options = ("--data", long.location, "--scoring", BOTH, "--json")
+    assert json.loads(bytelm("evaluate", folder, *options).stdout)["model"] == model
     assert sizes == {(1200, 1800, 3000)}
 
 
