@@ -186,7 +186,8 @@ def _arguments_of_ranks(
         return argv
     from bytelm.pipelines.checkpoints.run_folder import CHOSEN_CONFIG_FILE
 
-    chosen.budget.tell_ranks()
+    if chosen.budget:
+        chosen.budget.tell_ranks()
     arguments = ["train", str(options.out / CHOSEN_CONFIG_FILE), "--out", str(options.out)]
     flags = {"--resume": options.resume, "--allow-fresh-start": options.allow_fresh_start}
     arguments += [flag for flag, is_given in flags.items() if is_given]

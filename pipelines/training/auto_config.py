@@ -79,13 +79,15 @@ FASTER = 1.15
 
 @dataclass(frozen=True)
 class AutoConfig:
-    """A chosen config with its reasons, and the time budget that its steps were planned with."""
+    """A chosen config with its reasons, and what its steps are corrected by."""
 
     config: RunConfig
     text: str
     """The config as YAML with comments."""
-    budget: TimeBudget
-
+    step_seconds: float
+    """Measured time of a step."""
+    budget: TimeBudget | None
+    """The time that the steps were planned with; None if `--set` gives them."""
     notes: list[str]
     """Lines about the data that a user may want to act on."""
 
@@ -96,7 +98,7 @@ class AutoConfig:
         size = sum(cost.parameters for cost in costs(model)) / 1e6
         line = (
             f"{size:.1f}M parameters, rows of {model.context:,} bytes, "
-            f"about {plural(train.steps, 'step')} of {self.budget.step_seconds:.2g} s"
+            f"about {plural(train.steps, 'step')} of {self.step_seconds:.2g} s"
         )
         return "\n".join([line, *self.notes])
 
@@ -128,7 +130,13 @@ def choose(
     choose_shares(draft, _run_bytes(draft, speed))
     choose_dropout(draft, _run_bytes(draft, speed))
     budget = _choose_steps(draft, speed, started)
-    return AutoConfig(draft.config(), _text(draft, speed), budget, _notes(draft, budget))
+    return AutoConfig(
+        config=draft.config(),
+        text=_text(draft, speed),
+        step_seconds=speed.step,
+        budget=None if draft.is_given("train.steps") else budget,
+        notes=_notes(draft, budget),
+    )
 
 
 # --- size and batch ---
@@ -263,6 +271,7 @@ def _choose_steps(draft: ConfigDraft, speed: StepSpeed, started: float) -> TimeB
     if steps == most:
         reason = _small_data(draft)
     draft.put("train", "steps", steps, reason)
+    steps = draft.config().train.steps  # those of --set, if it gives them
     warmup = max(round(WARMUP_SHARE * steps), min(LEAST_STEPS, steps // 4))
     draft.put("optimizer", "warmup_steps", warmup, f"{WARMUP_SHARE:.0%} of the steps.")
     draft.put("train", "eval_every", evaluation_interval(steps), f"{EVALUATIONS} in all.")

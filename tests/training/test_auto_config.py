@@ -207,6 +207,8 @@ def test_the_text_is_the_config_and_says_what_was_given(
     (tmp_path / "config.yaml").write_text(made.text, "utf-8")
     assert load_config(tmp_path / "config.yaml", []) == made.config
     assert (made.config.train.seed, made.config.train.steps) == (7, 123)
+    assert made.budget is None  # nothing corrects the steps
+    assert made.config.train.eval_every == 31
     assert made.text.count("# Given by --set.") == 3
     changed = with_train_values(made.text, {"steps": (99, "why"), "eval_every": (25, "")})
     (tmp_path / "config.yaml").write_text(changed, "utf-8")
