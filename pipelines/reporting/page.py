@@ -17,7 +17,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-import bytelm
 from bytelm.pipelines.reporting.charts import Chart, draw
 from bytelm.pipelines.reporting.comparison_tables import (
     config_table,
@@ -28,6 +27,7 @@ from bytelm.pipelines.reporting.comparison_tables import (
 from bytelm.pipelines.reporting.media_css import media_css
 from bytelm.pipelines.reporting.run_charts import compared_charts
 from bytelm.pipelines.reporting.run_view import RunView, evaluation_note
+from bytelm.pipelines.runtime.environment import versions
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def render(views: Sequence[RunView]) -> str:
     data = [view.data for view in views]
     return environment.get_template("report.html.j2").render(
         title=" · ".join(view.name for view in views),
-        version=bytelm.__version__,
+        version=versions()["bytelm"],
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         policy=_policy(css, script),
         css=Markup(css),

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import bytelm
 from bytelm.pipelines.reporting.compare import differences
 from bytelm.pipelines.reporting.config_lines import config_differences
 from bytelm.pipelines.reporting.curves import Curve
@@ -16,6 +15,7 @@ from bytelm.pipelines.reporting.run_data import Columns, read_runs
 from bytelm.pipelines.reporting.run_evaluation import evaluation_of
 from bytelm.pipelines.reporting.run_media import media_sections
 from bytelm.pipelines.reporting.run_view import MediaSection, RunView, view_run
+from bytelm.pipelines.runtime.environment import versions
 from bytelm.pipelines.storage.files import write_atomic
 
 PAGE_FILE = "report.html"
@@ -77,7 +77,7 @@ def numbers(views: Sequence[RunView]) -> dict[str, Any]:
     """Everything that the page says in numbers, as plain JSON."""
     return {
         "format": REPORT_FORMAT,
-        "version": bytelm.__version__,
+        "version": versions()["bytelm"],
         "runs": [_run_numbers(view) for view in views],
         "differences": [
             {
