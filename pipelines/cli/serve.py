@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             f"or by --password, or leave out --host"
         )
     model, dataset_info = load_model(options.model)
-    name = options.model.resolve().name
+    name = "/".join(options.model.resolve().parts[-2:])
     loaded = LoadedModel(model, dataset_info, name)
     serve(loaded, address, password, options.seconds, lambda: _announce(address))
     return 0

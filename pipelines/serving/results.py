@@ -81,8 +81,8 @@ def compressed_html(compressed: Compressed) -> Markup:
         "coded.</caption><thead><tr><th></th><th>bytes</th><th>bits per byte</th></tr></thead>"
         "<tbody>{rows}</tbody></table>"
         '<p class="note">The model\'s own size is not counted. '
-        '<a class="save" download="{name}.blm" href="{uri}">Save {name}.blm</a>: '
-        "<code>bytelm decompress</code> restores it with this model.</p>"
+        '<a class="save" download="{name}.blm" href="{uri}">Save {name}.blm</a>, which '
+        "<code>bytelm decompress</code> restores with this model.</p>"
         '<ul class="note">{missing}</ul>'
     ).format(
         name=compressed.name,

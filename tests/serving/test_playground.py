@@ -90,7 +90,7 @@ def user(browser: playwright.Browser, server: Server) -> Iterator[User]:
     """A user whose page shows no error and asks no other host for anything."""
     visitor = User(browser, server.url)
     yield visitor
-    assert visitor.page.title() == "model - bytelm"
+    assert visitor.page.title().endswith("/model - bytelm")
     assert not visitor.outside
     assert not visitor.errors
     visitor.context.close()
