@@ -1,15 +1,13 @@
-"""Find and load the model that a user names by a path, and export a run's newest one."""
+"""Find and load the model that a user names by a path."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 import torch
 
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.checkpoints.manifest import file_entry
 from bytelm.pipelines.checkpoints.pretrained import CONFIG_FILE, from_pretrained
 from bytelm.pipelines.checkpoints.run_folder import (
     MODEL_FOLDER,
@@ -19,7 +17,6 @@ from bytelm.pipelines.checkpoints.run_folder import (
     saved_config,
 )
 from bytelm.pipelines.data.dataset_info import DatasetInfo
-from bytelm.pipelines.storage.files import fsync_folder, rename_durably
 
 
 def load_model(path: Path) -> tuple[Megabyte, DatasetInfo]:
@@ -33,26 +30,6 @@ def load_model(path: Path) -> tuple[Megabyte, DatasetInfo]:
     model, extra = from_pretrained(model_folder(path))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), DatasetInfo.from_extra(extra)
-
-
-def export(run: Path, out: Path) -> None:
-    """Copy a run's newest exported model to a new folder, which appears only once it is whole."""
-    if out.exists():
-        raise ValueError(f"{out} exists: choose another --out, or remove it")
-    source = model_folder(run)
-    if not Path(source).is_dir():
-        raise ValueError(f"no run at {run}: give the folder that `bytelm train --out` wrote")
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        shutil.copytree(source, temporary)
-        for file in temporary.iterdir():
-            file_entry(file)  # makes it durable
-        fsync_folder(temporary)
-        rename_durably(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def model_folder(path: Path) -> str:

@@ -70,7 +70,7 @@ def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str,
         ValueError: if the source is missing, damaged, or of another format version.
     """
     folder = _folder_of(source)
-    document = _read_config(folder)
+    document = read_model_config(folder)
     try:
         config = config_from_stored(document["model"])
     except ValueError as error:
@@ -122,7 +122,8 @@ def _folder_of(source: str | os.PathLike[str]) -> Path:
     return Path(snapshot)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Read the config.json of an exported model; ValueError where it holds none."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no model (no {CONFIG_FILE}): give an exported folder")

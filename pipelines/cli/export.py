@@ -1,11 +1,12 @@
-"""`bytelm export`: copy a run's newest model."""
+"""`bytelm export`: a run's newest model with its card and samples."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-HELP = "Copy a run's newest model to a folder of its own."
+HELP = "Write a run's newest model, its model card and its samples to a folder of their own."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,12 +15,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="MODEL", help="folder of the model, which is new"
     )
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="licence of the model for its card, by the Hugging Face hub's id: mit, cc-by-4.0, ...",
+    )
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
-    """Copy the model and print its folder."""
-    from bytelm.pipelines.checkpoints.load import export
+    """Export the model, say what its card lacks, and print its folder."""
+    from bytelm.pipelines.reporting.model_export import export_model
 
-    export(options.run, options.out)
+    for line in export_model(options.run, options.out, options.license):
+        print(f"bytelm export: the card lacks something: {line}", file=sys.stderr)
     print(options.out)
     return 0

@@ -41,6 +41,7 @@ from bytelm.pipelines.cli import (
     inspection,
     plan,
     prepare,
+    push,
     report,
     serve,
     train,
@@ -65,6 +66,7 @@ COMMANDS: dict[str, ModuleType] = {
     "decompress": decompress,
     "serve": serve,
     "export": export,
+    "push": push,
     "demo": demo,
 }
 """Each module has HELP, `add_arguments(parser)` and `run(options, argv)`, the exit status."""

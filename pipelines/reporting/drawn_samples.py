@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,12 +34,14 @@ class DrawnSample:
     """The caption or file that it follows."""
 
 
-def newest_samples(run: Path) -> tuple[int, Path] | None:
-    """Step and folder of the newest samples of a run; None where it has none."""
+def newest_samples(run: Path, last_step: float = math.inf) -> tuple[int, Path] | None:
+    """Step and folder of a run's newest samples up to a step; None where it has none."""
     found = [
         (int(match[1]), folder)
         for folder in (run / SAMPLES_FOLDER).glob("step-*")
-        if (match := _STEP.fullmatch(folder.name)) and (folder / SAMPLES_FILE).is_file()
+        if (match := _STEP.fullmatch(folder.name))
+        and int(match[1]) <= last_step
+        and (folder / SAMPLES_FILE).is_file()
     ]
     return max(found, default=None)
 

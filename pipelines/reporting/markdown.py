@@ -23,14 +23,14 @@ def summary(views: Sequence[RunView]) -> str:
     if len(views) > 1:
         tables = [overview_table(views), *difference_tables(views)]
         tables += [table for table in (config_table(views), data_table(views)) if table]
-        parts += ["## " + " · ".join(escaped(v.name) for v in views), *map(_table, tables)]
+        parts += ["## " + " · ".join(escaped(v.name) for v in views), *map(markdown_table, tables)]
     for view in views:
         parts += [f"## {escaped(view.name)}", escaped(view.sentence)]
         if view.missing:
             parts.append("\n".join(f"- missing: {escaped(line)}" for line in view.missing))
         if view.evaluation:
             parts.append(escaped(evaluation_note(view.evaluation)))
-        parts += [_table(table) for table in (*view.tables, *view.codecs)]
+        parts += [markdown_table(table) for table in (*view.tables, *view.codecs)]
         parts += [_facts("Cost", view.cost_facts), _facts("Machine", view.machine_facts)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -40,7 +40,8 @@ def escaped(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
-def _table(table: ReportTable) -> str:
+def markdown_table(table: ReportTable) -> str:
+    """A table in Markdown below its title; a row that stands out is bold."""
     lines = [
         _row([column or " " for column in table.columns]),
         _row([":---", *["---:"] * (len(table.columns) - 1)], is_rule=True),

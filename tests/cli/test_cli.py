@@ -33,6 +33,7 @@ COMMANDS = (
     "decompress",
     "serve",
     "export",
+    "push",
     "demo",
 )
 

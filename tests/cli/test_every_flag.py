@@ -110,6 +110,7 @@ def arguments(command: str, places: dict[str, str]) -> list[str]:
         "compress": [places["model"], places["file"], "--out", "out"],
         "decompress": [places["model"], places["none"], "--out", "out"],
         "export": [places["none"], "--out", "out"],
+        "push": [places["none"], "user/name"],
         "demo": ["--data", places["none"]],
     }[command]
 

@@ -182,7 +182,7 @@ def test_a_run_writes_metrics_tensorboard_config_and_model(
     assert list((run / "tensorboard").glob("events*"))
     out = tmp_path / "exported"
     bytelm("export", run, "--out", out)
-    assert {p.name for p in out.iterdir()} == {"config.json", "model.safetensors"}
+    assert {p.name for p in out.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     scores = json.loads(bytelm("evaluate", out, "--data", mixed_set.location, "--json").stdout)
     assert scores["model"]["total"]["bits_per_byte"] == pytest.approx(
         evaluations[1]["total"]["bits_per_byte"], rel=0.02
