@@ -60,6 +60,14 @@ def to_units(nats: Floats) -> Int64s:
     return np.fmin(units, MAX_BITS * UNITS_PER_BIT).astype(np.int64)
 
 
+def not_finite(units: Int64s) -> int:
+    """How many of some ids have a score that is not finite.
+
+    units: [n] as `to_units` gives them.
+    """
+    return int((units >= MAX_BITS * UNITS_PER_BIT).sum())
+
+
 def quotient_and_rest(values: Ints, divisor: int) -> tuple[Ints, Ints]:
     """Divide whole numbers [n] that are at least 0; several times as fast as numpy's `divmod`."""
     same_size = values.dtype.type(divisor)
@@ -124,7 +132,7 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class BitMap:
-    """Where the bits go: bits and bytes of each bin of a breakdown."""
+    """Bits and bytes of each bin of a breakdown."""
 
     name: str
     title: str
@@ -154,10 +162,7 @@ class EvaluationHead:
     """Maps beside those of every modality."""
 
     def __init__(self, patch: int) -> None:
-        """
-        Args:
-            patch: P of the model.
-        """
+        """Make a head with every sum at 0, for a model of patch size P."""
         common = _common_breakdowns(patch)
         # Common sums come first, so that the head of the total is the beginning of each other one.
         shapes: dict[str, tuple[int, ...]] = {}
@@ -179,7 +184,7 @@ class EvaluationHead:
         units = segment.payload_units
         for name, ids in (("payload_units", units), ("frame_units", segment.frame_units)):
             self.count(name, ids.sum())
-            self.count(_NOT_FINITE[name], int((ids >= MAX_BITS * UNITS_PER_BIT).sum()))
+            self.count(_NOT_FINITE[name], not_finite(ids))
         self.count("payload_bytes", units.size)
         self.count("segments", segment.offset == 0)
         self.spread("patch_position", segment.patch_position, units)

@@ -1,4 +1,4 @@
-"""Where the bytes of an image's payload lie in the picture, by view.
+"""Positions in the picture of the bytes of an image's payload, by view.
 
 n payload bytes    h lines    w pixels of a line    c channels    a, b lines and pixels of a tile
 """

@@ -22,7 +22,7 @@ Schema = dict[str, Any]
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Return the docstring of each field of a dataclass, on one line; fields without one lack."""
+    """Return the docstring of each field of a dataclass that has one, on one line."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     docs = {}

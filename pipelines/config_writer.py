@@ -69,11 +69,12 @@ def with_train_values(text: str, values: Mapping[str, tuple[int, str]]) -> str:
     Args:
         values: the new number of a key, and a remark to stand behind it.
     """
+    lines = text.split("\n")
     for key, (value, remark) in values.items():
-        line = f"  {key}: {value}" + (f"  # {remark}" if remark else "")
-        text, count = re.subn(rf"(?m)^  {key}: .*$", lambda _, line=line: line, text)  # type: ignore[misc]
-        assert count == 1, f"{key} stands {count} times in the config"
-    return text
+        found = [i for i, line in enumerate(lines) if line.startswith(f"  {key}: ")]
+        assert len(found) == 1, f"{key} stands {len(found)} times in the config"
+        lines[found[0]] = f"  {key}: {value}" + (f"  # {remark}" if remark else "")
+    return "\n".join(lines)
 
 
 def _section_lines(

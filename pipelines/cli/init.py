@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 from pathlib import Path
 
 HELP = "Write a config to begin with, in which every key is explained."
@@ -51,5 +52,5 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, content.encode())
             print(path)
-    print(f"next: bytelm train {options.out} --out RUN")
+    print(f"next: bytelm train {shlex.quote(str(options.out))} --out RUN")
     return 0

@@ -9,13 +9,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from bytelm.pipelines.cli.arguments import Number, WholeNumber, add_model
+from bytelm.pipelines.serving.jobs import DEFAULT_SECONDS
 
 if TYPE_CHECKING:
     from bytelm.pipelines.serving.server import Address
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
-DEFAULT_SECONDS = 300.0
 PASSWORD_VARIABLE = "BYTELM_PASSWORD"
 HELP = "Open a playground in the browser: complete, score and compress with a model."
 

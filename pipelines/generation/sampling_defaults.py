@@ -7,7 +7,6 @@ temperature 1 the errors of a small model add up, until an image is noise.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from bytelm.model.decoding.sampling import Sampling
 
@@ -29,11 +28,15 @@ def sampling_for(
     """The settings that a user gives, and the modality's defaults in place of None.
 
     Raises:
-        ValueError: for a modality that there is not, or a value out of range.
+        ValueError: for an unknown modality, or a value out of range.
     """
     if modality not in DEFAULT_SAMPLING:
         known = ", ".join(DEFAULT_SAMPLING)
         raise ValueError(f"no modality {modality!r}: choose one of {known}")
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return replace(DEFAULT_SAMPLING[modality], **chosen)  # type: ignore[arg-type]
+    default = DEFAULT_SAMPLING[modality]
+    return Sampling(
+        temperature=default.temperature if temperature is None else temperature,
+        top_k=default.top_k if top_k is None else top_k,
+        top_p=default.top_p if top_p is None else top_p,
+        min_p=default.min_p if min_p is None else min_p,
+    )

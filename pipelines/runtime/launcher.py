@@ -46,7 +46,8 @@ def launch(arguments: Sequence[str], ranks: int, inherited: Mapping[str, int]) -
     `signals.STOP` is forwarded to every rank. `signals.SAVE` is forwarded to the first rank only:
     all ranks do what one is asked, and two that heard of it in different steps would save twice.
     When a rank fails, the others are ended. All are ended at a second SIGINT, where they only
-    wait after a request to stop, and at a request itself if they have not told that they take steps.
+    wait after a request to stop, and at a request itself if they have not told that they take
+    steps.
 
     Args:
         inherited: descriptors that the ranks inherit, by the environment variable that names each.

@@ -1,4 +1,4 @@
-"""What the tabs of the page share: their model and queue, sampling controls, and running a job."""
+"""Parts that all tabs of the page use: model and queue, sampling controls, and running a job."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Playground:
 
 
 def _progress(job: Job, render: Render) -> Iterator[Update]:
-    """What changes on the page before the job ends."""
+    """Changes of the page while the job waits and runs."""
     last_place, last_shown = 0, None
     while not job.wait(POLL_SECONDS):
         place, shown = job.place, job.shown
@@ -79,7 +79,7 @@ def _progress(job: Job, render: Render) -> Iterator[Update]:
 
 
 def _end(job: Job, render: Render) -> Update:
-    """What the page shows at last."""
+    """Contents of the page after the job's end."""
     if job.error:
         return gr.skip(), alert(job.error)
     whole = not job.stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from bytelm.pipelines.serving.controls import (
     to_path,
     to_sampling,
 )
-from bytelm.pipelines.serving.drawing import Drawing, draw
+from bytelm.pipelines.serving.drawing import Drawing, LoadedModel, draw
 from bytelm.pipelines.serving.jobs import Job, Work
 from bytelm.pipelines.serving.limits import MAX_COUNT, MAX_SECONDS, MAX_SIDE, MAX_TEXT_BYTES
 from bytelm.pipelines.serving.results import alert, kept_rows_html, kept_seconds_html
@@ -211,8 +212,8 @@ def known_headers(info: DatasetInfo, modality: str) -> list[Header]:
     return [header for header in headers if max(header.width, header.height) <= MAX_SIDE]
 
 
-def _with_known(playground: Playground, modality: str) -> Any:
-    """The model, which draws headers of results among those that the page may draw alone."""
+def _with_known(playground: Playground, modality: str) -> LoadedModel:
+    """The model with the headers alone that the page may draw, so that it draws no others."""
     loaded = playground.loaded
     known = known_headers(loaded.dataset_info, modality)
     if modality == "image":
@@ -244,7 +245,12 @@ def _kept_rows(sample: Sample, percent: float) -> int:
     return min(max(1, round(height * percent / 100)), height - 1)
 
 
-def _show_uploads(upload: gr.File, kept: gr.Slider, preview: gr.HTML, show: Any) -> None:
+def _show_uploads(
+    upload: gr.File,
+    kept: gr.Slider,
+    preview: gr.HTML,
+    show: Callable[[str | None, float], Markup | str],
+) -> None:
     """Show what the model will be given, whenever that changes."""
     for event in (upload.change, kept.release):
         event(

@@ -23,7 +23,7 @@ SERVER_ENDS = "The server ends."
 
 
 class QueueFullError(ValueError):
-    """As many jobs wait as may."""
+    """No further job may wait."""
 
 
 class JobStoppedError(Exception):
@@ -31,7 +31,7 @@ class JobStoppedError(Exception):
 
 
 Work = Callable[["Job"], Any]
-"""What a job does: it calls `check` often and may `show` results on the way."""
+"""Function of a job, which calls the job's `check` often and may `show` results on the way."""
 
 
 class Job:
@@ -89,7 +89,7 @@ class Job:
             self.stopped = str(reason)
         except ValueError as error:
             self.error = str(error)
-        except Exception as error:
+        except Exception as error:  # the thread goes on with the next user's job
             self.error = f"The server failed: {one_line(error)[:200]}"
             print(f"bytelm serve: unexpected {one_line(error)}", file=sys.stderr, flush=True)
         finally:

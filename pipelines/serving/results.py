@@ -1,4 +1,4 @@
-"""HTML of what the playground shows: results, uploads, and the line about what goes on."""
+"""HTML of the playground: results, uploads, and the line about the state of a job."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FADED = 0.75
 
 
 def note(text: str) -> Markup:
-    """A line that says what goes on."""
+    """A line about the state of a job."""
     return Markup('<p class="note" role="status">{}</p>').format(text)
 
 
 def alert(text: str) -> Markup:
-    """A line that says why there is no result."""
+    """A line with the reason why there is no result."""
     return Markup('<p class="alert" role="alert">{}</p>').format(text)
 
 
@@ -33,7 +33,7 @@ def drawing_html(drawing: Drawing, is_whole: bool) -> Markup:
 
 
 def drawing_note(drawing: Drawing) -> str:
-    """How far a drawing is, and how fast it goes."""
+    """A line about the progress of a drawing and its speed."""
     is_text = drawing.samples[0].modality == "text"
     of_all = (
         f"{drawing.drawn:,} bytes" if is_text else f"{drawing.drawn:,} of {drawing.total:,} bytes"

@@ -47,7 +47,7 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Coding:
-    """How far a compression is, in bytes."""
+    """Progress of a compression, in bytes."""
 
     coded: int
     total: int

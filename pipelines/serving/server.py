@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bytelm.pipelines.serving.drawing import LoadedModel
 from bytelm.pipelines.serving.jobs import JobQueue
 from bytelm.pipelines.serving.limits import MAX_UPLOAD_BYTES
+
+if TYPE_CHECKING:
+    import uvicorn
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """Hosts by which a browser on this machine names it."""
@@ -100,16 +103,7 @@ def serve(
             timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)
-        # An interrupted `join` of Python 3.11 takes a running thread for an ended one.
-        has_ended = threading.Event()
-
-        def run() -> None:
-            try:
-                server.run([address.socket])
-            finally:
-                has_ended.set()
-
-        threading.Thread(target=run, name="server", daemon=True).start()
+        has_ended = _start(server, address.socket)
         try:
             while not server.started and not has_ended.wait(0.01):
                 pass
@@ -123,6 +117,23 @@ def serve(
             # Python's last collection would visit all objects of torch and gradio, for a second.
             gc.freeze()
     raise RuntimeError("the web server has ended by itself")
+
+
+def _start(server: uvicorn.Server, listening: socket.socket) -> threading.Event:
+    """Start a thread that runs the server; returns an event of its end.
+
+    An event, since an interrupted `join` of Python 3.11 takes a running thread for an ended one.
+    """
+    has_ended = threading.Event()
+
+    def run() -> None:
+        try:
+            server.run([listening])
+        finally:
+            has_ended.set()
+
+    threading.Thread(target=run, name="server", daemon=True).start()
+    return has_ended
 
 
 def _application(

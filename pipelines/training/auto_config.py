@@ -93,7 +93,7 @@ class AutoConfig:
 
     @property
     def summary(self) -> str:
-        """What was chosen, in a line, and the notes."""
+        """A line about the chosen model, rows and steps, and the notes."""
         model, train = self.config.model, self.config.train
         size = sum(cost.parameters for cost in costs(model)) / 1e6
         line = (

@@ -1,4 +1,4 @@
-"""What a chosen config takes from the data: rows, shares of the sets, and how often they repeat.
+"""Choices of a config that follow from its data: rows, shares of the sets, and dropout.
 
 The measurements behind the rules are in docs/log.md.
 """
@@ -123,7 +123,7 @@ def choose_dropout(draft: ConfigDraft, run_bytes: float) -> None:
 
 
 def choose_shares(draft: ConfigDraft, run_bytes: float) -> None:
-    """Choose the weights of several sets: equal bytes of each modality, within MAX_PASSES."""
+    """Choose the weights of several sets: equal bytes of each modality, within `useful_passes`."""
     sets = draft.data.sets
     modalities = list(dict.fromkeys(one.main_modality for one in sets))
     if len(modalities) == 1 or draft.is_given("data.sets"):

@@ -1,4 +1,4 @@
-"""Facts about sets that decide a config: bytes of each modality, lengths of documents, pairs.
+"""Facts about sets that decide a config: bytes of each modality and lengths of documents.
 
 Indexes are read, no payload.
 """
@@ -28,15 +28,12 @@ class SetProfile:
     path: str
     bytes: dict[str, int]
     """Stored bytes of each modality in `train`."""
-    documents: int
     val_documents: int
     val_bytes: int
     lengths: Ints
     """[documents of the first shards] ids of each document, in patches of `patch` ids."""
     pictured: Ints
     """The same, of the documents that hold an image."""
-    has_pairs: bool
-    """Whether documents have several segments."""
 
     @classmethod
     def of(cls, shard_set: ShardSet, patch: int) -> SetProfile:
@@ -46,8 +43,7 @@ class SetProfile:
             ValueError: if its `train` split has no documents.
         """
         shards = shard_set.split("train")
-        documents = sum(shard.documents for shard in shards)
-        if not documents:
+        if not any(shard.documents for shard in shards):
             raise ValueError(
                 f"{shard_set.location} has no documents in split 'train': prepare it from more "
                 "files, or leave it out"
@@ -55,17 +51,16 @@ class SetProfile:
         sizes: Counter[str] = Counter()
         for shard in shards:
             sizes.update(shard.bytes)
-        indexes = [shard_set.index(shard) for shard in shards[:MAX_SHARDS]]
-        measured = [_document_lengths(index, patch) for index in indexes]
+        measured = [
+            _document_lengths(shard_set.index(shard), patch) for shard in shards[:MAX_SHARDS]
+        ]
         return cls(
             path=shard_set.location,
             bytes={name: sizes[name] for name in MODALITIES if sizes[name]},
-            documents=documents,
             val_documents=sum(shard.documents for shard in shard_set.split("val")),
             val_bytes=sum(sum(shard.bytes.values()) for shard in shard_set.split("val")),
             lengths=np.concatenate([lengths for lengths, _ in measured]),
             pictured=np.concatenate([lengths[has_image] for lengths, has_image in measured]),
-            has_pairs=any(len(np.unique(i["document"])) < len(i) for i in indexes),
         )
 
     @property
@@ -97,11 +92,6 @@ class DataProfile:
     def size(self) -> int:
         """Bytes of all sets."""
         return sum(one.size for one in self.sets)
-
-    @property
-    def has_pairs(self) -> bool:
-        """Whether any set has documents of several segments."""
-        return any(one.has_pairs for one in self.sets)
 
     @cached_property
     def lengths(self) -> Ints:

@@ -1,4 +1,5 @@
-"""What a run draws samples of: beginnings, sizes and captions of its own data, the same each time.
+"""Requests for the samples of a run: beginnings, sizes and captions of its own data, the same ones
+at each step.
 
 Each sample is small, so that drawing takes little of a run's time: images and sounds are those of
 the data, cut to MAX_VALUES.
@@ -179,7 +180,7 @@ def _texts(samples: Sequence[Sample], view: str, info: DatasetInfo) -> list[Samp
 
 
 def _images(samples: Sequence[Sample], view: str, info: DatasetInfo) -> list[SampleRequest]:
-    header = _typical_header("image", samples, info)
+    header = _typical_image(samples, info)
     free = SampleRequest(image_request(header, view), range(FREE), "an image without a prompt")
     finished = [
         SampleRequest(
@@ -231,9 +232,9 @@ def _paired(first: Sample, second: Sample, views: Mapping[str, str]) -> SampleRe
     return SampleRequest(request, range(CONTINUED), title, condition=first)
 
 
-def _typical_header(modality: str, samples: Sequence[Sample], info: DatasetInfo) -> Header:
-    """The most frequent header of the training set, cut to what a sample may have."""
-    headers = info.headers.get(modality) or [sample.header for sample in samples]
+def _typical_image(samples: Sequence[Sample], info: DatasetInfo) -> Header:
+    """The most frequent header of the training set's images, cut to what a sample may have."""
+    headers = info.headers.get("image") or [sample.header for sample in samples]
     return _bounded(headers[0])
 
 

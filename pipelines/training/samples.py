@@ -56,7 +56,7 @@ class SavedSample:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What came of drawing at a step."""
+    """The samples of a step, as far as they were drawn."""
 
     samples: Sequence[SavedSample]
     message: str

@@ -41,7 +41,7 @@ class StepSpeed:
 
 
 def measure(config: RunConfig, plan_path: Path, seconds: float) -> StepSpeed:
-    """Take steps for about so many seconds, at least five.
+    """Take at least five steps, for about so many seconds.
 
     Args:
         plan_path: file of the plan's tables, as `training_plan` takes it.
