@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: global completion of argcomplete looks for these words.
 """The command `bytelm`. A command imports torch and other heavy packages only when it runs.
 
 Exit status:
@@ -29,10 +30,12 @@ from types import ModuleType
 
 import bytelm
 from bytelm.pipelines.cli import (
+    completion,
     compress,
     config,
     decompress,
     demo,
+    doctor,
     evaluate,
     export,
     generate,
@@ -48,7 +51,7 @@ from bytelm.pipelines.cli import (
 )
 from bytelm.pipelines.cli.arguments import CommandParser
 from bytelm.pipelines.errors import DamageError, DivergedError, OnAllRanksError, one_line
-from bytelm.pipelines.runtime import signals
+from bytelm.pipelines.runtime import platforms, signals
 from bytelm.pipelines.runtime.threads import wait_briefly
 
 COMMANDS: dict[str, ModuleType] = {
@@ -68,6 +71,8 @@ COMMANDS: dict[str, ModuleType] = {
     "export": export,
     "push": push,
     "demo": demo,
+    "doctor": doctor,
+    "completion": completion,
 }
 """Each module has HELP, `add_arguments(parser)` and `run(options, argv)`, the exit status."""
 UNFORESEEN = (UnicodeEncodeError, RecursionError, NotImplementedError)
@@ -103,10 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # a process of its own
-        signals.end_at_sigterm()
+        if sys.platform != "win32":
+            signals.end_at_sigterm()
         wait_briefly()
         _print_any_name()
     options = _parse(arguments)
+    if refusal := platforms.refusal(options.command, sys.platform):
+        print(f"bytelm {options.command}: {refusal}", file=sys.stderr)
+        return 1
     try:
         status = COMMANDS[options.command].run(options, arguments)
         sys.stdout.flush()
@@ -128,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line. A mistake ends the process with status 2 and one line."""
     parser = build_parser()
+    if completion.VARIABLE in os.environ:
+        completion.complete(parser)
     name = arguments[0] if arguments else ""
     if not name:
         parser.error(f"a command is missing: one of {', '.join(COMMANDS)}")

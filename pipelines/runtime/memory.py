@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from bytelm.pipelines.runtime.device import this_device
-
+_GROUP = Path("/sys/fs/cgroup")
 _CGROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
@@ -24,10 +24,26 @@ def available_bytes() -> int:
     """Return the free memory of this process's GPU, or of the machine within its control group."""
     import torch
 
+    from bytelm.pipelines.runtime.device import this_device
+
     device = this_device()
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min([_machine_bytes(), *_group_bytes(Path("/sys/fs/cgroup"))])
+    return host_free_bytes()
+
+
+def host_free_bytes() -> int:
+    """Return the free memory of the machine within its control group."""
+    return min([_machine_bytes(), *_group_bytes(_GROUP)])
+
+
+def host_limit_bytes() -> int:
+    """Return the memory of the machine, or the limit of its control group if that is less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name, *_ in _CGROUPS:
+        with suppress(OSError, ValueError):  # absent, or "max"
+            limits.append(int((_GROUP / name).read_text()))
+    return min(limits)
 
 
 def _machine_bytes() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from types import FrameType
 from bytelm.pipelines.runtime.watchdog import NO_PATIENCE_LIMIT, Watchdog
 
 STOP = (signal.SIGTERM, signal.SIGINT)
-SAVE = signal.SIGUSR1
+SAVE = signal.SIGUSR1 if sys.platform != "win32" else signal.SIGTERM
+"""On Windows no command saves at a signal; `doctor` and the like run there."""
 HANDLED = (*STOP, SAVE)
 ANNOUNCEMENT = "the step is completed and saved first; a second Ctrl-C ends at once"
 """Answer of a training to a request to stop, behind the signal's name."""

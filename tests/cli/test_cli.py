@@ -35,6 +35,8 @@ COMMANDS = (
     "export",
     "push",
     "demo",
+    "doctor",
+    "completion",
 )
 
 
