@@ -65,7 +65,7 @@ def _write_config(out: Path, sets: Path) -> Path:
 def _generate(run: Path, out: Path, data: Path) -> None:
     """Generate texts, images drawn freely, an image from its upper half, and sounds."""
     unseen = min((data / "image" / "val").glob("*.png"))
-    text = ["--prompt", "The whale ", "--max-bytes", 600, "--temperature", 0.8]
+    text = ["--prompt", "The whale ", "--max-bytes", 600]
     for folder, modality, options in (
         (out, "text", text),
         (out / "free", "image", []),

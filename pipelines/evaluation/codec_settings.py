@@ -24,9 +24,11 @@ libraries elsewhere. WavPack has a tool only.
 from __future__ import annotations
 
 import bz2
+import importlib.metadata
 import importlib.util
 import io
 import lzma
+import platform
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -63,7 +65,9 @@ class ByteCodec:
     library: Callable[[bytes], int]
     """Computes the size of a file of these bytes."""
     module: str = ""
-    """What the library needs beside the core's packages."""
+    """What the library needs beside the core's packages; its package has the same name."""
+    package: str = ""
+    """The core's package that has the library; empty where it is Python's own."""
     tool: Tool | None = None
     """Computes the size instead, where it is installed."""
     remedy: str = ""
@@ -81,6 +85,7 @@ class MediaCodec:
     library: Callable[[Sample], int] | None = None
     """Computes the size of a sample's file."""
     module: str = ""
+    package: str = ""
     tool: Tool | None = None
     tool_input: Callable[[Sample], bytes] | None = None
     """Makes the file that the tool reads."""
@@ -103,6 +108,19 @@ def is_installed(codec: Codec) -> bool:
     return codec.library is not None and (
         not codec.module or importlib.util.find_spec(codec.module) is not None
     )
+
+
+def version_of(codec: Codec) -> str:
+    """The tool or library that computes the codec, with its version: `cjxl 0.7.0`."""
+    if codec.tool is not None and uses_tool(codec):
+        return codec.tool.version()
+    package = codec.module or codec.package
+    if not package:
+        return f"Python {platform.python_version()}"
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:  # a distribution calls its package otherwise
+        return package
 
 
 def installed(codecs: Iterable[AnyCodec]) -> list[AnyCodec]:
@@ -258,18 +276,25 @@ BYTE_CODECS = (
     ByteCodec("PPMd", _ppmd_size, module="pyppmd", remedy=EXTRA),
 )
 MEDIA_CODECS = (
-    MediaCodec("PNG", "image", fits=lambda sample: True, library=_png_size),
+    MediaCodec("PNG", "image", fits=lambda sample: True, library=_png_size, package="pillow"),
     MediaCodec(
         "WebP",
         "image",
         fits=_fits_webp,
         library=_webp_size,
-        tool=Tool("cwebp -quiet -lossless -m 6 -q 100 {in} -o {out}", ".webp", ".ppm"),
+        package="pillow",
+        tool=Tool("cwebp -quiet -lossless -m 6 -q 100 {in} -o {out}", ".webp", ".ppm", "-version"),
         tool_input=netpbm,
     ),
     _jpeg_xl(7),
     _jpeg_xl(9),
-    MediaCodec("FLAC", "audio", fits=lambda sample: fits_flac(sample.header), library=_flac_size),
+    MediaCodec(
+        "FLAC",
+        "audio",
+        fits=lambda sample: fits_flac(sample.header),
+        library=_flac_size,
+        package="soundfile",
+    ),
     MediaCodec(
         "WavPack",
         "audio",

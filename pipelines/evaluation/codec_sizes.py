@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Bytes, Sample
+from bytelm.pipelines.evaluation import CHUNK
 from bytelm.pipelines.evaluation.codec_settings import (
     BYTE_CODECS,
     CODECS,
@@ -25,14 +26,13 @@ from bytelm.pipelines.evaluation.codec_settings import (
     installed,
     is_installed,
     uses_tool,
+    version_of,
 )
 from bytelm.pipelines.evaluation.codec_tools import ToolError, ToolProcesses
 
 if TYPE_CHECKING:
     import torch
 
-CHUNK = 2048
-"""Bytes of a chunk, as in arXiv:2309.10668."""
 WEIGHT_BYTES = 2
 """Bytes of a parameter in fp16."""
 POLL_SECONDS = 0.25
@@ -154,6 +154,11 @@ def missing_codecs(modalities: Iterable[str]) -> dict[str, str]:
         for codec in CODECS
         if not is_installed(codec) and any(_is_of(codec, modality) for modality in modalities)
     }
+
+
+def codec_versions(names: Collection[str]) -> dict[str, str]:
+    """Version of the tool or library that computes each of some codecs on this machine."""
+    return {codec.name: version_of(codec) for codec in CODECS if codec.name in names}
 
 
 def with_weights(bits: float, payload_bytes: int, parameters: int) -> dict[str, float]:

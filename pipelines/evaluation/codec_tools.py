@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 
 TOOL_SECONDS = 600.0
 """Longest time of one call of a tool."""
+VERSION_SECONDS = 10.0
 FILES_OF_A_CALL = 1000
 """Files that a tool which takes many gets at once."""
+_VERSION = re.compile(r"\d+(\.\d+)+")
 
 
 class ToolError(Exception):
@@ -31,6 +34,7 @@ class Tool:
     out_suffix: str
     in_suffix: str = ""
     """Suffix of the files to read, by which some tools tell the format."""
+    version_option: str = "--version"
 
     @property
     def program(self) -> str:
@@ -41,6 +45,21 @@ class Tool:
     def path(self) -> str | None:
         """Path of the program; None where it is not installed."""
         return shutil.which(self.program)
+
+    def version(self) -> str:
+        """The program's name and version; the name alone where it does not tell its version."""
+        try:
+            shown = subprocess.run(
+                [self.program, self.version_option],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=VERSION_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return self.program
+        number = _VERSION.search((shown.stdout + shown.stderr).decode("utf-8", "replace"))
+        return f"{self.program} {number[0]}" if number else self.program
 
     def sizes(self, contents: Sequence[bytes], processes: ToolProcesses) -> list[int]:
         """Sizes in bytes of the files that the tool writes for files of these contents.

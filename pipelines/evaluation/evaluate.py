@@ -19,7 +19,6 @@ import torch
 
 from bytelm.modalities import BY_CODE, MODALITIES
 from bytelm.modalities.base import Bytes, Sample
-from bytelm.modalities.evaluation_head import UNITS_PER_BIT
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.load import load_model, model_folder
 from bytelm.pipelines.checkpoints.run_folder import checkpoint_step
@@ -29,6 +28,7 @@ from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.evaluation import PLAIN
 from bytelm.pipelines.evaluation.codec_sizes import (
     CodecSizes,
+    codec_versions,
     measure_codecs,
     missing_codecs,
     with_weights,
@@ -36,16 +36,18 @@ from bytelm.pipelines.evaluation.codec_sizes import (
 from bytelm.pipelines.evaluation.documents import documents_by_shard
 from bytelm.pipelines.evaluation.intervals import bootstrap_interval
 from bytelm.pipelines.evaluation.pairs import pair_figures, score_pairs
-from bytelm.pipelines.evaluation.passes import Scorer
+from bytelm.pipelines.evaluation.passes import Scorer, batches_in_memory
 from bytelm.pipelines.evaluation.ranks import Ranks
 from bytelm.pipelines.evaluation.records import Evaluation, Figures
-from bytelm.pipelines.evaluation.scoring import TOTAL, nats_of_model
+from bytelm.pipelines.evaluation.scoring import TOTAL, Scores, nats_of_model
 from bytelm.pipelines.evaluation.segment_sums import (
     DOCUMENT,
     PLACE,
     Keys,
     Segments,
     added_up,
+    coded_bits,
+    payload_bits,
 )
 from bytelm.pipelines.evaluation.selection import choose_documents, document_count
 from bytelm.pipelines.evaluation.windows import check_scoring
@@ -80,53 +82,41 @@ def evaluate(
         DamageError: for stored bytes that are damaged.
     """
     task = _open_together(ranks, lambda: _open(model_path, set_paths, split, scoring, limit))
-    scorer = Scorer(task.plan, nats_of_model(task.model, precision), batch, scoring, ranks)
-    scores, sums = scorer.score()
-    alone, turned = score_pairs(scorer, task.info)
+    most_threads = batches_in_memory(task.model.config, batch)
+    nats_of = nats_of_model(task.model, precision)
+    scorer = Scorer(task.plan, nats_of, batch, most_threads, scoring, ranks)
+    scored = _score(scorer, task.info)
     sizes = _codec_sizes(scorer)
-
-    scores.reduce(ranks.sum)
-    segments, alone, turned = (
-        added_up(np.concatenate(ranks.gather(part)), PLACE)
-        for part in (sums.segments(), alone, turned)
-    )
-    keys = {place: key for part in ranks.gather(sums.keys) for place, key in part.items()}
-    figures = scores.figures()
+    figures = scored.scores.figures()
+    whole = _codec_figures(sizes, "whole")
     return Evaluation(
-        about={
-            "model": str(model_path),
-            "step": task.step,
-            "parameters": task.parameters,
-            "split": split,
-            "scoring": scoring,
-            "precision": precision,
-            "limit": limit,
-            "batch": batch,
-            "documents": len(keys),
-            "documents_in_split": task.documents,
-            "sets": task.sets,
-            "version": versions()["bytelm"],
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
+        about=_about(task, scorer, precision, len(scored.keys)),
         model=figures,
-        intervals=_intervals(segments, figures),
-        maps={name: [m.to_dict() for m in maps] for name, maps in scores.maps().items()},
-        codecs=_codec_figures(sizes, "whole"),
+        intervals=_intervals(scored.segments, figures),
+        maps={name: [m.to_dict() for m in maps] for name, maps in scored.scores.maps().items()},
+        codecs=whole,
         codec_chunks=_codec_figures(sizes, "chunks"),
         codecs_missing=_codecs_without_figures(sizes, figures),
+        codec_versions=codec_versions({codec for bits in whole.values() for codec in bits}),
         with_weights=_with_weights(figures, task.parameters),
-        pairs=pair_figures(segments, alone, turned),
-        documents=_document_entries(task.plan, segments, keys),
+        pairs=pair_figures(scored.segments, scored.alone, scored.turned),
+        documents=_document_entries(task.plan, scored.segments, scored.keys),
     )
+
+
+# --- what is scored ---
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is scored by which model."""
+    """Which documents are scored by which model."""
 
+    model_path: Path
     model: Megabyte
     info: DatasetInfo
     step: int | None
+    split: str
+    limit: int | None
     plan: Plan
     sets: list[dict[str, str]]
     documents: int
@@ -161,13 +151,65 @@ def _open(
     # One shard after the other: the order of the rows does not matter, and few shards stay open.
     config = PlanConfig(model.config.context, model.config.patch, info.views, shuffle_window=1)
     return _Task(
+        model_path=model_path,
         model=model,
         info=info,
         step=checkpoint_step(folder),
+        split=split,
+        limit=limit,
         plan=Plan([Source(shard_set, split) for shard_set in chosen], config),
         sets=[{"path": shard_set.location, "root": shard_set.root} for shard_set in sets],
         documents=document_count(sets, split),
     )
+
+
+def _about(task: _Task, scorer: Scorer, precision: str, documents: int) -> dict[str, Any]:
+    """What was scored and how; `documents` were."""
+    return {
+        "model": str(task.model_path),
+        "step": task.step,
+        "parameters": task.parameters,
+        "split": task.split,
+        "scoring": scorer.scoring,
+        "precision": precision,
+        "limit": task.limit,
+        "batch": scorer.batch,
+        "documents": documents,
+        "documents_in_split": task.documents,
+        "sets": task.sets,
+        "version": versions()["bytelm"],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+# --- the model ---
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The model's scores, summed over all ranks."""
+
+    scores: Scores
+    segments: Segments
+    """Every segment, as it stands in its document."""
+    alone: Segments
+    turned: Segments
+    """Segments of pairs, as `score_pairs` returns them."""
+    keys: Keys
+
+
+def _score(scorer: Scorer, info: DatasetInfo) -> _Scored:
+    """Score the documents and their pairs. Every rank has to call it."""
+    ranks = scorer.ranks
+    scores, sums = scorer.score()
+    alone, turned = score_pairs(scorer, info)
+    scores.reduce(ranks.sum)
+    segments, alone, turned = (
+        added_up(np.concatenate(ranks.gather(part)), PLACE)
+        for part in (sums.segments(), alone, turned)
+    )
+    keys = {place: key for part in ranks.gather(sums.keys) for place, key in part.items()}
+    return _Scored(scores, segments, alone, turned, keys)
 
 
 # --- codecs ---
@@ -226,24 +268,26 @@ def _intervals(segments: Segments, figures: Figures) -> dict[str, dict[str, list
         parts[BY_CODE[code].name] = added_up(chosen, DOCUMENT)
     intervals = {}
     for name, documents in parts.items():
-        ends = bootstrap_interval(documents["payload_units"] / UNITS_PER_BIT, documents["bytes"])
+        ends = bootstrap_interval(payload_bits(documents), documents["bytes"])
         if ends is not None and not math.isnan(figures[name]["bits_per_byte"]):
             intervals[name] = {"bits_per_byte": list(ends)}
     return intervals
 
 
 def _document_entries(plan: Plan, segments: Segments, keys: Keys) -> list[dict[str, Any]]:
-    """An entry for each document and modality of it."""
+    """An entry for each document and modality of it; bits are NaN where a score is not finite."""
     documents = added_up(segments, (*DOCUMENT, "modality"))
     locations = [source.set.location for source in plan.sources]
+    columns = (documents[name].tolist() for name in (*DOCUMENT, "modality", "bytes"))
+    bits = payload_bits(documents).tolist(), coded_bits(documents).tolist()
     return [
         {
             "key": keys[source, shard, number],
             "set": locations[source],
             "modality": BY_CODE[code].name,
             "bytes": size,
-            "bits": payload / UNITS_PER_BIT,
-            "coded_bits": (payload + frame) / UNITS_PER_BIT,
+            "bits": payload,
+            "coded_bits": coded,
         }
-        for source, shard, number, _, code, size, payload, frame in documents.tolist()
+        for source, shard, number, code, size, payload, coded in zip(*columns, *bits, strict=True)
     ]

@@ -7,6 +7,7 @@ both orders of a pair, the first segment is scored behind the second one, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,7 +67,7 @@ def pair_figures(
         size = int(without["bytes"][chosen].sum())
         if not size:
             continue
-        bits = [s["payload_units"][chosen].sum() / UNITS_PER_BIT for s in (with_condition, without)]
+        bits = [_bits(segments[chosen]) for segments in (with_condition, without)]
         figures[BY_CODE[code].name] = {
             "with_condition": bits[0] / size,
             "without_condition": bits[1] / size,
@@ -74,3 +75,10 @@ def pair_figures(
             "documents": len(added_up(without[chosen], DOCUMENT)),
         }
     return figures
+
+
+def _bits(segments: Segments) -> float:
+    """Bits of the payloads of all segments; NaN where a score is not finite."""
+    if segments["not_finite_payload"].any():
+        return math.nan
+    return int(segments["payload_units"].sum()) / UNITS_PER_BIT

@@ -6,10 +6,13 @@ computes each (`runtime.compute_threads`), so the sums are the same to the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+from bytelm.model.config import ModelConfig
+from bytelm.model.flops import step_bytes
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.data.samplers import EvaluationRows
@@ -24,6 +27,7 @@ from bytelm.pipelines.evaluation.scoring import NatsOf, Scores, scored_rows, seg
 from bytelm.pipelines.evaluation.segment_sums import SegmentSums
 from bytelm.pipelines.evaluation.windows import Document, ScoredDocument, score_documents
 from bytelm.pipelines.runtime.compute_threads import map_in_threads
+from bytelm.pipelines.runtime.memory import available_bytes
 from bytelm.pipelines.runtime.progress import Progress, stderr_console
 
 GROUP_BATCHES = 4
@@ -32,6 +36,23 @@ partly empty, so small groups waste more; large ones are shared out less evenly.
 
 Parts = Callable[[StoredDocument], Sequence[Sequence[int]]]
 """Gives the documents to be made of some segments of a document, by the segments' numbers."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def batches_in_memory(config: ModelConfig, batch: int) -> int:
+    """Batches that this process's part of the free memory holds at once, but one at least.
+
+    A pass without gradients takes less than half of a training step with activation checkpointing,
+    which is counted here.
+
+    Args:
+        batch: rows of a batch.
+    """
+    size = step_bytes(replace(config, activation_checkpointing=True), batch, number=4)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, available_bytes() // (processes * size))
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,8 @@ class Scorer:
     nats_of: NatsOf
     batch: int
     """Rows that a thread computes at once."""
+    most_threads: int
+    """Batches that memory allows at once (`batches_in_memory`)."""
     scoring: str
     """One of `SCORINGS`."""
     ranks: Ranks
@@ -74,7 +97,7 @@ class Scorer:
             for job in self.ranks.share(job for job in jobs if job)
         )
         with self.progress(self._part_count(parts_of), "parts") as progress:
-            for (job, _), results in map_in_threads(self._score_group, loaded):
+            for (job, _), results in self._in_threads(self._score_group, loaded):
                 for (stored, numbers), result in zip(job, results, strict=True):
                     *_, last = segments_in_row(result.row())
                     row = stored.index[numbers[-1] : numbers[-1] + 1]
@@ -94,7 +117,7 @@ class Scorer:
         loader = make_loader(self.plan, positions, workers=0)
         batches = zip(positions, loader, strict=True)
         with self.progress(-(-rows // self.batch), "batches") as progress:
-            for (places, batch), nats in map_in_threads(lambda b: self.nats_of(b[1]), batches):
+            for (places, batch), nats in self._in_threads(lambda b: self.nats_of(b[1]), batches):
                 for place, row in zip(places, scored_rows(batch, nats), strict=True):
                     if place is None:
                         continue
@@ -113,13 +136,16 @@ class Scorer:
             for group in self.ranks.share(self._groups())
         )
         with self.progress(count, "documents") as progress:
-            for (group, _), results in map_in_threads(self._score_group, loaded):
+            for (group, _), results in self._in_threads(self._score_group, loaded):
                 for stored, result in zip(group, results, strict=True):
                     found = list(segments_in_row(result.row()))
                     sums.add(stored.source, stored.shard, stored.index, found)
                     for segment in found:
                         scores.add(segment)
                     progress.add(1)
+
+    def _in_threads(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+        return map_in_threads(function, items, self.most_threads)
 
     def _groups(self) -> Iterator[list[StoredDocument]]:
         return document_groups(self.plan, GROUP_BATCHES * self.batch)

@@ -7,9 +7,10 @@ step. Here ranks exchange plain objects, a few times, so gloo does for GPUs too.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=30)
-"""Time for which a rank waits for the slowest one before it fails."""
+WAIT_SECONDS = 600.0
+"""Time for which a rank waits for the slowest one before it fails, as `train.rank_timeout`; a rank
+that has worked for longer waits for as long as it worked."""
 _PEER_HAS_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """Words of gloo's errors."""
 
@@ -33,6 +35,8 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
+    since: float = field(default_factory=time.monotonic)
+    """Time at which the ranks joined."""
 
     def share(self, items: Iterable[T]) -> Iterator[T]:
         """Every `count`-th item, from this rank's own on: the parts of all ranks are the whole."""
@@ -41,18 +45,23 @@ class Ranks:
     def gather(self, part: T) -> list[T]:
         """The parts of all ranks, by rank. Every rank has to call it.
 
-        Raises OnAllRanksError where another rank has ended, or does not come within TIMEOUT.
+        Raises OnAllRanksError where another rank has ended, or does not come in time.
         """
         if self.count == 1:
             return [part]
         import torch.distributed as dist
 
         parts: list[Any] = [None] * self.count
+        seconds = max(WAIT_SECONDS, time.monotonic() - self.since)
         try:
+            dist.monitored_barrier(timeout=timedelta(seconds=seconds))
             dist.all_gather_object(parts, part)
         except RuntimeError as error:
             if any(words in str(error) for words in _PEER_HAS_ENDED):
                 raise OnAllRanksError("ended, since another rank has ended") from error
+            if "monitoredBarrier" in str(error):
+                cause = f"another rank has not come within {seconds:,.0f} s: it hangs, or is gone"
+                raise OnAllRanksError(cause) from error
             raise OnAllRanksError(f"the ranks cannot exchange their parts: {error}") from error
         return parts
 
@@ -99,7 +108,7 @@ def joined_ranks() -> Iterator[Ranks]:
         )
     if gpus:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("gloo", timeout=TIMEOUT)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=WAIT_SECONDS))
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:  # threads of gloo that live on abort the process at its end

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,10 @@ class Evaluation:
     """Bits per byte of segments under their condition and without, see `pairs.py`."""
     documents: list[dict[str, Any]]
     """Key, set, modality, bytes, bits and coded bits of each document; one of several modalities
-    has an entry for each."""
+    has an entry for each. Bits are NaN where a score is not finite."""
+    codec_versions: dict[str, str] = field(default_factory=dict)
+    """The tool or library that computed each codec of `codecs`, as "cjxl 0.7.0"; empty in files of
+    earlier versions."""
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON holds it; a figure that is not finite is None."""

@@ -10,22 +10,27 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from bytelm.modalities.evaluation_head import UNITS_PER_BIT, not_finite
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.evaluation.scoring import SegmentInRow
 from bytelm.pipelines.shards.format import Index, Shard
 
+PLACE = ("source", "shard", "document", "offset")
+"""Number of the plan's source, of the shard in its set, and of the document in the shard; `offset`
+in the tar orders the segments of a document."""
+DOCUMENT = PLACE[:3]
+UNITS = ("payload_units", "frame_units")
+"""Bits in the units of `modalities.evaluation_head`."""
+NOT_FINITE = ("not_finite_payload", "not_finite_frame")
+"""Ids whose score is not finite: their bits in UNITS mean nothing."""
+SUMS = ("bytes", *UNITS, *NOT_FINITE)
 SEGMENTS = np.dtype(
     [
-        *((name, np.int64) for name in ("source", "shard", "document", "offset", "modality")),
-        *((name, np.int64) for name in ("bytes", "payload_units", "frame_units")),
+        *((name, np.int64) for name in (*PLACE, "modality")),
+        *((name, np.int64) for name in SUMS),
     ]
 )
-"""A segment's place (number of the plan's source, of the shard in its set, and of the document in
-the shard; `offset` in the tar orders those of a document) and its sums in the units of
-`modalities.evaluation_head`."""
-PLACE = ("source", "shard", "document", "offset")
-DOCUMENT = PLACE[:3]
-SUMS = ("bytes", "payload_units", "frame_units")
+"""A segment's place and its sums."""
 Segments = npt.NDArray[np.void]
 """[S] of dtype SEGMENTS."""
 Keys = dict[tuple[int, int, int], str]
@@ -60,6 +65,7 @@ class SegmentSums:
                 (
                     *(*place, int(row["offset"]), piece.modality.code, segment.payload.size),
                     *(int(segment.payload_units.sum()), int(segment.frame_units.sum())),
+                    *(not_finite(segment.payload_units), not_finite(segment.frame_units)),
                 )
             )
             if place not in self.keys:  # read while the shard is open: a remote one may go
@@ -68,6 +74,19 @@ class SegmentSums:
     def segments(self) -> Segments:
         """One entry for each segment."""
         return added_up(np.array(self._pieces, SEGMENTS), PLACE)
+
+
+def payload_bits(segments: Segments) -> npt.NDArray[np.float64]:
+    """[S] bits of payload bytes; NaN where a score is not finite."""
+    bits = segments["payload_units"] / UNITS_PER_BIT
+    return np.where(segments["not_finite_payload"], np.nan, bits)
+
+
+def coded_bits(segments: Segments) -> npt.NDArray[np.float64]:
+    """[S] bits of every id that a decoder needs; NaN where a score is not finite."""
+    is_finite = segments["not_finite_frame"] == 0
+    bits = (segments["payload_units"] + segments["frame_units"]) / UNITS_PER_BIT
+    return np.where(is_finite & (segments["not_finite_payload"] == 0), bits, np.nan)
 
 
 def added_up(pieces: Segments, by: Sequence[str]) -> Segments:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,10 +11,11 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from bytelm.pipelines.evaluation import CHUNK
 from bytelm.pipelines.runtime.tables import print_table
 
 if TYPE_CHECKING:
-    from bytelm.pipelines.evaluation.records import Evaluation
+    from bytelm.pipelines.evaluation.records import Evaluation, Figures
 
 MAX_BINS = 6
 """Bins of a map that is shown in a line; longer ones are in `--json` and in the report."""
@@ -55,8 +57,14 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     add("  with headers", bits(model, "coded_bits_per_byte"))
     weights = 2 * about["parameters"]
     add(f"  with {decimal(weights)} weights", bits(evaluation.with_weights, "bits_per_byte"))
-    for codec in _codecs(evaluation):
+    for codec in _codecs(evaluation.codecs):
         add(codec, bits(evaluation.codecs, codec))
+    chunked = _codecs(evaluation.codec_chunks)
+    if chunked:
+        table.add_section()
+        add(f"chunks of {CHUNK:,} bytes", [""] * len(model))
+    for codec in chunked:
+        add(f"  {codec}", bits(evaluation.codec_chunks, codec))
     table.add_section()
     table.add_row("bytes", *(decimal(int(model[name]["payload_bytes"])) for name in model))
     table.add_row("documents", *(f"{count:,}" for count in _document_counts(evaluation)))
@@ -74,15 +82,26 @@ def pair_table(evaluation: Evaluation) -> Table:
             name,
             _number(figures["without_condition"]),
             _number(figures["with_condition"]),
-            f"{figures['gain_bits']:,.0f} bits",
+            NONE if math.isnan(figures["gain_bits"]) else f"{figures['gain_bits']:,.0f} bits",
             f"{int(figures['documents']):,}",
         )
     return table
 
 
-def _codecs(evaluation: Evaluation) -> list[str]:
+def codecs_by_version(versions: Mapping[str, str]) -> str:
+    """The tools and libraries that computed codecs: `cjxl 0.7.0 (JPEG XL e7, JPEG XL e9)`."""
+    codecs: dict[str, list[str]] = {}
+    for codec, version in versions.items():
+        codecs.setdefault(version, []).append(codec)
+    return ", ".join(
+        version if version.startswith(f"{names[0]} ") else f"{version} ({', '.join(names)})"
+        for version, names in codecs.items()
+    )
+
+
+def _codecs(figures: Figures) -> list[str]:
     """Every codec that has a figure, in the order of the first modality that has it."""
-    return list(dict.fromkeys(name for bits in evaluation.codecs.values() for name in bits))
+    return list(dict.fromkeys(name for bits in figures.values() for name in bits))
 
 
 def _document_counts(evaluation: Evaluation) -> list[int]:
@@ -117,12 +136,31 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
             f"{about['documents']:,} of {about['documents_in_split']:,} documents were scored "
             f"(--limit {about['limit']})"
         )
-    without = [name for name in evaluation.model if name not in evaluation.intervals]
+    yield from _diverged(evaluation)
+    without = [
+        name
+        for name, figures in evaluation.model.items()
+        if name not in evaluation.intervals and not math.isnan(figures["bits_per_byte"])
+    ]
     if without:
         yield f"no interval for {', '.join(without)}: it needs two documents that have bytes"
+    if evaluation.codec_versions:
+        yield f"codecs by {codecs_by_version(evaluation.codec_versions)}"
     for codec, remedy in evaluation.codecs_missing.items():
         yield f"no {codec}: {remedy}"
 
 
+def _diverged(evaluation: Evaluation) -> Iterator[str]:
+    """A line for each modality whose figure is no number, with the number of such documents."""
+    for name, figures in evaluation.model.items():
+        documents = [d for d in evaluation.documents if d["modality"] == name]
+        if documents and math.isnan(figures["bits_per_byte"]):
+            count = sum(math.isnan(document["bits"]) for document in documents)
+            yield (
+                f"no figure for {name}: the model diverged on {count:,} of its {len(documents):,} "
+                "documents"
+            )
+
+
 def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.3f}"
+    return NONE if value is None or math.isnan(value) else f"{value:,.3f}"

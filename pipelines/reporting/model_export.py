@@ -65,7 +65,8 @@ def export_model(run: Path, out: Path, license_id: str | None) -> list[str]:
 def _write_card(run: Path, step: int, folder: Path, name: str, license_id: str | None) -> list[str]:
     """Write the card and copy the samples; returns a line for each thing that is missing."""
     document = read_model_config(folder)
-    evaluation = next((e for e in kept_evaluations(run) if e["about"]["step"] == step), None)
+    data = read_run(run)
+    evaluation = next((e for e in kept_evaluations(data) if e["about"]["step"] == step), None)
     samples = _copy_samples(run, step, folder / EXPORTED_SAMPLES)
     facts = CardFacts(
         name=name,
@@ -73,7 +74,7 @@ def _write_card(run: Path, step: int, folder: Path, name: str, license_id: str |
         info=DatasetInfo.from_extra(document),
         step=step,
         license=license_id,
-        sets=read_run(run).sets,
+        sets=data.sets,
         evaluation=evaluation,
         samples=samples,
     )

@@ -26,7 +26,7 @@ from bytelm.pipelines.reporting.comparison_tables import (
 )
 from bytelm.pipelines.reporting.media_css import media_css
 from bytelm.pipelines.reporting.run_charts import compared_charts
-from bytelm.pipelines.reporting.run_view import RunView, evaluation_note
+from bytelm.pipelines.reporting.run_view import RunView, codecs_note, evaluation_note
 from bytelm.pipelines.runtime.environment import versions
 
 
@@ -67,15 +67,13 @@ def render(views: Sequence[RunView]) -> str:
 
 def _values(view: RunView) -> Mapping[str, Any]:
     """What the template reads of a run."""
-    missing = view.evaluation.get("codecs_missing", {}) if view.evaluation else {}
-    unmeasured = "; ".join(f"{codec} ({how})" for codec, how in missing.items())
     return {
         **vars(view),
         "name": view.name,
         "folder": str(view.data.folder),
         "charts": _drawn(view.charts),
         "evaluation_note": evaluation_note(view.evaluation) if view.evaluation else "",
-        "codecs_note": f"Not measured: {unmeasured}." if unmeasured else "",
+        "codecs_note": codecs_note(view.evaluation) if view.evaluation else "",
     }
 
 

@@ -46,6 +46,7 @@ def pick_documents(documents: Sequence[Mapping[str, Any]]) -> list[Pick]:
     picks = []
     for modality in (m.name for m in BY_CODE):
         scored = [d for d in documents if d["modality"] == modality and d["bytes"]]
+        scored = [d for d in scored if d["bits"] is not None]  # the model diverged on the others
         usual = [d for d in scored if d["bytes"] >= _LEAST_BYTES] or scored
         ranked = sorted(usual, key=lambda d: (d["bits"] / d["bytes"], d["set"], d["key"]))
         places = {len(ranked) // 2: TYPICAL, len(ranked) - 1: MOST, 0: LEAST}

@@ -107,7 +107,7 @@ def pair_table(evaluation: Mapping[str, Any]) -> ReportTable | None:
             name,
             bits(entry.get("with_condition")),
             bits(entry.get("without_condition")),
-            f"{entry.get('gain_bits', 0):,.0f}",
+            count(entry.get("gain_bits")),
             count(entry.get("documents")),
         ]
         for name, entry in pairs.items()

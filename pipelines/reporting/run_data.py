@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bytelm.pipelines.checkpoints.run_folder import checkpoint_folders, saved_config
 from bytelm.pipelines.errors import one_line
-from bytelm.pipelines.shards.reader import open_set
+from bytelm.pipelines.shards.reader import ShardSet, open_set
 from bytelm.pipelines.training.metrics_logger import METRICS
 from bytelm.pipelines.training.sessions import read_sessions
 
@@ -55,6 +55,9 @@ class SetFacts:
     report: dict[str, Any] | None
     root: str
     """The root hash; empty where the set cannot be read."""
+    val_documents: int = 0
+    val_bytes: dict[str, int] = field(default_factory=dict)
+    """Stored bytes of `val` by modality, of those that have some."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +187,28 @@ def _read_sets(config: dict[str, Any]) -> tuple[list[SetFacts], list[str]]:
     sets, problems = [], []
     entries = section(config, "data").get("sets")
     for entry in entries if isinstance(entries, list) else []:
-        path, weight = str(entry.get("path")), entry.get("weight")
-        report, root = None, ""
+        path = str(entry.get("path"))
+        facts = SetFacts(path, entry.get("weight"), None, "")
         try:
-            opened = open_set(path)
-            report, root = opened.report, opened.root
+            facts = _set_facts(facts, open_set(path))
         except Exception as error:
             # A set may be gone, damaged, or on a host that does not answer, each with an error of
             # its own library. The report says so and shows the rest.
             problems.append(f"set {path} cannot be read ({one_line(error)}): its data is not shown")
-        sets.append(SetFacts(path, weight, report, root))
+        sets.append(facts)
     return sets, problems
+
+
+def _set_facts(entry: SetFacts, shard_set: ShardSet) -> SetFacts:
+    """An entry of a config with what its set tells."""
+    shards = shard_set.split("val")
+    sizes: Counter[str] = Counter()
+    for shard in shards:
+        sizes.update(shard.bytes)
+    return replace(
+        entry,
+        report=shard_set.report,
+        root=shard_set.root,
+        val_documents=sum(shard.documents for shard in shards),
+        val_bytes={name: size for name, size in sizes.items() if size},
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from bytelm.pipelines.evaluation.table import codecs_by_version
 from bytelm.pipelines.reporting.bit_maps import draw_map
 from bytelm.pipelines.reporting.charts import Chart
 from bytelm.pipelines.reporting.config_lines import ConfigLine, config_lines
@@ -52,6 +53,15 @@ class MapView:
 
 
 @dataclass(frozen=True)
+class ModalityMaps:
+    """The maps of one modality."""
+
+    drawn: Sequence[MapView]
+    note: str
+    """Names the maps that are not drawn, since all bytes are in one bin."""
+
+
+@dataclass(frozen=True)
 class SetView:
     """A set of a run in words."""
 
@@ -81,7 +91,7 @@ class RunView:
     tables: list[ReportTable]
     codecs: list[ReportTable]
     documents: ReportTable | None
-    maps: dict[str, list[MapView]]
+    maps: dict[str, ModalityMaps]
     config: list[ConfigLine]
     sets: list[SetView]
     cost_facts: Facts
@@ -144,6 +154,17 @@ def evaluation_note(evaluation: Mapping[str, Any]) -> str:
     if about.get("limit"):
         words.append(f"{about['documents']:,} of {about['documents_in_split']:,} documents")
     return ", ".join(words)
+
+
+def codecs_note(evaluation: Mapping[str, Any]) -> str:
+    """The tools and libraries behind the codecs' figures, and the codecs that have none."""
+    sentences = []
+    if versions := evaluation.get("codec_versions"):
+        sentences.append(f"Codecs by {codecs_by_version(versions)}.")
+    if missing := evaluation.get("codecs_missing"):
+        listed = "; ".join(f"{codec} ({how})" for codec, how in missing.items())
+        sentences.append(f"Not measured: {listed}.")
+    return " ".join(sentences)
 
 
 def _last_evaluation(data: RunData) -> dict[str, dict[str, float]]:
@@ -211,17 +232,23 @@ def _tiles(
     return tiles
 
 
-def _maps(evaluation: Mapping[str, Any]) -> dict[str, list[MapView]]:
-    """The maps of each modality that divide its bytes into two bins or more."""
-    drawn = {
-        name: [
-            MapView(str(m["title"]), draw_map(m))
-            for m in maps
-            if sum(1 for size in m["bytes"] if size) > 1
-        ]
-        for name, maps in evaluation.get("maps", {}).items()
-    }
-    return {name: views for name, views in drawn.items() if views}
+def _maps(evaluation: Mapping[str, Any]) -> dict[str, ModalityMaps]:
+    """The maps of each modality that has some."""
+    return {name: _modality_maps(maps) for name, maps in evaluation.get("maps", {}).items() if maps}
+
+
+def _modality_maps(maps: Sequence[Mapping[str, Any]]) -> ModalityMaps:
+    """Draw the maps that divide the bytes into two bins or more; a single bar says nothing."""
+    drawn, single = [], []
+    for bit_map in maps:
+        filled = [n for n, size in enumerate(bit_map["bytes"]) if size]
+        if len(filled) > 1:
+            drawn.append(MapView(str(bit_map["title"]), draw_map(bit_map)))
+        elif filled:
+            label = bit_map["labels"][filled[0]]
+            single.append(f"{bit_map['title']} ({label})" if label else str(bit_map["title"]))
+    note = f"Not drawn, since all bytes are in one bin: {', '.join(single)}." if single else ""
+    return ModalityMaps(drawn, note)
 
 
 def _set_view(path: str, report: Mapping[str, Any] | None) -> SetView:

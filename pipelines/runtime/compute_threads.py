@@ -20,19 +20,26 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+def map_in_threads(
+    function: Callable[[T], R], items: Iterable[T], most: int
+) -> Iterator[tuple[T, R]]:
     """Each item with the function's result, in order.
 
     Each of as many threads as torch would use computes its items alone; the items are read in this
     thread, at most as many ahead as there are threads. On a GPU this thread computes them all.
+
+    Args:
+        most: threads at most, by the memory that an item takes.
     """
     if this_device().type != "cpu":
         for item in items:
             yield item, function(item)
         return
     with (
-        _single_threaded() as threads,
-        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        _single_threaded() as usual,
+        ThreadPoolExecutor(
+            threads := min(usual, most), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool,
     ):
         waiting: deque[tuple[T, Future[R]]] = deque()
         try:

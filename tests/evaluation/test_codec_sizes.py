@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from bytelm.pipelines.evaluation.codec_sizes import (
     CHUNK,
     CodecSizes,
     codec_file_sizes,
+    codec_versions,
     measure_codecs,
     missing_codecs,
     with_weights,
@@ -221,6 +223,28 @@ def test_a_codec_without_tool_and_library_is_named(monkeypatch: pytest.MonkeyPat
     assert all("bytelm[codecs]" in way for name, way in missing.items() if name != "WavPack")
     assert measured(text(words(99)))["text"].bits_per_byte().keys() == {"gzip", "xz", "bzip2"}
     assert "FLAC" in measured(tone(1))["audio"].bits_per_byte()
+
+
+def test_the_version_of_a_codec_is_that_of_what_computes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {codec.name for codec in CODECS}
+    if shutil.which("gzip"):
+        shown = subprocess.run(["gzip", "--version"], capture_output=True, text=True, check=True)
+        assert codec_versions(names)["gzip"] == shown.stdout.splitlines()[0]
+    monkeypatch.setattr(Tool, "path", None)
+    versions = codec_versions(names - {"WavPack"})
+    assert all(re.fullmatch(r"[A-Za-z]+ \d[\w.]*", version) for version in versions.values())
+    assert versions["JPEG XL e9"].startswith("imagecodecs ")
+    assert codec_versions({"PNG"}) == {"PNG": f"pillow {PIL.__version__}"}
+
+
+def test_a_tool_that_tells_no_version_is_named_alone(
+    fake_wavpack: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_wavpack("exec sleep 600")
+    monkeypatch.setattr(codec_tools, "VERSION_SECONDS", 0.2)
+    assert codec_versions({"WavPack"}) == {"WavPack": "wavpack"}
 
 
 def test_the_extra_brings_every_library() -> None:

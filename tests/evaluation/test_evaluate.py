@@ -13,6 +13,7 @@ import torch
 from helpers.commands import TINY_MODEL, bytelm
 from helpers.evaluations import made_up_evaluation
 from rich.console import Console
+from torch import Tensor
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.model.config import ModelConfig
@@ -22,13 +23,15 @@ from bytelm.pipelines.checkpoints.manifest import file_entry, write_checkpoint_m
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.checkpoints.run_folder import checkpoint_name, checkpoint_step
 from bytelm.pipelines.checkpoints.train_state import TrainState, write_state
+from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows
 from bytelm.pipelines.evaluation import SCORINGS, SLIDING
+from bytelm.pipelines.evaluation import evaluate as evaluation
 from bytelm.pipelines.evaluation.evaluate import evaluate
-from bytelm.pipelines.evaluation.scoring import Scores
+from bytelm.pipelines.evaluation.scoring import NatsOf, Scores, nats_of_model
 from bytelm.pipelines.evaluation.table import print_evaluation
 from bytelm.pipelines.shards.reader import ShardSet
 
@@ -173,11 +176,46 @@ def test_the_table_shows_every_figure_in_80_columns() -> None:
     with console.capture() as shown:
         print_evaluation(console, made_up_evaluation({"documents_in_split": 7, "limit": 2}))
     text = shown.get()
+    assert "cjxl 0.7.0 (JPEG XL e7, JPEG XL e9)" in text
+    assert text.index("chunks of 2,048 bytes") < text.index("2.468")
     for figure in ("1.234", "1.235", "1.111–1.357", "2.001", "2.003", "2.005", "2.161"):
         assert figure in text
     for word in ("123.5 MB", "14.3 MB", "2 of 7 documents", "no WavPack: apt-get install wavpack"):
         assert word in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_document_on_which_the_model_diverged_has_no_bits_and_is_named(
+    mixed_set: ShardSet, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores of all ids of images are no numbers."""
+
+    def diverging(model: Megabyte, precision: str) -> NatsOf:
+        compute = nats_of_model(model, precision)
+
+        def nats_of(batch: Batch) -> Tensor:
+            nats = compute(batch)
+            is_image = batch.patch_modality == MODALITIES["image"].code
+            nats[is_image.repeat_interleave(8, dim=1)] = math.nan
+            return nats
+
+        return nats_of
+
+    monkeypatch.setattr(evaluation, "nats_of_model", diverging)
+    result = evaluate(model_folder, [mixed_set.location], "train", 2, "fp32")
+    values = result.to_dict()
+    for name, figures in values["model"].items():
+        has_figure = name in ("text", "audio")
+        assert (figures["bits_per_byte"] is not None) == has_figure
+        assert (name in values["intervals"]) == has_figure
+    for document in values["documents"]:
+        has_bits = document["modality"] != "image"
+        assert (document["bits"] is not None) == has_bits
+        assert (document["coded_bits"] is not None) == has_bits
+    console = Console(width=80)
+    with console.capture() as shown:
+        print_evaluation(console, result)
+    assert "no figure for image: the model diverged on 4 of its 4 documents" in shown.get()
 
 
 def make_run(folder: Path, model_folder: Path, step: int) -> Path:

@@ -70,6 +70,26 @@ def test_a_page_shows_curves_scores_maps_config_and_cost(run: Path) -> None:
     assert {s["name"] for c in charts for s in c["series"]} >= {"train", "val", "loss"}
 
 
+def test_a_map_of_one_bin_is_named_in_place_of_a_chart(run: Path) -> None:
+    place = {"title": "by place in the UTF-8 character", "labels": ["only"], "shape": [1]}
+    script = {"title": "by script", "labels": ["Latin", "digits"], "shape": [2]}
+    maps = [{**script, "bits": [9.0, 5.0], "bytes": [2, 2]}, {**place, "bits": [9.0], "bytes": [4]}]
+    add_evaluation(run, documents([180.0] * 9), maps={"text": maps})
+    text = Reader(page_of(run)).text
+    words = "Not drawn, since all bytes are in one bin: by place in the UTF-8 character (only)."
+    assert words in text
+    assert text.count("by place in the UTF-8 character") == 1
+
+
+def test_versions_of_codecs_and_missing_ones_stand_below_their_tables(run: Path) -> None:
+    versions = {"xz": "Python 3.11.2", "gzip": "gzip 1.12", "bzip2": "Python 3.11.2"}
+    scored = documents([180.0] * 9)
+    add_evaluation(run, scored, codec_versions=versions, codecs_missing={"zstd": "apt install it"})
+    text = Reader(page_of(run)).text
+    assert "Codecs by Python 3.11.2 (xz, bzip2), gzip 1.12." in text
+    assert "Not measured: zstd (apt install it)." in text
+
+
 def test_a_page_loads_nothing_and_allows_only_its_own_script(run: Path) -> None:
     page = page_of(run)
     reader = Reader(page)
