@@ -27,8 +27,9 @@ from bytelm.pipelines.shards.set_summary import split_lines
 
 UNKNOWN_LICENSE = "other"
 """The hub's id of a licence that is none of its list."""
-SNIPPET_VALUES = 12_288
-"""Sub-pixels of the image that the snippet draws, at most."""
+SNIPPET_VALUES = 3_072
+"""Sub-pixels of the image, and samples of the sound, that the snippet draws, at most: seconds on a
+CPU."""
 SHOWN_CHARACTERS = 400
 TASKS = {"text": "text-generation", "image": "unconditional-image-generation"}
 """The hub's tasks of models of one modality."""
@@ -114,7 +115,7 @@ def load_snippet(info: DatasetInfo) -> str:
         elif name == "image":
             lines.append(f'model.generate("image"{_size(info)})[0].save("image.png")')
         else:
-            lines.append('samples, rate = model.generate("audio", seconds=0.5)[0]')
+            lines.append(f'samples, rate = model.generate("audio"{_seconds(info)})[0]')
     lines.append('packed = model.compress(b"any bytes")')
     lines.append('assert model.decompress(packed) == b"any bytes"')
     return "\n".join(lines)
@@ -129,6 +130,13 @@ def _size(info: DatasetInfo) -> str:
     scale = min(1.0, (SNIPPET_VALUES / values) ** 0.5)
     width, height = (max(1, int(side * scale)) for side in (header.width, header.height))
     return f", size=({width}, {height})"
+
+
+def _seconds(info: DatasetInfo) -> str:
+    """The argument `seconds` of a sound that is soon drawn at any rate of the training set."""
+    headers = info.headers.get("audio", ())
+    most = max((header.rate * header.channels for header in headers), default=SNIPPET_VALUES)
+    return f", seconds={min(1.0, SNIPPET_VALUES / most):.2g}"
 
 
 def _sentence(facts: CardFacts) -> str:
@@ -179,7 +187,7 @@ def _set_name(path: str) -> str:
 def _set_id(path: str, root: str) -> str:
     """A name of a set that no dataset of the hub has."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", _set_name(path)).strip("-.") or "set"
-    return f"{name}-{root[:8]}" if root else name
+    return f"{name}-{root[:8] or 'unknown'}"
 
 
 def _set_line(entry: SetFacts) -> str:
