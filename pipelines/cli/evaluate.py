@@ -67,6 +67,8 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Evaluate the model in this process or in several, and print and keep the figures."""
     from bytelm.pipelines.runtime.launcher import check_environment, exit_with_launcher, launch
 
+    # Torch reads it when it is imported. A rank that does not come has a line of ours.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     check_environment(options.processes)
     if options.processes > 1 and "RANK" not in os.environ:
         return launch(argv, options.processes, {})

@@ -24,6 +24,7 @@ from bytelm.pipelines.evaluation import PLAIN, SLIDING
 from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.evaluation.ranks import Ranks
 from bytelm.pipelines.evaluation.scoring import Scores
+from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.shards.reader import ShardSet
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bytelm")
@@ -121,6 +122,43 @@ def test_a_rank_that_does_not_come_keeps_nobody_waiting(
     assert process.returncode == status
     assert line in error.splitlines()
     wait_until_gone(ranks, 10)
+
+
+LATE_RANK = """
+import time
+from bytelm.pipelines.errors import OnAllRanksError
+from bytelm.pipelines.evaluation import ranks
+ranks.WAIT_SECONDS = 1.0
+with ranks.joined_ranks() as joined:
+    assert joined.gather(joined.rank) == [0, 1]
+    if joined.rank == 1:
+        time.sleep(60)
+    try:
+        joined.gather(0)
+    except OnAllRanksError as error:
+        print(error, flush=True)
+"""
+
+
+def test_a_rank_that_hangs_is_waited_for_as_long_as_the_others_worked() -> None:
+    facts = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE_RANK],
+            env={**environment(), **facts, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        shown, _ = ranks[0].communicate(timeout=50)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert shown.startswith("another rank has not come within ")
 
 
 def test_shares_of_the_ranks_are_the_whole() -> None:
