@@ -50,6 +50,10 @@ SIZES = (
 )
 """Presets, and the FLOPs of a run and the bytes of its data from which on each is better than the
 one before it. The second was measured; the others follow parameters ~ sqrt(FLOPs)."""
+SIZE_KEYS = ("model.preset", "model.stages", "model.patch_sizes")
+"""Keys with which `--set` gives the size of the model."""
+BATCH_KEYS = ("train.micro_batch", "train.global_batch")
+"""Keys with which `--set` gives the rows of a step."""
 MEMORY_SHARE = 0.8
 """Share of the free memory that a run may need."""
 LOCAL_CHUNK = 128
@@ -149,7 +153,7 @@ def _choose_model(draft: ConfigDraft, measure: Measure) -> StepSpeed:
     chosen = SMALLEST_PRESET
     for name, least_flops, least_bytes in SIZES[1:]:
         flops = draft.seconds / speed.step * _step_flops(draft.config())
-        if draft.is_given("model") or flops < least_flops or draft.data.size < least_bytes:
+        if flops < least_flops or draft.data.size < least_bytes or draft.is_given(*SIZE_KEYS):
             break
         draft.put("model", "preset", name, "")
         if not _fits(draft.config(), draft.processes):
@@ -170,7 +174,7 @@ def _choose_model(draft: ConfigDraft, measure: Measure) -> StepSpeed:
 def _choose_batch(draft: ConfigDraft, speed: StepSpeed, measure: Measure) -> StepSpeed:
     """Double the rows of a step on a GPU while that trains on more bytes a second."""
     rows = 1
-    while not draft.is_given("train") and 2 * rows <= MAX_MICRO_BATCH:
+    while 2 * rows <= MAX_MICRO_BATCH and not draft.is_given(*BATCH_KEYS):
         _put_batch(draft, 2 * rows)
         try:
             larger = measure(draft.config(), _measured_seconds(draft))

@@ -30,9 +30,10 @@ class ConfigDraft:
         self.values.setdefault(section, {})[key] = value
         self.comments[f"{section}.{key}"] = comment
 
-    def is_given(self, key: str) -> bool:
-        """Whether `--set` gives a `section.key`, or the whole of a `section`."""
-        return any(text.startswith((f"{key}=", f"{key}.")) for text in self.overrides)
+    def is_given(self, *keys: str) -> bool:
+        """Whether `--set` gives any `section.key`, alone or with its whole section."""
+        names = {text.partition("=")[0] for text in self.overrides}
+        return any(key in names or key.partition(".")[0] in names for key in keys)
 
     def merged(self) -> dict[str, Any]:
         """The values with those of `--set`."""

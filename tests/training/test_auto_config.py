@@ -58,8 +58,8 @@ def texts(count: int, size: int) -> list[list[Sample]]:
     return [[text(row.tobytes())] for row in letters]
 
 
-def documents(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small set of a kind; its bytes count a thousandfold, so that it stands for a large one."""
+def documents(folder: Path, kind: str) -> Path:
+    """A small set of a kind, with its first document in `val` too."""
     made = {
         "texts": texts(5, 4_000),
         "small images": [[image(64, 64, seed=n)] for n in range(3)],
@@ -81,13 +81,8 @@ def _large(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what is chosen ---
 
 
-def test_text_images_and_sounds_get_the_demos_config(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folders = [
-        documents(tmp_path / name, name, monkeypatch)
-        for name in ("texts", "small images", "sounds")
-    ]
+def test_text_images_and_sounds_get_the_demos_config(tmp_path: Path) -> None:
+    folders = [documents(tmp_path / name, name) for name in ("texts", "small images", "sounds")]
     config = chosen(*folders).config
     demo = load_config(DEMO, [])
     assert config.model == demo.model
@@ -99,21 +94,21 @@ def test_text_images_and_sounds_get_the_demos_config(
 
 
 @pytest.mark.parametrize(
-    ("kind", "context", "packing"),
+    ("kind", "context"),
     [
-        ("texts", 4_096, "best_fit"),
-        ("small images", 12_544, "best_fit"),
-        ("large images", 8_192, "best_fit"),
-        ("sounds", 8_192, "best_fit"),
-        ("pairs", 3_328, "best_fit"),
+        ("texts", 4_096),
+        ("small images", 12_544),
+        ("large images", 8_192),
+        ("sounds", 8_192),
+        ("pairs", 3_328),
     ],
 )
 def test_a_row_holds_most_documents_or_is_of_the_usual_length(
-    kind: str, context: int, packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, context: int, tmp_path: Path
 ) -> None:
-    values, comments = choose_data([str(documents(tmp_path / "set", kind, monkeypatch))])
+    values, comments = choose_data([str(documents(tmp_path / "set", kind))])
     assert values["model"]["context"] == context
-    assert values["data"]["packing"] == packing
+    assert values["data"]["packing"] == "best_fit"
     assert values["data"]["sets"] == [{"path": str(tmp_path / "set")}]
     assert comments["model.context"].endswith(".")
 
@@ -127,7 +122,7 @@ def test_documents_that_leave_much_padding_are_split(tmp_path: Path) -> None:
 def test_more_time_speed_and_data_choose_a_larger_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = documents(tmp_path / "set", "texts", monkeypatch)
+    folder = documents(tmp_path / "set", "texts")
     monkeypatch.setattr(
         auto_config,
         "SIZES",
@@ -136,6 +131,20 @@ def test_more_time_speed_and_data_choose_a_larger_model(
     names = {minutes: load_preset(chosen(folder, minutes=minutes)) for minutes in (5, 60, 6_000)}
     assert names == {5: "modern-demo", 60: "modern-hour", 6_000: "modern-hour"}
     assert load_preset(chosen(folder, minutes=5, machine=Machine(1e14))) == "modern-hour"
+
+
+def test_what_set_gives_decides_and_the_rest_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = documents(tmp_path / "set", "texts")
+    monkeypatch.setattr(auto_config, "SIZES", (("modern-demo", 0, 0), ("modern-hour", 1e14, 1e4)))
+    other = chosen(folder, minutes=60, overrides=("model.dropout=0.1",))
+    assert load_preset(other) == "modern-hour"
+    own = chosen(folder, minutes=60, overrides=("model.preset=modern-demo",))
+    assert load_preset(own) == "modern-demo"
+    section = chosen(folder, overrides=("train={steps: 123, global_batch: 1}",))
+    assert section.config.train.steps == 123
+    assert section.budget is None
 
 
 def load_preset(made: AutoConfig) -> str:
@@ -152,12 +161,10 @@ def test_shares_are_equal_but_for_what_is_exhausted() -> None:
     assert equal_shares({"a": 0.2, "b": 0.3}) == pytest.approx({"a": 0.4, "b": 0.6})
 
 
-def test_sets_of_one_modality_count_by_their_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sets_of_one_modality_count_by_their_size(tmp_path: Path) -> None:
     write_set(tmp_path / "long", texts(6, 4_000))
     write_set(tmp_path / "short", texts(2, 4_000))
-    documents(tmp_path / "images", "small images", monkeypatch)
+    documents(tmp_path / "images", "small images")
     config = chosen(tmp_path / "long", tmp_path / "short", tmp_path / "images").config
     assert [one.weight for one in config.data.sets] == pytest.approx([0.75, 0.25, 1])
     alone = chosen(tmp_path / "long", tmp_path / "short").config
@@ -189,7 +196,7 @@ def test_a_set_without_training_documents_is_refused(tmp_path: Path) -> None:
 def test_too_little_memory_is_refused_with_a_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = documents(tmp_path / "set", "texts", monkeypatch)
+    folder = documents(tmp_path / "set", "texts")
     monkeypatch.setattr(auto_config, "available_bytes", lambda: 2e9)
     with pytest.raises(ValueError, match=r"4 processes of 1.\d GB each do not fit the 2.0 GB"):
         chosen(folder, processes=4)
@@ -199,10 +206,8 @@ def test_too_little_memory_is_refused_with_a_way_out(
 # --- the file ---
 
 
-def test_the_text_is_the_config_and_says_what_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = documents(tmp_path / "a: set #1", "texts", monkeypatch)
+def test_the_text_is_the_config_and_says_what_was_given(tmp_path: Path) -> None:
+    folder = documents(tmp_path / "a: set #1", "texts")
     made = chosen(folder, overrides=("train.seed=7", "model.dropout=0.1", "train.steps=123"))
     (tmp_path / "config.yaml").write_text(made.text, "utf-8")
     assert load_config(tmp_path / "config.yaml", []) == made.config
@@ -258,10 +263,8 @@ def test_a_resumed_warm_up_that_is_almost_over_is_not_measured() -> None:
     assert not any(pace.is_due_after(step) for step in range(18, 40))
 
 
-def test_intervals_that_follow_the_steps_are_corrected_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = documents(tmp_path / "set", "texts", monkeypatch)
+def test_intervals_that_follow_the_steps_are_corrected_with_them(tmp_path: Path) -> None:
+    folder = documents(tmp_path / "set", "texts")
     config = chosen(folder).config
     changed = with_steps(config, 400).train
     assert (changed.steps, changed.eval_every, changed.sample_every) == (400, 100, 400)

@@ -89,26 +89,40 @@ def main() -> None:
         if request is not None and len(requests) < options.prompts:
             requests.append(request)
             real.append(_payload(sample, view)[: request.size])
+    real_rests = _rests(requests, real)
     words = _training_words(sets) if options.modality == "text" else frozenset()
-    reference = _figures(model, requests, real, real, words)
+    reference = _figures(model, requests, real, real_rests, words)
+    repeated = [request for request in requests for _ in range(options.count)]
     for setting in options.settings:
         sampling = Sampling(**setting)
-        drawn_from = [request for request in requests for _ in range(options.count)]
-        seeds = [i % options.count for i in range(len(drawn_from))]
-        drawn = {}
-        for i, sample in generate_samples(model, drawn_from, seeds, sampling, options.precision):
-            drawn[i] = _payload(sample, view)
-            if options.keep:
-                stem = options.keep / f"{options.modality}-{_name(setting)}-{i:02d}"
-                options.keep.mkdir(parents=True, exist_ok=True)
-                MODALITIES[options.modality].write_file(sample, stem, None)
-        payloads = [drawn[i] for i in range(len(drawn_from))]
-        values = _figures(model, drawn_from, payloads, real, words)
+        stem = f"{options.modality}-{_name(setting)}"
+        payloads = _drawn(model, repeated, view, sampling, options, stem)
+        values = _figures(model, repeated, payloads, real_rests, words)
         name = f"sampling/{options.modality}/{_name(setting)}"
         print_figures(
             Figure(f"{name}/{figure}", value, "", reference[figure], {"sampling": asdict(sampling)})
             for figure, value in values.items()
         )
+
+
+def _drawn(
+    model: Megabyte,
+    requests: Sequence[Request],
+    view: str,
+    sampling: Sampling,
+    options: argparse.Namespace,
+    stem: str,
+) -> list[Bytes]:
+    """Payloads of the requests, `--count` seeds of each; `--keep` writes them as files too."""
+    seeds = [i % options.count for i in range(len(requests))]
+    drawn = {}
+    for i, sample in generate_samples(model, requests, seeds, sampling, options.precision):
+        drawn[i] = _payload(sample, view)
+        if options.keep:
+            options.keep.mkdir(parents=True, exist_ok=True)
+            path = options.keep / f"{stem}-{i:02d}"
+            MODALITIES[sample.modality].write_file(sample, path)
+    return [drawn[i] for i in range(len(requests))]
 
 
 def _name(setting: Mapping[str, float]) -> str:
@@ -178,13 +192,11 @@ def _figures(
     model: Megabyte,
     requests: Sequence[Request],
     payloads: Sequence[Bytes],
-    real: Sequence[Bytes],
+    real_rests: Sequence[Bytes],
     words: frozenset[str],
 ) -> dict[str, float]:
-    """The figures of payloads, beside the continuations of the real files `real`."""
-    prompts = {request.size: len(request.prompt) for request in requests}
-    rests = [p[len(r.prompt) :] for p, r in zip(payloads, requests, strict=True)]
-    real_rests = [p[prompts.get(len(p), len(requests[0].prompt)) :] for p in real]
+    """The figures of payloads, beside the continuations of real files."""
+    rests = _rests(requests, payloads)
     bits = sum(_bits(model, r, p) for r, p in zip(requests, payloads, strict=True))
     figures = {"bits": bits / max(1, sum(map(len, rests)))}
     figures["histogram"] = float(np.abs(_histogram(rests) - _histogram(real_rests)).sum() / 2)
@@ -211,6 +223,11 @@ def _figures(
         levels = [np.mean([_mel(w, header.rate) for w in g], axis=0) for g in (waves, real_waves)]
         figures["spectrum"] = float(np.abs(levels[0] - levels[1]).mean())
     return figures
+
+
+def _rests(requests: Sequence[Request], payloads: Sequence[Bytes]) -> list[Bytes]:
+    """The payloads without the prompts of their requests."""
+    return [p[len(r.prompt) :] for p, r in zip(payloads, requests, strict=True)]
 
 
 def _bits(model: Megabyte, request: Request, payload: Bytes) -> float:
