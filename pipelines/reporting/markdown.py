@@ -12,7 +12,7 @@ from bytelm.pipelines.reporting.comparison_tables import (
     overview_table,
 )
 from bytelm.pipelines.reporting.report_tables import ReportTable
-from bytelm.pipelines.reporting.run_view import Facts, RunView, evaluation_note
+from bytelm.pipelines.reporting.run_view import Facts, RunView, codecs_note, evaluation_note
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#&~@!])")
 
@@ -31,6 +31,8 @@ def summary(views: Sequence[RunView]) -> str:
         if view.evaluation:
             parts.append(escaped(evaluation_note(view.evaluation)))
         parts += [markdown_table(table) for table in (*view.tables, *view.codecs)]
+        if view.evaluation:
+            parts.append(escaped(codecs_note(view.evaluation)))
         parts += [_facts("Cost", view.cost_facts), _facts("Machine", view.machine_facts)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
