@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from helpers.browser import chromium, needs_chromium
 from helpers.sets import audio, image, text
 from markupsafe import Markup
 
@@ -21,20 +21,16 @@ from bytelm.pipelines.reporting.surprise_maps import surprise_map
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-CHROMIUM = shutil.which("chromium")
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16le"}
 POLICY = "default-src 'none'; style-src-elem 'unsafe-inline'; img-src data:; media-src data:"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

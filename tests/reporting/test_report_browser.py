@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers.browser import chromium, needs_chromium
 from helpers.run_folders import add_evaluation, documents, write_run
 
 from bytelm.pipelines.reporting.report import make_report
@@ -15,7 +15,6 @@ from bytelm.pipelines.reporting.report import make_report
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-CHROMIUM = shutil.which("chromium")
 CUT_OFF = """() => {
   const width = document.documentElement.clientWidth;
   return [...document.querySelectorAll("body *")].filter((element) => {
@@ -24,16 +23,13 @@ CUT_OFF = """() => {
   }).map((element) => element.outerHTML.slice(0, 80));
 }"""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import sets
+from helpers.browser import chromium, needs_chromium
 from helpers.served import Server, png_bomb, serving, write_model
 
 from bytelm.pipelines.serving.limits import MAX_UPLOAD_BYTES
 from bytelm.pipelines.serving.uploads import sample_file
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = needs_chromium
 
 PATIENCE_MS = 60_000
 HOSTILE_NAME = "<img src=x onerror=document.title='broken'>.png"
@@ -29,10 +28,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as running:
         yield running
-        running.close()
 
 
 class User:
