@@ -28,6 +28,7 @@ from bytelm.pipelines.shards.set_summary import split_lines
 UNKNOWN_LICENSE = "other"
 """The hub's id of a licence that is none of its list."""
 SNIPPET_VALUES = 3_072
+SNIPPET_SAMPLES = 1_024
 """Sub-pixels of the image, and samples of the sound, that the snippet draws, at most: seconds on a
 CPU."""
 SHOWN_CHARACTERS = 400
@@ -135,8 +136,8 @@ def _size(info: DatasetInfo) -> str:
 def _seconds(info: DatasetInfo) -> str:
     """The argument `seconds` of a sound that is soon drawn at any rate of the training set."""
     headers = info.headers.get("audio", ())
-    most = max((header.rate * header.channels for header in headers), default=SNIPPET_VALUES)
-    return f", seconds={min(1.0, SNIPPET_VALUES / most):.2g}"
+    most = max((header.rate * header.channels for header in headers), default=SNIPPET_SAMPLES)
+    return f", seconds={min(1.0, SNIPPET_SAMPLES / most):.2g}"
 
 
 def _sentence(facts: CardFacts) -> str:
