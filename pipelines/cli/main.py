@@ -125,12 +125,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(options.command, error)
         return 141
     except signals.Terminated:
-        print(f"bytelm {options.command}: ended by SIGTERM", file=sys.stderr)
-        return 143
+        return _print_terminated(options.command)
     except KeyboardInterrupt:
         print(f"bytelm {options.command}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if signals.Terminated.was_raised:
+            # An import dropped the signal, left a package half imported, and led to this error.
+            return _print_terminated(options.command)
         return _report(options.command, error)
 
 
@@ -191,6 +193,12 @@ def _report(command: str, error: Exception) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _print_terminated(command: str) -> int:
+    """Print the line of a command that SIGTERM ended; returns the exit status."""
+    print(f"bytelm {command}: ended by SIGTERM", file=sys.stderr)
+    return 143
 
 
 def _print_error(command: str, error: Exception, status: int) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from bytelm.pipelines.cli.arguments import Number, WholeNumber, add_model
+from bytelm.pipelines.runtime.optional_packages import can_import
 from bytelm.pipelines.serving.jobs import DEFAULT_SECONDS
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Serve the page until the command is ended."""
-    if importlib.util.find_spec("gradio") is None:
+    from bytelm.pipelines.serving.server import NO_TELEMETRY, listen, serve
+
+    os.environ |= NO_TELEMETRY  # read by the libraries that gradio imports
+    if not can_import("gradio"):
         raise ValueError("the playground needs gradio: pip install 'bytelm[serve]'")
     from bytelm.pipelines.checkpoints.load import load_model
     from bytelm.pipelines.serving.drawing import LoadedModel
-    from bytelm.pipelines.serving.server import listen, serve
 
     password = options.password or os.environ.get(PASSWORD_VARIABLE)
     address = listen(options.host, options.port)

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import bz2
 import importlib.metadata
-import importlib.util
 import io
 import lzma
 import platform
@@ -44,6 +43,7 @@ from bytelm.modalities.base import Sample
 from bytelm.modalities.image import deep_pixels
 from bytelm.modalities.image_files.deep_png import deep_png
 from bytelm.pipelines.evaluation.codec_tools import Tool
+from bytelm.pipelines.runtime.optional_packages import can_import
 
 EXTRA = "pip install 'bytelm[codecs]'"
 WEBP_MAX_SIDE = 16_383
@@ -105,9 +105,7 @@ def is_installed(codec: Codec) -> bool:
     """Whether a tool or a library can run the codec."""
     if uses_tool(codec):
         return True
-    return codec.library is not None and (
-        not codec.module or importlib.util.find_spec(codec.module) is not None
-    )
+    return codec.library is not None and (not codec.module or can_import(codec.module))
 
 
 def version_of(codec: Codec) -> str:

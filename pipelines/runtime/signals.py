@@ -29,6 +29,9 @@ ANNOUNCEMENT = "the step is completed and saved first; a second Ctrl-C ends at o
 class Terminated(KeyboardInterrupt):
     """SIGTERM was received."""
 
+    was_raised = False
+    """Whether this process raised it, which a library that it interrupts may catch and drop."""
+
 
 def end_at_sigterm() -> None:
     """Let SIGTERM end the command as Ctrl-C does, so that it removes what is unfinished.
@@ -37,6 +40,7 @@ def end_at_sigterm() -> None:
     """
 
     def raise_terminated(number: int, frame: FrameType | None) -> None:
+        Terminated.was_raised = True
         raise Terminated
 
     signal.signal(signal.SIGTERM, raise_terminated)

@@ -23,6 +23,8 @@ from bytelm.pipelines.serving.limits import MAX_UPLOAD_BYTES
 if TYPE_CHECKING:
     import uvicorn
 
+NO_TELEMETRY = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""Environment in which gradio and huggingface_hub report to nobody."""
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """Hosts by which a browser on this machine names it."""
 FAILED_LOGIN_SECONDS = 1.0
@@ -140,11 +142,7 @@ def _application(
     loaded: LoadedModel, queue: JobQueue, address: Address, password: str | None, folder: Path
 ) -> Any:
     """The web application, which keeps uploads below a folder and calls no other machine."""
-    os.environ |= {
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_TEMP_DIR": str(folder),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    os.environ |= NO_TELEMETRY | {"GRADIO_TEMP_DIR": str(folder)}
     import fastapi
     import gradio
     from starlette.middleware.trustedhost import TrustedHostMiddleware

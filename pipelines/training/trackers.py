@@ -10,7 +10,6 @@ it. Libraries are imported only where a config names them.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -31,6 +30,7 @@ from bytelm.modalities.audio import frames
 from bytelm.modalities.base import Sample
 from bytelm.modalities.image import deep_pixels
 from bytelm.pipelines.errors import one_line
+from bytelm.pipelines.runtime.optional_packages import can_import
 from bytelm.pipelines.storage.files import write_atomic
 
 if TYPE_CHECKING:
@@ -128,9 +128,13 @@ def check_trackers(names: Sequence[str]) -> None:
         ValueError: with the command that installs or logs in.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        with _quiet():
+            is_there = can_import(name)
+        if not is_there:
+            # tensorboard is a requirement of bytelm itself and no extra.
+            package = "tensorboard" if name == TENSORBOARD else f"bytelm[{name}]"
             raise ValueError(
-                f"trackers names {name}, which is not installed: pip install 'bytelm[{name}]', or "
+                f"trackers names {name}, which is not installed: pip install '{package}', or "
                 "leave it out"
             )
     if WANDB in names and not _wandb_may_start():

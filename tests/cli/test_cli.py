@@ -128,6 +128,33 @@ def test_a_terminated_command_says_so(tmp_path: Path) -> None:
     assert error == "bytelm plan: ended by SIGTERM\n"
 
 
+def test_a_termination_that_an_import_drops_still_ends_the_command(tmp_path: Path) -> None:
+    """numpy and others catch everything while they are imported, and are half there afterwards."""
+    program = """
+import os, signal, sys
+from bytelm.pipelines.cli import main
+def run(options, argv):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        pass
+    raise AttributeError("half of a module")
+main.COMMANDS["plan"].run = run
+sys.argv = ["bytelm", "plan", "config.yaml"]
+sys.exit(main.main())
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.stderr == "bytelm plan: ended by SIGTERM\n"
+    assert process.returncode == 143
+
+
 class Unforeseen(Exception):
     pass
 

@@ -217,7 +217,7 @@ def test_libraries_run_where_tools_are_missing(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_codec_without_tool_and_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tool, "path", None)
-    monkeypatch.setattr(codec_settings.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(codec_settings, "can_import", lambda name: False)
     missing = missing_codecs(MODALITIES)
     assert missing.keys() == {"zstd", "brotli", "PPMd", "JPEG XL e7", "JPEG XL e9", "WavPack"}
     assert all("bytelm[codecs]" in way for name, way in missing.items() if name != "WavPack")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -85,7 +85,7 @@ def test_an_address_that_others_reach_needs_a_password(
 def test_without_gradio_the_way_out_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     assert status(["serve", "model"]) == 2
     assert capsys.readouterr().err == (
         "bytelm serve: the playground needs gradio: pip install 'bytelm[serve]'\n"

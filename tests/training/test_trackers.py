@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sqlite3
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -158,6 +158,9 @@ def test_a_tracker_that_cannot_start_is_refused_with_the_way_out(
         "WANDB_MODE=offline, or leave it out\n"
     )
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ValueError, match=r"pip install 'bytelm\[trackio\]'"):
         check_trackers(["trackio"])
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ValueError, match="pip install 'tensorboard'"):  # an extra of no name
+        check_trackers(["tensorboard"])
