@@ -8,6 +8,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def cause_of(error: BaseException) -> str:
+    """Text of an error without line breaks; its class too, unless its text is written for users."""
+    is_for_users = isinstance(error, ValueError | OSError)
+    return " ".join(str(error).split()) if is_for_users else one_line(error)
+
+
 class DamageError(ValueError):
     """Stored bytes do not match the index or the manifest."""
 

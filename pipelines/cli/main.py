@@ -27,6 +27,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 import bytelm
 from bytelm.pipelines.cli import (
@@ -116,6 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if refusal := platforms.refusal(options.command, sys.platform):
         print(f"bytelm {options.command}: {refusal}", file=sys.stderr)
         return 1
+    if argv is None and options.command == "evaluate" and "RANK" in os.environ:
+        _run_as_rank(options, arguments)
+    return _run(options, arguments)
+
+
+def _run(options: argparse.Namespace, arguments: list[str]) -> int:
+    """Run a command whose options are known; returns the exit status of whatever ends it."""
     try:
         status = COMMANDS[options.command].run(options, arguments)
         sys.stdout.flush()
@@ -134,6 +142,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             # An import dropped the signal, left a package half imported, and led to this error.
             return _print_terminated(options.command)
         return _report(options.command, error)
+
+
+def _run_as_rank(options: argparse.Namespace, arguments: list[str]) -> NoReturn:
+    """Run a command in a process that shares its work with others, and end the process at once.
+
+    A thread of gloo may hold an object of Python to the end, where letting go of it would abort
+    the process and hide its status.
+    """
+    try:
+        status = _run(options, arguments)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

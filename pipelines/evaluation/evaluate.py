@@ -52,7 +52,7 @@ from bytelm.pipelines.evaluation.segment_sums import (
 from bytelm.pipelines.evaluation.selection import choose_documents, document_count
 from bytelm.pipelines.evaluation.windows import check_scoring
 from bytelm.pipelines.runtime.environment import versions
-from bytelm.pipelines.shards.reader import open_set
+from bytelm.pipelines.shards.reader import ShardSet, open_set
 
 ONE_RANK = Ranks()
 
@@ -144,6 +144,7 @@ def _open(
     model_path: Path, set_paths: Sequence[str], split: str, scoring: str, limit: int | None
 ) -> _Task:
     sets = [open_set(path) for path in set_paths]
+    _check_distinct(sets)
     folder = Path(model_folder(model_path))
     model, info = load_model(folder)
     check_scoring(scoring, model.config.patch)
@@ -161,6 +162,17 @@ def _open(
         sets=[{"path": shard_set.location, "root": shard_set.root} for shard_set in sets],
         documents=document_count(sets, split),
     )
+
+
+def _check_distinct(sets: Sequence[ShardSet]) -> None:
+    """Raise ValueError for a set that is named twice, whose documents would count twice."""
+    for number, shard_set in enumerate(sets):
+        for other in sets[:number]:
+            if other.root == shard_set.root:
+                raise ValueError(
+                    f"{other.location} and {shard_set.location} hold the same documents, which "
+                    "would count twice: leave one out"
+                )
 
 
 def _about(task: _Task, scorer: Scorer, precision: str, documents: int) -> dict[str, Any]:

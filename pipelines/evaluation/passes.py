@@ -44,7 +44,7 @@ R = TypeVar("R")
 def batches_in_memory(config: ModelConfig, batch: int) -> int:
     """Batches that this process's part of the free memory holds at once, but one at least.
 
-    A pass without gradients takes less than half of a training step with activation checkpointing,
+    A pass without gradients takes less than a training step with activation checkpointing,
     which is counted here.
 
     Args:

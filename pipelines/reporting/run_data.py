@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.pipelines.checkpoints.run_folder import checkpoint_folders, saved_config
-from bytelm.pipelines.errors import one_line
+from bytelm.pipelines.errors import cause_of
 from bytelm.pipelines.shards.reader import ShardSet, open_set
 from bytelm.pipelines.training.metrics_logger import METRICS
 from bytelm.pipelines.training.sessions import read_sessions
@@ -194,7 +194,7 @@ def _read_sets(config: dict[str, Any]) -> tuple[list[SetFacts], list[str]]:
         except Exception as error:
             # A set may be gone, damaged, or on a host that does not answer, each with an error of
             # its own library. The report says so and shows the rest.
-            problems.append(f"set {path} cannot be read ({one_line(error)}): its data is not shown")
+            problems.append(f"set {path} cannot be read ({cause_of(error)}): its data is not shown")
         sets.append(facts)
     return sets, problems
 

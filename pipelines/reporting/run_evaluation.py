@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.pipelines.errors import one_line
+from bytelm.pipelines.errors import cause_of
 from bytelm.pipelines.evaluation import PLAIN
 from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.evaluation.records import (
@@ -50,7 +50,7 @@ def evaluation_of(run: RunData, limit: int | None) -> tuple[dict[str, Any] | Non
     try:
         return _evaluate(run, number), []
     except (ValueError, OSError) as error:
-        return best, [f"{remark}: {one_line(error)}"]
+        return best, [f"{remark}: {cause_of(error)}"]
 
 
 def kept_evaluations(run: RunData) -> list[dict[str, Any]]:

@@ -157,6 +157,11 @@ def test_a_document_has_the_same_bits_whichever_are_scored_beside_it(
     assert set(part.codecs) == set(counted)
 
 
+def test_a_set_that_is_named_twice_is_refused(mixed_set: ShardSet, model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="would count twice"):
+        evaluate(model_folder, [mixed_set.location] * 2, "train", 1, "fp32")
+
+
 def test_the_number_of_threads_changes_no_digit(mixed_set: ShardSet, model_folder: Path) -> None:
     threads = torch.get_num_threads()
     results = []

@@ -56,6 +56,7 @@ def test_numbers_are_printed_in_full(trained: Path, capsys: pytest.CaptureFixtur
     values = json.loads(capsys.readouterr().out)
     (run,) = values["runs"]
     assert run["cost"]["steps"] == 8
+    assert run["curves"]["Training loss"]["loss"]["step"] == [1, 2, 3, 4, 5, 6, 7, 8]
     figures = run["evaluation"]["model"]["total"]
     evaluated = json.loads(next((trained / "evaluations").iterdir()).read_text())
     assert figures == evaluated["model"]["total"]
