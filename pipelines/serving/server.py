@@ -56,15 +56,19 @@ class Address:
 
 
 def listen(host: str, port: int) -> Address:
-    """Listen at a port of a host; port 0 takes a free one. ValueError where that cannot be."""
+    """Listen at a port of an IP address or of localhost; port 0 takes a free one.
+
+    Names of other hosts are not looked up, which can take minutes. ValueError where it cannot be.
+    """
+    flags = socket.AI_PASSIVE | (0 if host == "localhost" else socket.AI_NUMERICHOST)
     try:
         family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=flags
         )[0]
         listening = socket.create_server((str(address[0]), port), family=family)
     except socket.gaierror as error:
         raise ValueError(
-            f"--host {host}: {error.strerror}: give an address of this machine"
+            f"--host {host} is no IP address: give one of this machine, or 0.0.0.0 for all of them"
         ) from error
     except OSError as error:
         way_out = "give an address of this machine"

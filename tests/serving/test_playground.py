@@ -17,6 +17,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 pytestmark = needs_chromium
 
 PATIENCE_MS = 60_000
+LOAD_MS = 20_000
 HOSTILE_NAME = "<img src=x onerror=document.title='broken'>.png"
 
 
@@ -40,6 +41,9 @@ class User:
         self.errors: list[str] = []
         self.context = browser.new_context(viewport={"width": 1280, "height": 900})
         self.context.set_default_timeout(PATIENCE_MS)
+        self._visit(url)
+
+    def _visit(self, url: str) -> None:
         self.page = self.context.new_page()
         self.page.route("**/*", self._route)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -55,7 +59,16 @@ class User:
             route.abort()
 
     def open(self, tab: str) -> Tab:
-        self.page.get_by_role("tab", name=tab, exact=True).click()
+        """Open a tab. A page that hangs while gradio builds it is loaded once more; one of some
+        hundred did, on a busy machine."""
+        button = self.page.get_by_role("tab", name=tab, exact=True)
+        try:
+            button.click(timeout=LOAD_MS)
+        except playwright.TimeoutError:
+            url = self.page.url
+            self.page.close()
+            self._visit(url)
+            self.page.get_by_role("tab", name=tab, exact=True).click()
         return Tab(self.page.locator("[role=tabpanel]:visible"))
 
 

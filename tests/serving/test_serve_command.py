@@ -68,7 +68,7 @@ def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ValueError, match="give an address of this machine"):
         listen("192.0.2.1", 0)
-    with pytest.raises(ValueError, match=r"--host no\.such\.name\.invalid: .*: give an address"):
+    with pytest.raises(ValueError, match=r"--host no\.such\.name\.invalid is no IP address"):
         listen("no.such.name.invalid", 0)
 
 
