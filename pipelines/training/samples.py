@@ -106,6 +106,7 @@ class SampleDrawer:
         """
         weights = self._engine.state_dict()
         self._is_stop_requested = is_stop_requested
+        self._next_poll = 0.0
         if self._engine.rank != 0:
             while not self._poll(is_done=False):
                 pass

@@ -126,11 +126,17 @@ def test_evaluate_and_inspect_take_a_url(
     bytelm("train", config, "--out", tmp_path / "run")
     model = tmp_path / "model"
     bytelm("export", tmp_path / "run", "--out", model)
-    scores = [
+    local, remote = (
         json.loads(bytelm("evaluate", model, "--data", place, "--json").stdout)
         for place in (mixed_set.location, web.url)
-    ]
-    assert scores[0] == scores[1]
+    )
+    assert {document["set"] for document in remote["documents"]} == {web.url}
+    for scores, place in ((local, mixed_set.location), (remote, web.url)):
+        assert scores["about"].pop("sets") == [{"path": place, "root": mixed_set.root}]
+        del scores["about"]["date"]
+        for document in scores["documents"]:
+            del document["set"]
+    assert local == remote
     shown = bytelm("inspect", web.url, "--verify").stdout
     assert f"{len(mixed_set.shards)} of {len(mixed_set.shards)} shards whole" in shown
     assert mixed_set.root in shown
