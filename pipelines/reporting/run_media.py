@@ -61,11 +61,13 @@ def media_sections(
 def _samples(
     run: RunData, model: Megabyte | None, info: DatasetInfo | None, sets: Sequence[ShardSet]
 ) -> tuple[int, list[DrawnSample], list[str]]:
-    """Step and samples of the newest checkpoint: the run's own, or new ones where it has none."""
+    """Step and samples of the newest checkpoint: the run's own, or new ones where it has none or
+    none of some modality."""
     newest_step = run.checkpoint_steps[0] if run.checkpoint_steps else 0
     kept_step, folder = newest_samples(run.folder) or (-1, None)
+    kept, kept_problems = read_drawn_samples(folder) if folder else ([], [])
     problems: list[str] = []
-    if model and info and kept_step < newest_step:
+    if model and info and (kept_step < newest_step or _lacks_modality(kept, info)):
         try:
             drawn, problems = draw_fresh_samples(model, info, sets)
         except ValueError as error:  # a damaged set
@@ -75,8 +77,12 @@ def _samples(
     if folder is None:
         hint = "the run has no samples: train with train.sample_every, or see `bytelm generate`"
         return newest_step, [], [*problems, hint]
-    drawn, more_problems = read_drawn_samples(folder)
-    return kept_step, drawn, [*problems, *more_problems]
+    return kept_step, kept, [*problems, *kept_problems]
+
+
+def _lacks_modality(drawn: Sequence[DrawnSample], info: DatasetInfo) -> bool:
+    """Whether a modality that the model learned has no sample, as where a run had little time."""
+    return not set(info.modalities) <= {one.sample.modality for one in drawn}
 
 
 def scored_sets(
