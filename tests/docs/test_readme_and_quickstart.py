@@ -22,6 +22,8 @@ SHORTENED = {
     "--minutes 10": "--minutes 0.2",
     "bytelm train first.yaml": "bytelm train first.yaml --set train.steps=2",
 }
+CONSOLE = "console"
+"""Blocks that are not run: the Quickstart shows README's first commands again."""
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -29,8 +31,8 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     """The fenced blocks of a page, (language, content); what follows one another in one language
     is one."""
     found = FENCE.findall(page.read_text("utf-8"))
-    assert {language for language, _ in found} == {"sh", "python"}
-    joined = groupby(found, key=lambda block: block[0])
+    assert {language for language, _ in found} - {CONSOLE} == {"sh", "python"}
+    joined = groupby((block for block in found if block[0] != CONSOLE), key=lambda block: block[0])
     return [(language, "".join(content for _, content in group)) for language, group in joined]
 
 
