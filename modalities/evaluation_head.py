@@ -37,7 +37,7 @@ MATCHES = (
     "no match",
     *(f"match of {k} bytes, {result}" for k in MATCH_LENGTHS for result in ("right", "wrong")),
 )
-"""What the codec features knew of a byte: whether the bytes before it occurred earlier (the longest
+"""Outcomes of the match candidates: whether the bytes before a byte occurred earlier (the longest
 match counts), and whether the byte that followed them there was this one."""
 _DISTANCES = ("0", "1", "2–3", "4–7", "8–15", "16–31", "32–63", "64–127", "128–255")
 ERRORS = ("no prediction", *_DISTANCES)

@@ -65,7 +65,7 @@ class ByteCodec:
     library: Callable[[bytes], int]
     """Computes the size of a file of these bytes."""
     module: str = ""
-    """What the library needs beside the core's packages; its package has the same name."""
+    """The module of the library, and of the package that brings it; empty if the core has it."""
     package: str = ""
     """The core's package that has the library; empty where it is Python's own."""
     tool: Tool | None = None

@@ -176,7 +176,7 @@ def _check_distinct(sets: Sequence[ShardSet]) -> None:
 
 
 def _about(task: _Task, scorer: Scorer, precision: str, documents: int) -> dict[str, Any]:
-    """What was scored and how; `documents` were."""
+    """Facts about an evaluation: its model, sets and settings; `documents` were scored."""
     return {
         "model": str(task.model_path),
         "step": task.step,

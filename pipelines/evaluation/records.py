@@ -30,7 +30,7 @@ class Evaluation:
     """
 
     about: dict[str, Any]
-    """What was scored: model, step, parameters, split, scoring, precision, limit, batch, sets with
+    """Facts: model, step, parameters, split, scoring, precision, limit, batch, sets with
     path and root hash, documents scored and present, version, date."""
     model: Figures
     """Figures of the evaluation heads."""
@@ -74,7 +74,7 @@ class Evaluation:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What two evaluations of one checkpoint agree in if one replaces the other."""
+        """Facts in which two evaluations of one checkpoint agree if one replaces the other."""
         sets = tuple(entry["root"] for entry in self.about["sets"])
         return (sets, *(self.about[name] for name in _IDENTITY))
 

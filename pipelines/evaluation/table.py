@@ -72,7 +72,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def pair_table(evaluation: Evaluation) -> Table:
-    """What the condition of each modality's segments saves."""
+    """Rows of the bits that the condition of each modality's segments saves."""
     table = Table(title="pairs, in bits per byte", show_edge=False, pad_edge=False)
     table.add_column("")
     for column in ("alone", "with its condition", "saved in all", "documents"):
@@ -129,7 +129,7 @@ def _map_lines(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _notes(evaluation: Evaluation) -> Iterator[str]:
-    """What a reader of the table has to know."""
+    """Notes below the table that its reader needs."""
     about = evaluation.about
     if about["documents"] < about["documents_in_split"]:
         yield (

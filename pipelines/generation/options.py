@@ -38,7 +38,7 @@ class GenerateOptions:
     seed: int = 0
     """Seed of the first file; each further file has the next one."""
     sampling: Sampling = field(kw_only=True)
-    """Of headers that are drawn, too."""
+    """Settings of the draws of payloads and of headers."""
     precision: str = "fp32"
     max_bytes: int = 512
     """Longest text in bytes, prompt included."""

@@ -66,7 +66,7 @@ def _repeated(inodes: array[int]) -> Iterable[int]:
 
 
 def _identity(path: str) -> tuple[int, ...] | None:
-    """What only one file has. Size and time guard against file systems that give one inode to
+    """Facts that only one file has. Size and time guard against file systems that give one inode to
     several files."""
     try:
         status = os.stat(path)

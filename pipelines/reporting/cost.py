@@ -1,4 +1,4 @@
-"""What a run cost: time, steps, bytes, epochs, parameters, FLOPs and memory."""
+"""The cost of a run: time, steps, bytes, epochs, parameters, FLOPs and memory."""
 
 from __future__ import annotations
 

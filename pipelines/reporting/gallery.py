@@ -79,7 +79,7 @@ def _group(members: Sequence[DrawnSample]) -> Markup:
 
 
 def _condition(condition: Sample | None) -> Markup:
-    """What samples follow: a caption in quotes, a picture or a sound."""
+    """The condition that samples follow: a caption in quotes, a picture or a sound."""
     if condition is None:
         return Markup()
     if condition.modality == "text":

@@ -39,7 +39,7 @@ _TEMPLATE = "model_card.md.j2"
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a model card says."""
+    """The facts of a model card."""
 
     name: str
     config: ModelConfig

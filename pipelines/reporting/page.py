@@ -66,7 +66,7 @@ def render(views: Sequence[RunView]) -> str:
 
 
 def _values(view: RunView) -> Mapping[str, Any]:
-    """What the template reads of a run."""
+    """The values of a run that the template reads."""
     return {
         **vars(view),
         "name": view.name,

@@ -32,7 +32,7 @@ class Pick:
     set_path: str
     modality: str
     bits_per_byte: float
-    """Of the whole document, as the evaluation scored it."""
+    """Figure of the whole document, as the evaluation scored it."""
 
 
 def pick_documents(documents: Sequence[Mapping[str, Any]]) -> list[Pick]:

@@ -100,7 +100,7 @@ def codec_tables(evaluation: Mapping[str, Any]) -> list[ReportTable]:
 
 
 def pair_table(evaluation: Mapping[str, Any]) -> ReportTable | None:
-    """What the condition of a pair tells of its segment; None where there are no pairs."""
+    """Table of the bits that a condition tells of its segment; None where there are no pairs."""
     pairs = evaluation.get("pairs") or {}
     rows = [
         [

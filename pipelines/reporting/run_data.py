@@ -1,4 +1,4 @@
-"""What a run's folder holds for a report: config, metrics, checkpoints, sessions and sets.
+"""The content of a run's folder for a report: config, metrics, checkpoints, sessions and sets.
 
 Nothing in a run's folder is required. What is missing or cannot be read is said in `missing`, and
 the report shows the rest.

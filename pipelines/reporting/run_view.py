@@ -146,7 +146,7 @@ def view_run(
 
 
 def evaluation_note(evaluation: Mapping[str, Any]) -> str:
-    """What was scored how, and on how much of it."""
+    """A line that says how the evaluation scored, and how many documents."""
     about = evaluation["about"]
     words = [f"step {about['step']:,}"] if about.get("step") is not None else []
     words += [f"split {about.get('split')}", f"{about.get('scoring')} scoring"]

@@ -28,7 +28,7 @@ LEAST_FREE = 1_000_000_000
 """Free bytes of memory and of a disk below which there is a note."""
 LEAST_SHM = 64_000_000
 TRAINING_ONLY = ("deepspeed", "webdataset", "tensorboard", "torchaudio", "system")
-"""What a model is loaded, scored and generated without."""
+"""Checks without which a model is still loaded, scored and generated."""
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}
 EXTRAS = {
     "tables": "prepare: .parquet and .jsonl.zst",
@@ -84,7 +84,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """What can be done here, in a sentence."""
+        """A sentence that says which work is possible here."""
         failed = ", ".join(check.name for check in self.checks if check.status == FAILED)
         if self.can_train and self.probe.device:
             device = self.probe.device

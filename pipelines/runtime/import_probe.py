@@ -19,12 +19,12 @@ _DEVICE = "torch"
 
 @dataclass
 class Probe:
-    """What came of the imports."""
+    """The outcome of the imports."""
 
     errors: dict[str, str | None] = field(default_factory=dict)
-    """What went wrong with each module; None if nothing did."""
+    """Error of each module; None if it was imported."""
     device: dict[str, Any] | None = None
-    """What torch knows of the device: `type`, `names`, `memory`, `precision`, `threads`, `cuda`."""
+    """Facts about the device: `type`, `names`, `memory`, `precision`, `threads`, `cuda`."""
 
 
 def probe_imports(modules: Sequence[str]) -> Probe:

@@ -58,7 +58,7 @@ def _machine_bytes() -> int:
 
 
 def _group_bytes(folder: Path) -> list[int]:
-    """What the limit of the control group leaves; nothing where there is none."""
+    """Bytes that the limit of the control group leaves; none where there is none."""
     for limit, used, statistics, cached in _CGROUPS:
         try:
             values = dict(line.split() for line in (folder / statistics).read_text().splitlines())

@@ -32,7 +32,7 @@ def refusal(command: str, platform: str = sys.platform) -> str | None:
 
 
 def limits_elsewhere(platform: str = sys.platform) -> str:
-    """What does not work on a system that is not Linux, in a sentence."""
+    """A sentence that says which commands do not work on a system that is not Linux."""
     if platform == "darwin":
         return f"{', '.join(LINUX_ONLY)} do not work on macOS, and the other commands are untested"
     return f"only {' and '.join(ANYWHERE)} work on {system_name(platform)}"

@@ -84,7 +84,7 @@ def show(shard_set: ShardSet, console: Console) -> None:
 
 
 def set_summary(shard_set: ShardSet) -> dict[str, Any]:
-    """What a set holds, in values of JSON.
+    """The content of a set, in values of JSON.
 
     Returns:
         `location`; `root`; `splits`: the documents of each split, and for each of its modalities
