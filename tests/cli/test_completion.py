@@ -25,7 +25,7 @@ main.main([])
 
 
 def offered(line: str, folder: Path) -> set[str]:
-    """What is offered behind a line that was typed so far."""
+    """The completions that are offered behind a line that was typed so far."""
     answer = folder / "answer"
     variables = {
         "_ARGCOMPLETE": "1",

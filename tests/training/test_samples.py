@@ -43,7 +43,7 @@ SIZES = {"steps": 6, "eval_every": 3, "checkpoint_every": 3, "sample_every": 3}
 
 
 def records(run: Path, step: int) -> list[dict[str, Any]]:
-    """What `samples.json` says of a step, by file."""
+    """The records of `samples.json` of a step, by file."""
     loaded = json.loads((samples_folder(run, step) / "samples.json").read_text())
     assert isinstance(loaded, list)
     return loaded
