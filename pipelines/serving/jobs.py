@@ -5,6 +5,7 @@ Torch keeps a pool of threads for each thread that calls it, so one thread makes
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,9 @@ MAX_WAITING = 8
 """Jobs that may wait."""
 DEFAULT_SECONDS = 300.0
 """Limit of a job's time, from its start on."""
+
+NICENESS = 10
+"""Niceness of the thread that runs the jobs, and of those that it starts."""
 
 STOPPED_BY_USER = "Stopped."
 SERVER_ENDS = "The server ends."
@@ -156,6 +160,7 @@ class JobQueue:
         self._thread.join(seconds)
 
     def _run_jobs(self) -> None:
+        _yield_to_others()
         while True:
             with self._changed:
                 self._running = None
@@ -164,3 +169,10 @@ class JobQueue:
                     return
                 self._running = job = self._waiting.pop(0)
             job.run()
+
+
+def _yield_to_others() -> None:
+    """Give this thread a lower priority than those that answer the browser, and than the browser
+    where it runs on this machine, whose page would stand still otherwise."""
+    if sys.platform == "linux":  # elsewhere it would be the priority of the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

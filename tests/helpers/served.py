@@ -29,11 +29,13 @@ DATASET_INFO = DatasetInfo(
 )
 
 
-def write_model(folder: Path, info: DatasetInfo = DATASET_INFO) -> Path:
+TINY = ModelConfig((StageConfig(16, 1, 2), StageConfig(16, 1, 2)), (8,), context=256)
+
+
+def write_model(folder: Path, config: ModelConfig = TINY) -> Path:
     """Write an untrained model that names three modalities and two kinds of pairs."""
     torch.manual_seed(2)
-    config = ModelConfig((StageConfig(16, 1, 2), StageConfig(16, 1, 2)), (8,), context=256)
-    save_pretrained(Megabyte(config), config, folder, info.to_extra())
+    save_pretrained(Megabyte(config), config, folder, DATASET_INFO.to_extra())
     return folder
 
 

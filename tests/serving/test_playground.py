@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import sets
 from helpers.browser import chromium, needs_chromium
 from helpers.served import Server, png_bomb, serving, write_model
 
+from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.pipelines.serving.limits import MAX_UPLOAD_BYTES
 from bytelm.pipelines.serving.uploads import sample_file
 
@@ -18,12 +20,20 @@ pytestmark = needs_chromium
 
 PATIENCE_MS = 60_000
 LOAD_MS = 20_000
+SLOW = ModelConfig((StageConfig(16, 1, 2), StageConfig(512, 8, 8)), (8,), context=256)
 HOSTILE_NAME = "<img src=x onerror=document.title='broken'>.png"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(write_model(tmp_path_factory.mktemp("served") / "model")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose model is still drawing a second of sound when the next user comes."""
+    with serving(write_model(tmp_path_factory.mktemp("slow") / "model", SLOW)) as running:
         yield running
 
 
@@ -91,13 +101,23 @@ class Tab:
         self.panel.get_by_label(f"number input for {label}").fill(str(value))
 
     def expect(self, text: str) -> None:
-        """Wait for a text in the status."""
-        self.status.filter(has_text=text).wait_for()
+        """Wait for a text in the status; AssertionError with what the tab shows instead."""
+        try:
+            self.status.filter(has_text=text).wait_for()
+        except playwright.TimeoutError as error:
+            raise AssertionError(f"no {text!r} in {self.panel.inner_text()!r}") from error
 
 
 @pytest.fixture
 def user(browser: playwright.Browser, server: Server) -> Iterator[User]:
     """A user whose page shows no error and asks no other host for anything."""
+    with visiting(browser, server) as visitor:
+        yield visitor
+
+
+@contextmanager
+def visiting(browser: playwright.Browser, server: Server) -> Iterator[User]:
+    """A user as in `user`, until the body ends."""
     visitor = User(browser, server.url)
     yield visitor
     assert visitor.page.title().endswith("/model - bytelm")
@@ -140,37 +160,34 @@ def test_a_text_is_completed_and_a_seed_repeats_it(
 
 
 def test_a_second_user_waits_and_a_stop_lets_them_in(
-    user: User, browser: playwright.Browser, server: Server
+    browser: playwright.Browser, slow_server: Server
 ) -> None:
-    first = user.open("Sound")
-    first.set("Length in all (s)", 10)
-    first.click("Complete")
-    first.expect("of 160,000 bytes")
-    other = User(browser, server.url)
-    second = other.open("Image from a caption")
-    second.panel.get_by_label("Caption").fill("a red square")
-    second.click("Draw")
-    second.expect("Number 1 in the queue")
-    first.click("Stop")
-    first.expect("Stopped.")
-    assert first.result.locator(".wave").count() == 1  # what was drawn before
-    second.expect("bytes in")
-    assert second.result.locator("img").count() == 1
-    other.context.close()
+    with visiting(browser, slow_server) as user, visiting(browser, slow_server) as other:
+        first = user.open("Sound")
+        second = other.open("Image from a caption")
+        second.panel.get_by_label("Caption").fill("a red square")
+        first.click("Complete")
+        first.expect("of 16,000 bytes")
+        second.click("Draw")
+        second.expect("Number 1 in the queue")
+        first.click("Stop")
+        first.expect("Stopped.")
+        assert first.result.locator(".wave").count() == 1  # what was drawn before
+        second.expect("bytes in")
+        assert second.result.locator("img").count() == 1
 
 
 def test_a_user_who_leaves_lets_the_next_one_in(
-    user: User, browser: playwright.Browser, server: Server
+    browser: playwright.Browser, slow_server: Server
 ) -> None:
-    leaving = User(browser, server.url)
-    first = leaving.open("Sound")
-    first.set("Length in all (s)", 10)
-    first.click("Complete")
-    first.expect("of 160,000 bytes")
-    leaving.context.close()
-    second = user.open("Text")
-    second.click("Complete")
-    second.expect("bytes in")
+    with visiting(browser, slow_server) as user:
+        second = user.open("Text")
+        with visiting(browser, slow_server) as leaving:
+            first = leaving.open("Sound")
+            first.click("Complete")
+            first.expect("of 16,000 bytes")
+        second.click("Complete")
+        second.expect("bytes in")
 
 
 def test_a_file_and_a_text_have_surprise_maps(user: User, tmp_path: Path) -> None:
