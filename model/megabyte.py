@@ -76,7 +76,8 @@ class Megabyte(nn.Module):
         self.lm_head: nn.Linear | ModalityHead = nn.Linear(width, vocab_size, bias=False)
         if config.modality_heads:
             self.lm_head = ModalityHead(width, vocab_size, config.modality_heads)
-        self.apply(self._initialise)
+        for module in self.modules():
+            self.initialise(module)
         self.tie_output()
         self.register_load_state_dict_pre_hook(_rename_stored_parameters)
 
@@ -85,12 +86,13 @@ class Megabyte(nn.Module):
         if self.config.tie_embeddings:
             self.lm_head.weight = self.stages[-1].byte_embed.weight
 
-    def _initialise(self, module: nn.Module) -> None:
-        """Draw a module's weights from a truncated normal; norms keep theirs."""
+    def initialise(self, module: nn.Module) -> bool:
+        """Draw the weights of one of the model's modules from a truncated normal, from torch's
+        generator; returns whether it has any to draw: norms and gains have none."""
         if not isinstance(
             module, nn.Linear | nn.Conv1d | nn.Embedding | StartEmbedding | ModalityHead
         ):
-            return
+            return False
         std = self.config.init_std
         if isinstance(module, nn.Embedding) and all(
             module is not stage.position_embed for stage in self.stages
@@ -102,6 +104,7 @@ class Megabyte(nn.Module):
         if self.config.smooth_bytes and any(module is table for table in byte_tables):
             rows = 256 if isinstance(module, FeatureEmbed) else self.config.vocab_size
             mix_waves(module.weight.view(-1, rows, module.weight.shape[-1]), std)
+        return True
 
     def forward(
         self,
