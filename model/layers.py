@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bytelm.model.attention_context import AttentionContext
 from bytelm.model.config import ModelConfig, StageConfig, feed_forward_width
+from bytelm.model.region import Region
 from bytelm.model.rope import RopeTable, apply_rope
 
 T = TypeVar("T")
@@ -53,6 +54,14 @@ class UnitRMS(torch.autograd.Function):
         return torch.addcmul(gradient, output, projection, value=-1.0).mul_(scale)
 
 
+def unit_rms(x: Tensor) -> Tensor:
+    """`UnitRMS` of x [..., c]; a compiler gets the formula, whose passes it fuses by itself."""
+    if not torch.compiler.is_compiling():
+        return UnitRMS.apply(x)
+    mean_square = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(-1, keepdim=True)
+    return x * (mean_square + 1e-5).rsqrt().to(x.dtype)
+
+
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + 1e-5) * weight (arXiv 1910.07467), computed in the weight's type."""
 
@@ -80,19 +89,22 @@ class Attention(nn.Module):
         self.scale = (stage.width // stage.heads) ** -0.5
         self.norm_gain = Gain(stage.heads) if config.qk_norm else None
 
-    def forward(self, x: Tensor, rope: RopeTable | None, context: AttentionContext) -> Tensor:
-        """x [S, D] to [S, D]; `context` decides which positions attend to which."""
+    def project(self, x: Tensor, rope: RopeTable | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries, keys and values of x [S, D], [S, H, c] each."""
         qkv = rearrange(self.qkv(x), "S (h c) -> S h c", h=3 * self.heads)
         qk, v = qkv.split([2 * self.heads, self.heads], dim=1)
         if self.norm_gain is not None:
-            qk = UnitRMS.apply(qk)
+            qk = unit_rms(qk)
         if rope is not None:
             qk = apply_rope(qk, rope)
         q, k = qk.chunk(2, dim=1)
         if self.norm_gain is not None:
             q = self.norm_gain(q)
-        output = context.attend(q * self.scale, k, v)
-        return self.output(rearrange(output, "S H c -> S (H c)"))
+        return q * self.scale, k, v
+
+    def merge(self, attended: Tensor) -> Tensor:
+        """Output [S, D] of what the heads attended to, [S, H, c]."""
+        return self.output(rearrange(attended, "S H c -> S (H c)"))
 
 
 class Gain(nn.Module):
@@ -136,10 +148,21 @@ class Block(nn.Module):
             nn.Linear(hidden, width, bias=False),
         )
         self.dropout = nn.Dropout(config.dropout)
+        self.before_attention = Region(Block._before_attention)
+        self.after_attention = Region(Block._after_attention)
 
     def forward(self, x: Tensor, rope: RopeTable | None, context: AttentionContext) -> Tensor:
-        """x [S, D] to [S, D]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, context))
+        """x [S, D] to [S, D]; `context` decides which positions attend to which."""
+        q, k, v = self.before_attention(self, x, rope)
+        return self.after_attention(self, x, context.attend(q, k, v))
+
+    def _before_attention(self, x: Tensor, rope: RopeTable | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries, keys and values of x [S, D], [S, H, c] each."""
+        return self.attention.project(self.attention_norm(x), rope)
+
+    def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Output [S, D] for the input x [S, D] and what its heads attended to, [S, H, c]."""
+        x = x + self.dropout(self.attention.merge(attended))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -157,6 +180,12 @@ class ModalityHead(nn.Module):
 
     def forward(self, hidden: Tensor, modality: Tensor) -> Tensor:
         """hidden [S, D] and the head of each position, modality [S] int64, to logits [S, V]."""
+        if hidden.is_cuda:
+            # Rows cannot be sorted by modality without waiting for their counts, and the products
+            # of all heads are a small part of a step.
+            logits = F.linear(hidden, self.weight)
+            by_head = rearrange(logits, "S (m V) -> S m V", m=self.heads)
+            return by_head.take_along_dim(modality[:, None, None], dim=1).squeeze(1)
         weights = self.weight.chunk(self.heads)
         linears = [partial(F.linear, weight=weight) for weight in weights]
         return linear_by_modality(hidden, modality, linears)
@@ -171,6 +200,12 @@ def linear_by_modality(
     parts = zip(linears, hidden[order].split(counts), strict=True)
     output = torch.cat([linear(part) for linear, part in parts if len(part)])
     return output[order.argsort()]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats [S] of the ids `targets` [S] under logits [S, V], at least in float32."""
+    accum_dtype = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(accum_dtype), targets, reduction="none")
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

@@ -48,7 +48,6 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -56,8 +55,9 @@ from bytelm.model.attention_context import AttentionContext, PackedContext
 from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.config import ModelConfig
 from bytelm.model.embeddings import FeatureEmbed, StartEmbedding, mix_waves
-from bytelm.model.layers import ModalityHead, checkpointed
+from bytelm.model.layers import ModalityHead, checkpointed, cross_entropy
 from bytelm.model.layout import Layout, PatchBatch
+from bytelm.model.region import Region
 from bytelm.model.sequence_parallel import SequenceParallel, SequenceParallelContext
 from bytelm.model.stage import Stage
 from bytelm.model.stored_names import parameter_from_stored
@@ -79,12 +79,28 @@ class Megabyte(nn.Module):
         for module in self.modules():
             self.initialise(module)
         self.tie_output()
+        self.cross_entropy = Region(cross_entropy)
         self.register_load_state_dict_pre_hook(_rename_stored_parameters)
 
     def tie_output(self) -> None:
         """Make the output and the local byte embedding one parameter if the config ties them."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.stages[-1].byte_embed.weight
+
+    def compile_regions(self, backend: str = "inductor", sharded: bool = False) -> None:
+        """Compile what the model computes between its attentions, for training (`Region`).
+
+        Parameters and their names stay as they are. The first steps compile, which takes a minute.
+
+        Args:
+            backend: of `torch.compile`.
+            sharded: the parameters are ZeRO 3's, which gathers them where a module is called, and
+                no call is left inside of a compiled region. Blocks are then gathered whole, which
+                the engine sees to, and the inputs and outputs of stages run as they are.
+        """
+        for stage in self.stages:
+            stage.compile_regions(backend, blocks_only=sharded)
+        self.cross_entropy.compile(backend)
 
     def initialise(self, module: nn.Module) -> bool:
         """Draw the weights of one of the model's modules from a truncated normal, from torch's
@@ -178,8 +194,12 @@ class Megabyte(nn.Module):
                 its start. (The modality of the id itself would reveal the id that opens a
                 segment.) Only read with `modality_heads`.
         """
-        logits = self.lm_head(hidden, heads) if self.config.modality_heads else self.lm_head(hidden)
+        logits = self._head_logits(hidden, heads)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _head_logits(self, hidden: Tensor, heads: Tensor) -> Tensor:
+        """Logits as `output`, in the type of the product."""
+        return self.lm_head(hidden, heads) if self.config.modality_heads else self.lm_head(hidden)
 
     def check_modality(self, modality: Tensor | None, shape: torch.Size) -> Tensor:
         """The modality as int64, or zeros of `shape` for a model with one head.
@@ -293,9 +313,9 @@ class Megabyte(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Nats [C, P] of a chunk's ids, and what it carries; see `_run_lower_stages`."""
         hidden, carried = self._run_lower_stages(stage_0_output, patches, carried)
-        logits = self.output(hidden, patches.heads.flatten())
+        logits = self._head_logits(hidden, patches.heads.flatten())
         targets = rearrange(patches.ids[:, self.lookback_bytes :], "C P -> (C P)")
-        nats = F.cross_entropy(logits, targets, reduction="none")
+        nats = self.cross_entropy(logits, targets)
         return rearrange(nats, "(C P) -> C P", P=self.config.patch), carried
 
     def _run_lower_stages(

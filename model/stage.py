@@ -29,6 +29,7 @@ from bytelm.model.embeddings import (
     StartEmbedding,
 )
 from bytelm.model.layers import Block, checkpointed, compute_dtype, make_norm
+from bytelm.model.region import Region
 from bytelm.model.rope import RopeTable, rope_cos_sin
 
 Linear = Callable[[Tensor], Tensor]
@@ -61,6 +62,16 @@ class Stage(nn.Module):
         blocks = [Block(config, shape) for _ in range(shape.layers)]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
         self.norm = make_norm(config, shape.width)
+        self.embed, self.close = Region(Stage._embed), Region(Stage._close)
+
+    def compile_regions(self, backend: str, blocks_only: bool = False) -> None:
+        """Compile what lies between attentions; see `Megabyte.compile_regions`."""
+        for block in self.blocks:
+            block.before_attention.compile(backend)
+            block.after_attention.compile(backend)
+        if not blocks_only:
+            self.embed.compile(backend)
+            self.close.compile(backend)
 
     def _add_wide_inputs(self, config: ModelConfig, index: int) -> None:
         """Add convolutions, n-grams and codec features, which read more than one position."""
@@ -119,15 +130,29 @@ class Stage(nn.Module):
         Returns:
             [S, D], or [S, b * d] where the config `is_projected`.
         """
-        x = self.token_input(preceding_ids, position, codec_features)
-        if self.parent is not None:
-            x = x + self.parent(parent_slices)
-        rope = self.rope(position)
+        x, rope = self.embed(self, preceding_ids, position, codec_features, parent_slices)
         for block, context in zip(self.blocks, contexts, strict=True):
             if self.checkpoint_layers and torch.is_grad_enabled():
                 x = checkpointed(block, x, rope, context, dropout=self.dropout)
             else:
                 x = block(x, rope, context)
+        return self.close(self, x)
+
+    def _embed(
+        self,
+        preceding_ids: Tensor,
+        position: Tensor,
+        codec_features: Tensor | None,
+        parent_slices: Tensor | None,
+    ) -> tuple[Tensor, RopeTable | None]:
+        """Input of the first block [S, D] and the rotations of all blocks; see `forward`."""
+        x = self.token_input(preceding_ids, position, codec_features)
+        if self.parent is not None:
+            x = x + self.parent(parent_slices)
+        return x, self.rope(position)
+
+    def _close(self, x: Tensor) -> Tensor:
+        """Output of the stage for that of its last block, [S, D]; see `forward`."""
         return self.patch_out(self.norm(x))
 
     def token_input(
