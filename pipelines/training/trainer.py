@@ -24,7 +24,6 @@ from pathlib import Path
 import torch
 
 from bytelm.model.flops import training_flops_per_byte
-from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints import run_folder
 from bytelm.pipelines.checkpoints.train_state import MAX_SKIPPED_IN_A_ROW, TrainState
 from bytelm.pipelines.config import RunConfig, plural
@@ -47,6 +46,7 @@ from bytelm.pipelines.runtime.launcher import (
 from bytelm.pipelines.runtime.signals import SignalListener
 from bytelm.pipelines.storage.files import write_atomic
 from bytelm.pipelines.training.checkpointer import Checkpointer
+from bytelm.pipelines.training.compilation import compile_model
 from bytelm.pipelines.training.config_changes import change_lines, check_same_model
 from bytelm.pipelines.training.engine import Engine, join_process_group
 from bytelm.pipelines.training.metrics_logger import METRICS, MetricsLogger
@@ -61,6 +61,7 @@ from bytelm.pipelines.training.preflight import (
 )
 from bytelm.pipelines.training.samples import SampleDrawer, remove_samples_after
 from bytelm.pipelines.training.sessions import recorded_session
+from bytelm.pipelines.training.sharded_model import make_model
 from bytelm.pipelines.training.step_statistics import StepStatistics
 
 
@@ -109,9 +110,12 @@ class Trainer:
         exit_with_launcher()
         join_process_group(config.train.rank_timeout)
         torch.manual_seed(config.train.seed)
-        engine = Engine(Megabyte(config.model), config)
+        model = make_model(config)
+        messages = compile_model(model, config)
+        engine = Engine(model, config)
         trainer = cls(engine, _plan_for_all_ranks(engine, run / PLAN), run)
         trainer._resume(options)
+        trainer.start_messages += messages
         if budget:
             trainer.pace = Pace(budget, config.optimizer.warmup_steps)
         return trainer
