@@ -1,6 +1,7 @@
 """Causal attention whose time and memory grow only with the keys that queries attend to.
 
 Shapes:
+    S   positions laid flat, sequence after sequence
     M   sequences of equal length
     H   heads, each of c channels
     n   queries of a sequence
@@ -10,7 +11,9 @@ Shapes:
 PyTorch's fused kernels are slow in the two cases that matter on a CPU: for sequences of one patch
 (n = 8) plain matrix products take a third of their time, and for long sequences in bf16 products of
 whole blocks run at the speed of the matrix units, the fused kernel at half of it. On a GPU the
-fused kernels are the fastest, and are used where they apply.
+fused kernels are the fastest, and are used where they apply: FlashAttention takes all documents of
+a batch in one call, whatever their lengths (`varlen_causal_attention`), and kernels of our own take
+the short sequences (`attention_short.py`).
 
 Queries arrive scaled: by 1 / sqrt(c), and by the gain of QK norm where there is one.
 """
@@ -47,6 +50,38 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int = 0) -> Tensor
     if n <= MAX_DENSE_QUERIES and not window:
         return masked_attention(q, k, v, causal_bias(q, n))
     output: Tensor = BlockwiseAttention.apply(q, k, v, window)
+    return output
+
+
+def takes_documents(q: Tensor) -> bool:
+    """Whether `varlen_causal_attention` takes queries [S, H, c]: of 16 bits, on a GPU alone."""
+    return q.is_cuda and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+
+
+def varlen_causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, window: int = 0
+) -> Tensor:
+    """Attention of each query to the keys of its own sequence up to itself, in one call for all.
+
+    Args:
+        q, k, v: [S, H, c], float16 or bfloat16.
+        cu_seqlens: [sequences + 1] int32, first position of each sequence, then S.
+        longest: positions of the longest sequence.
+        window: keys that a query attends to, its own among them; 0 = all.
+
+    Returns:
+        [S, H, c].
+    """
+    # Takes most of a second to import.
+    from torch.nn.attention.varlen import varlen_attn
+
+    output = varlen_attn(
+        *(q, k, v, cu_seqlens, cu_seqlens, longest, longest),
+        scale=1.0,
+        # Keys before and after the query's own.
+        window_size=(window - 1 if 0 < window < longest else -1, 0),
+    )
+    assert isinstance(output, Tensor)
     return output
 
 

@@ -10,17 +10,21 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from bytelm.model.attention import causal_attention, causal_bias, masked_attention
-
-Groups = Sequence[tuple[int, int]]
-"""(M, n) of each run of sequences of equal length, in the order in which they lie in S."""
+from bytelm.model.attention import (
+    causal_attention,
+    causal_bias,
+    masked_attention,
+    takes_documents,
+    varlen_causal_attention,
+)
+from bytelm.model.attention_short import is_short, short_attention
+from bytelm.model.layout import Groups
 
 
 class AttentionContext(Protocol):
@@ -33,17 +37,34 @@ class AttentionContext(Protocol):
 class PackedContext:
     """Attention within each of the sequences packed into S, at the cost of running them alone.
 
+    A GPU runs all of them in one call: documents in one for sequences of any lengths, patches in
+    one for short sequences. A CPU runs a group of equal lengths after the other.
+
     Args:
         groups: lengths of the sequences.
         window: positions that one attends to, its own among them; 0 = all of its sequence.
+        cu_seqlens: [sequences + 1] int32, first position of each sequence, then S; None where a
+            GPU gets short sequences of one length, or long ones a group at a time.
     """
 
-    def __init__(self, groups: Groups, window: int = 0) -> None:
+    def __init__(self, groups: Groups, window: int = 0, cu_seqlens: Tensor | None = None) -> None:
         self.groups = groups
         self.window = window
+        self.cu_seqlens = cu_seqlens
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention of scaled queries, [S, H, c] to [S, H, c]."""
+        longest = max(length for _, length in self.groups)
+        if self.cu_seqlens is not None and takes_documents(queries):
+            return varlen_causal_attention(
+                queries, keys, values, self.cu_seqlens, longest, self.window
+            )
+        if len(self.groups) == 1 and not self.window and is_short(queries, longest):
+            return short_attention(queries, keys, values, longest)
+        return self._attend_by_group(queries, keys, values)
+
+    def _attend_by_group(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The same, one group of sequences of equal length after the other."""
         sizes = [count * length for count, length in self.groups]
         parts = zip(*(x.split(sizes) for x in (queries, keys, values)), strict=True)
         outputs = []
@@ -74,10 +95,14 @@ class CrossPatchContext:
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention of scaled queries, [S, H, c] to [S, H, c]; fills `buffer`."""
         sequences, r = len(self.opens_document), self.buffer.shape[2]
+        n = len(queries) // sequences
+        if is_short(queries, n):
+            last = torch.stack([keys[-r:], values[-r:]])
+            self.buffer.copy_(rearrange(last, "t r H c -> t H r c"))
+            return short_attention(queries, keys, values, n, r, self.opens_document, self.carried)
         q, k, v = (
             rearrange(x, "(M n) H c -> M H n c", M=sequences) for x in (queries, keys, values)
         )
-        n = q.shape[2]
         last = torch.stack([k[:, :, n - r :], v[:, :, n - r :]])  # [2, M, H, r, c]
         first = torch.zeros_like(last[:, 0]) if self.carried is None else self.carried
         self.buffer.copy_(last[:, -1])

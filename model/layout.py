@@ -1,15 +1,20 @@
 """Layout of a packed batch: its patches laid flat, document after document.
 
+A data worker makes the layout beside the rows, on the host, so that the model reads neither a
+length nor a count from a tensor: on a GPU each such read waits until all work before it is done.
+
 Shapes:
     B   rows                     T   ids in a row
     P   ids in a patch           K   patches in a row, T / P
     N   blocks of a row for which its document is given
     S   patches of all rows laid flat
+    G   documents
     J   codec features of an id
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +22,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from bytelm.model.attention_context import Groups
+Groups = Sequence[tuple[int, int]]
+"""(M, n) of each run of M sequences of equal length n, in the order in which they lie in S."""
+
+BYTES_PER_PATCH = 2 * torch.int64.itemsize
+"""Bytes of a layout's tensors for each patch; those for each document are few beside a row's."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +36,23 @@ class Layout:
     groups: Groups
     """(documents, patches of each) for every length."""
     order: Tensor
-    """[S], index of each patch in the row-major order (b k)."""
+    """[S] int64, index of each patch in the row-major order (b k)."""
     position: Tensor
-    """[S], position of each patch in its document, from 0."""
+    """[S] int64, position of each patch in its document, from 0."""
+    cu_seqlens: Tensor
+    """[G + 1] int32, first patch of each document, then S."""
 
     @classmethod
-    def of(cls, document: Tensor, patches: int) -> Layout:
-        """Layout of rows of K `patches`.
+    def of(cls, document: Tensor) -> Layout:
+        """Layout of rows of N patches, on the device of `document`.
 
         Args:
             document: [B, N]; a document is a run of equal numbers in a row.
-            patches: K, a multiple of N.
         """
         numbers = document.cpu()
         opens = torch.ones_like(numbers, dtype=torch.bool)  # [B, N]
         opens[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
-        starts = opens.flatten().nonzero().squeeze(1) * (patches // numbers.shape[1])
-        total = numbers.shape[0] * patches
+        starts, total = opens.flatten().nonzero().squeeze(1), numbers.numel()
         lengths = torch.diff(starts, append=torch.tensor([total]))
         lengths, by_length = lengths.sort(stable=True)
         values, counts = lengths.unique_consecutive(return_counts=True)
@@ -53,9 +62,31 @@ class Layout:
         order = starts[by_length].repeat_interleave(lengths) + position
         return cls(
             groups=list(zip(counts.tolist(), values.tolist(), strict=True)),
-            order=order.to(document.device),
-            position=position.to(document.device),
+            order=order,
+            position=position,
+            cu_seqlens=F.pad(ends, (1, 0)).int(),
+        ).to(document.device)
+
+    def refined(self, parts: int) -> Layout:
+        """The layout of patches of which each one here has `parts`."""
+        if parts == 1:
+            return self
+        part = torch.arange(parts, device=self.order.device)
+        return Layout(
+            groups=[(count, length * parts) for count, length in self.groups],
+            order=(self.order[:, None] * parts + part).flatten(),
+            position=(self.position[:, None] * parts + part).flatten(),
+            cu_seqlens=self.cu_seqlens * parts,
         )
+
+    def to(self, device: torch.device) -> Layout:
+        """The layout with its tensors on a device, copied without a wait from pinned memory."""
+        return self.map(lambda x: x.to(device, non_blocking=True))
+
+    def map(self, moved: Callable[[Tensor], Tensor]) -> Layout:
+        """The layout with every tensor `moved`, as to a device or into pinned memory."""
+        tensors = moved(self.order), moved(self.position), moved(self.cu_seqlens)
+        return Layout(self.groups, *tensors)
 
     def gather(self, ids: Tensor, patch: int, lookback: int) -> Tensor:
         """Ids [B, T] as patches, each after the `lookback` ids before it, [S, lookback + P].

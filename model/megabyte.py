@@ -128,6 +128,7 @@ class Megabyte(nn.Module):
         document: Tensor,
         modality: Tensor,
         codec_features: Tensor | None = None,
+        layout: Layout | None = None,
         sequence_parallel: SequenceParallel | None = None,
     ) -> Tensor:
         """Nats of every id given the ids before it in its document.
@@ -141,6 +142,8 @@ class Megabyte(nn.Module):
             codec_features: [B, T, J] int16, those of `compute_codec_features` for these ids, if
                 a data worker has computed them. Otherwise they are computed here, if the model
                 reads any.
+            layout: `Layout.of` the document, if a data worker has made it. Otherwise it is made
+                here, from values for which a GPU would have to be waited for.
             sequence_parallel: ranks that have the same rows and share the work. Each returns the
                 nats of its own patches, and 0 for those of others. Its part of a row has at least
                 the config's `reach` patches.
@@ -152,14 +155,14 @@ class Megabyte(nn.Module):
         Raises:
             ValueError: the shapes do not fit together.
         """
-        layout = self._layout(ids, document)
+        layout = self._fit_layout(ids, document, layout)
         patches = self._patches(ids, document, modality, codec_features, layout)
         context = self._stage_0_context(layout)
         if sequence_parallel is None:
             nats = self._lower_nats(self._run_stage_0(patches, context), patches)
             return layout.scatter(nats, len(ids))
         reach = self.config.reach
-        local = sequence_parallel.local_indices(len(patches), reach).to(ids.device)
+        local = sequence_parallel.local_indices(len(patches), reach, ids.device)
         patches = patches[local]
         local_context = SequenceParallelContext(context, sequence_parallel)
         output = self._run_stage_0(patches[reach:], local_context)
@@ -179,7 +182,7 @@ class Megabyte(nn.Module):
         """
         if document is None:
             document = torch.zeros(len(ids), 1, dtype=torch.int32, device=ids.device)
-        layout = self._layout(ids, document)
+        layout = self._fit_layout(ids, document, None)
         patches = self._patches(ids, document, modality, None, layout)
         stage_0_output = self._run_stage_0(patches, self._stage_0_context(layout))
         hidden, _ = self._run_lower_stages(stage_0_output, patches, [])
@@ -216,10 +219,12 @@ class Megabyte(nn.Module):
             raise ValueError(
                 f"modality of shape {list(modality.shape)} for ids of {list(shape)}: give the same"
             )
-        if modality.numel() and modality.max() >= self.config.modality_heads:
+        heads = self.config.modality_heads
+        # A GPU would be waited for; there the head itself fails, where it chooses its matrix.
+        if not modality.is_cuda and modality.numel() and modality.max() >= heads:
             raise ValueError(
-                f"modality {int(modality.max())} is beyond the model's "
-                f"{self.config.modality_heads} heads: give codes below that"
+                f"modality {int(modality.max())} is beyond the model's {heads} heads: give codes "
+                f"below that"
             )
         return modality.long()
 
@@ -238,8 +243,12 @@ class Megabyte(nn.Module):
         windows = patch_ids[:, first:end].unfold(1, stage.input_window, stage.position_bytes)
         return rearrange(windows, "C s w -> (C s) w")
 
-    def _layout(self, ids: Tensor, document: Tensor) -> Layout:
-        """The layout of the batch's patches; raises ValueError where the shapes do not fit."""
+    def _fit_layout(self, ids: Tensor, document: Tensor, layout: Layout | None) -> Layout:
+        """The layout of the batch's patches, from that of its blocks if there is one.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
         (rows, length), patch = ids.shape, self.config.patch
         if length % patch or not 0 < length <= self.config.context:
             raise ValueError(
@@ -252,7 +261,9 @@ class Megabyte(nn.Module):
                 f"document of shape {list(document.shape)} does not divide {rows} rows of {length} "
                 f"ids into blocks of whole patches: give one number for each {patch} ids"
             )
-        return Layout.of(document, length // patch)
+        layout = Layout.of(document) if layout is None else layout
+        assert len(layout.order) == document.numel()
+        return layout.refined(length // patch // blocks)
 
     def _patches(
         self,
@@ -279,7 +290,8 @@ class Megabyte(nn.Module):
 
     def _stage_0_context(self, layout: Layout) -> PackedContext:
         """Attention of stage 0 within each document."""
-        return PackedContext(layout.groups, self.stages[0].attention_window)
+        window = self.stages[0].attention_window
+        return PackedContext(layout.groups, window, layout.cu_seqlens)
 
     def _run_stage_0(self, patches: PatchBatch, context: AttentionContext) -> Tensor:
         """Output of stage 0 for each of S patches, [S, D]."""
@@ -296,7 +308,7 @@ class Megabyte(nn.Module):
         accum_dtype = torch.promote_types(stage_0_output.dtype, torch.float32)
         nats = stage_0_output.new_empty(len(patches), self.config.patch, dtype=accum_dtype)
         carried: list[Tensor] = []
-        is_checkpointed = self.config.activation_checkpointing and torch.is_grad_enabled()
+        is_checkpointed = self.config.checkpoints_local and torch.is_grad_enabled()
         outputs = stage_0_output.split(chunk)
         for index, (output, part) in enumerate(zip(outputs, patches.split(chunk), strict=True)):
             if is_checkpointed:

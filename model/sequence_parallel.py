@@ -54,7 +54,7 @@ class SequenceParallel:
     rank: int
     """This rank's number in the group."""
 
-    def local_indices(self, positions: int, preceding: int = 0) -> Tensor:
+    def local_indices(self, positions: int, preceding: int, device: torch.device) -> Tensor:
         """Indices of this rank's part of S `positions`, after those of the `preceding` ones.
 
         Rank 0 takes the last positions of the batch as preceding ones, so that all ranks have
@@ -65,7 +65,8 @@ class SequenceParallel:
         """
         assert positions % self.ranks == 0
         count = positions // self.ranks
-        return torch.arange(self.rank * count - preceding, (self.rank + 1) * count) % positions
+        first, end = self.rank * count - preceding, (self.rank + 1) * count
+        return torch.arange(first, end, device=device) % positions
 
     def receive_from_previous(self, x: Tensor) -> Tensor:
         """Send x [n, D] to the next rank; return that of the previous one (cyclic)."""

@@ -5,12 +5,17 @@ B rows of a batch    L ids in a row    P ids in a patch    J codec features of a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bytelm.modalities.framing import PAYLOAD, UNSCORED
+from bytelm.model.layout import Layout
+
+ModelInputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Layout | None]
+"""ids, document, modality, codec features and layout, as `Megabyte.forward` takes them."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +54,23 @@ class Batch:
     """Damaged spans of all rows."""
     codec_features: Tensor | None = None
     """[B, L, J] int16 of `model.codec_features`, if the loader was asked for them."""
+    layout: Layout | None = None
+    """Order of the patches by document, as the model runs them; the loader makes it."""
 
-    def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Inputs of `Megabyte.forward` on a device: ids, document, modality, codec features."""
-        codec_features = (
-            None
-            if self.codec_features is None
-            else self.codec_features.to(device, non_blocking=True)
-        )
+    def inputs(self, device: torch.device) -> ModelInputs:
+        """Inputs of `Megabyte.forward` on a device, copied without a wait from pinned memory."""
+        on_device = self.to(device)
         return (
-            self.ids.to(device, non_blocking=True).long(),
-            self.document.to(device, non_blocking=True),
-            self.modality.to(device, non_blocking=True),
-            codec_features,
+            on_device.ids.long(),
+            on_device.document,
+            on_device.modality,
+            on_device.codec_features,
+            on_device.layout,
         )
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on a device, copied without a wait from pinned memory."""
+        return self._with(lambda x: x.to(device, non_blocking=True))
 
     @property
     def modality(self) -> Tensor:
@@ -82,12 +90,17 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Copy the tensors to page-locked memory, from which a GPU copies asynchronously."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, moved: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor `moved`."""
         return Batch(
-            self.ids.pin_memory(),
-            self.patch_modality.pin_memory(),
-            self.document.pin_memory(),
-            self.role.pin_memory(),
+            moved(self.ids),
+            moved(self.patch_modality),
+            moved(self.document),
+            moved(self.role),
             self.origins,
             self.damage,
-            None if self.codec_features is None else self.codec_features.pin_memory(),
+            None if self.codec_features is None else moved(self.codec_features),
+            None if self.layout is None else self.layout.map(moved),
         )

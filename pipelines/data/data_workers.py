@@ -14,6 +14,7 @@ A worker ends when its socket closes: when its parent ends or closes it.
 
 from __future__ import annotations
 
+import io
 import math
 import multiprocessing
 import os
@@ -33,7 +34,6 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -209,16 +209,9 @@ def _receive(connection: socket.socket) -> Any:
         count, size = struct.unpack("<IQ", _read(connection, 12))
         sizes = struct.unpack(f"<{count}Q", _read(connection, 8 * count))
         pickled = _read(connection, size)
-        message = pickle.loads(pickled, buffers=[_read(connection, n) for n in sizes])
+        return pickle.loads(pickled, buffers=[_read(connection, n) for n in sizes])
     except (EOFError, OSError):
         return _Closed()
-    if not isinstance(message, dict):
-        return message
-    fields: dict[str, Any] = {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        for name, value in message.items()
-    }
-    return Batch(**fields)
 
 
 def _read(connection: socket.socket, size: int) -> bytearray:
@@ -277,7 +270,7 @@ def _work(
     try:
         for positions in islice(rows, number, None, workers):
             room.acquire()
-            ready.put(_to_arrays(dataset.__getitems__(positions)))
+            ready.put(dataset.__getitems__(positions))
         ready.put(None)
     except Exception as error:
         ready.put(_picklable(error))
@@ -301,30 +294,31 @@ def _send_all(
             _send(connection, message)
         except OSError:
             os._exit(0)
-        if not isinstance(message, dict):
+        if not isinstance(message, Batch):
             return
         del message  # its buffer is used again
         room.release()
 
 
+class _Pickler(pickle.Pickler):
+    """Pickles tensors as arrays, whose memory goes beside the pickle without a copy."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """How to make a tensor again; all else as pickle does it."""
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+
+
 def _send(connection: socket.socket, message: Any) -> None:
-    """Send the arrays of a message as they lie in memory, behind the pickled rest."""
+    """Send the tensors of a message as they lie in memory, behind the pickled rest."""
     buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    pickled = io.BytesIO()
+    _Pickler(pickled, protocol=5, buffer_callback=buffers.append).dump(message)
     views = [buffer.raw() for buffer in buffers]
     sizes = [view.nbytes for view in views]
-    head = struct.pack(f"<IQ{len(sizes)}Q", len(sizes), len(pickled), *sizes)
-    connection.sendall(head + pickled)
+    head = struct.pack(f"<IQ{len(sizes)}Q", len(sizes), pickled.tell(), *sizes)
+    connection.sendall(head + pickled.getbuffer())
     for view in views:
         connection.sendall(view)
-
-
-def _to_arrays(batch: Batch) -> dict[str, Any]:
-    """The fields of a batch, with its tensors as arrays, which pickle without a copy."""
-    return {
-        name: value.numpy() if isinstance(value, Tensor) else value
-        for name, value in vars(batch).items()
-    }
 
 
 def _picklable(error: Exception) -> Exception:

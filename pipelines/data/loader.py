@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bytelm.model.codec_features.layout import FEATURES
+from bytelm.model.layout import BYTES_PER_PATCH
 from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.data_workers import WorkerBatches
 from bytelm.pipelines.data.plan import Plan
@@ -19,8 +20,10 @@ PREFETCH_BYTES = 1 << 26
 """Limit on the bytes of the batches that all workers of a loader together hold ready; each worker
 holds at least one batch."""
 MAX_PREFETCHED_BATCHES = 16
-BYTES_PER_ID = 4
-"""Upper bound: an id of 2 bytes, its role, and 5 bytes for each patch."""
+BYTES_PER_ID = 3
+"""An id of 2 bytes and its role."""
+FRAME_BYTES_PER_PATCH = 5
+"""Document and modality of a patch."""
 FEATURE_BYTES_PER_ID = 2 * FEATURES
 
 
@@ -71,7 +74,9 @@ def make_loader(
     """
     batch_rows = rows.micro_batch if isinstance(rows, TrainingRows) else rows.batch
     id_bytes = BYTES_PER_ID + (FEATURE_BYTES_PER_ID if codec_patch else 0)
-    batch_bytes = batch_rows * plan.config.row_length * id_bytes
+    patch_bytes = FRAME_BYTES_PER_PATCH + BYTES_PER_PATCH
+    length, patch = plan.config.row_length, plan.config.patch
+    batch_bytes = batch_rows * (length * id_bytes + length // patch * patch_bytes)
     ahead = max(1, PREFETCH_BYTES // (batch_bytes * max(1, workers)))
     dataset = RowDataset(plan, mask_damage, codec_patch)
     return Loader(dataset, rows, workers, min(ahead, MAX_PREFETCHED_BATCHES))

@@ -16,6 +16,7 @@ from bytelm.modalities import BY_CODE, framing
 from bytelm.modalities.base import Bytes
 from bytelm.modalities.framing import Framed
 from bytelm.model.codec_features.vectorized import compute_codec_features
+from bytelm.model.layout import Layout
 from bytelm.pipelines.data.batch import Batch, Damage, Origin
 from bytelm.pipelines.data.plan import Plan, Position
 from bytelm.pipelines.data.source_order import PlannedRow
@@ -90,6 +91,7 @@ class RowDataset(Dataset[Batch]):
             batch.codec_features = compute_codec_features(
                 batch.ids.long(), batch.document, self.codec_patch
             )
+        batch.layout = Layout.of(batch.document)
         return batch
 
     def _allocate(self, count: int) -> tuple[Batch, list[Framed]]:

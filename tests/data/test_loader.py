@@ -15,6 +15,7 @@ from helpers.sets import SetMaker, audio, image, text
 from bytelm.modalities import MODALITIES, framing
 from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.config import ModelConfig
+from bytelm.model.layout import Layout
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
@@ -65,7 +66,7 @@ def test_global_batches_do_not_depend_on_ranks_and_workers(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_bring_the_codec_features_that_the_model_would_compute(
+def test_batches_bring_the_codec_features_and_the_layout_that_the_model_would_make(
     mixed_set: ShardSet, workers: int
 ) -> None:
     plan = plan_of(mixed_set)
@@ -82,11 +83,17 @@ def test_batches_bring_the_codec_features_that_the_model_would_compute(
     model = Megabyte(ModelConfig.from_dict(values)).eval()
     rows = EvaluationRows(plan.rows(0), 2, 0, 1)
     for batch in make_loader(plan, rows, workers, codec_patch=model.config.patch):
-        ids, document, modality, features = batch.inputs(torch.device("cpu"))
+        ids, document, modality, features, layout = batch.inputs(torch.device("cpu"))
         assert features is not None
         assert torch.equal(features, compute_codec_features(ids, document, 4))
+        assert layout is not None
+        expected = Layout.of(document)
+        assert layout.groups == expected.groups
+        assert torch.equal(layout.order, expected.order)
+        assert torch.equal(layout.position, expected.position)
+        assert torch.equal(layout.cu_seqlens, expected.cu_seqlens)
         with torch.no_grad():
-            nats = model(ids, document, modality, codec_features=features)
+            nats = model(ids, document, modality, features, layout)
             assert torch.equal(nats, model(ids, document, modality))
             assert not torch.equal(
                 nats, model(ids, document, modality, codec_features=features.roll(1, 1))
