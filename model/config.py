@@ -5,7 +5,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 _LEAST = {
     "context": 1,
@@ -105,8 +105,9 @@ class ModelConfig:
     modality nets of MultiModel (arXiv 1706.05137)."""
     local_chunk: int = 0
     """Patches whose lower stages and loss are computed at once, which bounds memory; 0: all."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: stage 0 by layer, the rest by chunk."""
+    activation_checkpointing: Literal[False, True, "global", "local"] = False
+    """Recompute activations in the backward pass: stage 0 by layer and the rest by chunk (`true`),
+    stage 0 alone (`global`), or the rest alone (`local`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -144,6 +145,12 @@ class ModelConfig:
             )
 
     def _check_options(self) -> None:
+        checkpointing = self.activation_checkpointing
+        if not (isinstance(checkpointing, bool) or checkpointing in ("global", "local")):
+            raise ValueError(
+                "activation_checkpointing must be true, false, global or local, got "
+                f"{checkpointing!r}"
+            )
         if self.conv_patch_encoder and len(self.stages) == 1:
             raise ValueError(
                 "conv_patch_encoder needs patches: give two stages or more, or leave it out"
@@ -172,6 +179,16 @@ class ModelConfig:
             raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
         if not (0.0 < self.embedding_std < math.inf and 0.0 < self.init_std < math.inf):
             raise ValueError("embedding_std and init_std must be above 0 and finite")
+
+    @property
+    def checkpoints_global(self) -> bool:
+        """Whether the layers of stage 0 are recomputed in the backward pass."""
+        return self.activation_checkpointing in (True, "global")
+
+    @property
+    def checkpoints_local(self) -> bool:
+        """Whether the stages below stage 0, with the logits, are recomputed chunk by chunk."""
+        return self.activation_checkpointing in (True, "local")
 
     @property
     def patch(self) -> int:

@@ -85,12 +85,14 @@ def step_bytes(config: ModelConfig, rows: int = 1, number: int = 2, ranks: int =
         for index, stage in enumerate(config.stages[1:], 1)
     )  # of a patch
     logit_gradients = chunk * logits * (4 + number)
-    if config.activation_checkpointing:
+    held_patches = chunk if config.checkpoints_local else patches
+    recomputed = held_patches * (lower + 4 * logits) + logit_gradients
+    if config.checkpoints_global:
         stage_0 += patches * 4 * config.stages[0].width * (layers + 2)
-        activations = stage_0 + max(layer, chunk * (lower + 4 * logits) + logit_gradients)
+        recomputed = max(layer, recomputed)
     else:
-        activations = stage_0 + layers * layer + patches * (lower + 4 * logits) + logit_gradients
-    return autocast_copies + max(activations, 4 * parameters)
+        stage_0 += layers * layer
+    return autocast_copies + max(stage_0 + recomputed, 4 * parameters)
 
 
 def _layer_matrices(config: ModelConfig, index: int) -> int:

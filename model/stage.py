@@ -55,7 +55,7 @@ class Stage(nn.Module):
         self.channels = shape.width // shape.heads
         self.uses_rope = config.rope
         self.dropout = config.dropout
-        self.checkpoint_layers = index == 0 and config.activation_checkpointing
+        self.checkpoint_layers = index == 0 and config.checkpoints_global
 
         self._add_wide_inputs(config, index)
         self._add_inputs_and_output(config, index)

@@ -164,6 +164,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16` computes under autocast, with weights, gradients and optimizer state in fp32. `auto`
     is `bf16` on a device that has instructions for it, otherwise `fp32`."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model between its attentions with `torch.compile`, for training alone. `auto` is
+    `on` on a GPU where the compiler works, otherwise `off`."""
     deepspeed: str = "zero1"
     """ZeRO stage and offload: a case of `ds_configs` (zero0, zero1, zero2, zero3, zero2_offload,
     zero3_offload), or a JSON file."""
@@ -403,12 +406,13 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         return _build_tuple(arguments, value, path)
     if type(None) in arguments:
         return None if value is None else _build(arguments[0], value, path)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{path} must be one of {', '.join(arguments)}, and is {value!r}")
-        return value
-    if kind is bool and isinstance(value, str):
+    if isinstance(value, str) and (kind is bool or True in arguments):
         value = SWITCHES.get(value.lower(), value)
+    if origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in arguments):
+            choices = ", ".join(str(choice).lower() for choice in arguments)
+            raise ValueError(f"{path} must be one of {choices}, and is {value!r}")
+        return value
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError(f"{path} is a number of {value.bit_length()} bits, and must fit 64")
     if kind is not bool and isinstance(value, bool):

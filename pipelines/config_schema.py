@@ -81,7 +81,8 @@ def _value(kind: Any) -> Schema:
         return _object(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return {"enum": list(arguments)}
+        words = SWITCHES if True in arguments else {}
+        return {"enum": [*arguments, *words]}
     if type(None) in arguments:
         return {"anyOf": [_value(arguments[0]), {"type": "null"}]}
     if origin is tuple:

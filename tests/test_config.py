@@ -150,6 +150,17 @@ def test_whole_numbers_may_be_written_as_powers_and_switches_as_words() -> None:
     assert config.model.rope is True
 
 
+@pytest.mark.parametrize(("written_as", "value"), [("on", True), (True, True), ("local", "local")])
+def test_checkpointing_is_a_switch_or_names_stages(
+    written_as: bool | str, value: bool | str
+) -> None:
+    model = {"preset": "tiny", "activation_checkpointing": written_as}
+    config = config_from_dict({**MINIMAL, "model": model})
+    assert config.model.activation_checkpointing is value
+    with pytest.raises(ValueError, match="must be one of false, true, global, local, and is 1"):
+        config_from_dict({**MINIMAL, "model": {**model, "activation_checkpointing": 1}})
+
+
 def test_no_limit_is_a_limit(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL)
     config = load_config(path, ["data.cache_gb=.inf", "train.rank_timeout=.inf"])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -155,6 +156,23 @@ def test_chunks_and_checkpoints_change_nothing(shape: str, option: str) -> None:
     lean.lm_head.register_forward_hook(lambda module, i, output: logits_held.append(len(output)))
     torch.testing.assert_close(_gradients(lean, ids), whole, atol=1e-12, rtol=1e-9)
     assert max(logits_held) == 5 * lean.config.patch
+
+
+@pytest.mark.parametrize(
+    ("where", "runs"), [(False, (1, 3)), ("global", (2, 3)), ("local", (1, 6)), (True, (2, 6))]
+)
+def test_checkpoints_recompute_the_stages_that_are_named(
+    where: Literal[False, True, "global", "local"], runs: tuple[int, int]
+) -> None:
+    """A layer of stage 0 runs once, and one of the local stage in each of three chunks."""
+    ids = torch.randint(0, 264, (2, 48))
+    plain = _gradients(tiny_model("two").double(), ids)
+    lean = tiny_model("two", local_chunk=8, activation_checkpointing=where).double()
+    ran: list[int] = []
+    for index, stage in enumerate(lean.stages):
+        stage.blocks[0].register_forward_pre_hook(lambda *_, index=index: ran.append(index))
+    torch.testing.assert_close(_gradients(lean, ids), plain, atol=1e-12, rtol=1e-9)
+    assert (ran.count(0), ran.count(1)) == runs
 
 
 def test_checkpoints_repeat_the_dropout() -> None:

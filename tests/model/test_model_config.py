@@ -68,6 +68,8 @@ def test_image64_is_the_only_preset_with_a_projection() -> None:
         ({"cross_patch_attention": -1}, "cross_patch_attention must be"),
         ({"ngram_table_size": -1}, "ngram_table_size must be"),
         ({"ngram_width": 0}, "ngram_width must be"),
+        ({"activation_checkpointing": 1}, "must be true, false, global or local"),
+        ({"activation_checkpointing": "globl"}, "must be true, false, global or local"),
         ({"modality_heads": -1}, "modality_heads must be"),
         ({"modality_heads": 3}, "tie_embeddings must be false"),
         (
