@@ -87,19 +87,16 @@ class Megabyte(nn.Module):
         if self.config.tie_embeddings:
             self.lm_head.weight = self.stages[-1].byte_embed.weight
 
-    def compile_regions(self, backend: str = "inductor", sharded: bool = False) -> None:
-        """Compile what the model computes between its attentions, for training (`Region`).
+    def compile_regions(self, backend: str = "inductor") -> None:
+        """Compile what the model computes between its attentions, for training (see `Region`).
 
         Parameters and their names stay as they are. The first steps compile, which takes a minute.
 
         Args:
             backend: of `torch.compile`.
-            sharded: the parameters are ZeRO 3's, which gathers them where a module is called, and
-                no call is left inside of a compiled region. Blocks are then gathered whole, which
-                the engine sees to, and the inputs and outputs of stages run as they are.
         """
         for stage in self.stages:
-            stage.compile_regions(backend, blocks_only=sharded)
+            stage.compile_regions(backend)
         self.cross_entropy.compile(backend)
 
     def initialise(self, module: nn.Module) -> bool:

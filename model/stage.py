@@ -12,7 +12,7 @@ Shapes:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -64,14 +64,13 @@ class Stage(nn.Module):
         self.norm = make_norm(config, shape.width)
         self.embed, self.close = Region(Stage._embed), Region(Stage._close)
 
-    def compile_regions(self, backend: str, blocks_only: bool = False) -> None:
+    def compile_regions(self, backend: str) -> None:
         """Compile what lies between attentions; see `Megabyte.compile_regions`."""
+        regions: list[Region[..., Any]] = [self.embed, self.close]
         for block in self.blocks:
-            block.before_attention.compile(backend)
-            block.after_attention.compile(backend)
-        if not blocks_only:
-            self.embed.compile(backend)
-            self.close.compile(backend)
+            regions += [block.before_attention, block.after_attention]
+        for region in regions:
+            region.compile(backend)
 
     def _add_wide_inputs(self, config: ModelConfig, index: int) -> None:
         """Add convolutions, n-grams and codec features, which read more than one position."""

@@ -111,8 +111,8 @@ class Trainer:
         join_process_group(config.train.rank_timeout)
         torch.manual_seed(config.train.seed)
         model = make_model(config)
-        messages = compile_model(model, config)
         engine = Engine(model, config)
+        messages = compile_model(model, engine)
         trainer = cls(engine, _plan_for_all_ranks(engine, run / PLAN), run)
         trainer._resume(options)
         trainer.start_messages += messages
