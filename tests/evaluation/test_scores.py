@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.codec_reference import Payload
 from helpers.commands import TINY_MODEL
 from helpers.sets import SetMaker, audio, image, text
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch import Tensor
 from bytelm.modalities import framing
 from bytelm.modalities.evaluation_head import ERRORS, MATCH_LENGTHS, MATCHES
 from bytelm.model.codec_features import layout
-from bytelm.model.codec_features.match import Matcher
 from bytelm.model.config import ModelConfig
 from bytelm.model.layout import PatchBatch
 from bytelm.model.megabyte import Megabyte
@@ -155,7 +155,7 @@ def test_matches_are_those_of_a_search_byte_by_byte(make_set: SetMaker) -> None:
     assert batch.codec_features is not None
     (row, *_) = scored_rows(batch, torch.ones(batch.ids.shape))
     (found,) = segments_in_row(row)
-    matcher, expected = Matcher(), []
+    matcher, expected = Payload(), []
     for byte in data:
         longest = [k for k, candidate in enumerate(matcher.candidates) if candidate >= 0]
         is_right = bool(longest) and matcher.candidates[longest[-1]] == byte

@@ -1,12 +1,11 @@
-"""Codec features: by definition, whole rows against id by id, and as the stream frames them."""
+"""Codec features: against the reference, in whole rows and id by id, as the stream frames them."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 import torch
+from helpers.codec_reference import reference_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,9 +13,8 @@ from torch import Tensor
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import Header
 from bytelm.model.codec_features import layout
-from bytelm.model.codec_features.incremental import IncrementalFeatures
-from bytelm.model.codec_features.layout import FEATURES, MATCHES, NONE, PayloadLayout
-from bytelm.model.codec_features.linear_prediction import predict_samples
+from bytelm.model.codec_features.incremental import BatchFeatures
+from bytelm.model.codec_features.layout import MATCHES, NONE
 from bytelm.model.codec_features.vectorized import compute_codec_features
 
 SEGMENTS = {
@@ -57,101 +55,21 @@ def framed(names: list[str], patch: int, skipped: int = 0) -> tuple[Tensor, Tens
     return torch.from_numpy(np.concatenate(rows))[None], torch.tensor([documents]).int()
 
 
-def expected_features(ids: np.ndarray, patch: int) -> np.ndarray:
-    """The features of one document [T], straight from their definition."""
-    segment = next(framing.parse(ids, patch))
-    name, header, offset = segment.modality.name, segment.header, segment.offset
-    features = np.full((len(ids), FEATURES), NONE)
-    begin = segment.payload.start
-    stop = next((k for k in range(begin, len(ids), patch) if ids[k] > 255), len(ids))
-    payload = [int(id_) if id_ < 256 else 0 for id_ in ids[begin : stop + patch]]
-    unit = header.channels if segment.view == "raster" else 1
-    kinds = {("image", "raster"): image_features, ("image", "planar"): image_features}
-    kinds |= {("audio", "s16be"): audio_features}
-    predict = kinds.get((name, segment.view)) if header.width != 1 else None
-    if name == "audio":
-        unit = 2 * header.channels
-    for index in range(len(payload)):
-        preceding = payload[:index]
-        if predict:
-            features[begin + index, :MATCHES] = [
-                *predict(preceding, unit, header.width, offset),
-                (offset + index) % unit,
-            ]
-        if predict != audio_features:
-            candidates = [candidate(preceding, k) for k in (4, 6, 8)]
-            runs = [int(16 * math.log2(1 + run_length(preceding, k))) for k in (4, 6, 8)]
-            features[begin + index, MATCHES:] = [*candidates, *runs]
-    return features
-
-
-def candidate(preceding: list[int], k: int) -> int:
-    """The byte after the latest earlier occurrence of the last k bytes."""
-    for index in range(len(preceding) - 1, k - 1, -1):
-        if preceding[index - k : index] == preceding[-k:]:
-            return preceding[index]
-    return NONE
-
-
-def run_length(preceding: list[int], k: int) -> int:
-    """How many of the last bytes in a row were their candidates."""
-    run = 0
-    while run < len(preceding):
-        *earlier, byte = preceding[: len(preceding) - run]
-        if candidate(earlier, k) != byte:
-            break
-        run += 1
-    return run
-
-
-def image_features(preceding: list[int], unit: int, width: int, offset: int) -> list[int]:
-    padded = [0] * (1 << 11) + preceding
-    line = unit * width
-    left, above, corner, right = (
-        padded[-distance] for distance in (unit, line, line + unit, line - unit)
-    )
-    plane = left + above - corner
-    predictions = [sorted((left, above, plane))[1], plane]
-    predictions += [padded[-1] + above - padded[-line - 1], padded[-1] + left - padded[-unit - 1]]
-    return [min(max(value, 0), 255) for value in predictions] + [left, above, corner, right]
-
-
-def audio_features(preceding: list[int], unit: int, width: int, offset: int) -> list[int]:
-    leading = offset % 2
-    is_low = (len(preceding) + offset) % 2
-    if is_low and len(preceding) < 2 and leading:
-        return [0, 128] * 3 + [0, 0]
-    whole = bytes(preceding[leading : len(preceding) - is_low])
-    samples = np.frombuffer(whole, ">i2").astype(np.int64)
-    channel = samples[len(samples) % (unit // 2) :: unit // 2]
-    linear = predict_samples(torch.from_numpy(channel.copy())[None])[0].tolist()
-    last = [0, 0, *channel.tolist()]
-    numbers: list[int] = []
-    for sample in (linear[-1], 2 * last[-1] - last[-2], last[-1]):
-        sample = min(max(sample, -32768), 32767)
-        if is_low:
-            high = int(np.int8(np.uint8(preceding[-1])))
-            numbers += [sample - 256 * high, sample // 256 - high + 128]
-        else:
-            numbers += [sample // 256 % 256, sample % 256]
-    errors = [0] * 128 + [abs(a - b) for a, b in zip(last[2:], linear, strict=False)]
-    means = [sum(errors[-span:]) / span for span in (16, 128)]
-    magnitudes = [int(16 * math.log2(1 + mean) + 1e-9) for mean in means]
-    return [min(max(number, 0), 255) for number in numbers] + magnitudes
+def expected_features(ids: Tensor, document: Tensor, patch: int) -> Tensor:
+    """The features [1, T, J] of ids [1, T] by the reference."""
+    features = reference_features(ids[0].tolist(), document[0].tolist(), patch)
+    return torch.from_numpy(features)[None]
 
 
 @pytest.mark.parametrize("name", sorted(SEGMENTS))
 @pytest.mark.parametrize("patch", [1, 3, 4, 8, 16])
-def test_features_follow_their_definition(name: str, patch: int) -> None:
+def test_features_are_those_of_the_reference(name: str, patch: int) -> None:
     size = SEGMENTS[name][3]
     for skipped in (0, min(3, size // patch) * patch):
         ids, document = framed([name, name], patch, skipped)
-        features = compute_codec_features(ids, document, patch)[0].numpy()
+        features = compute_codec_features(ids, document, patch)
         assert (features != NONE).any()
-        for number in (0, 1):
-            is_inside = (document[0] == number).repeat_interleave(patch).numpy()
-            expected = expected_features(ids[0].numpy()[is_inside], patch)
-            assert np.array_equal(features[is_inside], expected)
+        assert torch.equal(features, expected_features(ids, document, patch))
 
 
 def test_the_openings_and_views_are_the_streams() -> None:
@@ -164,9 +82,6 @@ def test_the_openings_and_views_are_the_streams() -> None:
     assert audio.view_code("s16be") == layout.S16BE
     for modality in (text, image, audio):
         assert modality.header_size == layout.OPENING_LENGTHS[modality.som] - 1
-        for patch in range(1, 40):
-            length = framing.preamble_length(modality, patch)
-            assert layout.preamble_patches(modality.som, patch) * patch == length
 
 
 def any_row(patch: int) -> st.SearchStrategy[Tensor]:
@@ -191,10 +106,12 @@ def edited(names: list[str], edits: list[tuple[float, int]], patch: int) -> Tens
 def test_features_follow_from_the_preceding_ids(
     case: tuple[int, Tensor], data: st.DataObject
 ) -> None:
-    """Later ids change nothing, and a row read id by id has the same features."""
+    """Later ids change nothing, and rows read id by id have the same features."""
     patch, ids = case
     document = torch.zeros(1, 1, dtype=torch.int32)
     features = compute_codec_features(ids, document, patch)
+    by_patch = document.expand(1, ids.shape[1] // patch)
+    assert torch.equal(features, expected_features(ids, by_patch, patch))
     position = data.draw(st.integers(0, ids.shape[1] - 1))
     other = ids.clone()
     other[:, position:] = data.draw(st.sampled_from([3, 256, 257, 259, 260, 261]))
@@ -204,11 +121,14 @@ def test_features_follow_from_the_preceding_ids(
 
 
 def read_id_by_id(ids: Tensor, patch: int) -> Tensor:
-    incremental, features = IncrementalFeatures(patch), []
-    for id_ in ids[0].tolist():
-        features.append(incremental.codec_features())
-        incremental.push(id_)
-    return torch.tensor([features], dtype=torch.int16)
+    """Features [1, T, J] of ids [1, T], pushed one at a time beside a row that is ahead."""
+    rows = BatchFeatures(2, patch, ids.shape[1] + 20)
+    rows.push_row(1, ids[0, :20])
+    features = []
+    for id_ in ids[0]:
+        features.append(rows.features()[0].clone())
+        rows.push(id_.expand(2))
+    return torch.stack(features)[None]
 
 
 def test_a_document_that_ends_in_padding_has_no_payload() -> None:
@@ -231,12 +151,41 @@ def test_rows_framed_for_a_larger_patch_have_their_features() -> None:
     assert torch.equal(flat[is_payload], patched[is_payload])
 
 
-def test_openings_without_a_known_layout_have_matches_alone() -> None:
-    opening = [260, 0, 5, 0, 4, 3, 0, 0, 0, 0, 4]
-    assert PayloadLayout.from_opening(opening) == PayloadLayout("image", unit=3, line=15, phase=1)
-    for other in (
-        [*opening[:4], 258, *opening[5:]],
-        [260, 0, 5, 0, 4, 0, *opening[6:]],
+@pytest.mark.parametrize(
+    "opening",
+    [
+        [260, 0, 5, 0, 4, 258, 0, 0, 0, 0, 4],
+        [260, 0, 5, 0, 4, 0, 0, 0, 0, 0, 4],
+        [260, 0, 1, 0, 4, 3, 0, 0, 0, 0, 4],
+        [260, 0, 5, 0, 4, 3, 2, 0, 0, 0, 4],
+        [261, 0, 0, 0, 9, 1, 0, 0, 0, 0, 0],
+        [261, 0, 0, 0, 9, 0, 1, 0, 0, 0, 0],
         [259, 0, 0, 0, 0, 0],
-    ):
-        assert PayloadLayout.from_opening(other) == PayloadLayout("bytes")
+    ],
+)
+def test_openings_without_a_known_layout_have_matches_alone(opening: list[int]) -> None:
+    padding = [256] * (16 - len(opening))
+    ids = torch.tensor([[*opening, *padding, *b"abcdeabcdeabcde", 0]])
+    features = compute_codec_features(ids, torch.zeros(1, 1), 16)[0, 16:]
+    assert (features[:, :MATCHES] == NONE).all()
+    assert features[:, MATCHES].tolist() == [NONE] * 9 + list(b"eabcdea")
+
+
+def test_rows_of_a_batch_have_their_own_features() -> None:
+    parts = [framed([name, name], 8) for name in ("raster", "stereo", "text")]
+    shortest = min(ids.shape[1] for ids, _ in parts)
+    ids = torch.cat([ids[:, :shortest] for ids, _ in parts])
+    document = torch.cat([document[:, : shortest // 8] for _, document in parts])
+    together = compute_codec_features(ids, document, 8)
+    for row in range(3):
+        assert torch.equal(
+            together[row : row + 1],
+            compute_codec_features(ids[row : row + 1], document[row : row + 1], 8),
+        )
+
+
+def test_a_full_row_takes_no_further_id() -> None:
+    rows = BatchFeatures(1, 4, 8)
+    rows.push_row(0, torch.zeros(8, dtype=torch.int64))
+    with pytest.raises(AssertionError):
+        rows.push(torch.zeros(1, dtype=torch.int64))

@@ -1,0 +1,57 @@
+"""Kernels of numba: functions that become machine code at their first call.
+
+Numba keeps what it compiled beside the source (in NUMBA_CACHE_DIR if that is set, or below the
+user's cache folder where the source's is read-only). It looks for changes in the file of a kernel
+alone, not in those of what the kernel calls: what a kernel calls stands in the kernel's file.
+
+Kernels allocate nothing, so that arrays need no counts of references, which numba would keep at
+every call of a part and which cost more than the work between them.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+NOTICE_SECONDS = 2.0
+"""Compilation that takes longer is announced."""
+_OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
+
+
+def kernel(function: Function) -> Function:
+    """Compile what Python calls, at its first call; it runs without the interpreter's lock.
+
+    A kernel is called with arguments of the same types everywhere: others are compiled anew.
+    """
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # there is no folder in which a cache could be kept
+        return numba.njit(**_OPTIONS)(function)
+
+
+def kernel_part(function: Function) -> Function:
+    """Compile what kernels call; it is kept as a part of them."""
+    return numba.njit(**_OPTIONS)(function)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Say on stderr that kernels are compiled, where the body takes over NOTICE_SECONDS."""
+    notice = threading.Timer(NOTICE_SECONDS, _announce)
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
+
+
+def _announce() -> None:
+    print("compiling kernels, once on this machine", file=sys.stderr, flush=True)
