@@ -44,7 +44,7 @@ def _gather_by_block(model: Megabyte) -> None:
     blocks the stage's; the modules between lose their hooks. DeepSpeed has "leaf modules" for that,
     but reduces the gradients of one after its first backward pass, and a block has one a chunk.
     """
-    from deepspeed.zero import register_external_parameter
+    import deepspeed
 
     for stage in model.stages:
         blocks = list(stage.blocks)
@@ -57,7 +57,7 @@ def _gather_by_block(model: Megabyte) -> None:
                 module._forward_pre_hooks.clear()
                 module._forward_hooks.clear()
                 for parameter in module.parameters(recurse=False):
-                    register_external_parameter(caller, parameter)
+                    deepspeed.zero.register_external_parameter(caller, parameter)
 
 
 def compiler_problem(device: torch.device) -> str:
