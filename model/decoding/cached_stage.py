@@ -25,13 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.model.decoding.kv_cache import CachedRows, CacheSlots, KVCache
-from bytelm.model.decoding.packed_linear import BIT_IDENTICAL_ROWS, PackedLinear
+from bytelm.model.decoding.packed_linear import PackedLinear
 from bytelm.model.layers import Block, RMSNorm
 from bytelm.model.rope import RopeTable, apply_rope, rope_cos_sin
 from bytelm.model.stage import Stage
 
-PROCESSOR_CACHE_BYTES = 2**24
-"""Most bytes of weights that stay in the processor's cache from one byte of a row to the next."""
 ROPE_BLOCK = 4096
 """Positions whose rotations are computed at once."""
 
@@ -91,36 +89,28 @@ class CachedStage:
     Args:
         stage: its weights are copied as they are now, except for those of embeddings.
         batch: B.
-        sequence_length: m.
+        slots: of its caches.
         dtype: type of matrix products.
     """
 
-    def __init__(self, stage: Stage, batch: int, sequence_length: int, dtype: torch.dtype) -> None:
+    def __init__(self, stage: Stage, batch: int, slots: CacheSlots, dtype: torch.dtype) -> None:
         self.stage = stage
-        self.position_bytes, self.sequence_length = stage.position_bytes, sequence_length
-        slots = stage.cross_patch_keys + sequence_length
-        self.slots = CacheSlots(
-            previous=stage.cross_patch_keys,
-            current=sequence_length,
-            window=stage.attention_window or slots,
-        )
-        row_by_row = batch <= BIT_IDENTICAL_ROWS and _stays_in_cache(stage, dtype)
-        pack = partial(PackedLinear, dtype=dtype, row_by_row=row_by_row)
-        self.blocks = [CachedBlock(block, batch, self.slots, pack) for block in stage.blocks]
+        self.position_bytes, self.sequence_length = stage.position_bytes, slots.current
+        self.slots = slots
+        pack = partial(PackedLinear, dtype=dtype)
+        self.blocks = [CachedBlock(block, batch, slots, pack) for block in stage.blocks]
         start = stage.start_embed.weight.detach()
         self.norm = _norm_in(stage.norm, torch.promote_types(start.dtype, torch.float32))
         self.start = start.expand(batch, -1)
         linear = {
-            # The parent's matrix meets all positions of a sequence at once.
-            name: pack(module.weight, row_by_row=row_by_row and name != "parent")
+            name: pack(module.weight)
             for name, module in stage.named_children()
             if isinstance(module, nn.Linear)
         }
         self.parent, self.patch_out = linear.get("parent"), linear.get("patch_out")
         self.ngram_in, self.feature_in = linear.get("ngram_in"), linear.get("feature_in")
-        self.can_batch_inputs = stage.patch_encoder is None and "patch_in" not in linear
         # [B, m, D], the parent's part of the input at each position of the current sequence
-        self.parent_input = start.new_empty(batch, sequence_length, len(start), dtype=dtype)
+        self.parent_input = start.new_empty(batch, slots.current, len(start), dtype=dtype)
         self._rope_block: tuple[int, Tensor, Tensor] | None = None
 
     def advance(
@@ -159,13 +149,8 @@ class CachedStage:
         """`Stage.token_input` of rows at one position: [R, input_window] and [R, J] to [R, D]."""
         stage = self.stage
         if stage.position_bytes > 1:
-            # Convolutions and plain products round differently for several rows than for one.
-            parts = [preceding_ids] if self.can_batch_inputs else preceding_ids.split(1)
-            inputs = [
-                stage.token_input(part, part.new_full((len(part),), position), codec_features)
-                for part in parts
-            ]
-            return inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+            positions = preceding_ids.new_full((len(preceding_ids),), position)
+            return stage.token_input(preceding_ids, positions, codec_features)
         if position % self.sequence_length == 0 and not stage.cross_patch_keys:
             x = self.start[: len(preceding_ids)]
         else:
@@ -189,12 +174,6 @@ class CachedStage:
             self._rope_block = (block, *rope_cos_sin(positions, self.stage.channels, keys.dtype))
         _, cos, sin = self._rope_block
         return cos[offset], sin[offset]
-
-
-def _stays_in_cache(stage: Stage, dtype: torch.dtype) -> bool:
-    """Whether the processor still holds the stage's weights when the next byte needs them."""
-    numbers = sum(p.numel() for block in stage.blocks for p in block.parameters())
-    return stage.position_bytes == 1 and dtype.itemsize * numbers <= PROCESSOR_CACHE_BYTES
 
 
 def _norm_in(module: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from bytelm.model.attention_context import AttentionContext
+from bytelm.model.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,13 @@ class CacheSlots:
     """m."""
     window: int
     """Positions that one attends to, its own among them."""
+
+    @classmethod
+    def of(cls, stage: Stage, sequence_length: int) -> "CacheSlots":
+        """Slots of a stage whose sequences have `sequence_length` positions."""
+        previous = stage.cross_patch_keys
+        window = stage.attention_window or previous + sequence_length
+        return cls(previous, sequence_length, window)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,627 @@
+"""A step of the decoder in one compiled call: from the ids of rows to the logits of the next one.
+
+Shapes:
+    B   rows of the decoder      R   rows that a call advances
+    b   bytes in a position of a stage
+    m   positions in a sequence of a stage: a row for stage 0, else a position of its parent
+    r   positions of the preceding sequence that a position attends to
+    D   width of a stage         H   heads of c channels
+    V   vocabulary               J   codec features of an id
+
+The equations are those of `layers.py`, `stage.py` and `embeddings.py`; `step_layout.py` lays the
+model out in flat arrays and in the records below, so that one compilation serves all models.
+
+Every number that a row computes is added up in an order that depends on no other row: logits are
+bit-identical alone and in any batch. All kernels stand in this file because Numba's cache on disk
+looks at the time and the size of the file of the outermost one alone.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from bytelm.model.codec_features.layout import PHASE
+from bytelm.model.embeddings import NgramEmbed
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Record = Any
+"""One of the records below."""
+
+PANEL = 128
+"""Most outputs of a panel of a matrix, [inputs, outputs]. The sums of four rows of a panel and its
+current rows stay in the first-level cache."""
+FINE_POSITIONS = 64
+"""Positions whose rotations a table lists; a second one lists every FINE_POSITIONS-th."""
+X, INPUT, WIDE, HIDDEN, OUTPUT = range(5)
+"""Buffers of a call: the residual stream, inputs of products, and their outputs."""
+BUFFERS = 5
+NGRAM_FACTOR, NGRAM_PRIME = NgramEmbed._FACTOR, NgramEmbed._PRIME
+
+_int = np.int64
+LINEAR = np.dtype([("offset", _int), ("inputs", _int), ("outputs", _int)])
+"""A matrix in panels of PANEL outputs, among the weights; no `outputs` where a model has none."""
+NORM = np.dtype([("gain", _int), ("bias", _int), ("eps", np.float32)])
+"""Offsets of a norm's weights; `bias` is -1 for an RMSNorm."""
+BLOCK = np.dtype(
+    [
+        ("attention_norm", NORM),
+        ("qkv", LINEAR),
+        ("qk_gain", _int),  # offset of [2 H], -1 without QK norm
+        ("output", LINEAR),
+        ("feed_forward_norm", NORM),
+        ("up", LINEAR),
+        ("down", LINEAR),
+        ("keys", _int),  # offsets of [B, H, r + m, c] in the cache
+        ("values", _int),
+    ]
+)
+STAGE = np.dtype(
+    [
+        ("position_bytes", _int),  # b
+        ("sequence_length", _int),  # m
+        ("previous", _int),  # r
+        ("window", _int),  # positions that one attends to
+        ("width", _int),
+        ("heads", _int),
+        ("swiglu", np.bool_),
+        ("first_block", _int),
+        ("last_block", _int),
+        ("norm", NORM),
+        ("byte_embed", _int),  # offsets of tables
+        ("byte_width", _int),
+        ("embedded_ids", _int),
+        ("start", _int),
+        ("position_embed", _int),  # -1 where the stage has none, as those below
+        ("filter_3", LINEAR),
+        ("filter_5", LINEAR),
+        ("filter_7", LINEAR),
+        ("patch_in", LINEAR),
+        ("patch_out", LINEAR),
+        ("parent", LINEAR),
+        ("parent_output", _int),  # offset of [B, m * slice] in the cache
+        ("ngram_embed", _int),
+        ("ngram_table_size", _int),
+        ("ngram_width", _int),
+        ("ngram_in", LINEAR),
+        ("feature_embed", _int),
+        ("feature_in", LINEAR),
+        ("rotations", _int),  # offset of two tables [positions, c / 2, (cos, sin)]
+        ("coarse_positions", _int),
+    ]
+)
+
+_kernel = njit(nogil=True, error_model="numpy", fastmath={"contract"})
+_sum_kernel = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+"""For sums over one row, which the compiler may add up in lanes."""
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def advance_rows(
+    rows: Ints,
+    new_ids: Ints,
+    held: Ints,
+    ids: Ints,
+    lookback: int,
+    modality: Ints,
+    features: npt.NDArray[np.int16],
+    weights: Floats,
+    rotations: npt.NDArray[np.float64],
+    stages: Record,
+    blocks: Record,
+    heads: Record,
+    cache: Floats,
+    buffers: Floats,
+    logits: Floats,
+) -> None:
+    """Append an id to each of `rows` [R], and compute the logits of the ids after them.
+
+    Args:
+        new_ids: [B].
+        held: [B], ids that each row holds before.
+        ids: [B, lookback + ids], with -1 before the start of the document.
+        modality: [B], the output matrix of each row.
+        features: [B, J], codec features of each row's next id.
+        weights, rotations, stages, blocks, heads: see `step_layout.py`.
+        cache: keys and values of all blocks, and outputs of all stages but the last.
+        buffers: [BUFFERS, R * widest], whatever they hold.
+        logits: [B, V]; only those of `rows` change.
+    """
+    for row in rows:
+        ids[row, lookback + held[row]] = new_ids[row]
+        held[row] += 1
+    active = np.empty_like(rows)
+    for index in range(len(stages)):
+        stage = stages[index]
+        count = 0
+        for row in rows:
+            if held[row] % stage.position_bytes == 0:
+                active[count] = row
+                count += 1
+        if count:
+            _token_inputs(
+                stage, active[:count], held, ids, lookback, features, weights, cache, buffers
+            )
+            for number in range(stage.first_block, stage.last_block):
+                block = blocks[number]
+                _attention(stage, block, active[:count], held, weights, rotations, cache, buffers)
+                _feed_forward(stage, block, count, weights, buffers)
+            _norm(weights, stage.norm, stage.width, count, buffers[X], buffers[INPUT])
+            if index + 1 < len(stages):
+                _hand_down(stage, stages[index + 1], active[:count], weights, cache, buffers)
+    _logits(heads, rows, modality, weights, buffers, logits)
+
+
+@_kernel
+def _copy(source: Floats, target: Floats) -> None:
+    """Fill the target with the first numbers of the source."""
+    for k in range(len(target)):
+        target[k] = source[k]
+
+
+@_kernel
+def _clear(target: Floats) -> None:
+    for k in range(len(target)):
+        target[k] = 0.0
+
+
+# --- products ---
+
+
+@_kernel
+def _linear(
+    weights: Floats, linear: Record, x: Floats, x_stride: int, y: Floats, y_stride: int, rows: int
+) -> None:
+    """y = W x for rows that begin every `x_stride` numbers of x and every `y_stride` of y."""
+    inputs, outputs = linear.inputs, linear.outputs
+    for first in range(0, outputs, PANEL):
+        width = min(PANEL, outputs - first)
+        start = linear.offset + first * inputs
+        panel = weights[start : start + width * inputs]
+        row = 0
+        while row + 4 <= rows:
+            of_x, of_y = x[row * x_stride :], y[row * y_stride + first :]
+            _four_rows(panel, width, inputs, of_x, x_stride, of_y, y_stride)
+            row += 4
+        while row < rows:
+            _one_row(panel, width, inputs, x[row * x_stride :], y[row * y_stride + first :])
+            row += 1
+
+
+@_kernel
+def _one_row(w: Floats, n: int, inputs: int, x: Floats, y: Floats) -> None:
+    """A panel w [inputs, n] times one row. Eight inputs for each pass over the sums."""
+    y = y[:n]
+    _clear(y)
+    whole = inputs // 8 * 8
+    for i in range(0, whole, 8):
+        x0, x1, x2, x3 = x[i], x[i + 1], x[i + 2], x[i + 3]
+        x4, x5, x6, x7 = x[i + 4], x[i + 5], x[i + 6], x[i + 7]
+        at = i * n
+        w0, w1 = w[at : at + n], w[at + n : at + 2 * n]
+        w2, w3 = w[at + 2 * n : at + 3 * n], w[at + 3 * n : at + 4 * n]
+        w4, w5 = w[at + 4 * n : at + 5 * n], w[at + 5 * n : at + 6 * n]
+        w6, w7 = w[at + 6 * n : at + 7 * n], w[at + 7 * n : at + 8 * n]
+        for k in range(n):
+            total = y[k] + x0 * w0[k] + x1 * w1[k] + x2 * w2[k] + x3 * w3[k]
+            y[k] = total + x4 * w4[k] + x5 * w5[k] + x6 * w6[k] + x7 * w7[k]
+    for i in range(whole, inputs):
+        for k in range(n):
+            y[k] = y[k] + x[i] * w[i * n + k]
+
+
+@_kernel
+def _four_rows(
+    w: Floats, n: int, inputs: int, x: Floats, x_stride: int, y: Floats, y_stride: int
+) -> None:
+    """A panel w [inputs, n] times four rows: the sums of `_one_row`, for a quarter of the loads."""
+    y0, y1 = y[:n], y[y_stride : y_stride + n]
+    y2, y3 = y[2 * y_stride : 2 * y_stride + n], y[3 * y_stride : 3 * y_stride + n]
+    for y_row in (y0, y1, y2, y3):
+        _clear(y_row)
+    b, c, d = x[x_stride:], x[2 * x_stride :], x[3 * x_stride :]
+    whole = inputs // 4 * 4
+    for i in range(0, whole, 4):
+        a0, a1, a2, a3 = x[i], x[i + 1], x[i + 2], x[i + 3]
+        b0, b1, b2, b3 = b[i], b[i + 1], b[i + 2], b[i + 3]
+        c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
+        d0, d1, d2, d3 = d[i], d[i + 1], d[i + 2], d[i + 3]
+        at = i * n
+        w0, w1 = w[at : at + n], w[at + n : at + 2 * n]
+        w2, w3 = w[at + 2 * n : at + 3 * n], w[at + 3 * n : at + 4 * n]
+        for k in range(n):
+            y0[k] = y0[k] + a0 * w0[k] + a1 * w1[k] + a2 * w2[k] + a3 * w3[k]
+            y1[k] = y1[k] + b0 * w0[k] + b1 * w1[k] + b2 * w2[k] + b3 * w3[k]
+            y2[k] = y2[k] + c0 * w0[k] + c1 * w1[k] + c2 * w2[k] + c3 * w3[k]
+            y3[k] = y3[k] + d0 * w0[k] + d1 * w1[k] + d2 * w2[k] + d3 * w3[k]
+    for i in range(whole, inputs):
+        for k in range(n):
+            y0[k] = y0[k] + x[i] * w[i * n + k]
+            y1[k] = y1[k] + b[i] * w[i * n + k]
+            y2[k] = y2[k] + c[i] * w[i * n + k]
+            y3[k] = y3[k] + d[i] * w[i * n + k]
+
+
+@_kernel
+def _add_product(
+    weights: Floats, linear: Record, x: Floats, x_stride: int, buffers: Floats, rows: int
+) -> None:
+    """Add W x to each row of the residual stream."""
+    width = linear.outputs
+    _linear(weights, linear, x, x_stride, buffers[OUTPUT], width, rows)
+    stream, product = buffers[X], buffers[OUTPUT]
+    for k in range(rows * width):
+        stream[k] += product[k]
+
+
+# --- blocks ---
+
+
+@_kernel
+def _attention(
+    stage: Record,
+    block: Record,
+    rows: Ints,
+    held: Ints,
+    weights: Floats,
+    rotations: npt.NDArray[np.float64],
+    cache: Floats,
+    buffers: Floats,
+) -> None:
+    """Add the attention layer's output to the residual stream of `rows`."""
+    width, heads = stage.width, stage.heads
+    channels = width // heads
+    m, r = stage.sequence_length, stage.previous
+    of_head = (r + m) * channels
+    _norm(weights, block.attention_norm, width, len(rows), buffers[X], buffers[INPUT])
+    _linear(weights, block.qkv, buffers[INPUT], width, buffers[WIDE], 3 * width, len(rows))
+    scores = np.empty(r + m, np.float32)
+    for number, row in enumerate(rows):
+        position = held[row] // stage.position_bytes
+        slot = r + position % m
+        first = max(r if position < m else 0, slot + 1 - stage.window)
+        qkv = buffers[WIDE, number * 3 * width : (number + 1) * 3 * width]
+        _turn(stage, block, position, weights, rotations, qkv)
+        for head in range(heads):
+            at, low = (row * heads + head) * of_head, head * channels
+            keys = cache[block.keys + at : block.keys + at + of_head]
+            values = cache[block.values + at : block.values + at + of_head]
+            if slot == r:  # a new sequence: the last r slots become those of the preceding one
+                _copy(keys[m * channels :], keys[: r * channels])
+                _copy(values[m * channels :], values[: r * channels])
+            end = (slot + 1) * channels
+            newest = slice(end - channels, end)
+            _copy(qkv[width + low : width + low + channels], keys[newest])
+            _copy(qkv[2 * width + low : 2 * width + low + channels], values[newest])
+            seen = slice(first * channels, end)
+            output = buffers[HIDDEN, number * width + low : number * width + low + channels]
+            _attend(qkv[low : low + channels], keys[seen], values[seen], scores, output)
+    _add_product(weights, block.output, buffers[HIDDEN], width, buffers, len(rows))
+
+
+@_kernel
+def _turn(
+    stage: Record,
+    block: Record,
+    position: int,
+    weights: Floats,
+    rotations: npt.NDArray[np.float64],
+    qkv: Floats,
+) -> None:
+    """Norm and rotate the queries and keys in qkv [3 D] of one row, as the model asks for."""
+    channels = stage.width // stage.heads
+    pairs = channels // 2
+    if stage.rotations >= 0:
+        cos, sin = _rotation(stage, position, pairs, rotations)
+    for head in range(2 * stage.heads):
+        x = qkv[head * channels : (head + 1) * channels]
+        if block.qk_gain >= 0:
+            scale = weights[block.qk_gain + head] / np.sqrt(
+                _dot(x, x) / np.float32(channels) + np.float32(1e-5)
+            )
+            for k in range(channels):
+                x[k] *= scale
+        if stage.rotations >= 0:
+            for k in range(pairs):
+                low, high = x[k], x[pairs + k]
+                x[k] = low * cos[k] - high * sin[k]
+                x[pairs + k] = high * cos[k] + low * sin[k]
+
+
+@_kernel
+def _rotation(
+    stage: Record, position: int, pairs: int, rotations: npt.NDArray[np.float64]
+) -> tuple[Floats, Floats]:
+    """Cosines and sines of a position's pairs: the sum of the angles that the two tables list."""
+    cos, sin = np.empty(pairs, np.float32), np.empty(pairs, np.float32)
+    coarse = stage.rotations + position // FINE_POSITIONS * 2 * pairs
+    fine = stage.rotations + (stage.coarse_positions + position % FINE_POSITIONS) * 2 * pairs
+    for k in range(pairs):
+        cos_a, sin_a = rotations[coarse + k], rotations[coarse + pairs + k]
+        cos_b, sin_b = rotations[fine + k], rotations[fine + pairs + k]
+        cos[k] = cos_a * cos_b - sin_a * sin_b
+        sin[k] = sin_a * cos_b + cos_a * sin_b
+    return cos, sin
+
+
+@_kernel
+def _attend(q: Floats, keys: Floats, values: Floats, scores: Floats, output: Floats) -> None:
+    """Softmax attention of one query [c] to keys and values [n, c]; fills output [c]."""
+    channels = len(q)
+    n = len(keys) // channels
+    highest = np.float32(-np.inf)
+    for j in range(n):
+        scores[j] = _dot(q, keys[j * channels : (j + 1) * channels])
+        highest = max(highest, scores[j])
+    for j in range(n):
+        scores[j] = _exp(scores[j] - highest)
+    _clear(output)
+    for j in range(n):
+        value, weight = values[j * channels : (j + 1) * channels], scores[j]
+        for k in range(channels):
+            output[k] += weight * value[k]
+    factor = np.float32(1.0) / _sum(scores[:n])
+    for k in range(channels):
+        output[k] *= factor
+
+
+@_kernel
+def _feed_forward(
+    stage: Record, block: Record, rows: int, weights: Floats, buffers: Floats
+) -> None:
+    """Add the feed-forward layer's output to the residual stream of the first `rows` rows."""
+    width, up, hidden = stage.width, block.up.outputs, block.down.inputs
+    _norm(weights, block.feed_forward_norm, width, rows, buffers[X], buffers[INPUT])
+    _linear(weights, block.up, buffers[INPUT], width, buffers[WIDE], up, rows)
+    for row in range(rows):
+        x = buffers[WIDE, row * up : (row + 1) * up]
+        y = buffers[HIDDEN, row * hidden : (row + 1) * hidden]
+        if stage.swiglu:
+            gate, value = x[:hidden], x[hidden:]
+            for k in range(hidden):
+                y[k] = gate[k] / (np.float32(1.0) + _exp(-gate[k])) * value[k]
+        else:
+            for k in range(hidden):
+                y[k] = max(x[k], np.float32(0.0))
+    _add_product(weights, block.down, buffers[HIDDEN], hidden, buffers, rows)
+
+
+@_kernel
+def _norm(weights: Floats, norm: Record, width: int, rows: int, x: Floats, y: Floats) -> None:
+    """LayerNorm or RMSNorm of each row of x [R, width], into y."""
+    gain = weights[norm.gain : norm.gain + width]
+    for row in range(rows):
+        of_x, of_y = x[row * width : (row + 1) * width], y[row * width : (row + 1) * width]
+        mean = np.float32(0.0)
+        if norm.bias >= 0:
+            mean = _sum(of_x) / np.float32(width)
+        for k in range(width):
+            of_y[k] = of_x[k] - mean
+        scale = np.float32(1.0) / np.sqrt(_dot(of_y, of_y) / np.float32(width) + norm.eps)
+        for k in range(width):
+            of_y[k] = of_y[k] * scale * gain[k]
+        if norm.bias >= 0:
+            bias = weights[norm.bias : norm.bias + width]
+            for k in range(width):
+                of_y[k] += bias[k]
+
+
+@_sum_kernel
+def _sum(x: Floats) -> np.float32:
+    total = np.float32(0.0)
+    for k in range(len(x)):
+        total += x[k]
+    return total
+
+
+@_sum_kernel
+def _dot(x: Floats, y: Floats) -> np.float32:
+    total = np.float32(0.0)
+    for k in range(len(x)):
+        total += x[k] * y[k]
+    return total
+
+
+@_kernel
+def _exp(x: np.float32) -> np.float32:
+    """e^x to 1e-7 of its value, for x up to 88. Unlike that of the C library it needs no call, so
+    that loops over it run in lanes (the polynomial is Cephes' expf)."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    doublings = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    rest = x - doublings * np.float32(0.693359375)
+    rest = rest - doublings * np.float32(-2.12194440e-4)
+    series = np.float32(1.9875691500e-4)
+    series = series * rest + np.float32(1.3981999507e-3)
+    series = series * rest + np.float32(8.3334519073e-3)
+    series = series * rest + np.float32(4.1665795894e-2)
+    series = series * rest + np.float32(1.6666665459e-1)
+    series = series * rest + np.float32(5.0000001201e-1)
+    series = series * (rest * rest) + rest + np.float32(1.0)
+    exponent = np.int32((np.int32(doublings) + np.int32(127)) << np.int32(23))
+    return series * exponent.view(np.float32)
+
+
+# --- inputs and outputs of a stage ---
+
+
+@_kernel
+def _token_inputs(
+    stage: Record,
+    rows: Ints,
+    held: Ints,
+    ids: Ints,
+    lookback: int,
+    features: npt.NDArray[np.int16],
+    weights: Floats,
+    cache: Floats,
+    buffers: Floats,
+) -> None:
+    """Fill the residual stream with the input of the stage's new position in `rows`."""
+    width, joined = stage.width, stage.position_bytes * stage.byte_width
+    embedded = buffers[X]
+    if stage.patch_in.outputs:
+        embedded = buffers[INPUT]
+    for number, row in enumerate(rows):
+        preceding = ids[row, : lookback + held[row]]
+        output = embedded[number * joined : (number + 1) * joined]
+        _embed_bytes(stage, preceding[-stage.embedded_ids :], weights, buffers, output)
+        position = held[row] // stage.position_bytes
+        if stage.position_embed >= 0 and position:
+            table = weights[stage.position_embed + (position - 1) * joined :]
+            for k in range(joined):
+                output[k] += table[k]
+    if stage.patch_in.outputs:
+        _linear(weights, stage.patch_in, embedded, joined, buffers[X], width, len(rows))
+    for number, row in enumerate(rows):
+        position = held[row] // stage.position_bytes
+        is_start = position == 0
+        if not stage.previous and position % stage.sequence_length == 0:
+            is_start = True
+        if is_start:
+            start = weights[stage.start : stage.start + width]
+            _copy(start, buffers[X, number * width : (number + 1) * width])
+    if stage.parent.outputs:
+        _add_parent(stage, rows, held, weights, cache, buffers)
+    if stage.ngram_in.outputs:
+        _add_ngrams(stage, rows, held, ids, lookback, features, weights, buffers)
+    if stage.feature_in.outputs:
+        _add_features(stage, rows, features, weights, buffers)
+
+
+@_kernel
+def _embed_bytes(
+    stage: Record, ids: Ints, weights: Floats, buffers: Floats, output: Floats
+) -> None:
+    """Embeddings [b, d] of the ids of one position, by way of the patch encoder if there is one.
+
+    Args:
+        ids: [embedded_ids], -1 before the start of the document.
+    """
+    width = stage.byte_width
+    if not stage.filter_3.outputs:
+        for number, id_ in enumerate(ids):
+            start = stage.byte_embed + max(id_, 0) * width
+            target = output[number * width : (number + 1) * width]
+            _copy(weights[start : start + width], target)
+        return
+    x, y = buffers[WIDE], buffers[HIDDEN]
+    for number, id_ in enumerate(ids):
+        start = stage.byte_embed + id_ * width
+        embedding = x[number * width : (number + 1) * width]
+        if id_ < 0:
+            _clear(embedding)
+        else:
+            _copy(weights[start : start + width], embedding)
+    length = len(ids)
+    for convolution in (stage.filter_3, stage.filter_5, stage.filter_7):
+        reach = (convolution.inputs // width - 1) * width
+        length -= reach // width
+        _linear(weights, convolution, x, width, y, width, length)
+        for k in range(length * width):
+            y[k] = x[reach + k] + max(y[k], np.float32(0.0))
+        x, y = y, x
+    _copy(x, output)
+
+
+@_kernel
+def _add_parent(
+    stage: Record, rows: Ints, held: Ints, weights: Floats, cache: Floats, buffers: Floats
+) -> None:
+    """Add each row's slice of its parent's output, through the stage's matrix."""
+    size = stage.parent.inputs
+    for number, row in enumerate(rows):
+        offset = held[row] // stage.position_bytes % stage.sequence_length
+        start = stage.parent_output + (row * stage.sequence_length + offset) * size
+        slice_ = buffers[INPUT, number * size : (number + 1) * size]
+        _copy(cache[start : start + size], slice_)
+    _add_product(weights, stage.parent, buffers[INPUT], size, buffers, len(rows))
+
+
+@_kernel
+def _add_ngrams(
+    stage: Record,
+    rows: Ints,
+    held: Ints,
+    ids: Ints,
+    lookback: int,
+    features: npt.NDArray[np.int16],
+    weights: Floats,
+    buffers: Floats,
+) -> None:
+    """Add the embeddings of the 2-, 3- and 4-grams before each row's position (`NgramEmbed`)."""
+    width, joined = stage.ngram_width, stage.ngram_in.inputs
+    for number, row in enumerate(rows):
+        preceding = ids[row, : lookback + held[row]]
+        is_sample = stage.feature_in.outputs > 0 and features[row, PHASE] >= 0
+        for table, n in enumerate((2, 3, 4)):
+            at = number * joined + table * width
+            embedding = buffers[INPUT, at : at + width]
+            if is_sample or preceding[-n] < 0:
+                _clear(embedding)
+                continue
+            hashed = np.int64(0)
+            for id_ in preceding[-n:]:
+                hashed = (hashed * NGRAM_FACTOR + id_ + 1) % NGRAM_PRIME
+            line = hashed % stage.ngram_table_size + table * stage.ngram_table_size
+            start = stage.ngram_embed + line * width
+            _copy(weights[start : start + width], embedding)
+    _add_product(weights, stage.ngram_in, buffers[INPUT], joined, buffers, len(rows))
+
+
+@_kernel
+def _add_features(
+    stage: Record,
+    rows: Ints,
+    features: npt.NDArray[np.int16],
+    weights: Floats,
+    buffers: Floats,
+) -> None:
+    """Add the embeddings of each row's codec features."""
+    joined = stage.feature_in.inputs
+    width = joined // features.shape[1]
+    for number, row in enumerate(rows):
+        for column in range(features.shape[1]):
+            feature, at = features[row, column], number * joined + column * width
+            embedding = buffers[INPUT, at : at + width]
+            if feature < 0:
+                _clear(embedding)
+            else:
+                start = stage.feature_embed + feature * width
+                _copy(weights[start : start + width], embedding)
+    _add_product(weights, stage.feature_in, buffers[INPUT], joined, buffers, len(rows))
+
+
+@_kernel
+def _hand_down(
+    stage: Record, below: Record, rows: Ints, weights: Floats, cache: Floats, buffers: Floats
+) -> None:
+    """Store the stage's output of `rows`, from which the stage below begins new sequences."""
+    size = below.sequence_length * below.parent.inputs
+    output = buffers[INPUT]
+    if stage.patch_out.outputs:
+        output = buffers[WIDE]
+        _linear(weights, stage.patch_out, buffers[INPUT], stage.width, output, size, len(rows))
+    for number, row in enumerate(rows):
+        start = below.parent_output + row * size
+        _copy(output[number * size : (number + 1) * size], cache[start : start + size])
+
+
+@_kernel
+def _logits(
+    heads: Record, rows: Ints, modality: Ints, weights: Floats, buffers: Floats, logits: Floats
+) -> None:
+    """Fill the logits of `rows`. Neighbours of the same modality share a product."""
+    first = 0
+    while first < len(rows):
+        head = heads[modality[rows[first]]]
+        last = first + 1
+        while last < len(rows) and modality[rows[last]] == modality[rows[first]]:
+            last += 1
+        x = buffers[INPUT, first * head.inputs :]
+        _linear(weights, head, x, head.inputs, buffers[OUTPUT], head.outputs, last - first)
+        for number in range(first, last):
+            start = (number - first) * head.outputs
+            _copy(buffers[OUTPUT, start : start + head.outputs], logits[rows[number]])
+        first = last
