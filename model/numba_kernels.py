@@ -10,6 +10,7 @@ every call of a part and which cost more than the work between them.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -43,7 +44,10 @@ def kernel_part(function: Function) -> Function:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Say on stderr that kernels are compiled, where the body takes over NOTICE_SECONDS."""
+    """Say on stderr that kernels are compiled, where the body takes over NOTICE_SECONDS.
+
+    Of the ranks of a machine only the first one says it.
+    """
     notice = threading.Timer(NOTICE_SECONDS, _announce)
     notice.daemon = True
     notice.start()
@@ -54,4 +58,5 @@ def compiling() -> Iterator[None]:
 
 
 def _announce() -> None:
-    print("compiling kernels, once on this machine", file=sys.stderr, flush=True)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("compiling kernels, once on this machine", file=sys.stderr, flush=True)

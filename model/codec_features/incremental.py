@@ -39,12 +39,12 @@ class BatchFeatures:
 
     def push(self, ids: Tensor) -> None:
         """Take the next id of every row, [B]; one of a full row raises AssertionError."""
-        push_ids(self.state, ids.cpu().numpy())
+        push_ids(self.state, ids.cpu().contiguous().numpy())
 
     def push_row(self, row: int, ids: Tensor) -> None:
         """Take the next ids of one row, [n]."""
         features = np.empty((len(ids), FEATURES), np.int16)
-        read_row(self.state, row, ids.cpu().numpy(), NO_DOCUMENTS, features)
+        read_row(self.state, row, ids.cpu().contiguous().numpy(), NO_DOCUMENTS, features)
 
     def features(self) -> Tensor:
         """[B, J] int16, on the CPU; the next push writes into them."""

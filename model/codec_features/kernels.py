@@ -301,17 +301,17 @@ def _push_match_byte(state: FeatureState, row: int, byte: int) -> None:
     state.keys[row, r.count] = r.key
     for column in range(len(MATCH_LENGTHS)):
         k = MATCH_LENGTHS[column]
-        run = r.runs[column] + 1 if features[row, MATCHES + column] == byte else 0
+        run = (r.runs[column] + 1) * (features[row, MATCHES + column] == byte)
         r.runs[column] = run
-        features[row, MATCHES + len(MATCH_LENGTHS) + column] = _RUN_MAGNITUDES[
-            min(run, len(_RUN_MAGNITUDES) - 1)
-        ]
+        magnitude = _RUN_MAGNITUDES[min(run, len(_RUN_MAGNITUDES) - 1)]
+        features[row, MATCHES + len(MATCH_LENGTHS) + column] = magnitude
         if r.size < k:
             continue
         slot = _find_slot(state, row, column)
         follower = state.followers[row, column, slot]
+        candidate = state.bytes[row, follower]
         # What an earlier payload held has a slot, but no candidate.
-        features[row, MATCHES + column] = state.bytes[row, follower] if follower > start else NONE
+        features[row, MATCHES + column] = candidate if follower > start else NONE
         state.followers[row, column, slot] = r.count
 
 

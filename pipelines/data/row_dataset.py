@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from bytelm.modalities import BY_CODE, framing
 from bytelm.modalities.base import Bytes
 from bytelm.modalities.framing import Framed
+from bytelm.model.codec_features.kernels import compile_kernels
 from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.layout import Layout
 from bytelm.pipelines.data.batch import Batch, Damage, Origin
@@ -61,6 +62,8 @@ class RowDataset(Dataset[Batch]):
         self.plan = plan
         self.mask_damage = mask_damage
         self.codec_patch = codec_patch
+        if codec_patch:
+            compile_kernels()  # before workers are forked, which then have them
         self._payloads = LruCache[tuple[int, str, int], Bytes](PAYLOAD_CACHE_BYTES)
         self._buffers = BufferPool()
         self._prefetched: set[tuple[int, str]] = set()
