@@ -21,12 +21,14 @@ from torch import Tensor
 from bytelm.model.codec_features.kernels import (
     ERROR_SPANS,
     FRACTION_BITS,
-    MOST_CHANNELS,
     NOISE_FLOOR,
-    ORDER,
     PREDICTION_BLOCK,
-    SAMPLES,
     TAPER,
+)
+from bytelm.model.codec_features.state import (
+    MOST_CHANNELS,
+    ORDER,
+    SAMPLES,
     WINDOW,
     FeatureState,
 )

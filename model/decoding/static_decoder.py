@@ -7,8 +7,7 @@ to patch (the position, ids, caches, guides, random numbers, codec features) liv
 and the host reads ids when it wants them: after a patch, or many.
 
 All rows are drawn together: their prompts are equally long and fill at least a patch, so that no
-row is in its first sequence of a stage. `RowDrawer` has the same interface and draws with a
-`Decoder`, which is faster on a CPU.
+row is in its first sequence of a stage. On a CPU a `Decoder` is faster: see `row_drawer.py`.
 
 Shapes:
     B   rows                     t   ids that each row holds
@@ -29,8 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bytelm.model.codec_features.kernels import new_state, read_row
+from bytelm.model.codec_features.incremental import BatchFeatures
+from bytelm.model.codec_features.kernels import NO_DOCUMENTS, read_row
 from bytelm.model.codec_features.layout import FEATURES, NONE
+from bytelm.model.decoding.row_sampler import RowSampler
 from bytelm.model.decoding.static_attention import (
     DocumentContext,
     RowCaches,
@@ -39,7 +40,6 @@ from bytelm.model.decoding.static_attention import (
 )
 from bytelm.model.decoding.static_features import StaticFeatures
 from bytelm.model.decoding.static_prefill import run_prompts
-from bytelm.model.decoding.static_sampler import StaticSampler
 from bytelm.model.decoding.step_graphs import StepGraphs
 from bytelm.model.layers import compute_dtype
 from bytelm.model.megabyte import Megabyte
@@ -49,8 +49,8 @@ PROMPT_IDS = 2**17
 """Ids of prompts that run at once, which bounds their memory."""
 SLOT_MULTIPLE = 16
 """Slots of stage 0's caches are a multiple of this, to which fused attention aligns its masks."""
-NOISE_PATCHES = 16
-"""Patches whose random numbers are sent to the device at once."""
+IDS_AT_ONCE = 64
+"""Ids after which reading them on the host costs little beside drawing them."""
 
 
 class StaticDecoder:
@@ -65,7 +65,7 @@ class StaticDecoder:
         length: the most ids that a row can hold.
     """
 
-    def __init__(self, model: Megabyte, batch: int, length: int, sampler: StaticSampler) -> None:
+    def __init__(self, model: Megabyte, batch: int, length: int, sampler: RowSampler) -> None:
         weight = model.lm_head.weight
         self._device, self._dtype = weight.device, compute_dtype(weight)
         self.model = _with_matrices_in(model, self._dtype)
@@ -143,12 +143,12 @@ class StaticDecoder:
                 f"{count} ids behind {self._held}: a row holds the decoder's {self.length} ids"
             )
         for _ in range(count):
-            self.sampler.supply_noise(NOISE_PATCHES * self._patch)
+            self.sampler.supply_noise()
             place = (self._held + 1) % self._patch
             self._run_step(place)
             self._held += 1
 
-    def drawn_ids(self, count: int) -> Tensor:
+    def last_ids(self, count: int) -> Tensor:
         """The last `count` ids of every row, [B, count] on the device."""
         end = self.model.lookback_bytes + self._held
         return self._ids[:, end - count : end]
@@ -164,7 +164,7 @@ class StaticDecoder:
 
     def _step(self, place: int, updates_audio: bool) -> None:
         """The launches of a step; nothing in here reads a tensor on the host."""
-        ids = self.sampler.draw(self._logits)
+        ids = self.sampler.draw_static(self._logits)
         lookback = self.model.lookback_bytes
         self._ids.index_copy_(1, self._position + lookback, ids[:, None])
         self._position += 1
@@ -223,12 +223,11 @@ class StaticDecoder:
         """Codec features [B, K * P, J] of the rows' ids and of the next one, read on the host."""
         assert self._features is not None
         ids = self._ids[:, self.model.lookback_bytes :]
-        held_ids = ids[:, : self._held].cpu().numpy().astype(np.uint16)
+        held_ids = ids[:, : self._held].cpu().contiguous().numpy()
         features = np.full((*ids.shape, FEATURES), NONE, np.int16)
-        state = new_state(self.batch, self._patch, self.length)
-        one_document = np.zeros(0, np.int32)
+        state = BatchFeatures(self.batch, self._patch, self.length).state
         for row, row_ids in enumerate(held_ids):
-            read_row(state, row, row_ids, one_document, features[row, : self._held])
+            read_row(state, row, row_ids, NO_DOCUMENTS, features[row, : self._held])
         features[:, self._held] = state.features
         self._features.begin(state)
         return torch.from_numpy(features).to(self._device)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bytelm.model.codec_features.kernels import NO_PAYLOAD, PIXELS, SAMPLES, FeatureState
 from bytelm.model.codec_features.layout import MATCH_LENGTHS, MATCHES, NONE, PREDICTIONS
+from bytelm.model.codec_features.state import NO_PAYLOAD, PIXELS, SAMPLES, FeatureState
 from bytelm.model.decoding.static_audio import StaticSamples
 from bytelm.model.decoding.static_formulas import Magnitude, image_predictions
 
@@ -75,7 +75,9 @@ class StaticFeatures:
         self._count.fill_(size)
         payload = state.bytes[:, held - size : held]
         self._bytes[:, :size] = torch.from_numpy(payload)
-        self._keys[:, : size + 1] = torch.from_numpy(_keys(payload))
+        self._keys[:, : size + 1] = torch.from_numpy(
+            state.keys[:, held - size : held + 1].view(np.int64)
+        )
         for kept, values in (
             (self._key, rows["key"].astype(np.int64)),
             (self._runs, rows["runs"]),
@@ -147,11 +149,3 @@ class StaticFeatures:
         index = self._count - distance
         values = self._bytes.gather(1, index.clamp(min=0)[:, None])[:, 0]
         return values.masked_fill(index < 0, 0)
-
-
-def _keys(payload: np.ndarray) -> np.ndarray:
-    """The last KEY_BYTES bytes before each byte of payloads [B, n] and behind them, [B, n + 1]."""
-    keys = np.zeros((len(payload), payload.shape[1] + 1), np.int64)
-    for back in range(min(KEY_BYTES, payload.shape[1])):
-        keys[:, back + 1 :] |= payload[:, : payload.shape[1] - back].astype(np.int64) << 8 * back
-    return keys

@@ -1,4 +1,4 @@
-"""Drawing ids on the device: guides, random numbers and ends of rows, without a wait for the host.
+"""Drawing the next byte of rows that are drawn together: guides, random numbers and ends of rows.
 
 Shapes:
     B   rows                     V   ids
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bytelm.model.decoding.sampling import Noise, Sampling, sample
+from bytelm.model.decoding.sampling import NOISE_BLOCK, Noise, Sampling, sample
 
 BYTES = 256
 """Ids below this are bytes; a guide's other ids end a row."""
@@ -32,15 +32,18 @@ class GuideTables:
 
     @classmethod
     def of_bytes(cls, vocab_size: int) -> GuideTables:
-        """Any byte while there is room, and then the id after the last byte."""
+        """Any byte while there is room, and then the end."""
         allowed = torch.zeros(1, 2, vocab_size, dtype=torch.bool)
         allowed[0, 1, :BYTES] = True
         allowed[0, 0, BYTES] = True
         return cls(allowed, torch.zeros(1, BYTES, dtype=torch.int64), 0)
 
 
-class StaticSampler:
-    """Draws the next id of every row from logits; all that changes lies in tensors that stay.
+class RowSampler:
+    """Draws the next byte of every row from logits.
+
+    All that changes lies in tensors that stay where they are, and `draw_static` waits for nothing,
+    so that a GPU can replay it. `supply_noise` goes before each of its calls.
 
     Args:
         sampling: settings of the draws.
@@ -58,42 +61,39 @@ class StaticSampler:
         device: torch.device,
     ) -> None:
         self._sampling = sampling
-        self._device = device
         self._allowed, self._next_state = guide.allowed.to(device), guide.next.to(device)
         self._state = torch.full((len(seeds),), guide.start, device=device)  # [B]
         self._room = torch.tensor(room, device=device)  # [B], 0 for rows that have ended
         self.drawn = torch.zeros(len(seeds), dtype=torch.int64, device=device)
         """[B], bytes drawn so far in each row before its end."""
         self._noise = Noise(seeds, torch.device("cpu"))
-        self._block = torch.zeros(0, len(seeds), dtype=torch.float64, device=device)
+        self._block = torch.zeros(NOISE_BLOCK, len(seeds), dtype=torch.float64, device=device)
         self._number = torch.zeros(1, dtype=torch.int64, device=device)
-        """Random numbers of the block that were used."""
+        """Random numbers of the block that were used, on the device."""
         self._left = 0
-
-    def supply_noise(self, block: int) -> None:
-        """Make sure that there is a random number of each row for the next draw.
-
-        Args:
-            block: numbers of a row that are sent to the device at once, the same in each call.
-        """
-        if self._left == 0 and self._sampling.temperature > 0.0:
-            numbers = torch.stack([self._noise.draw() for _ in range(block)])
-            if self._device.type == "cuda":  # a copy from page-locked memory keeps nobody waiting
-                numbers = numbers.pin_memory()
-            if len(self._block) == 0:
-                self._block = torch.empty_like(numbers, device=self._device)
-            self._block.copy_(numbers, non_blocking=True)
-            self._number.zero_()
-            self._left = block
-        self._left -= 1
+        """Random numbers of the block that were not used, on the host."""
 
     def draw(self, logits: Tensor) -> Tensor:
         """The next byte of every row [B] int64, from logits [B, V]; any byte in rows that ended."""
+        self.supply_noise()
+        return self.draw_static(logits)
+
+    def supply_noise(self) -> None:
+        """Make sure that the device has a random number of each row for the next draw."""
+        if self._left == 0:
+            numbers = torch.stack([self._noise.draw() for _ in range(NOISE_BLOCK)])
+            if self._block.device.type == "cuda":  # from page-locked memory nobody waits for a copy
+                numbers = numbers.pin_memory()
+            self._block.copy_(numbers, non_blocking=True)
+            self._number.zero_()
+            self._left = NOISE_BLOCK
+        self._left -= 1
+
+    def draw_static(self, logits: Tensor) -> Tensor:
+        """`draw`, with a random number that is there already."""
         allowed = self._allowed[self._state, self._room.clamp(max=self._allowed.shape[1] - 1)]
-        noise = self._room.double()  # not read at temperature 0
-        if self._sampling.temperature > 0.0:
-            noise = self._block.index_select(0, self._number)[0]
-            self._number += 1
+        noise = self._block.index_select(0, self._number)[0]
+        self._number += 1
         ids = sample(logits, self._sampling, noise, allowed)
         is_byte = ids < BYTES
         ids = ids.clamp(max=BYTES - 1)

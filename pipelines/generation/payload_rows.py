@@ -1,0 +1,113 @@
+"""Payloads that are drawn together, a row each, in pieces of at most the model's context.
+
+Shapes:
+    B   rows                     L   ids of the model's context
+    n   payload bytes of the longest row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+import numpy.typing as npt
+
+from bytelm.modalities import MODALITIES, framing
+from bytelm.model.decoding.row_drawer import DrawnIds
+from bytelm.pipelines.generation.request import Request
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows to fill: the ids before each payload, and the payload bytes [start, stop) to draw."""
+
+    openings: npt.NDArray[np.uint16]
+    """[B, ids]."""
+    start: int
+    stop: int
+
+
+def can_share_rows(request: Request, other: Request) -> bool:
+    """Whether both are drawn by the same steps: all that differs is the header and the length."""
+    return (request.modality, request.view, request.prompt, request.condition) == (
+        other.modality,
+        other.view,
+        other.prompt,
+        other.condition,
+    ) and np.array_equal(request.guide.allowed, other.guide.allowed)
+
+
+class PayloadRows:
+    """Payloads that grow together, each until its own end.
+
+    Args:
+        requests: of each row; every two of them `can_share_rows`.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+        self._begun = len(requests[0].prompt)
+        self.position = self._begun
+        """Payload bytes of a row that still grows."""
+        self._lengths = np.full(len(requests), self._begun)  # [B]
+        self._longest = max(request.size for request in requests)
+        self._payload = np.zeros((len(requests), self._longest), np.uint8)  # valid up to `position`
+        self._payload[:, : self._begun] = np.frombuffer(requests[0].prompt, np.uint8)
+
+    @property
+    def room(self) -> list[int]:
+        """[B], bytes to draw in each row at most."""
+        return [request.size - self._begun for request in self._requests]
+
+    def grows(self, stop: int) -> bool:
+        """Whether a payload has a byte to draw before `stop`."""
+        return self.position < stop and bool((self._lengths == self.position).any())
+
+    def append(self, drawn: DrawnIds) -> tuple[int, bytes]:
+        """Take what was drawn; returns the number of bytes, and those of the first row."""
+        count, before = drawn.ids.shape[1], self._lengths
+        self._payload[:, self.position : self.position + count] = drawn.ids
+        self.position += count
+        self._lengths = self._begun + drawn.drawn
+        first = self._payload[0, before[0] : self._lengths[0]].tobytes()
+        return int((self._lengths - before).sum()), first
+
+    def payloads(self) -> list[bytes]:
+        """The payloads as far as they are drawn, each of its own length."""
+        rows = zip(self._payload, self._lengths, strict=True)
+        return [row[:length].tobytes() for row, length in rows]
+
+    def prompts(self, piece: Piece) -> npt.NDArray[np.int64]:
+        """What the rows hold when a piece begins, [B, ids]."""
+        begun = self._payload[:, piece.start : self.position]
+        return np.concatenate([piece.openings, begun], axis=1).astype(np.int64)
+
+    def pieces(self, length: int, patch: int) -> Iterator[Piece]:
+        """The pieces of at most `length` ids that have payload bytes to draw."""
+        kinds = list(dict.fromkeys(self._requests))
+        of_rows = [kinds.index(request) for request in self._requests]
+        last: list[Piece] = []
+        for pieces in zip_longest(*(_pieces(kind, length, patch) for kind in kinds)):
+            # A row that is complete already has the opening of its last piece, in vain.
+            last = [piece or old for piece, old in zip(pieces, last or pieces, strict=True)]
+            start, stop = max(p.start for p in last), max(p.stop for p in last)
+            openings = np.concatenate([p.openings for p in last])[of_rows]
+            yield Piece(openings, start, stop)
+
+
+def _pieces(request: Request, length: int, patch: int) -> Iterator[Piece]:
+    """The pieces of one request, with a single row."""
+    modality, condition = MODALITIES[request.modality], request.condition
+    generated = framing.Segment(modality, request.header, request.view, request.size)
+    segments = [condition.segment, generated] if condition else [generated]
+    preceding = np.frombuffer(condition.payload if condition else b"", np.uint8)
+    parts = [(segment.modality, segment.size) for segment in segments]
+    for *others, last in framing.split_document(parts, patch, lambda: length):
+        start, stop = last.start, min(last.start + last.length, request.size)
+        if last.segment < len(segments) - 1 or stop <= max(start, len(request.prompt)):
+            continue
+        framed = framing.frame(others, segments, lambda _, a, b: preceding[a:b], patch)
+        preamble = framing.preamble(modality, request.header, request.view, start, patch)
+        yield Piece(np.concatenate([framed.ids, preamble])[None], start, stop)
