@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -37,9 +37,13 @@ def kernel(function: Function) -> Function:
         return numba.njit(**_OPTIONS)(function)
 
 
-def kernel_part(function: Function) -> Function:
-    """Compile what kernels call; it is kept as a part of them."""
-    return numba.njit(**_OPTIONS)(function)
+def kernel_part(function: Function, fastmath: Set[str] = frozenset()) -> Function:
+    """Compile what kernels call; it is kept as a part of them.
+
+    Args:
+        fastmath: what the compiler may do to floating-point numbers, in LLVM's words.
+    """
+    return numba.njit(fastmath=set(fastmath), **_OPTIONS)(function)
 
 
 @contextmanager

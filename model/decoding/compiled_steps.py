@@ -39,7 +39,8 @@ class CompiledSteps:
         self._layout = StepLayout(model, batch, length, slots)
         self._all_rows = np.arange(batch)
         self._ids, self._cache = rows.ids.numpy(), self._layout.cache.numpy()
-        self._buffers = np.empty((BUFFERS, batch * self._layout.row_numbers), np.float32)
+        self._buffers = np.empty((BUFFERS, self._layout.buffer_numbers), np.float32)
+        self._active = np.empty(batch, np.int64)
         self._vocab_size = model.config.vocab_size
         with compiling():
             self._advance(self._all_rows[:0], rows.modality, torch.empty(batch, self._vocab_size))
@@ -77,5 +78,6 @@ class CompiledSteps:
             layout.heads,
             self._cache,
             self._buffers,
+            self._active,
             logits.numpy(),
         )

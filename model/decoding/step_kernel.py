@@ -16,14 +16,15 @@ bit-identical alone and in any batch. All kernels stand in this file because Num
 looks at the time and the size of the file of the outermost one alone.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from bytelm.model.codec_features.layout import PHASE
 from bytelm.model.embeddings import NgramEmbed
+from bytelm.model.numba_kernels import kernel, kernel_part
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -93,12 +94,12 @@ STAGE = np.dtype(
     ]
 )
 
-_kernel = njit(nogil=True, error_model="numpy", fastmath={"contract"})
-_sum_kernel = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+_kernel = partial(kernel_part, fastmath={"contract"})
+_sum_kernel = partial(kernel_part, fastmath={"contract", "reassoc", "nsz"})
 """For sums over one row, which the compiler may add up in lanes."""
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def advance_rows(
     rows: Ints,
     new_ids: Ints,
@@ -114,6 +115,7 @@ def advance_rows(
     heads: Record,
     cache: Floats,
     buffers: Floats,
+    active: Ints,
     logits: Floats,
 ) -> None:
     """Append an id to each of `rows` [R], and compute the logits of the ids after them.
@@ -126,13 +128,13 @@ def advance_rows(
         features: [B, J], codec features of each row's next id.
         weights, rotations, stages, blocks, heads: see `step_layout.py`.
         cache: keys and values of all blocks, and outputs of all stages but the last.
-        buffers: [BUFFERS, R * widest], whatever they hold.
+        buffers: [BUFFERS, R * widest + slots], whatever they hold.
+        active: [R], whatever it holds.
         logits: [B, V]; only those of `rows` change.
     """
     for row in rows:
         ids[row, lookback + held[row]] = new_ids[row]
         held[row] += 1
-    active = np.empty_like(rows)
     for index in range(len(stages)):
         stage = stages[index]
         count = 0
@@ -277,13 +279,13 @@ def _attention(
     of_head = (r + m) * channels
     _norm(weights, block.attention_norm, width, len(rows), buffers[X], buffers[INPUT])
     _linear(weights, block.qkv, buffers[INPUT], width, buffers[WIDE], 3 * width, len(rows))
-    scores = np.empty(r + m, np.float32)
+    cos_sin, scores = buffers[OUTPUT, :channels], buffers[OUTPUT, channels:]
     for number, row in enumerate(rows):
         position = held[row] // stage.position_bytes
         slot = r + position % m
         first = max(r if position < m else 0, slot + 1 - stage.window)
         qkv = buffers[WIDE, number * 3 * width : (number + 1) * 3 * width]
-        _turn(stage, block, position, weights, rotations, qkv)
+        _turn(stage, block, position, weights, rotations, cos_sin, qkv)
         for head in range(heads):
             at, low = (row * heads + head) * of_head, head * channels
             keys = cache[block.keys + at : block.keys + at + of_head]
@@ -308,13 +310,15 @@ def _turn(
     position: int,
     weights: Floats,
     rotations: npt.NDArray[np.float64],
+    cos_sin: Floats,
     qkv: Floats,
 ) -> None:
     """Norm and rotate the queries and keys in qkv [3 D] of one row, as the model asks for."""
     channels = stage.width // stage.heads
     pairs = channels // 2
+    cos, sin = cos_sin[:pairs], cos_sin[pairs:]
     if stage.rotations >= 0:
-        cos, sin = _rotation(stage, position, pairs, rotations)
+        _rotation(stage, position, rotations, cos, sin)
     for head in range(2 * stage.heads):
         x = qkv[head * channels : (head + 1) * channels]
         if block.qk_gain >= 0:
@@ -332,10 +336,10 @@ def _turn(
 
 @_kernel
 def _rotation(
-    stage: Record, position: int, pairs: int, rotations: npt.NDArray[np.float64]
-) -> tuple[Floats, Floats]:
-    """Cosines and sines of a position's pairs: the sum of the angles that the two tables list."""
-    cos, sin = np.empty(pairs, np.float32), np.empty(pairs, np.float32)
+    stage: Record, position: int, rotations: npt.NDArray[np.float64], cos: Floats, sin: Floats
+) -> None:
+    """Fill cosines and sines of a position's pairs, [c / 2] each, from the two tables' angles."""
+    pairs = len(cos)
     coarse = stage.rotations + position // FINE_POSITIONS * 2 * pairs
     fine = stage.rotations + (stage.coarse_positions + position % FINE_POSITIONS) * 2 * pairs
     for k in range(pairs):
@@ -343,7 +347,6 @@ def _rotation(
         cos_b, sin_b = rotations[fine + k], rotations[fine + pairs + k]
         cos[k] = cos_a * cos_b - sin_a * sin_b
         sin[k] = sin_a * cos_b + cos_a * sin_b
-    return cos, sin
 
 
 @_kernel

@@ -62,8 +62,10 @@ class StepLayout:
         embedded = max(
             stage.embedded_ids * stage.byte_embed.embedding_dim for stage in model.stages
         )
-        self.row_numbers = max(weights.widest, embedded)
-        """The most numbers that a row has in a buffer of the step."""
+        widest = max(weights.widest, embedded)
+        scores = max(s.previous + s.current for s in slots) + weights.widest
+        self.buffer_numbers = max(batch * widest, scores)
+        """Numbers in each buffer of the step."""
 
     def kv_caches(self, index: int, row: int) -> list[KVCache]:
         """The row's keys and values in each block of stage `index`, views of [H, r + m, c]."""
