@@ -167,6 +167,10 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the model between its attentions with `torch.compile`, for training alone. `auto` is
     `on` on a GPU where the compiler works, otherwise `off`."""
+    communication: Literal["auto", "fp32", "bf16"] = "auto"
+    """Numbers in which gradients are summed over ranks. `auto`: those of linear layers in
+    `precision` (at ZeRO 0 in fp32), others in fp32. `fp32`: all in fp32. `bf16`: all in bf16, but
+    vectors in fp32 where `precision` is bf16. ZeRO 3 gathers weights of linear layers alike."""
     deepspeed: str = "zero1"
     """ZeRO stage and offload: a case of `ds_configs` (zero0, zero1, zero2, zero3, zero2_offload,
     zero3_offload), or a JSON file."""

@@ -7,6 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 OWNED_BY_RUN_CONFIG = {
     "train_batch_size": "train.global_batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
@@ -17,6 +19,7 @@ OWNED_BY_RUN_CONFIG = {
     "bf16": "train.precision",
     "fp16": "train.precision",
     "torch_autocast": "train.precision",
+    "communication_data_type": "train.communication",
 }
 """DeepSpeed's keys that are derived from the run's config, with the key to set instead."""
 OWNED_BY_DEEPSPEED_CONFIG = ("zero_optimization", "zero_force_ds_cpu_optimizer")
@@ -50,6 +53,37 @@ def deepspeed_config(name: str) -> dict[str, Any]:
 def zero_stage(name: str) -> int:
     """Return the ZeRO stage of a DeepSpeed config, 0 to 3; 0, as in DeepSpeed, if it names none."""
     return deepspeed_config(name).get("zero_optimization", {}).get("stage", 0)
+
+
+def number_formats(model: nn.Module, precision: str, communication: str) -> dict[str, Any]:
+    """DeepSpeed's keys for the precision of a step and of the sums over ranks.
+
+    Under autocast DeepSpeed sums the gradients of the classes of modules that it calls safe in
+    bf16, and at ZeRO 3 it gathers their weights so; they are its own choice, the linear layers,
+    unless the config asks for others.
+
+    Args:
+        precision: "fp32" or "bf16".
+        communication: `train.communication`.
+    """
+    autocast: dict[str, Any] = {"enabled": precision == "bf16", "dtype": "bfloat16"}
+    keys: dict[str, Any] = {"torch_autocast": autocast}
+    if communication == "fp32":
+        autocast["lower_precision_safe_modules"] = []
+    elif communication == "bf16":
+        autocast["lower_precision_safe_modules"] = _matrix_classes(model)
+        keys["communication_data_type"] = "bf16"
+    return keys
+
+
+def _matrix_classes(model: nn.Module) -> list[str]:
+    """Paths of the classes of a model's modules whose weights are matrices or filters."""
+    classes = {
+        type(module)
+        for module in model.modules()
+        if any(getattr(p, "ds_shape", p.shape)[1:] for p in module.parameters(recurse=False))
+    }
+    return sorted(f"{cls.__module__}.{cls.__qualname__}" for cls in classes)
 
 
 def _read(name: str) -> str:

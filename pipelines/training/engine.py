@@ -33,7 +33,11 @@ from bytelm.pipelines.data.batch import Batch, Damage, Origin
 from bytelm.pipelines.runtime.device import resolve_precision, this_device
 from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.training import reshard
-from bytelm.pipelines.training.deepspeed_config import deepspeed_config, zero_stage
+from bytelm.pipelines.training.deepspeed_config import (
+    deepspeed_config,
+    number_formats,
+    zero_stage,
+)
 from bytelm.pipelines.training.muon import Muon
 from bytelm.pipelines.training.muon_sharding import MatrixShards
 from bytelm.pipelines.training.optimizer import make_optimizer, set_learning_rates, set_options
@@ -99,14 +103,19 @@ class Engine:
         scored = int(self._sum(torch.tensor(sum(int(b.scored.sum()) for b in counted))))
         # DeepSpeed divides by the number of micro batches and of ranks.
         scale = self.accumulation * self.ranks / max(1, scored)
-        nats_sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
-        is_finite: list[bool] = []  # by row
+        nats_of: list[Tensor] = []  # by micro batch
         self._engine.train()
         for number, batch in enumerate(micro_batches, 1):
-            nats = self._engine(*batch.inputs(self.device), self._sequence_parallel)
-            self._backward_and_step(nats, batch, scale, is_last=number == self.accumulation)
-            is_finite += finite_rows(nats.detach(), batch)
-            nats_sums += nats_by_modality(nats.detach(), batch)
+            on_device = batch.to(self.device)
+            nats = self._engine(*on_device.inputs(self.device), self._sequence_parallel)
+            self._backward_and_step(nats, on_device, scale, is_last=number == self.accumulation)
+            nats_of.append(nats.detach())
+        # Only here does a GPU have to be waited for.
+        nats_sums = torch.zeros(1 + len(MODALITIES), dtype=torch.float64)
+        is_finite: list[bool] = []  # by row
+        for batch, nats in zip(micro_batches, torch.stack(nats_of).cpu(), strict=True):
+            is_finite += finite_rows(nats, batch)
+            nats_sums += nats_by_modality(nats, batch)
         nats_sums, damage, counts = self._sum_over_step(nats_sums, counted)
         grad_norm, is_applied = self._outcome()
         return StepStatistics(
@@ -141,7 +150,7 @@ class Engine:
 
     def _backward_and_step(self, nats: Tensor, batch: Batch, scale: float, is_last: bool) -> None:
         """Accumulate the gradient of a micro batch; the last one of a step updates the weights."""
-        loss = nats[batch.scored.to(self.device)].sum() * scale
+        loss = nats.where(batch.scored, 0.0).sum() * scale
         # The factor is 1, or NaN if the loss is not finite: then the gradient is NaN too.
         self._engine.backward(loss * (1.0 + 0.0 * loss.detach()))
         if is_last and self.zero_stage == 0:
@@ -307,7 +316,7 @@ class Engine:
                 "gradient_accumulation_steps": self.accumulation,
                 "gradient_clipping": self.config.optimizer.max_grad_norm,
                 "zero_allow_untested_optimizer": True,
-                "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+                **number_formats(model, train.precision, train.communication),
                 "steps_per_print": NEVER,
             },
         )
