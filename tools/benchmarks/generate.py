@@ -4,7 +4,7 @@
 
 Prints a JSON line a figure: `name`, `value`, `unit`, `reference` (measured in the same run) and
 `ratio` (value / reference). Two threads, random weights, the shape of `train_step.py`, the bytes
-after a prompt of 2,048. Needs `pip install 'bytelm[bench]'`; takes about two minutes.
+after a prompt of 2,048. Needs `pip install 'bytelm[bench]'`; takes about three minutes.
 
     generate/batch1/megabyte-pytorch    bytes/s of 512 bytes of one row, the prompt's time included
     generate/batch64/megabyte-pytorch   bytes/s of 64 rows together, in bf16, of the steps alone
@@ -20,6 +20,9 @@ after a prompt of 2,048. Needs `pip install 'bytelm[bench]'`; takes about two mi
                                         reference is a decoder of one stage with at most a quarter
                                         of the parameters, at equal training FLOPs per byte
                                         (without the pairs that attention masks)
+    generate/demo-image/1, .../16       bytes/s of all rows that draw an image of 64x64 pixels with
+                                        `modern-demo`, as `bytelm generate` does in fp32; nothing to
+                                        compare with but other commits
 """
 
 from __future__ import annotations
@@ -33,10 +36,16 @@ from typing import Any
 
 import torch
 
+from bytelm.modalities.base import Header
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.decoding.decoder import Decoder
+from bytelm.model.decoding.sampling import Sampling
 from bytelm.model.flops import causal_training_flops_per_byte, costs
 from bytelm.model.megabyte import Megabyte
+from bytelm.model.presets import preset
+from bytelm.pipelines.config import ViewsConfig
+from bytelm.pipelines.generation.generate import generate_payloads
+from bytelm.pipelines.generation.request import image_request
 from bytelm.tools.benchmarks.measure import Figure, print_figures, seconds_of, set_threads
 from bytelm.tools.benchmarks.peers import HEAD, SHORT, VOCAB_SIZE, megabyte_pytorch, our_config
 
@@ -45,6 +54,7 @@ NEW_BYTES = 512
 ROWS = 64
 COPIED_BYTES = 2**28
 FP32_BYTES = 4.0
+DEMO_HEADER = Header(channels=3, width=64, height=64)
 
 
 def against_megabyte_pytorch(rows: int) -> Iterator[Figure]:
@@ -147,6 +157,18 @@ def against_flat(rows: int) -> Iterator[Figure]:
     yield Figure(f"generate/flat/{rows}", ours, "bytes/s", flat)
 
 
+def demo_image(rows: int) -> Iterator[Figure]:
+    """Bytes per second of `rows` images drawn together by the path of `bytelm generate`."""
+    model = Megabyte(preset("modern-demo")).eval()
+    request = image_request(DEMO_HEADER, ViewsConfig().image)
+    settings = (range(rows), Sampling(), "fp32")
+    one_line = image_request(DEMO_HEADER._replace(height=1), ViewsConfig().image)
+    generate_payloads(model, one_line, *settings)  # compiles kernels
+    seconds = seconds_of(lambda: generate_payloads(model, request, *settings))
+    speed = rows * request.size / seconds
+    yield Figure(f"generate/demo-image/{rows}", speed, "bytes/s")
+
+
 def _prefilled(config: ModelConfig, rows: int, prompt: int, new_bytes: int) -> Decoder:
     """A decoder of random weights whose rows hold prompts and have room for `new_bytes`."""
     decoder = Decoder(Megabyte(config).eval(), rows, prompt + new_bytes)
@@ -166,6 +188,8 @@ FIGURES: dict[str, Callable[[], Iterator[Figure]]] = {
     "memory-limit": against_memory,
     "flat/1": lambda: against_flat(1),
     "flat/16": lambda: against_flat(16),
+    "demo-image/1": lambda: demo_image(1),
+    "demo-image/16": lambda: demo_image(16),
     "batch64": lambda: against_megabyte_pytorch(ROWS),
 }
 

@@ -7,7 +7,7 @@ prepend a start token to every sequence (9 positions for 8 bytes), shift tokens,
 biases and a norm around the patch embedding; MEGABYTE-pytorch has one number of heads for all
 stages (8 of 64 channels), so that its local attention is wider than its stage.
 
-    P bytes of a patch    T ids in a row
+    P bytes of a patch    B rows    T ids in a row
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,24 +80,28 @@ def checkpointed(config: ModelConfig) -> ModelConfig:
 
 
 class BenchmarkModel:
-    """A model and its optimizer; `step` is one whole training step of one row."""
+    """A model and its optimizer; `step` is one whole training step of B rows."""
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor], Tensor]) -> None:
         """
         Args:
-            loss: mean nats per byte of ids [1, T].
+            loss: mean nats per byte of ids [B, T].
         """
         self.model = model.train()
         self.loss = loss
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step(self, ids: Tensor) -> float:
-        """Forward in bf16, backward, clip, update; ids [1, T]. Returns nats per byte."""
+        """Forward in bf16, backward, clip, update; ids [B, T]. Returns nats per byte."""
+        return self.update(ids).item()
+
+    def update(self, ids: Tensor) -> Tensor:
+        """A step whose loss stays on the device, so that the host need not wait for it."""
         loss = self.backward(ids)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item()
+        return loss.detach()
 
     def backward(self, ids: Tensor) -> Tensor:
         """Forward in bf16 and backward; returns the loss."""
@@ -198,6 +204,34 @@ def mblm(shape: Shape, *, rotary: bool = False, chunks: int | None = None) -> nn
             block=blocks,
         )
     )
+
+
+def compile_peer_layers(model: nn.Module, compiler: str) -> None:
+    """Let a peer's layers run as compiled graphs, one that all layers of a decoder share.
+
+    Embeddings and the output stay as they are. A graph of the whole model would take minutes to
+    compile for a deep one, and fuses nothing across layers.
+
+    Args:
+        compiler: a backend of `torch.compile`.
+    """
+    from MEGABYTE_pytorch.megabyte import token_shift
+
+    def layer(attention: nn.Module, feed_forward: nn.Module, x: Tensor) -> Tensor:
+        x = attention(token_shift(x)) + x
+        return feed_forward(token_shift(x)) + x
+
+    compiled = torch.compile(layer, backend=compiler)
+
+    def forward(decoder: Any, x: Tensor) -> Tensor:
+        assert decoder.rotary_emb is None
+        for attention, feed_forward in decoder.layers:
+            x = compiled(attention, feed_forward, x)
+        return decoder.norm(x)
+
+    decoders = [m for m in model.modules() if hasattr(m, "rotary_emb") and hasattr(m, "layers")]
+    for decoder in decoders:
+        decoder.forward = partial(forward, decoder)
 
 
 def _build_megabyte_pytorch(shape: Shape, checkpointing: bool) -> BenchmarkModel:
