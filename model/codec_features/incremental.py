@@ -35,11 +35,15 @@ class BatchFeatures:
         compile_kernels()
         self.state = new_state(batch, patch, length)
         """Arrays that other kernels may hand to `kernels.push_id`."""
+        self._arrays = tuple(self.state)
+        self._new_ids = torch.zeros(batch, dtype=torch.int64)
+        self._new_ids_array = self._new_ids.numpy()
         self._features = torch.from_numpy(self.state.features)
 
     def push(self, ids: Tensor) -> None:
         """Take the next id of every row, [B]; one of a full row raises AssertionError."""
-        push_ids(self.state, ids.cpu().contiguous().numpy())
+        self._new_ids.copy_(ids)  # from any device, in less time than `Tensor.numpy` takes
+        push_ids(self._arrays, self._new_ids_array)
 
     def push_row(self, row: int, ids: Tensor) -> None:
         """Take the next ids of one row, [n]."""

@@ -23,6 +23,8 @@ PREDICTIONS = 8
 PHASE = PREDICTIONS
 """The column of the byte's position in its pixel or frame; NONE in all other payloads."""
 MATCHES = PHASE + 1
-"""The first column of the match candidates; after them come the lengths of their runs."""
-FEATURES = MATCHES + 2 * len(MATCH_LENGTHS)
+"""The first column of the match candidates."""
+RUNS = MATCHES + len(MATCH_LENGTHS)
+"""The first column of the lengths of the candidates' runs, which sounds lack."""
+FEATURES = RUNS + len(MATCH_LENGTHS)
 """J, the codec features of an id."""

@@ -10,10 +10,8 @@ import numpy.typing as npt
 
 from bytelm.modalities.base import Bytes
 from bytelm.modalities.evaluation_head import Ints
-from bytelm.model.codec_features.layout import MATCH_LENGTHS, MATCHES, NONE, PHASE
+from bytelm.model.codec_features.layout import MATCH_LENGTHS, MATCHES, NONE, PHASE, RUNS
 
-RUNS = MATCHES + len(MATCH_LENGTHS)
-"""The first column of the lengths of the matches' runs, which sounds lack."""
 ABSENT = 255
 """The outcome where the model reads no codec features."""
 
