@@ -25,9 +25,10 @@ inputs with and without gradient. PyTorch's default of 8 is for functions with o
 class Region(Generic[P, T]):
     """A function of modules and tensors that runs as it is until `compile` is called.
 
-    Compiled regions run only where gradients are recorded. Rows that are evaluated come in batches
-    of many sizes, each of which would be compiled; evaluated eagerly they also have the same nats
-    as in `bytelm evaluate`.
+    Regions compiled for training run only where gradients are recorded. Rows that are evaluated
+    come in batches of many sizes, each of which would be compiled; evaluated eagerly they also have
+    the same nats as in `bytelm evaluate`. Regions compiled for decoding always run, for any number
+    of rows.
 
     Args:
         function: it reads no value of a tensor, and attends to nothing. A method is given as a
@@ -37,19 +38,22 @@ class Region(Generic[P, T]):
     def __init__(self, function: Callable[P, T]) -> None:
         self._function = function
         self._compiled: Callable[P, T] | None = None
+        self._is_for_decoding = False
 
-    def compile(self, backend: str) -> None:
+    def compile(self, backend: str, is_for_decoding: bool = False) -> None:
         """Compile the function from its next call on, by a backend of `torch.compile`."""
         # Imported here, since it takes a second that no other use of a model needs.
         import torch._dynamo.config
 
         torch._dynamo.config.recompile_limit = SHARED_GRAPHS
         self._compiled = torch.compile(
-            self._function, fullgraph=True, dynamic=False, backend=backend
+            self._function, fullgraph=True, dynamic=is_for_decoding, backend=backend
         )
+        self._is_for_decoding = is_for_decoding
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """The function's result."""
-        if self._compiled is None or not torch.is_grad_enabled():
+        is_wanted = self._is_for_decoding or torch.is_grad_enabled()
+        if self._compiled is None or not is_wanted:
             return self._function(*args, **kwargs)
         return self._compiled(*args, **kwargs)

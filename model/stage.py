@@ -64,13 +64,13 @@ class Stage(nn.Module):
         self.norm = make_norm(config, shape.width)
         self.embed, self.close = Region(Stage._embed), Region(Stage._close)
 
-    def compile_regions(self, backend: str) -> None:
-        """Compile what lies between attentions; see `Megabyte.compile_regions`."""
+    def compile_regions(self, backend: str, is_for_decoding: bool = False) -> None:
+        """Compile what lies between attentions, for training or for one position of each row."""
         regions: list[Region[..., Any]] = [self.embed, self.close]
         for block in self.blocks:
             regions += [block.before_attention, block.after_attention]
         for region in regions:
-            region.compile(backend)
+            region.compile(backend, is_for_decoding)
 
     def _add_wide_inputs(self, config: ModelConfig, index: int) -> None:
         """Add convolutions, n-grams and codec features, which read more than one position."""

@@ -21,6 +21,9 @@ from bytelm.model.decoding.row_sampler import RowSampler
 from bytelm.model.decoding.static_decoder import IDS_AT_ONCE, StaticDecoder
 from bytelm.model.megabyte import Megabyte
 
+COMPILED_STEPS = 2**15
+"""Steps from which compiling them for a GPU is worth its half a minute, by an estimate."""
+
 
 class DrawnIds(NamedTuple):
     """What the host reads of the rows after some steps."""
@@ -48,21 +51,36 @@ class RowDrawer(Protocol):
         """Draw the next `count` ids of every row."""
 
 
-def row_drawer(model: Megabyte, batch: int, length: int, sampler: RowSampler) -> RowDrawer:
+def row_drawer(
+    model: Megabyte, batch: int, length: int, sampler: RowSampler, steps: int
+) -> RowDrawer:
     """The fastest drawer of `batch` rows of at most `length` ids on the model's device.
 
     Under autocast, products have autocast's type: make and use a drawer inside one such context.
+
+    Args:
+        steps: ids that rows are drawn in all, by this drawer and by others of the same model.
     """
     if model.lm_head.weight.device.type == "cuda":
-        return StaticRows(model, batch, length, sampler)
+        return StaticRows(model, batch, length, sampler, is_compiled=steps >= COMPILED_STEPS)
     return SteppedRows(model, batch, length, sampler)
 
 
 class StaticRows:
     """Rows of a `StaticDecoder`, which the host reads only once in `ids_at_once` steps."""
 
-    def __init__(self, model: Megabyte, batch: int, length: int, sampler: RowSampler) -> None:
+    def __init__(
+        self,
+        model: Megabyte,
+        batch: int,
+        length: int,
+        sampler: RowSampler,
+        *,
+        is_compiled: bool = False,
+    ) -> None:
         self._decoder = StaticDecoder(model, batch, length, sampler)
+        if is_compiled:
+            self._decoder.compile()
         self._sampler = sampler
         patch = model.config.patch
         self.ids_at_once = -(-IDS_AT_ONCE // patch) * patch

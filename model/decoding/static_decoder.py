@@ -92,6 +92,17 @@ class StaticDecoder:
         self._outputs: list[Tensor] = []  # of each stage at its newest position
         self._graphs = StepGraphs(self._device)
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile what a step computes between attentions, by a backend of `torch.compile`.
+
+        The first steps then take half a minute, and from disk a few seconds on the same machine.
+        """
+        self.model = copy.deepcopy(self.model)  # the caller's goes on as it is
+        for stage in self.model.stages:
+            stage.compile_regions(backend, is_for_decoding=True)
+        if self._features is not None:
+            self._features.compile(backend)
+
     @property
     def logits(self) -> Tensor:
         """Logits of each row's next id, [B, V]; the next step overwrites them."""

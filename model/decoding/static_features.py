@@ -15,6 +15,8 @@ Shapes:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,6 +58,8 @@ class StaticFeatures:
         self._run_magnitude = Magnitude(1, device)
         self._samples = StaticSamples(self._bytes)
         self._kinds: frozenset[int] = frozenset()
+        self._push: Callable[[Tensor, bool], None] = self._push_byte
+        self._next: Callable[[], Tensor] = self._next_features
 
     def begin(self, state: FeatureState) -> None:
         """Take the rows as they stand behind their prompts.
@@ -93,6 +97,11 @@ class StaticFeatures:
         if SAMPLES in self._kinds:
             self._samples.begin(state)
 
+    def compile(self, backend: str) -> None:
+        """Compile the steps between two blocks of linear prediction."""
+        self._push = torch.compile(self._push_byte, dynamic=True, backend=backend)
+        self._next = torch.compile(self._next_features, dynamic=True, backend=backend)
+
     def is_block_due(self) -> bool:
         """Whether the next push begins a block of linear prediction in any row."""
         return SAMPLES in self._kinds and self._samples.is_block_due(self._held + 1)
@@ -103,6 +112,16 @@ class StaticFeatures:
 
     def push(self, ids: Tensor, updates_block: bool) -> None:
         """Take the next byte [B] of every row; `updates_block` is what `is_block_due` said."""
+        if updates_block:
+            self._push_byte(ids, updates_block)
+        else:
+            self._push(ids, updates_block)
+
+    def next_features(self) -> Tensor:
+        """Features of the next id of every row, [B, J] int64."""
+        return self._next()
+
+    def _push_byte(self, ids: Tensor, updates_block: bool) -> None:
         if SAMPLES in self._kinds:
             self._samples.note(ids, self._count)
         self._bytes.index_copy_(1, self._count, ids[:, None])
@@ -115,8 +134,7 @@ class StaticFeatures:
         if SAMPLES in self._kinds:
             self._samples.predict(self._count, updates_block)
 
-    def next_features(self) -> Tensor:
-        """Features of the next id of every row, [B, J] int64."""
+    def _next_features(self) -> Tensor:
         none = torch.full_like(self._bytes[:, :1], NONE)
         predictions = none.expand(-1, PREDICTIONS)
         if PIXELS in self._kinds:

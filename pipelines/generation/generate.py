@@ -58,7 +58,7 @@ def generate_files(
     """
     out.mkdir(parents=True, exist_ok=True)
     paths: dict[int, Path] = {}
-    total = sum(request.size - len(request.prompt) for request in requests)
+    total = sum(request.room for request in requests)
     with Progress(None if show else stderr_console(), total) as progress:
         samples = generate_samples(
             model, requests, seeds, sampling, precision, show, progress.add, batch
@@ -89,13 +89,16 @@ def generate_samples(
     Args:
         show, advance, batch: see `generate_payloads`.
     """
-    for numbers in _batches(model, requests, precision, batch):
+    batches = _batches(model, requests, precision, batch)
+    steps = sum(max(requests[i].room for i in numbers) for numbers in batches)
+    for numbers in batches:
         payloads = _draw_payloads(
             model,
             [requests[number] for number in numbers],
             [seeds[number] for number in numbers],
             sampling,
             precision,
+            steps,
             show if numbers[0] == 0 else None,
             advance,
         )
@@ -137,7 +140,8 @@ def generate_payloads(
     """
     payloads: list[bytes] = []
     requests = [request] * len(seeds)
-    for numbers in _batches(model, requests, precision, batch):
+    batches = _batches(model, requests, precision, batch)
+    for numbers in batches:
         batch_seeds = [seeds[number] for number in numbers]
         batch_show = None if payloads else show
         payloads += _draw_payloads(
@@ -146,6 +150,7 @@ def generate_payloads(
             batch_seeds,
             sampling,
             precision,
+            len(batches) * request.room,
             batch_show,
             advance,
             watch,
@@ -155,16 +160,20 @@ def generate_payloads(
 
 def _batches(
     model: Megabyte, requests: Sequence[Request], precision: str, batch: int | None
-) -> Iterator[list[int]]:
-    """The numbers of the requests that are drawn together."""
-    left = list(range(len(requests)))
-    while left:
-        first = requests[left[0]]
-        together = [number for number in left if can_share_rows(first, requests[number])]
-        left = [number for number in left if number not in set(together)]
-        together.sort(key=lambda number: requests[number].size)
-        rows = batch or batch_by_memory(model, model.config.context, precision)
-        yield from (together[at : at + rows] for at in range(0, len(together), rows))
+) -> list[list[int]]:
+    """The numbers of the requests that are drawn together, a list for each batch."""
+    groups: list[list[int]] = []
+    for number, request in enumerate(requests):
+        for group in groups:
+            if can_share_rows(requests[group[0]], request):
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    rows = batch or batch_by_memory(model, model.config.context, precision)
+    for group in groups:
+        group.sort(key=lambda number: requests[number].size)
+    return [group[at : at + rows] for group in groups for at in range(0, len(group), rows)]
 
 
 @torch.no_grad()
@@ -197,11 +206,12 @@ def _draw_payloads(
     seeds: Sequence[int],
     sampling: Sampling,
     precision: str,
+    steps: int,
     show: ShowBytes | None,
     advance: Advance,
     watch: Watch = lambda payloads: None,
 ) -> list[bytes]:
-    """Draw the payloads of requests that can share their steps."""
+    """Draw the payloads of requests that can share their steps, of `steps` with other batches."""
     device = model.lm_head.weight.device
     rows, request = PayloadRows(requests), requests[0]
     sampler = RowSampler(sampling, seeds, _guide_tables(request), rows.room, device)
@@ -212,7 +222,7 @@ def _draw_payloads(
     first_pieces = list(islice(pieces, 2))
     longest = max(piece.openings.shape[1] + piece.stop - piece.start for piece in first_pieces)
     with autocast(device, precision):
-        drawer = row_drawer(model, len(requests), longest, sampler)
+        drawer = row_drawer(model, len(requests), longest, sampler, steps)
         for piece in chain(first_pieces, pieces):
             if not rows.grows(piece.stop):
                 break

@@ -35,6 +35,8 @@ class GenerateOptions:
     """A caption or transcript that an image or sound follows; or the file that a text describes."""
     count: int = 1
     """Number of files."""
+    batch: int | None = None
+    """The most files that are drawn at once; None chooses by the memory that is free."""
     seed: int = 0
     """Seed of the first file; each further file has the next one."""
     sampling: Sampling = field(kw_only=True)
@@ -185,7 +187,9 @@ def _draw_headers(
             f"{way_out}"
         )
     view = dataset_info.views[modality]
-    return draw_headers(model, modality, view, choices, options.seeds, options.sampling)
+    return draw_headers(
+        model, modality, view, choices, options.seeds, options.sampling, options.batch
+    )
 
 
 def _text(source: Source, option: str) -> str:

@@ -31,6 +31,8 @@ class Piece:
 
 def can_share_rows(request: Request, other: Request) -> bool:
     """Whether both are drawn by the same steps: all that differs is the header and the length."""
+    if request is other:
+        return True
     return (request.modality, request.view, request.prompt, request.condition) == (
         other.modality,
         other.view,
@@ -59,7 +61,7 @@ class PayloadRows:
     @property
     def room(self) -> list[int]:
         """[B], bytes to draw in each row at most."""
-        return [request.size - self._begun for request in self._requests]
+        return [request.room for request in self._requests]
 
     def grows(self, stop: int) -> bool:
         """Whether a payload has a byte to draw before `stop`."""
@@ -86,15 +88,15 @@ class PayloadRows:
 
     def pieces(self, length: int, patch: int) -> Iterator[Piece]:
         """The pieces of at most `length` ids that have payload bytes to draw."""
-        kinds = list(dict.fromkeys(self._requests))
-        of_rows = [kinds.index(request) for request in self._requests]
-        last: list[Piece] = []
+        kinds = {request: i for i, request in enumerate(dict.fromkeys(self._requests))}
+        of_rows = [kinds[request] for request in self._requests]
         for pieces in zip_longest(*(_pieces(kind, length, patch) for kind in kinds)):
-            # A row that is complete already has the opening of its last piece, in vain.
-            last = [piece or old for piece, old in zip(pieces, last or pieces, strict=True)]
-            start, stop = max(p.start for p in last), max(p.stop for p in last)
-            openings = np.concatenate([p.openings for p in last])[of_rows]
-            yield Piece(openings, start, stop)
+            growing = [piece for piece in pieces if piece]
+            # Rows that are complete already have the opening of another row, in vain.
+            openings = [(piece or growing[0]).openings for piece in pieces]
+            assert len({piece.start for piece in growing}) == 1
+            stop = max(piece.stop for piece in growing)
+            yield Piece(np.concatenate(openings)[of_rows], growing[0].start, stop)
 
 
 def _pieces(request: Request, length: int, patch: int) -> Iterator[Piece]:

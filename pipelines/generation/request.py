@@ -44,6 +44,11 @@ class Request:
     guide: generation_guides.Guide = field(default_factory=generation_guides.fixed, compare=False)
     """Which ids may come next in the payload."""
 
+    @property
+    def room(self) -> int:
+        """Payload bytes to draw: as many, or of a text at most."""
+        return self.size - len(self.prompt)
+
     def __post_init__(self) -> None:
         if self.view == FILE_VIEW:
             raise ValueError(

@@ -122,6 +122,22 @@ def test_a_step_waits_for_nothing(option: str, opener: int) -> None:
     assert decoder.last_ids(68).unique().numel() > 3
 
 
+def test_compiled_steps_give_the_same_logits_for_any_number_of_rows() -> None:
+    """Traced as for a GPU, but run by PyTorch's own operations."""
+    model = tiny_model("two", context=56, init_std=0.05, **options_of("modern", "two")).eval()
+    for rows in (2, 5):
+        prompts = prompts_of(rows, 17)
+        logits = []
+        for is_compiled in (False, True):
+            decoder = StaticDecoder(model, rows, 56, sampler_of(rows))
+            if is_compiled:
+                decoder.compile("aot_eager")
+            decoder.begin(prompts, 1)
+            decoder.draw(39)
+            logits.append(decoder.logits)
+        torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-6)
+
+
 def test_a_host_read_is_seen() -> None:
     one = torch.ones(1)
     for read in (
