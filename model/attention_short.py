@@ -1,4 +1,4 @@
-"""Attention within short sequences on a GPU, as an operator that PyTorch knows.
+"""Attention within short sequences on a GPU, by operators that PyTorch knows.
 
 Stages below stage 0 attend within a patch: tens of thousands of sequences of 8 to 32 positions.
 PyTorch's fused kernels give a block of 64 or 128 queries to each, most of which are padding, and
@@ -6,7 +6,7 @@ need masks and copies for the keys of the preceding sequence. The kernels of `at
 take positions as they lie in memory. `CrossPatchContext` and `PackedContext` have the same in plain
 products, which a CPU runs and tests hold the kernels against.
 
-The operator is opaque to the compiler and to fake tensors, which see its shapes alone.
+The operators are opaque to the compiler and to fake tensors, which see their shapes alone.
 
 Shapes:
     S   positions laid flat, sequence after sequence
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LONGEST = 64
 """Longest sequence that the kernels take: they hold the scores of 64 queries and keys at once."""
@@ -69,56 +70,78 @@ def short_attention(
     assert len(q) % n == 0
     assert r <= n
     assert (opens_document is None) == (r == 0)
-    output: Tensor = _short_attention(q, k, v, opens_document, carried, n, r)[0]
+    assert opens_document is None or opens_document.is_contiguous()
+    assert carried is None or carried.is_contiguous()
+    output: Tensor = ShortAttention.apply(q, k, v, opens_document, carried, n, r)
     return output
 
 
-@torch.library.custom_op("bytelm::short_attention", mutates_args=())
-def _short_attention(
-    q: Tensor, k: Tensor, v: Tensor, opens: Tensor | None, carried: Tensor | None, n: int, r: int
-) -> tuple[Tensor, Tensor]:
-    """Output, and what the backward pass needs; see `attention_kernels.forward`."""
+class ShortAttention(torch.autograd.Function):
+    """The operators with their gradient; `short_attention` has the arguments.
+
+    `torch.library.custom_op` would join them too, and take twice the time to call, of which a small
+    model's step on a GPU consists.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, opens: Tensor | None, carried: Tensor | None,
+        n: int, r: int,
+    ) -> Tensor:  # fmt: skip
+        """q, k, v [S, H, c] to [S, H, c]."""
+        output, lse = torch.ops.bytelm.short_attention(q, k, v, opens, carried, n, r)
+        ctx.save_for_backward(q, k, v, opens, carried, output, lse)
+        ctx.n, ctx.r = n, r
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k and v, [S, H, c] each, and of what was carried."""
+        grad_q, grad_k, grad_v, grad_carried = torch.ops.bytelm.short_attention_backward(
+            gradient, *ctx.saved_tensors, ctx.n, ctx.r
+        )
+        has_carried = ctx.needs_input_grad[4]
+        return grad_q, grad_k, grad_v, None, grad_carried if has_carried else None, None, None
+
+
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? opens, Tensor? carried"
+torch.library.define(
+    "bytelm::short_attention", f"({_INPUTS}, SymInt n, SymInt r) -> (Tensor, Tensor)"
+)
+torch.library.define(
+    "bytelm::short_attention_backward",
+    f"(Tensor gradient, {_INPUTS}, Tensor output, Tensor lse, SymInt n, SymInt r)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+# On a CPU they run in Triton's interpreter alone, for the tests.
+@torch.library.impl("bytelm::short_attention", ("CUDA", "CPU"))
+def _forward(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     from bytelm.model import attention_kernels
 
-    return attention_kernels.forward(q, k, v, opens, carried, n, r)
+    with torch.cuda.device_of(q):
+        return attention_kernels.forward(q, *arguments)
 
 
-@torch.library.custom_op("bytelm::short_attention_backward", mutates_args=())
-def _short_attention_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, opens: Tensor | None,
-    carried: Tensor | None, output: Tensor, lse: Tensor, n: int, r: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v and carried; see `attention_kernels.backward`."""
+@torch.library.impl("bytelm::short_attention_backward", ("CUDA", "CPU"))
+def _backward(gradient: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from bytelm.model import attention_kernels
 
-    return attention_kernels.backward(gradient, q, k, v, opens, carried, output, lse, n, r)
+    with torch.cuda.device_of(gradient):
+        return attention_kernels.backward(gradient, *arguments)
 
 
-@_short_attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, opens: Tensor | None, carried: Tensor | None, n: int, r: int
-) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("bytelm::short_attention")
+def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
-@_short_attention_backward.register_fake
-def _(
+@torch.library.register_fake("bytelm::short_attention_backward")
+def _fake_backward(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, opens: Tensor | None,
-    carried: Tensor | None, output: Tensor, lse: Tensor, n: int, r: int,
+    carried: Tensor | None, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     grad_carried = q.new_empty(0) if carried is None else torch.empty_like(carried)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_carried
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.n, ctx.r = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    carried = ctx.saved_tensors[4]
-    grads = _short_attention_backward(gradient, *ctx.saved_tensors, ctx.n, ctx.r)
-    return *grads[:3], None, None if carried is None else grads[3], None, None
-
-
-_short_attention.register_autograd(_differentiate, setup_context=_save)

@@ -30,7 +30,8 @@ class NoHostReads(TorchDispatchMode):
     """Raises HostReadError at each operator that would make the host wait for a GPU.
 
     On a CPU these are the operators that hand a value to the host or need one for the size of their
-    result, and with fake tensors on a GPU also copies from one device to the other.
+    result, and with fake tensors on a GPU also copies between devices, other than a copy to the GPU
+    that is asked not to block.
     """
 
     is_allowed = False
@@ -65,10 +66,12 @@ class NoHostReads(TorchDispatchMode):
                 raise HostReadError(str(func))
             if operator in INDEXING and any(map(_is_mask, args[1])):
                 raise HostReadError(f"{func} with a mask")
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         if operator in COPIES and not self.is_allowed:
             devices = {x.device.type for x in (*args, result) if isinstance(x, Tensor)}
-            if len(devices) > 1:
+            is_upload = result.is_cuda and kwargs.get("non_blocking", False)
+            if len(devices) > 1 and not is_upload:
                 raise HostReadError(f"{func} between {sorted(devices)}")
         return result
 

@@ -177,6 +177,8 @@ def test_a_planted_copy_to_the_host_is_found() -> None:
         with pytest.raises(HostReadError):
             x.cpu()
         with pytest.raises(HostReadError):
+            x.to("cpu", non_blocking=True)
+        with pytest.raises(HostReadError):
             torch.empty(3).to("cuda")
 
 
