@@ -7,6 +7,7 @@ Shapes:
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +18,19 @@ from bytelm.model.decoding.decoded_rows import DecodedRows
 from bytelm.model.decoding.kv_cache import CacheSlots, KVCache
 from bytelm.model.decoding.step_kernel import BUFFERS, advance_rows
 from bytelm.model.decoding.step_layout import StepLayout
+from bytelm.model.flops import costs
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.numba_kernels import compiling
+
+PART_FLOPS = 2**24
+"""Fewest FLOPs of a step, on average, for which a thread is worth its start: some 200 us."""
 
 
 class CompiledSteps:
     """All stages of a model for new positions of B rows.
+
+    A step of many rows of a large model is split by rows over PyTorch's number of threads. A row
+    is computed in the same order wherever it runs.
 
     Args:
         model: in fp32 on a CPU; its weights are copied as they are.
@@ -37,13 +45,16 @@ class CompiledSteps:
         batch = len(rows.held)
         self._rows = rows
         self._layout = StepLayout(model, batch, length, slots)
-        self._all_rows = np.arange(batch)
         self._ids, self._cache = rows.ids.numpy(), self._layout.cache.numpy()
-        self._buffers = np.empty((BUFFERS, self._layout.buffer_numbers), np.float32)
-        self._active = np.empty(batch, np.int64)
         self._vocab_size = model.config.vocab_size
+        flops = batch * sum(cost.products for cost in costs(model.config))
+        threads = max(1, min(torch.get_num_threads(), batch, int(flops / PART_FLOPS)))
+        split = np.array_split(np.arange(batch), threads)
+        self._parts = [_Part(part, self._layout) for part in split]
+        self._threads = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         with compiling():
-            self._advance(self._all_rows[:0], rows.modality, torch.empty(batch, self._vocab_size))
+            nothing = _Part(np.arange(0), self._layout)
+            self._advance(nothing, rows.modality, torch.empty(batch, self._vocab_size))
 
     def kv_caches(self, index: int, row: int) -> list[KVCache]:
         """The row's keys and values in each block of stage `index`, views of [H, r + m, c]."""
@@ -57,15 +68,22 @@ class CompiledSteps:
         """Append an id to each row, [B] int64; returns the logits of the next ones, [B, V]."""
         self._rows.push_features(new_ids)
         logits = torch.empty(len(new_ids), self._vocab_size)
-        self._advance(self._all_rows, new_ids, logits)
+        first, *others = self._parts
+        running = []
+        if self._threads is not None:
+            submit = self._threads.submit
+            running = [submit(self._advance, part, new_ids, logits) for part in others]
+        self._advance(first, new_ids, logits)
+        for part in running:
+            part.result()
         return logits
 
-    def _advance(self, numbers: npt.NDArray[np.int64], new_ids: Tensor, logits: Tensor) -> None:
+    def _advance(self, part: "_Part", new_ids: Tensor, logits: Tensor) -> None:
         """Run the kernel for some of the rows."""
         rows, layout = self._rows, self._layout
         advance_rows(
-            numbers,
-            new_ids.numpy(),
+            part.rows,
+            new_ids.contiguous().numpy(),
             rows.held,
             self._ids,
             rows.lookback,
@@ -77,7 +95,17 @@ class CompiledSteps:
             layout.blocks,
             layout.heads,
             self._cache,
-            self._buffers,
-            self._active,
+            part.buffers,
+            part.active,
             logits.numpy(),
         )
+
+
+class _Part:
+    """Rows [R] that one thread advances, and the space that the kernel takes for them."""
+
+    def __init__(self, rows: npt.NDArray[np.int64], layout: StepLayout) -> None:
+        self.rows = rows
+        self.active = np.empty_like(rows)
+        # PyTorch's memory begins at a multiple of 64 bytes: no vector straddles two cache lines.
+        self.buffers = torch.empty(BUFFERS, layout.buffer_numbers(len(rows))).numpy()

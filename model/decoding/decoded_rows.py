@@ -71,4 +71,5 @@ class DecodedRows:
 
     def set_modality(self, modality: Tensor | None) -> None:
         """Check and keep the modality of each row's last id, [B]."""
-        self.modality = self._model.check_modality(modality, torch.Size([len(self.held)]))
+        checked = self._model.check_modality(modality, torch.Size([len(self.held)]))
+        self.modality = checked.contiguous()

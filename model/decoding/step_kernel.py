@@ -234,10 +234,13 @@ def _four_rows(
         w0, w1 = w[at : at + n], w[at + n : at + 2 * n]
         w2, w3 = w[at + 2 * n : at + 3 * n], w[at + 3 * n : at + 4 * n]
         for k in range(n):
-            y0[k] = y0[k] + a0 * w0[k] + a1 * w1[k] + a2 * w2[k] + a3 * w3[k]
-            y1[k] = y1[k] + b0 * w0[k] + b1 * w1[k] + b2 * w2[k] + b3 * w3[k]
-            y2[k] = y2[k] + c0 * w0[k] + c1 * w1[k] + c2 * w2[k] + c3 * w3[k]
-            y3[k] = y3[k] + d0 * w0[k] + d1 * w1[k] + d2 * w2[k] + d3 * w3[k]
+            # Loaded once: for all that the compiler knows, a store could change them.
+            v0, v1, v2, v3 = w0[k], w1[k], w2[k], w3[k]
+            total_0 = y0[k] + a0 * v0 + a1 * v1 + a2 * v2 + a3 * v3
+            total_1 = y1[k] + b0 * v0 + b1 * v1 + b2 * v2 + b3 * v3
+            total_2 = y2[k] + c0 * v0 + c1 * v1 + c2 * v2 + c3 * v3
+            total_3 = y3[k] + d0 * v0 + d1 * v1 + d2 * v2 + d3 * v3
+            y0[k], y1[k], y2[k], y3[k] = total_0, total_1, total_2, total_3
     for i in range(whole, inputs):
         for k in range(n):
             y0[k] = y0[k] + x[i] * w[i * n + k]

@@ -62,10 +62,13 @@ class StepLayout:
         embedded = max(
             stage.embedded_ids * stage.byte_embed.embedding_dim for stage in model.stages
         )
-        widest = max(weights.widest, embedded)
-        scores = max(s.previous + s.current for s in slots) + weights.widest
-        self.buffer_numbers = max(batch * widest, scores)
-        """Numbers in each buffer of the step."""
+        self._widest = max(weights.widest, embedded)
+
+    def buffer_numbers(self, rows: int) -> int:
+        """Numbers in each buffer of a step of so many rows."""
+        scores = max(slots.previous + slots.current for slots in self.slots)
+        numbers = max(rows * self._widest, self._widest + scores)
+        return -(-numbers // ALIGNMENT) * ALIGNMENT
 
     def kv_caches(self, index: int, row: int) -> list[KVCache]:
         """The row's keys and values in each block of stage `index`, views of [H, r + m, c]."""
