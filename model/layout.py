@@ -25,8 +25,8 @@ from torch import Tensor
 Groups = Sequence[tuple[int, int]]
 """(M, n) of each run of M sequences of equal length n, in the order in which they lie in S."""
 
-BYTES_PER_PATCH = 2 * torch.int64.itemsize
-"""Bytes of a layout's tensors for each patch; those for each document are few beside a row's."""
+BYTES_PER_PATCH = 2 * torch.int64.itemsize + torch.int32.itemsize
+"""Bytes of a layout's tensors for each patch, where every patch is a document."""
 
 
 @dataclass(frozen=True)
