@@ -92,7 +92,7 @@ class RowDataset(Dataset[Batch]):
             batch.origins.append(Origin(location, planned.shard.name, documents))
         if self.codec_patch:
             batch.codec_features = compute_codec_features(
-                batch.ids.long(), batch.document, self.codec_patch
+                batch.ids, batch.document, self.codec_patch
             )
         batch.layout = Layout.of(batch.document)
         return batch

@@ -184,9 +184,9 @@ def nats_of_model(model: Megabyte, precision: str) -> NatsOf:
     @torch.no_grad()
     def compute(batch: Batch) -> Tensor:
         if model.config.codec_features and batch.codec_features is None:
-            ids = batch.ids.to(device).long()
-            features = compute_codec_features(ids, batch.document, model.config.patch)
-            batch.codec_features = features.cpu()
+            batch.codec_features = compute_codec_features(
+                batch.ids, batch.document, model.config.patch
+            )
         with autocast(device, precision):
             nats: Tensor = model(*batch.inputs(device))
             return nats
