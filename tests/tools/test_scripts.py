@@ -70,6 +70,10 @@ def test_figures_are_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("plan", "3", "5"), {"plan/open", "plan/rows", "plan/random-row-worst", "plan/memory"}),
         (("loader", "--sizes", "64KiB", "--megabytes", "1"), {"loader/64KiB"}),
+        (
+            ("features", "--megabytes", "0.1"),
+            {"features/text", "features/image/step/256", "features/audio/loader"},
+        ),
         (("prepare", "--seconds", "0.01"), {"prepare/text/1", "prepare/audio/2"}),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
