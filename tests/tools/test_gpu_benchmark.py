@@ -106,20 +106,20 @@ def test_ours_and_a_peer_are_compared_at_their_better_speeds() -> None:
 
 
 def test_the_command_prints_the_environment_first_and_the_status_of_failures() -> None:
-    result = run_gpu("--smoke", "--only", "environment", "product")
+    result = run_gpu("--smoke", "--only", "environment")
     assert result.returncode == 0, result.stderr
     first, product = map(json.loads, result.stdout.splitlines())
     assert first["name"] == "environment"
     assert {"commit", "versions", "machine"} <= first.keys()
-    assert product["name"] == "product"
+    assert product["name"] == "environment/product"
     assert product["value"] > 0
 
 
 def test_without_time_every_part_fails_by_name() -> None:
-    result = run_gpu("--smoke", "--only", "product", "--seconds", "0")
+    result = run_gpu("--smoke", "--only", "environment", "--seconds", "0")
     assert result.returncode == 1
     (failed,) = map(json.loads, result.stdout.splitlines())
-    assert failed["name"] == "product/failed"
+    assert failed["name"] == "environment/failed"
 
 
 def test_without_a_gpu_the_command_names_the_way_out() -> None:

@@ -10,15 +10,15 @@ which `--seconds` leaves no time fail so. `--only` takes names of parts or their
 `train/250m`. `--smoke` runs every part once, tiny, on the CPU: a test, no measurement.
 
 Needs one GPU with 80 GB, 16 cores, and `pip install 'bytelm[bench]'` (a peer that is missing fails
-alone). SIZE is 250m, 16m, 64m or 1b of `modern-*`; PEER is mblm or megabyte-pytorch.
+alone). SIZE is 250m, 1b, 16m or 64m of `modern-*`; PEER is mblm or megabyte-pytorch.
 
     environment                 commit, versions, machine
-    product                     FLOP/s of 8192 x 8192 x 8192 in bf16; every part measures it again
+    environment/product         FLOP/s of 8192 x 8192 x 8192 in bf16; every part measures it again
     compile/SIZE/CODE           seconds of the first compiled step of one layer a stage, all codes
                                 and sizes side by side; fills the compiler's cache for what follows
     train/SIZE/CODE/eager, .../compiled      bytes/s of a step of 8 rows of 8,192 ids, one document
                                 each: forward in bf16, backward, clipping, AdamW; `ms` of a step.
-                                .../codec-features: with those that data workers give
+                                .../codec-features: ours, with those that data workers give
     train/SIZE/bytelm/.../product            FLOP/s without the pairs that attention masks, and
                                 without what is computed again; reference: the product
     train/SIZE/bytelm/.../memory             peak GB of tensors; reference: the formula
@@ -60,7 +60,7 @@ from typing import Any
 import torch
 
 from bytelm.tools.benchmarks.gpu_parts import attention, data_side, decoding, layouts, training
-from bytelm.tools.benchmarks.gpu_parts.environment import environment
+from bytelm.tools.benchmarks.gpu_parts.environment import environment_figures
 from bytelm.tools.benchmarks.gpu_parts.scale import GPU, SMOKE, Scale
 from bytelm.tools.benchmarks.gpu_parts.training import OURS
 from bytelm.tools.benchmarks.jobs import FAILED, Job, run_jobs
@@ -88,33 +88,34 @@ class Part:
 
 def parts(scale: Scale) -> Iterator[Part]:
     """All parts, the most important first."""
-    yield _part("environment", 30, environment)
-    yield _part("product", 30, training.product_figure, scale)
+    yield _part("environment", 30, environment_figures, scale)
     compilations = [
         Job(f"compile/{size}/{name}", training.compile_seconds, (scale, size, name))
         for size in scale.models
         for name in NAMES
     ]
-    yield Part("compile", 120, tuple(compilations))
-    most_important, *others = scale.models
+    yield Part("compile", 100, tuple(compilations))
+    by_importance = list(scale.models)
+    most_important = by_importance[0]
     yield from _training_parts(scale, most_important)
-    yield _part("decode/speed", 60, decoding.decoding_speed, scale, DECODED)
+    yield _part("decode", 60, decoding.decoding_figures, scale, DECODED)
+    for size in by_importance[1:2]:
+        yield from _training_parts(scale, size)
     yield _part("layouts", 40, layouts.layout_figures, scale, DECODED)
     data_jobs = (
         Job("data/run", data_side.run_figures, (scale,)),
         Job("data/features", data_side.feature_figures, (scale,)),
     )
     yield Part("data", 75, data_jobs)
-    yield _part("long", 50, training.long_steps, scale, most_important)
+    yield _part("long", 60, training.long_steps, scale, most_important)
     yield _part("attention", 45, attention.attention_figures, scale, most_important)
-    for size in others:
+    for size in by_importance[2:]:
         yield from _training_parts(scale, size)
-    yield _part("decode/agreement", 60, decoding.decoding_agreement, scale, DECODED)
 
 
 def _training_parts(scale: Scale, size: str) -> Iterator[Part]:
     """Our training step and the peers' at one size."""
-    yield _part(f"train/{size}/{OURS}", 60, training.our_steps, scale, size)
+    yield _part(f"train/{size}/{OURS}", 75, training.our_steps, scale, size)
     for peer in PEERS:
         name = f"train/{size}/{peer}"
         jobs = (Job(name, training.peer_steps, (scale, size, peer)),)
@@ -135,7 +136,7 @@ def measure(scale: Scale, only: Sequence[str], seconds: float) -> Iterator[Figur
     for part in parts(scale):
         if only and not part.name.startswith(tuple(only)):
             continue
-        for figure in run_jobs(part.jobs, min(part.seconds, end - time.perf_counter())):
+        for figure in run_jobs(part.jobs, max(0.0, min(part.seconds, end - time.perf_counter()))):
             found[figure.name] = figure
             yield figure
         yield from part.conclude(found)

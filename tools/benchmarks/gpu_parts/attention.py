@@ -106,15 +106,11 @@ def local_ways(scale: Scale, n: int, r: int, opens: Tensor) -> dict[str, Attend]
     def mask(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= first_key(query))
 
-    ways: dict[str, Attend] = {
-        "products": products,
-        "compiled-products": torch.compile(products, backend=scale.compiler),
-        "sdpa": fused,
-        "flex": _flex(scale, mask, n * len(opens)),
-    }
+    ways: dict[str, Attend] = {"products": products, "sdpa": fused}
     if scale.device == "cuda":
         ways["triton"] = partial(short_attention, n=n, r=r, opens_document=opens)
-    return ways
+    ways["compiled-products"] = torch.compile(products, backend=scale.compiler)
+    return {**ways, "flex": _flex(scale, mask, n * len(opens))}
 
 
 def document_ways(scale: Scale, layout: Layout) -> dict[str, Attend]:
@@ -126,15 +122,12 @@ def document_ways(scale: Scale, layout: Layout) -> dict[str, Attend]:
     def mask(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (document[query] == document[key])
 
-    ways: dict[str, Attend] = {
-        "grouped": PackedContext(layout.groups).attend,
-        "flex": _flex(scale, mask, len(document)),
-    }
+    ways: dict[str, Attend] = {"grouped": PackedContext(layout.groups).attend}
     if scale.device == "cuda":
         ways["varlen"] = partial(
             varlen_causal_attention, cu_seqlens=layout.cu_seqlens, longest=layout.groups[-1][1]
         )
-    return ways
+    return {**ways, "flex": _flex(scale, mask, len(document))}
 
 
 def _flex(scale: Scale, mask: Callable[..., Tensor], positions: int) -> Attend:

@@ -40,22 +40,20 @@ CALLS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cudaGraph
 """Calls of CUDA that start work on the device."""
 
 
-def decoding_speed(scale: Scale, size: str) -> Iterator[Figure]:
-    """Bytes per second of one row, beside MEGABYTE-pytorch, and of many; launches for each byte."""
+def decoding_figures(scale: Scale, size: str) -> Iterator[Figure]:
+    """Bytes per second of one row, beside MEGABYTE-pytorch, and of many; launches for each byte.
+
+    Then how far cached logits in bf16 are from uncached ones, and how many bytes of rows drawn
+    together in fp32 differ from those of each row alone, and from those of the CPU's decoder.
+    """
     model = random_model(scale, size)
     one_row = drawing_speed(model, scale, 1)
     yield Figure(f"decode/{size}/1", one_row, "bytes/s", ONE_ROW_AIM)
     many = drawing_speed(model, scale, scale.many_rows)
     yield Figure(f"decode/{size}/{scale.many_rows}", many, "bytes/s", MANY_ROWS_AIM)
+    yield Figure(f"decode/{size}/{PEER}", one_row, "bytes/s", peer_speed(scale, size))
     if scale.device == "cuda":
         yield Figure(f"decode/{size}/launches", launches_per_byte(model, scale), "per byte")
-    yield Figure(f"decode/{size}/{PEER}", one_row, "bytes/s", peer_speed(scale, size))
-
-
-def decoding_agreement(scale: Scale, size: str) -> Iterator[Figure]:
-    """How far cached logits in bf16 are from uncached ones, and how many bytes of rows drawn
-    together in fp32 differ from those of each row alone, and from those of the CPU's decoder."""
-    model = random_model(scale, size)
     difference = logit_difference(model, scale)
     yield Figure(f"decode/{size}/logits", difference, "of their norm", LOGIT_AIM)
     draw = partial(_draw_fp32, scale)
@@ -103,12 +101,15 @@ def drawing_speed(model: Megabyte, scale: Scale, rows: int) -> float:
 
 
 def launches_per_byte(model: Megabyte, scale: Scale) -> float:
-    """Kernels and graphs that the host starts for each byte of one row, the prompt's included."""
-    request = fixed_request(0, scale.new_bytes)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        generate_payloads(model, request, [0], Sampling(), "bf16")
-    launches = sum(event.count for event in profiler.key_averages() if event.key in CALLS)
-    return launches / scale.new_bytes
+    """Kernels and graphs that the host starts for each byte of one row, once graphs are there: of
+    twice as many bytes less those of as many, so that prompts and captures do not count."""
+    counts = []
+    for new_bytes in (scale.new_bytes, 2 * scale.new_bytes):
+        request = fixed_request(0, new_bytes)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            generate_payloads(model, request, [0], Sampling(), "bf16")
+        counts.append(sum(e.count for e in profiler.key_averages() if e.key in CALLS))
+    return (counts[1] - counts[0]) / scale.new_bytes
 
 
 def peer_speed(scale: Scale, size: str) -> float:

@@ -51,12 +51,12 @@ class Scale:
 
 GPU = Scale(
     device="cuda",
-    models={size: preset(f"modern-{size}") for size in ("250m", "16m", "64m", "1b")},
+    models={size: preset(f"modern-{size}") for size in ("250m", "1b", "16m", "64m")},
     rows=8,
     long_row=1_048_576,
     product=8_192,
     blocks=3,
-    steps=5,
+    steps=3,
     layouts=50,
     new_bytes=512,
     many_rows=256,

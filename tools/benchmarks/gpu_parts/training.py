@@ -52,19 +52,13 @@ STATE_BYTES = 12
 """Bytes of a parameter's weight and of AdamW's two averages; `step_bytes` has its gradient."""
 
 
-def product_figure(scale: Scale) -> Iterator[Figure]:
-    """FLOP/s of the product that every share refers to (each part measures it again)."""
-    yield Figure("product", product_flops(scale), "FLOP/s")
-
-
 def our_steps(scale: Scale, size: str) -> Iterator[Figure]:
-    """Our step without and with codec features, eager and compiled."""
+    """Our step, eager and compiled, and compiled with codec features."""
     peak = product_flops(scale)
-    for codec_features in (False, True):
+    for is_compiled, codec_features in ((False, False), (True, False), (True, True)):
         config = replace(scale.models[size], codec_features=codec_features)
-        for is_compiled in (False, True):
-            name = step_name(size, OURS, is_compiled) + FEATURES * codec_features
-            yield from _our_step_figures(name, config, scale, is_compiled, peak)
+        name = step_name(size, OURS, is_compiled) + FEATURES * codec_features
+        yield from _our_step_figures(name, config, scale, is_compiled, peak)
 
 
 def long_steps(scale: Scale, size: str) -> Iterator[Figure]:
