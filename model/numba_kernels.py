@@ -24,6 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 NOTICE_SECONDS = 2.0
 """Compilation that takes longer is announced."""
 _OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
+"""`_nrt` is numba's runtime, which allocates and counts references."""
 
 
 def kernel(function: Function) -> Function:
