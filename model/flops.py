@@ -54,45 +54,72 @@ def generation_flops_per_byte(config: ModelConfig) -> float:
     return sum(cost.products + cost.causal_attention for cost in costs(config))
 
 
-def step_bytes(config: ModelConfig, rows: int = 1, number: int = 2, ranks: int = 1) -> int:
-    """Memory of a training step beside the parameters and the optimizer, in bytes.
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that a rank holds for the backward pass where it begins, and what it recomputes."""
 
-    It is largest either where the backward pass begins, which needs activations, or where it ends,
-    which has all gradients. With checkpointing the activations are the input of every layer of
-    stage 0, its output and the output's gradient, and what one layer of stage 0 or one chunk of
-    the rest recomputes.
+    stages: tuple[int, ...]
+    logits: int
+    """Logits, their gradients, and their copies in the type of the matrix products."""
+    autocast_copies: int
+    """Weights of the layers in bf16."""
+
+    @property
+    def total(self) -> int:
+        """All of them together."""
+        return sum(self.stages) + self.logits + self.autocast_copies
+
+
+def activations(config: ModelConfig, rows: int = 1, number: int = 2, ranks: int = 1) -> Activations:
+    """Memory of the activations of a training step.
+
+    Where stage 0 is checkpointed it holds the input of every layer, its output and the output's
+    gradient. Where the rest is, it holds one chunk. What one layer of stage 0 recomputes counts as
+    far as it is more than the rest, which is gone by then.
 
     Args:
         config: the model.
-        rows: rows of a step on the ranks that share them.
+        rows: rows of a micro batch on the ranks that share them.
         number: bytes of a number in matrix products: 2 under autocast to bf16, 4 in fp32.
         ranks: ranks that share the rows (sequence parallelism); the result is that of one rank.
     """
-    parameters = sum(cost.parameters for cost in costs(config))
-    autocast_copies = 0
+    copies = 0
     if number < 4:
-        stages = enumerate(config.stages)
-        autocast_copies = number * sum(s.layers * _layer_matrices(config, i) for i, s in stages)
+        copies = number * sum(
+            stage.layers * _layer_matrices(config, index)
+            for index, stage in enumerate(config.stages)
+        )
     patches = rows * config.context // config.patch // ranks
     chunk = min(config.local_chunk or patches, patches)
-    layers, layer = config.stages[0].layers, patches * _layer_bytes(config, 0, number)
-    stage_0 = patches * config.stages[0].width * (4 + number)  # last norm and output
-    logits = config.patch * config.vocab_size  # of a patch
-    lower = sum(
-        config.patch
-        // config.position_bytes(index)
-        * (stage.layers * _layer_bytes(config, index, number) + stage.width * (4 + number))
-        for index, stage in enumerate(config.stages[1:], 1)
-    )  # of a patch
-    logit_gradients = chunk * logits * (4 + number)
     held_patches = chunk if config.checkpoints_local else patches
-    recomputed = held_patches * (lower + 4 * logits) + logit_gradients
+    lower = [
+        held_patches
+        * (config.patch // config.position_bytes(index))
+        * (stage.layers * _layer_bytes(config, index, number) + stage.width * (4 + number))
+        for index, stage in enumerate(config.stages)
+        if index > 0
+    ]
+    logits = config.patch * config.vocab_size * (4 * held_patches + (4 + number) * chunk)
+    width, layers = config.stages[0].width, config.stages[0].layers
+    layer = patches * _layer_bytes(config, 0, number)
+    stage_0 = patches * width * (4 + number)  # last norm and output
     if config.checkpoints_global:
-        stage_0 += patches * 4 * config.stages[0].width * (layers + 2)
-        recomputed = max(layer, recomputed)
+        stage_0 += patches * 4 * width * (layers + 2) + max(0, layer - sum(lower) - logits)
     else:
         stage_0 += layers * layer
-    return autocast_copies + max(stage_0 + recomputed, 4 * parameters)
+    return Activations((stage_0, *lower), logits, copies)
+
+
+def step_bytes(config: ModelConfig, rows: int = 1, number: int = 2, ranks: int = 1) -> int:
+    """Memory of a training step beside the parameters and the optimizer, in bytes.
+
+    It is largest either where the backward pass begins, which needs `activations`, or where it
+    ends, which has all gradients. Arguments are those of `activations`.
+    """
+    parameters = sum(cost.parameters for cost in costs(config))
+    held = activations(config, rows, number, ranks)
+    gradients = 4 * parameters + held.autocast_copies
+    return max(held.total, gradients)
 
 
 def _layer_matrices(config: ModelConfig, index: int) -> int:

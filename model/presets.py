@@ -128,6 +128,7 @@ MODERN_SIZES: dict[str, tuple[int, int]] = {
     "64m": (640, 10),
     "250m": (1024, 16),
     "1b": (1536, 28),
+    "7b": (3072, 52),
 }
 """Width and layers of stage 0 of each `modern-SIZE`; the size is its number of parameters."""
 

@@ -170,7 +170,7 @@ class TrainConfig:
     communication: Literal["auto", "fp32", "bf16"] = "auto"
     """Numbers in which gradients are summed over ranks. `auto`: those of linear layers in
     `precision` (at ZeRO 0 in fp32), others in fp32. `fp32`: all in fp32. `bf16`: all in bf16, but
-    vectors in fp32 where `precision` is bf16. ZeRO 3 gathers weights of linear layers alike."""
+    vectors in fp32 where `precision` is bf16; ZeRO 3 then gathers the weights in the same."""
     deepspeed: str = "zero1"
     """ZeRO stage and offload: a case of `ds_configs` (zero0, zero1, zero2, zero3, zero2_offload,
     zero3_offload), or a JSON file."""

@@ -55,6 +55,12 @@ def zero_stage(name: str) -> int:
     return deepspeed_config(name).get("zero_optimization", {}).get("stage", 0)
 
 
+def has_offload(name: str) -> bool:
+    """Whether a DeepSpeed config keeps the optimizer's state on the CPU."""
+    offload = deepspeed_config(name).get("zero_optimization", {}).get("offload_optimizer", {})
+    return offload.get("device", "none") != "none"
+
+
 def number_formats(model: nn.Module, precision: str, communication: str) -> dict[str, Any]:
     """DeepSpeed's keys for the precision of a step and of the sums over ranks.
 

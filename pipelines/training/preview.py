@@ -17,7 +17,7 @@ from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.runtime.device import measured_matmul_flops, resolve_precision
 from bytelm.pipelines.runtime.tables import print_table
 from bytelm.pipelines.shards.set_summary import size_text
-from bytelm.pipelines.training.deepspeed_config import zero_stage
+from bytelm.pipelines.training.deepspeed_config import has_offload, zero_stage
 from bytelm.pipelines.training.memory import checkpoint_bytes, memory_by_zero_stage
 from bytelm.pipelines.training.preflight import PLAN, check_cache, total_steps, training_plan
 
@@ -42,6 +42,7 @@ def preview(config: RunConfig, ranks: int, console: Console) -> None:
         *_run_lines(config, plan, steps, ranks, accumulation),
         f"time: about {_duration(config, steps)} on this machine's processor",
         f"checkpoint: {size_text(round(checkpoint_bytes(config)))}",
+        _activation_line(config, ranks),
         f"plan {plan.hash[:16]}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
@@ -90,18 +91,35 @@ def _duration(config: RunConfig, steps: int) -> str:
 
 
 def _memory_table(config: RunConfig, ranks: int) -> Table:
-    """Memory by ZeRO stage; that of the run is marked."""
-    run_stage = zero_stage(config.train.deepspeed)
+    """Memory by ZeRO stage, without and with offload; that of the run is marked."""
+    run_case = zero_stage(config.train.deepspeed), has_offload(config.train.deepspeed)
     table = Table(box=SIMPLE)
     table.add_column("memory of a process")
-    for column in ("model states", "activations", "with the program"):
+    columns = ("weights", "gradients", "optimizer", "buffers", "activations")
+    for column in (*columns, "on the host", "with the program"):
         table.add_column(column, justify="right")
-    for stage, memory in enumerate(memory_by_zero_stage(config, ranks)):
+    for stage, offload in [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)]:
+        memory = memory_by_zero_stage(config, ranks, offload=offload)[stage]
+        buffers = memory.gathered + max(memory.exchange, memory.update)
         table.add_row(
-            f"ZeRO {stage}{' (this run)' if stage == run_stage else ''}",
-            *map(size_text, (memory.states, memory.activations, memory.total)),
+            f"ZeRO {stage}{', offload' * offload}"
+            f"{' (this run)' if (stage, offload) == run_case else ''}",
+            *map(size_text, (memory.weights, memory.gradients, memory.optimizer, buffers)),
+            size_text(memory.activations.total),
+            size_text(memory.host) if memory.host else "",
+            size_text(memory.total),
         )
     return table
+
+
+def _activation_line(config: RunConfig, ranks: int) -> str:
+    """Activations of a micro batch by stage, as far as checkpointing leaves them."""
+    held = memory_by_zero_stage(config, ranks)[0].activations
+    parts = [f"{size_text(size)} stage {index}" for index, size in enumerate(held.stages)]
+    parts.append(f"{size_text(held.logits)} logits")
+    if held.autocast_copies:
+        parts.append(f"{size_text(held.autocast_copies)} weights in bf16")
+    return f"activations: {', '.join(parts)}"
 
 
 def _set_table(config: RunConfig, plan: Plan) -> Table:
