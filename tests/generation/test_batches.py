@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import TINY_MODEL, status
-from helpers.tapes import NoHostReads, TapedSteps
+from helpers.host_reads import NoHostReads
+from helpers.tapes import TapedSteps
 from helpers.tiny_models import OPTIONS
 
 from bytelm.modalities.base import Header

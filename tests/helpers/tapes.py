@@ -1,39 +1,11 @@
-"""Stand-ins for CUDA graphs on a CPU: recorded steps, and steps that may not wait for a device."""
+"""A stand-in for CUDA graphs on a CPU: steps that are recorded and replayed."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-
-HOST_READS = (
-    *("_local_scalar_dense", "item", "nonzero", "nonzero_numpy", "masked_select", "equal"),
-    *(
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-        "is_nonzero",
-        "bincount",
-        "repeat_interleave",
-    ),
-)
-"""Operations whose result or its shape the host reads from a tensor."""
-
-
-class NoHostReads(TorchDispatchMode):
-    """Raises AssertionError at an operation for which the host would wait for a GPU."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = func.__name__.split(".")[0]
-        assert name not in HOST_READS, f"{func} reads a tensor on the host"
-        if name in ("index", "index_put", "index_put_"):
-            masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
-            assert not masks, f"{func} with a mask reads it on the host"
-        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):

@@ -1,19 +1,26 @@
 """Steps of fixed shapes: their logits, what a replay of them gives, and that nobody waits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
-from helpers.tapes import NoHostReads, TapedSteps
-from helpers.tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_model
-from torch import Tensor
+from helpers.host_reads import NoHostReads
+from helpers.tapes import TapedSteps
+from helpers.tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_config, tiny_model
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bytelm.model.codec_features.layout import FEATURES
+from bytelm.model.codec_features.state import BYTES, PIXELS, SAMPLES
 from bytelm.model.decoding import static_decoder
 from bytelm.model.decoding.row_drawer import StaticRows, SteppedRows
 from bytelm.model.decoding.row_sampler import GuideTables, RowSampler
 from bytelm.model.decoding.sampling import Sampling
 from bytelm.model.decoding.static_decoder import StaticDecoder
+from bytelm.model.decoding.static_prefill import run_prompts
+from bytelm.model.decoding.step_graphs import StepGraphs
 from bytelm.model.megabyte import Megabyte
 
 CPU = torch.device("cpu")
@@ -26,9 +33,9 @@ CASES = [
 ]
 
 
-def sampler_of(rows: int, **sampling: Any) -> RowSampler:
+def sampler_of(rows: int, device: torch.device = CPU, **sampling: Any) -> RowSampler:
     guide, room = GuideTables.of_bytes(264), [99] * rows
-    return RowSampler(Sampling(**sampling), range(rows), guide, room, CPU)
+    return RowSampler(Sampling(**sampling), range(rows), guide, room, device)
 
 
 def prompts_of(rows: int, held: int) -> Tensor:
@@ -138,16 +145,71 @@ def test_compiled_steps_give_the_same_logits_for_any_number_of_rows() -> None:
         torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-6)
 
 
-def test_a_host_read_is_seen() -> None:
-    one = torch.ones(1)
-    for read in (
-        lambda: one.item(),
-        lambda: one[one > 0],
-        lambda: bool(one),
-        lambda: one.nonzero(),
-    ):
-        with NoHostReads(), pytest.raises(AssertionError, match="on the host"):
-            read()
+@pytest.mark.parametrize(
+    ("shape", "option"), [("three", "all"), ("two", "modern"), ("one", "rope")]
+)
+def test_a_step_on_a_gpu_waits_for_nothing(
+    shape: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By tensors without values, of which those on the host and those on the GPU cannot mix."""
+    monkeypatch.setattr(static_decoder, "StepGraphs", PlainSteps)
+    options = options_of(option, shape)
+    with torch.device("meta"):
+        model = Megabyte(tiny_config(shape, context=88, **options)).bfloat16().eval()
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                on_gpu = torch.empty(weight.shape, dtype=weight.dtype, device="cuda")
+                setattr(module, name, nn.Parameter(on_gpu))
+        model.tie_output()
+        sampler = sampler_of(3, torch.device("cuda"), temperature=0.9, top_k=9, top_p=0.9)
+        monkeypatch.setattr(sampler, "supply_noise", lambda: None)  # it makes values on the host
+        decoder = StaticDecoder(model, 3, 88, sampler)
+        features = torch.zeros(3, 96, FEATURES, dtype=torch.int16, device="cuda")
+        decoder._outputs = run_prompts(model, decoder._ids, 17, features, decoder._caches)
+        decoder._held = 17
+        if decoder._features is not None:  # rows of all kinds of payloads
+            decoder._features._kinds = frozenset({BYTES, PIXELS, SAMPLES})
+            decoder._features._samples._layouts = frozenset({(2, 0)})
+            decoder._features._held = 24  # a block of linear prediction begins at 32
+        with NoHostReads():
+            decoder.draw(17)
+        assert decoder.last_ids(17).device.type == "cuda"
+
+
+class PlainSteps(StepGraphs):
+    """Steps that are called, on any device."""
+
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+        step()
+
+
+def test_a_step_runs_then_is_captured_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in for CUDA: a capture runs nothing, and graphs share one pool."""
+    events: list[str] = []
+
+    class Graph:
+        def pool(self) -> str:
+            return "pool"
+
+        def replay(self) -> None:
+            events.append("replay")
+
+    @contextmanager
+    def capture(graph: Graph, pool: str | None, capture_error_mode: str) -> Iterator[None]:
+        events.append(f"capture in {pool}")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    graphs = StepGraphs(torch.device("cuda"))
+    for key in (1, 1, 1, 2, 2, 1):
+        graphs.run(key, lambda: events.append("run"))
+    assert events == [
+        *("run", "capture in None", "run", "replay", "replay"),
+        *("run", "capture in pool", "run", "replay", "replay"),
+    ]
 
 
 def test_mistakes_are_named() -> None:
