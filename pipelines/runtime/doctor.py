@@ -157,7 +157,7 @@ def _system_checks() -> Iterator[Check]:
     if compiler:
         yield Check(section, "compiler", OK, _first_line([compiler, "--version"]) or compiler)
     else:
-        value = "none: only the DeepSpeed configs with offload need one"
+        value = "none: train.compile and the DeepSpeed configs with offload need one"
         yield Check(section, "compiler", MISSING, value, "apt-get install g++")
 
 
@@ -188,6 +188,22 @@ def _device_checks(probe: Probe) -> Iterator[Check]:
         yield Check(section, "device", OK, "the CPU (no GPU that torch can use)")
     what = "bf16 instructions" if precision == "bf16" else "no bf16 instructions"
     yield Check(section, "bf16", OK, f"{what}: train.precision auto is {precision}")
+    yield _compile_check(is_gpu=bool(device["names"]))
+
+
+def _compile_check(is_gpu: bool) -> Check:
+    """Whether `torch.compile` has its parts: Triton and a C compiler for a GPU, else C++."""
+    missing = {}
+    if is_gpu and _version("triton") is None:
+        missing["Triton"] = "pip install triton"
+    compilers = ("cc", "gcc", "clang") if is_gpu else ("c++", "g++", "clang++")
+    if not _first(compilers):
+        missing["compiler"] = "apt-get install g++"
+    if missing:
+        value = f"no {' and no '.join(missing)}: training is not compiled"
+        return Check("machine", "train.compile", MISSING, value, "; ".join(missing.values()))
+    value = "auto is on" if is_gpu else "auto is off on a CPU; on is possible"
+    return Check("machine", "train.compile", OK, value)
 
 
 def _space_check(name: str) -> Check:

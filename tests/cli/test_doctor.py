@@ -95,6 +95,7 @@ def test_optional_parts_are_named_with_what_brings_them(monkeypatch: pytest.Monk
     assert "ImportError: no libav" in checks["media"].value
     assert checks["cjxl"].remedy == "apt-get install libjxl-tools"
     assert checks["compiler"].remedy == "apt-get install g++"
+    assert checks["train.compile"].value == "no compiler: training is not compiled"
 
 
 def test_folders_that_cannot_be_used_are_said(
