@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bytelm.model.decoding.sampling import NOISE_BLOCK, Noise, Sampling, sample
+from bytelm.model.decoding.sampling import (
+    NOISE_BLOCK,
+    Noise,
+    Sampling,
+    sample_by_tensors,
+    sample_guided,
+)
+from bytelm.model.decoding.sampling_kernel import follow_guide
 
 BYTES = 256
 """Ids below this are bytes; a guide's other ids end a row."""
@@ -76,7 +83,14 @@ class RowSampler:
     def draw(self, logits: Tensor) -> Tensor:
         """The next byte of every row [B] int64, from logits [B, V]; any byte in rows that ended."""
         self.supply_noise()
-        return self.draw_static(logits)
+        if logits.device.type != "cpu":
+            return self.draw_static(logits)
+        noise = self._block[NOISE_BLOCK - 1 - self._left]
+        tables = self._allowed, self._state, self._room
+        ids = sample_guided(logits, self._sampling, noise, *tables)
+        numbers = (x.numpy() for x in (self._next_state, ids, self._state, self._room, self.drawn))
+        follow_guide(*numbers)
+        return ids
 
     def supply_noise(self) -> None:
         """Make sure that the device has a random number of each row for the next draw."""
@@ -94,7 +108,7 @@ class RowSampler:
         allowed = self._allowed[self._state, self._room.clamp(max=self._allowed.shape[1] - 1)]
         noise = self._block.index_select(0, self._number)[0]
         self._number += 1
-        ids = sample(logits, self._sampling, noise, allowed)
+        ids = sample_by_tensors(logits, self._sampling, noise, allowed)
         is_byte = ids < BYTES
         ids = ids.clamp(max=BYTES - 1)
         self.drawn += is_byte

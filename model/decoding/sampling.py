@@ -7,8 +7,11 @@ Shapes:
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from bytelm.model.decoding.sampling_kernel import draw_rows
 
 NOISE_BLOCK = 256
 """Random numbers of a row that are drawn at once."""
@@ -77,6 +80,44 @@ def sample(
     Returns:
         [B] int64.
     """
+    if logits.device.type != "cpu":
+        return sample_by_tensors(logits, sampling, noise, allowed)
+    rows = torch.arange(len(logits))
+    if allowed is None:
+        allowed = torch.ones_like(logits, dtype=torch.bool)
+    return sample_guided(logits, sampling, noise, allowed[:, None], rows, torch.zeros_like(rows))
+
+
+def sample_guided(
+    logits: Tensor, sampling: Sampling, noise: Tensor, allowed: Tensor, state: Tensor, room: Tensor
+) -> Tensor:
+    """`sample` by a kernel on a CPU. For few rows PyTorch's calls take longer than a step does.
+
+    Args:
+        allowed: [S, A, V] bool, a guide's ids by state and room.
+        state, room: [B] int64, of each row.
+    """
+    ids = torch.empty(len(logits), dtype=torch.int64)
+    draw_rows(
+        logits.to(torch.float64, copy=True, memory_format=torch.contiguous_format).numpy(),
+        allowed.contiguous().numpy(),
+        state.numpy(),
+        room.numpy(),
+        noise.double().contiguous().numpy(),
+        float(sampling.temperature),
+        int(sampling.top_k),
+        float(sampling.top_p),
+        float(sampling.min_p),
+        np.empty(logits.shape[1], np.bool_),
+        ids.numpy(),
+    )
+    return ids
+
+
+def sample_by_tensors(
+    logits: Tensor, sampling: Sampling, noise: Tensor, allowed: Tensor | None = None
+) -> Tensor:
+    """`sample` by tensor operations, of which none reads from a device."""
     logits = logits.double()
     if allowed is not None:
         logits = logits.masked_fill(~allowed, -torch.inf)

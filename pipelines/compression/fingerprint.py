@@ -15,6 +15,11 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.model.stored_names import stored_config, stored_parameter
 from bytelm.pipelines.compression.container import HASH_BYTES
 
+_PACKAGES = ("bytelm", "constriction", "numba", "llvmlite")
+"""Packages beside PyTorch that decide how a step rounds, or what is coded for its numbers."""
+STEP_VERSION = 2
+"""Version of the order in which a step adds up its numbers; to raise where that order changes."""
+
 
 def model_hash(model: Megabyte) -> bytes:
     """The first HASH_BYTES of the SHA-256 of a model's config and weights."""
@@ -29,12 +34,12 @@ def model_hash(model: Megabyte) -> bytes:
 def build_of(model: Megabyte) -> str:
     """The versions and the machine that decide the last bits of a model's probabilities."""
     device = model.lm_head.weight.device
-    versions = " ".join(f"{n} {importlib.metadata.version(n)}" for n in ("bytelm", "constriction"))
+    versions = " ".join(f"{n} {importlib.metadata.version(n)}" for n in _PACKAGES)
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
     else:
         machine = f"{_processor()} {torch.backends.cpu.get_cpu_capability()}"
-    return f"{versions} torch {torch.__version__} on {machine}"
+    return f"{versions} step {STEP_VERSION} torch {torch.__version__} on {machine}"
 
 
 def _processor() -> str:

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bytelm.model.decoding.sampling import NOISE_BLOCK, Noise, Sampling, sample
+from bytelm.model.decoding.sampling import (
+    NOISE_BLOCK,
+    Noise,
+    Sampling,
+    sample,
+    sample_by_tensors,
+)
 
 CPU = torch.device("cpu")
 
@@ -93,6 +99,28 @@ def test_a_row_depends_only_on_its_own_seed() -> None:
         noise = Noise([seed], CPU)
         alone = [sample(step[row : row + 1], sampling, noise.draw()).item() for step in logits]
         assert together[:, row].tolist() == alone
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 40.0])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.0),
+        Sampling(temperature=0.7, top_k=12),
+        Sampling(top_p=0.9),
+        Sampling(min_p=0.02),
+        Sampling(temperature=1.3, top_k=100, top_p=0.8, min_p=0.01),
+    ],
+)
+def test_the_kernel_draws_what_tensors_draw(sampling: Sampling, scale: float) -> None:
+    torch.manual_seed(0)
+    logits = scale * torch.randn(300, 264)
+    allowed = torch.rand(300, 264) < 0.5
+    noise = Noise(range(300), CPU).draw()
+    for mask in (None, allowed):
+        expected = sample_by_tensors(logits, sampling, noise, mask)
+        assert torch.equal(sample(logits, sampling, noise, mask), expected)
 
 
 def test_successive_draws_differ_and_a_seed_repeats_them() -> None:
