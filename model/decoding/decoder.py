@@ -12,9 +12,9 @@ Shapes:
 A row that holds t ids waits for the logits of id t. Stage i then stands at position t // b_i, and
 its input is the preceding position, so that it advances exactly when t is a multiple of b_i.
 
-Prompts run through the stages of training, steps through those of `cached_stage.py`. In fp32 on a
-CPU the logits of a row are bit-identical alone and in any batch of up to BIT_IDENTICAL_ROWS:
-prompts run one after another, and a step computes each of so few rows as if it were alone.
+Prompts run through the stages of training, one row after another. Steps in fp32 on a CPU are one
+compiled call (`compiled_steps.py`), in which the logits of a row are bit-identical alone and in any
+batch; other types take PyTorch's operations (`module_steps.py`).
 """
 
 from collections.abc import Sequence
