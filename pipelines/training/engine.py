@@ -1,4 +1,4 @@
-"""DeepSpeed behind one class: this is the only file that imports it.
+"""DeepSpeed behind one class: this file and `sharded_model.py` are the only ones that import it.
 
 The run's config owns batch size, optimizer, learning rates, clipping and precision; a JSON of
 `ds_configs` owns ZeRO and offload. Importing DeepSpeed takes seconds, so it is imported inside the
