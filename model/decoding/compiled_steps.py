@@ -18,6 +18,7 @@ from bytelm.model.decoding.decoded_rows import DecodedRows
 from bytelm.model.decoding.kv_cache import CacheSlots, KVCache
 from bytelm.model.decoding.step_kernel import BUFFERS, advance_rows
 from bytelm.model.decoding.step_layout import StepLayout
+from bytelm.model.decoding.step_records import Step
 from bytelm.model.flops import costs
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.numba_kernels import compiling
@@ -81,14 +82,7 @@ class CompiledSteps:
     def _advance(self, part: "_Part", new_ids: Tensor, logits: Tensor) -> None:
         """Run the kernel for some of the rows."""
         rows, layout = self._rows, self._layout
-        advance_rows(
-            part.rows,
-            new_ids.contiguous().numpy(),
-            rows.held,
-            self._ids,
-            rows.lookback,
-            rows.modality.numpy(),
-            rows.codec_features(),
+        step = Step(
             layout.weights,
             layout.rotations,
             layout.stages,
@@ -96,6 +90,16 @@ class CompiledSteps:
             layout.heads,
             self._cache,
             part.buffers,
+            rows.held,
+            self._ids,
+            rows.lookback,
+            rows.modality.numpy(),
+            rows.codec_features(),
+        )
+        advance_rows(
+            step,
+            part.rows,
+            new_ids.contiguous().numpy(),
             part.active,
             logits.numpy(),
         )

@@ -9,7 +9,7 @@ Shapes:
     V   vocabulary               J   codec features of an id
 
 The equations are those of `layers.py`, `stage.py` and `embeddings.py`; `step_layout.py` lays the
-model out in flat arrays and in the records below, so that one compilation serves all models.
+model out in the arrays and records of `step_records.py`, so that one compilation serves all models.
 
 Every number that a row computes is added up in an order that depends on no other row: logits are
 bit-identical alone and in any batch. All kernels stand in this file because Numba's cache on disk
@@ -17,19 +17,13 @@ looks at the time and the size of the file of the outermost one alone.
 """
 
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bytelm.model.codec_features.layout import PHASE
+from bytelm.model.decoding.step_records import Floats, Ints, Record, Step
 from bytelm.model.embeddings import NgramEmbed
 from bytelm.model.numba_kernels import kernel, kernel_part
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Record = Any
-"""One of the records below."""
 
 PANEL = 128
 """Most outputs of a panel of a matrix, [inputs, outputs]. The sums of four rows of a panel and its
@@ -41,119 +35,40 @@ X, INPUT, WIDE, HIDDEN, OUTPUT = range(5)
 BUFFERS = 5
 NGRAM_FACTOR, NGRAM_PRIME = NgramEmbed._FACTOR, NgramEmbed._PRIME
 
-_int = np.int64
-LINEAR = np.dtype([("offset", _int), ("inputs", _int), ("outputs", _int)])
-"""A matrix in panels of PANEL outputs, among the weights; no `outputs` where a model has none."""
-NORM = np.dtype([("gain", _int), ("bias", _int), ("eps", np.float32)])
-"""Offsets of a norm's weights; `bias` is -1 for an RMSNorm."""
-BLOCK = np.dtype(
-    [
-        ("attention_norm", NORM),
-        ("qkv", LINEAR),
-        ("qk_gain", _int),  # offset of [2 H], -1 without QK norm
-        ("output", LINEAR),
-        ("feed_forward_norm", NORM),
-        ("up", LINEAR),
-        ("down", LINEAR),
-        ("keys", _int),  # offsets of [B, H, r + m, c] in the cache
-        ("values", _int),
-    ]
-)
-STAGE = np.dtype(
-    [
-        ("position_bytes", _int),  # b
-        ("sequence_length", _int),  # m
-        ("previous", _int),  # r
-        ("window", _int),  # positions that one attends to
-        ("width", _int),
-        ("heads", _int),
-        ("swiglu", np.bool_),
-        ("first_block", _int),
-        ("last_block", _int),
-        ("norm", NORM),
-        ("byte_embed", _int),  # offsets of tables
-        ("byte_width", _int),
-        ("embedded_ids", _int),
-        ("start", _int),
-        ("position_embed", _int),  # -1 where the stage has none, as those below
-        ("filter_3", LINEAR),
-        ("filter_5", LINEAR),
-        ("filter_7", LINEAR),
-        ("patch_in", LINEAR),
-        ("patch_out", LINEAR),
-        ("parent", LINEAR),
-        ("parent_output", _int),  # offset of [B, m * slice] in the cache
-        ("ngram_embed", _int),
-        ("ngram_table_size", _int),
-        ("ngram_width", _int),
-        ("ngram_in", LINEAR),
-        ("feature_embed", _int),
-        ("feature_in", LINEAR),
-        ("rotations", _int),  # offset of two tables [positions, c / 2, (cos, sin)]
-        ("coarse_positions", _int),
-    ]
-)
-
 _kernel = partial(kernel_part, fastmath={"contract"})
 _sum_kernel = partial(kernel_part, fastmath={"contract", "reassoc", "nsz"})
 """For sums over one row, which the compiler may add up in lanes."""
 
 
 @kernel
-def advance_rows(
-    rows: Ints,
-    new_ids: Ints,
-    held: Ints,
-    ids: Ints,
-    lookback: int,
-    modality: Ints,
-    features: npt.NDArray[np.int16],
-    weights: Floats,
-    rotations: npt.NDArray[np.float64],
-    stages: Record,
-    blocks: Record,
-    heads: Record,
-    cache: Floats,
-    buffers: Floats,
-    active: Ints,
-    logits: Floats,
-) -> None:
+def advance_rows(step: Step, rows: Ints, new_ids: Ints, active: Ints, logits: Floats) -> None:
     """Append an id to each of `rows` [R], and compute the logits of the ids after them.
 
     Args:
         new_ids: [B].
-        held: [B], ids that each row holds before.
-        ids: [B, lookback + ids], with -1 before the start of the document.
-        modality: [B], the output matrix of each row.
-        features: [B, J], codec features of each row's next id.
-        weights, rotations, stages, blocks, heads: see `step_layout.py`.
-        cache: keys and values of all blocks, and outputs of all stages but the last.
-        buffers: [BUFFERS, R * widest + slots], whatever they hold.
         active: [R], whatever it holds.
         logits: [B, V]; only those of `rows` change.
     """
     for row in rows:
-        ids[row, lookback + held[row]] = new_ids[row]
-        held[row] += 1
+        step.ids[row, step.lookback + step.held[row]] = new_ids[row]
+        step.held[row] += 1
+    stages, blocks, buffers = step.stages, step.blocks, step.buffers
     for index in range(len(stages)):
         stage = stages[index]
         count = 0
         for row in rows:
-            if held[row] % stage.position_bytes == 0:
+            if step.held[row] % stage.position_bytes == 0:
                 active[count] = row
                 count += 1
         if count:
-            _token_inputs(
-                stage, active[:count], held, ids, lookback, features, weights, cache, buffers
-            )
+            _token_inputs(step, stage, active[:count])
             for number in range(stage.first_block, stage.last_block):
-                block = blocks[number]
-                _attention(stage, block, active[:count], held, weights, rotations, cache, buffers)
-                _feed_forward(stage, block, count, weights, buffers)
-            _norm(weights, stage.norm, stage.width, count, buffers[X], buffers[INPUT])
+                _attention(step, stage, blocks[number], active[:count])
+                _feed_forward(step, stage, blocks[number], count)
+            _norm(step.weights, stage.norm, stage.width, count, buffers[X], buffers[INPUT])
             if index + 1 < len(stages):
-                _hand_down(stage, stages[index + 1], active[:count], weights, cache, buffers)
-    _logits(heads, rows, modality, weights, buffers, logits)
+                _hand_down(step, stage, stages[index + 1], active[:count])
+    _logits(step, rows, logits)
 
 
 @_kernel
@@ -167,6 +82,15 @@ def _copy(source: Floats, target: Floats) -> None:
 def _clear(target: Floats) -> None:
     for k in range(len(target)):
         target[k] = 0.0
+
+
+@_kernel
+def _look_up(weights: Floats, table: int, line: int, target: Floats) -> None:
+    """Fill the target with a line of a table, or with zeros for line -1."""
+    if line < 0:
+        _clear(target)
+    else:
+        _copy(weights[table + line * len(target) :], target)
 
 
 # --- products ---
@@ -250,10 +174,9 @@ def _four_rows(
 
 
 @_kernel
-def _add_product(
-    weights: Floats, linear: Record, x: Floats, x_stride: int, buffers: Floats, rows: int
-) -> None:
+def _add_product(step: Step, linear: Record, x: Floats, x_stride: int, rows: int) -> None:
     """Add W x to each row of the residual stream."""
+    weights, buffers = step.weights, step.buffers
     width = linear.outputs
     _linear(weights, linear, x, x_stride, buffers[OUTPUT], width, rows)
     stream, product = buffers[X], buffers[OUTPUT]
@@ -265,17 +188,9 @@ def _add_product(
 
 
 @_kernel
-def _attention(
-    stage: Record,
-    block: Record,
-    rows: Ints,
-    held: Ints,
-    weights: Floats,
-    rotations: npt.NDArray[np.float64],
-    cache: Floats,
-    buffers: Floats,
-) -> None:
+def _attention(step: Step, stage: Record, block: Record, rows: Ints) -> None:
     """Add the attention layer's output to the residual stream of `rows`."""
+    weights, cache, buffers = step.weights, step.cache, step.buffers
     width, heads = stage.width, stage.heads
     channels = width // heads
     m, r = stage.sequence_length, stage.previous
@@ -284,11 +199,11 @@ def _attention(
     _linear(weights, block.qkv, buffers[INPUT], width, buffers[WIDE], 3 * width, len(rows))
     cos_sin, scores = buffers[OUTPUT, :channels], buffers[OUTPUT, channels:]
     for number, row in enumerate(rows):
-        position = held[row] // stage.position_bytes
+        position = step.held[row] // stage.position_bytes
         slot = r + position % m
         first = max(r if position < m else 0, slot + 1 - stage.window)
         qkv = buffers[WIDE, number * 3 * width : (number + 1) * 3 * width]
-        _turn(stage, block, position, weights, rotations, cos_sin, qkv)
+        _turn(step, stage, block, position, cos_sin, qkv)
         for head in range(heads):
             at, low = (row * heads + head) * of_head, head * channels
             keys = cache[block.keys + at : block.keys + at + of_head]
@@ -303,25 +218,26 @@ def _attention(
             seen = slice(first * channels, end)
             output = buffers[HIDDEN, number * width + low : number * width + low + channels]
             _attend(qkv[low : low + channels], keys[seen], values[seen], scores, output)
-    _add_product(weights, block.output, buffers[HIDDEN], width, buffers, len(rows))
+    _add_product(step, block.output, buffers[HIDDEN], width, len(rows))
 
 
 @_kernel
 def _turn(
-    stage: Record,
-    block: Record,
-    position: int,
-    weights: Floats,
-    rotations: npt.NDArray[np.float64],
-    cos_sin: Floats,
-    qkv: Floats,
+    step: Step, stage: Record, block: Record, position: int, cos_sin: Floats, qkv: Floats
 ) -> None:
     """Norm and rotate the queries and keys in qkv [3 D] of one row, as the model asks for."""
+    weights, rotations = step.weights, step.rotations
     channels = stage.width // stage.heads
     pairs = channels // 2
     cos, sin = cos_sin[:pairs], cos_sin[pairs:]
-    if stage.rotations >= 0:
-        _rotation(stage, position, rotations, cos, sin)
+    if stage.rotations >= 0:  # by the sum of the angles that the two tables list
+        coarse = stage.rotations + position // FINE_POSITIONS * 2 * pairs
+        fine = stage.rotations + (stage.coarse_positions + position % FINE_POSITIONS) * 2 * pairs
+        for k in range(pairs):
+            cos_a, sin_a = rotations[coarse + k], rotations[coarse + pairs + k]
+            cos_b, sin_b = rotations[fine + k], rotations[fine + pairs + k]
+            cos[k] = cos_a * cos_b - sin_a * sin_b
+            sin[k] = sin_a * cos_b + cos_a * sin_b
     for head in range(2 * stage.heads):
         x = qkv[head * channels : (head + 1) * channels]
         if block.qk_gain >= 0:
@@ -335,21 +251,6 @@ def _turn(
                 low, high = x[k], x[pairs + k]
                 x[k] = low * cos[k] - high * sin[k]
                 x[pairs + k] = high * cos[k] + low * sin[k]
-
-
-@_kernel
-def _rotation(
-    stage: Record, position: int, rotations: npt.NDArray[np.float64], cos: Floats, sin: Floats
-) -> None:
-    """Fill cosines and sines of a position's pairs, [c / 2] each, from the two tables' angles."""
-    pairs = len(cos)
-    coarse = stage.rotations + position // FINE_POSITIONS * 2 * pairs
-    fine = stage.rotations + (stage.coarse_positions + position % FINE_POSITIONS) * 2 * pairs
-    for k in range(pairs):
-        cos_a, sin_a = rotations[coarse + k], rotations[coarse + pairs + k]
-        cos_b, sin_b = rotations[fine + k], rotations[fine + pairs + k]
-        cos[k] = cos_a * cos_b - sin_a * sin_b
-        sin[k] = sin_a * cos_b + cos_a * sin_b
 
 
 @_kernel
@@ -374,10 +275,9 @@ def _attend(q: Floats, keys: Floats, values: Floats, scores: Floats, output: Flo
 
 
 @_kernel
-def _feed_forward(
-    stage: Record, block: Record, rows: int, weights: Floats, buffers: Floats
-) -> None:
+def _feed_forward(step: Step, stage: Record, block: Record, rows: int) -> None:
     """Add the feed-forward layer's output to the residual stream of the first `rows` rows."""
+    weights, buffers = step.weights, step.buffers
     width, up, hidden = stage.width, block.up.outputs, block.down.inputs
     _norm(weights, block.feed_forward_norm, width, rows, buffers[X], buffers[INPUT])
     _linear(weights, block.up, buffers[INPUT], width, buffers[WIDE], up, rows)
@@ -391,7 +291,7 @@ def _feed_forward(
         else:
             for k in range(hidden):
                 y[k] = max(x[k], np.float32(0.0))
-    _add_product(weights, block.down, buffers[HIDDEN], hidden, buffers, rows)
+    _add_product(step, block.down, buffers[HIDDEN], hidden, rows)
 
 
 @_kernel
@@ -453,26 +353,17 @@ def _exp(x: np.float32) -> np.float32:
 
 
 @_kernel
-def _token_inputs(
-    stage: Record,
-    rows: Ints,
-    held: Ints,
-    ids: Ints,
-    lookback: int,
-    features: npt.NDArray[np.int16],
-    weights: Floats,
-    cache: Floats,
-    buffers: Floats,
-) -> None:
+def _token_inputs(step: Step, stage: Record, rows: Ints) -> None:
     """Fill the residual stream with the input of the stage's new position in `rows`."""
+    weights, buffers, held = step.weights, step.buffers, step.held
     width, joined = stage.width, stage.position_bytes * stage.byte_width
     embedded = buffers[X]
     if stage.patch_in.outputs:
         embedded = buffers[INPUT]
     for number, row in enumerate(rows):
-        preceding = ids[row, : lookback + held[row]]
+        preceding = step.ids[row, : step.lookback + step.held[row]]
         output = embedded[number * joined : (number + 1) * joined]
-        _embed_bytes(stage, preceding[-stage.embedded_ids :], weights, buffers, output)
+        _embed_bytes(step, stage, preceding[-stage.embedded_ids :], output)
         position = held[row] // stage.position_bytes
         if stage.position_embed >= 0 and position:
             table = weights[stage.position_embed + (position - 1) * joined :]
@@ -489,37 +380,30 @@ def _token_inputs(
             start = weights[stage.start : stage.start + width]
             _copy(start, buffers[X, number * width : (number + 1) * width])
     if stage.parent.outputs:
-        _add_parent(stage, rows, held, weights, cache, buffers)
+        _add_parent(step, stage, rows)
     if stage.ngram_in.outputs:
-        _add_ngrams(stage, rows, held, ids, lookback, features, weights, buffers)
+        _add_ngrams(step, stage, rows)
     if stage.feature_in.outputs:
-        _add_features(stage, rows, features, weights, buffers)
+        _add_features(step, stage, rows)
 
 
 @_kernel
-def _embed_bytes(
-    stage: Record, ids: Ints, weights: Floats, buffers: Floats, output: Floats
-) -> None:
+def _embed_bytes(step: Step, stage: Record, ids: Ints, output: Floats) -> None:
     """Embeddings [b, d] of the ids of one position, by way of the patch encoder if there is one.
 
     Args:
         ids: [embedded_ids], -1 before the start of the document.
     """
+    weights, buffers = step.weights, step.buffers
     width = stage.byte_width
     if not stage.filter_3.outputs:
         for number, id_ in enumerate(ids):
-            start = stage.byte_embed + max(id_, 0) * width
-            target = output[number * width : (number + 1) * width]
-            _copy(weights[start : start + width], target)
+            embedding = output[number * width : (number + 1) * width]
+            _look_up(weights, stage.byte_embed, max(id_, 0), embedding)
         return
     x, y = buffers[WIDE], buffers[HIDDEN]
     for number, id_ in enumerate(ids):
-        start = stage.byte_embed + id_ * width
-        embedding = x[number * width : (number + 1) * width]
-        if id_ < 0:
-            _clear(embedding)
-        else:
-            _copy(weights[start : start + width], embedding)
+        _look_up(weights, stage.byte_embed, id_, x[number * width : (number + 1) * width])
     length = len(ids)
     for convolution in (stage.filter_3, stage.filter_5, stage.filter_7):
         reach = (convolution.inputs // width - 1) * width
@@ -532,34 +416,25 @@ def _embed_bytes(
 
 
 @_kernel
-def _add_parent(
-    stage: Record, rows: Ints, held: Ints, weights: Floats, cache: Floats, buffers: Floats
-) -> None:
+def _add_parent(step: Step, stage: Record, rows: Ints) -> None:
     """Add each row's slice of its parent's output, through the stage's matrix."""
+    cache, buffers, held = step.cache, step.buffers, step.held
     size = stage.parent.inputs
     for number, row in enumerate(rows):
         offset = held[row] // stage.position_bytes % stage.sequence_length
         start = stage.parent_output + (row * stage.sequence_length + offset) * size
         slice_ = buffers[INPUT, number * size : (number + 1) * size]
         _copy(cache[start : start + size], slice_)
-    _add_product(weights, stage.parent, buffers[INPUT], size, buffers, len(rows))
+    _add_product(step, stage.parent, buffers[INPUT], size, len(rows))
 
 
 @_kernel
-def _add_ngrams(
-    stage: Record,
-    rows: Ints,
-    held: Ints,
-    ids: Ints,
-    lookback: int,
-    features: npt.NDArray[np.int16],
-    weights: Floats,
-    buffers: Floats,
-) -> None:
+def _add_ngrams(step: Step, stage: Record, rows: Ints) -> None:
     """Add the embeddings of the 2-, 3- and 4-grams before each row's position (`NgramEmbed`)."""
+    weights, buffers, features = step.weights, step.buffers, step.features
     width, joined = stage.ngram_width, stage.ngram_in.inputs
     for number, row in enumerate(rows):
-        preceding = ids[row, : lookback + held[row]]
+        preceding = step.ids[row, : step.lookback + step.held[row]]
         is_sample = stage.feature_in.outputs > 0 and features[row, PHASE] >= 0
         for table, n in enumerate((2, 3, 4)):
             at = number * joined + table * width
@@ -571,39 +446,28 @@ def _add_ngrams(
             for id_ in preceding[-n:]:
                 hashed = (hashed * NGRAM_FACTOR + id_ + 1) % NGRAM_PRIME
             line = hashed % stage.ngram_table_size + table * stage.ngram_table_size
-            start = stage.ngram_embed + line * width
-            _copy(weights[start : start + width], embedding)
-    _add_product(weights, stage.ngram_in, buffers[INPUT], joined, buffers, len(rows))
+            _look_up(weights, stage.ngram_embed, line, embedding)
+    _add_product(step, stage.ngram_in, buffers[INPUT], joined, len(rows))
 
 
 @_kernel
-def _add_features(
-    stage: Record,
-    rows: Ints,
-    features: npt.NDArray[np.int16],
-    weights: Floats,
-    buffers: Floats,
-) -> None:
+def _add_features(step: Step, stage: Record, rows: Ints) -> None:
     """Add the embeddings of each row's codec features."""
+    weights, buffers, features = step.weights, step.buffers, step.features
     joined = stage.feature_in.inputs
     width = joined // features.shape[1]
     for number, row in enumerate(rows):
         for column in range(features.shape[1]):
             feature, at = features[row, column], number * joined + column * width
             embedding = buffers[INPUT, at : at + width]
-            if feature < 0:
-                _clear(embedding)
-            else:
-                start = stage.feature_embed + feature * width
-                _copy(weights[start : start + width], embedding)
-    _add_product(weights, stage.feature_in, buffers[INPUT], joined, buffers, len(rows))
+            _look_up(weights, stage.feature_embed, feature, embedding)
+    _add_product(step, stage.feature_in, buffers[INPUT], joined, len(rows))
 
 
 @_kernel
-def _hand_down(
-    stage: Record, below: Record, rows: Ints, weights: Floats, cache: Floats, buffers: Floats
-) -> None:
+def _hand_down(step: Step, stage: Record, below: Record, rows: Ints) -> None:
     """Store the stage's output of `rows`, from which the stage below begins new sequences."""
+    weights, cache, buffers = step.weights, step.cache, step.buffers
     size = below.sequence_length * below.parent.inputs
     output = buffers[INPUT]
     if stage.patch_out.outputs:
@@ -615,13 +479,12 @@ def _hand_down(
 
 
 @_kernel
-def _logits(
-    heads: Record, rows: Ints, modality: Ints, weights: Floats, buffers: Floats, logits: Floats
-) -> None:
+def _logits(step: Step, rows: Ints, logits: Floats) -> None:
     """Fill the logits of `rows`. Neighbours of the same modality share a product."""
+    weights, buffers, modality = step.weights, step.buffers, step.modality
     first = 0
     while first < len(rows):
-        head = heads[modality[rows[first]]]
+        head = step.heads[modality[rows[first]]]
         last = first + 1
         while last < len(rows) and modality[rows[last]] == modality[rows[first]]:
             last += 1

@@ -18,7 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bytelm.model.decoding.kv_cache import CacheSlots, KVCache
-from bytelm.model.decoding.step_kernel import BLOCK, FINE_POSITIONS, LINEAR, PANEL, STAGE
+from bytelm.model.decoding.step_kernel import FINE_POSITIONS, PANEL
+from bytelm.model.decoding.step_records import BLOCK, LINEAR, STAGE
 from bytelm.model.layers import Block, RMSNorm, SwiGLU
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.rope import rope_cos_sin
