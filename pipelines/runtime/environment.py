@@ -10,7 +10,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "deepspeed", "numpy", "webdataset", "safetensors", "pillow", "soundfile")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "numpy",
+    "numba",
+    "webdataset",
+    "safetensors",
+    "pillow",
+    "soundfile",
+)
 """Packages whose versions decide what a run computes."""
 _GIT_SECONDS = 5.0
 

@@ -72,8 +72,11 @@ def serving(*arguments: object, **variables: str) -> Iterator[Server]:
     try:
         yield Server(process, process.stdout.readline())
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()  # it removes its uploads' folder
+        try:
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
 
 
 def png_bomb() -> bytes:
