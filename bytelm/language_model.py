@@ -85,6 +85,7 @@ class LanguageModel:
         prompt: Source | None = None,
         condition_on: Source | None = None,
         count: int = 1,
+        batch: int | None = None,
         seed: int = 0,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -109,6 +110,7 @@ class LanguageModel:
             condition_on: a caption or transcript that the image or sound follows; or the path or
                 the bytes of an image or sound that the text describes.
             count: number of results.
+            batch: results drawn at once; None takes as many as half of the free memory holds.
             seed: seed of the first result; each further one adds 1.
             temperature: divides the logits; 0 takes the likeliest byte. None, here and in the next
                 three, takes the modality's default (`generation.sampling_defaults`).
@@ -133,12 +135,15 @@ class LanguageModel:
         Raises:
             ValueError: for options that do not fit each other, the model or its training set.
         """
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch must be 1 or more, got {batch}")
         sampling = sampling_for(modality, temperature, top_k, top_p, min_p)
         options = GenerateOptions(
             modality=modality,
             prompt=prompt,
             condition_on=condition_on,
             count=count,
+            batch=batch,
             seed=seed,
             sampling=sampling,
             precision=precision,
@@ -152,7 +157,11 @@ class LanguageModel:
             prompt_seconds=prompt_seconds,
         )
         requests = build_requests(self.model, self.dataset_info, options)
-        samples = dict(generate_samples(self.model, requests, options.seeds, sampling, precision))
+        samples = dict(
+            generate_samples(
+                self.model, requests, options.seeds, sampling, precision, batch=batch
+            )
+        )
         return [_as_object(samples[number]) for number in range(count)]
 
     def compress(self, data: bytes, name: str = "data") -> bytes:
