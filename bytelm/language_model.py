@@ -135,8 +135,6 @@ class LanguageModel:
         Raises:
             ValueError: for options that do not fit each other, the model or its training set.
         """
-        if batch is not None and batch < 1:
-            raise ValueError(f"batch must be 1 or more, got {batch}")
         sampling = sampling_for(modality, temperature, top_k, top_p, min_p)
         options = GenerateOptions(
             modality=modality,

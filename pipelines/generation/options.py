@@ -67,6 +67,8 @@ class GenerateOptions:
             )
         if self.count < 1:
             raise ValueError(f"--count is {self.count}, and must be at least 1")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"--batch is {self.batch}, and must be at least 1")
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"--size is {self.size}: give a width and a height of at least 1")
         if self.modality == "image" and self.channels not in (None, 1, 3):
