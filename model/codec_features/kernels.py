@@ -212,7 +212,7 @@ def _end_payload(state: FeatureState, row: int) -> None:
 
 @kernel_part
 def _end_document(state: FeatureState, row: int) -> None:
-    """What comes next belongs to another document."""
+    """Begin another document: the next id belongs to it."""
     r = state.rows[row]
     r.opened = r.padding = r.begin = -1
     _end_payload(state, row)

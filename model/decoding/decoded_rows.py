@@ -1,4 +1,4 @@
-"""What the rows of a decoder hold: their ids, and the codec features and modality after them.
+"""Contents of a decoder's rows: their ids, and the codec features and modality after them.
 
 Shapes:
     B   rows of the decoder      R   some of them

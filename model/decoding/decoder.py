@@ -34,7 +34,7 @@ from bytelm.model.megabyte import Megabyte
 
 
 class Steps(Protocol):
-    """What runs a model's stages for new positions of rows, and keeps their caches."""
+    """Runs a model's stages for new positions of rows, and keeps their caches."""
 
     def kv_caches(self, index: int, row: int) -> list[KVCache]:
         """The row's keys and values in each block of stage `index`, views of [H, r + m, c]."""

@@ -26,7 +26,7 @@ COMPILED_STEPS = 2**15
 
 
 class DrawnIds(NamedTuple):
-    """What the host reads of the rows after some steps."""
+    """The values that the host reads of the rows after some steps."""
 
     ids: npt.NDArray[np.uint8]
     """[B, count], the bytes of these steps; any in rows that have ended."""

@@ -35,7 +35,7 @@ Fields = tuple[Any, ...]
 
 
 class StepLayout:
-    """What a compiled step reads of a model, and the caches that it fills.
+    """A model as a compiled step reads it, and the caches that the step fills.
 
     Args:
         model: in fp32 on a CPU; its weights are copied as they are.

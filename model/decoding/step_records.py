@@ -1,4 +1,4 @@
-"""What the compiled step reads: records of a model's shapes, of where its numbers lie, and arrays.
+"""Inputs of the compiled step: a model's shapes and offsets as records, its numbers as arrays.
 
 Offsets count numbers of one of the arrays that `step_layout.py` makes, -1 or a matrix without
 outputs where a model has none.
@@ -75,7 +75,7 @@ STAGE = np.dtype(
 
 
 class Step(NamedTuple):
-    """What the parts of a step read and write, of a model (`step_layout.py`) and of its rows."""
+    """The arrays of a model (`step_layout.py`) and of its rows that the parts of a step use."""
 
     weights: Floats
     rotations: npt.NDArray[np.float64]

@@ -82,7 +82,7 @@ class PayloadRows:
         return [row[:length].tobytes() for row, length in rows]
 
     def prompts(self, piece: Piece) -> npt.NDArray[np.int64]:
-        """What the rows hold when a piece begins, [B, ids]."""
+        """The ids that the rows hold when a piece begins, [B, ids]."""
         begun = self._payload[:, piece.start : self.position]
         return np.concatenate([piece.openings, begun], axis=1).astype(np.int64)
 

@@ -108,9 +108,9 @@ class _Counts:
 
     weights: int
     by_muon: int
-    """Of the matrices that Muon trains."""
+    """Values of the matrices that Muon trains."""
     state: int
-    """Of the optimizer's state: one a parameter for Muon, two for AdamW."""
+    """Values of the optimizer's state: one a parameter for Muon, two for AdamW."""
 
 
 def _counts(config: RunConfig) -> _Counts:

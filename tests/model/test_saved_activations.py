@@ -1,4 +1,4 @@
-"""What autocast keeps for the backward pass is bf16, except where fp32 is needed."""
+"""Autocast keeps bf16 for the backward pass, except where fp32 is needed."""
 
 from __future__ import annotations
 

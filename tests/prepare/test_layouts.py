@@ -20,7 +20,7 @@ def prepared_of(tmp_path: Path, captions: Path | None = None) -> Prepared:
 
 
 def texts_and_kinds(tmp_path: Path) -> set[tuple[str, ...]]:
-    """Of each document the texts, and the modalities of the other segments."""
+    """The texts of each document, and the modalities of its other segments."""
     return {tuple(map(text_or_kind, d)) for d in documents(tmp_path / "set").values()}
 
 

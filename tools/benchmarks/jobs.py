@@ -33,7 +33,7 @@ class Job:
 
     name: str
     function: Callable[..., Iterator[Figure]]
-    """Of a module, so that another process finds it."""
+    """A function of a module, so that another process finds it."""
     arguments: tuple[Any, ...] = ()
 
 

@@ -1,1 +1,1 @@
-"""What `tools/benchmarks/gpu.py` measures: jobs of `jobs.py`, each on one GPU or tiny on a CPU."""
+"""The parts of `tools/benchmarks/gpu.py`: jobs of `jobs.py`, each on one GPU or tiny on a CPU."""

@@ -20,7 +20,7 @@ from bytelm.tools.benchmarks.measure import Figure
 from bytelm.tools.repository import DEMO_FILES, run_bytelm
 
 DATA_WAIT_AIM = 0.05
-"""Of a step's time."""
+"""Largest share of a step's time."""
 MODALITIES = ("text", "image", "audio")
 INTERVALS = 4
 """Intervals of the run that are measured. The first one, with compilation and the start of the

@@ -16,7 +16,7 @@ from bytelm.tools.benchmarks.measure import seconds_of
 
 @dataclass(frozen=True)
 class Scale:
-    """What all parts share: the device, the models, and how often a step is timed."""
+    """Settings of all parts: the device, the models, and how often a step is timed."""
 
     device: str
     models: Mapping[str, ModelConfig]
