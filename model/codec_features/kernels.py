@@ -313,7 +313,7 @@ def _push_match_byte(state: FeatureState, row: int, byte: int) -> None:
         slot = _find_slot(state, row, column)
         follower = state.followers[row, column, slot]
         candidate = state.bytes[row, follower]
-        # What an earlier payload held has a slot, but no candidate.
+        # A key of an earlier payload has a slot, but no candidate.
         features[row, MATCHES + column] = candidate if follower > start else NONE
         state.followers[row, column, slot] = r.count
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 MARK = "BYTELM_TEST_RUN"
@@ -32,6 +34,25 @@ def kill_marked(mark: str) -> None:
     for pid in marked(mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def kill_after_a_checkpoint(command: Sequence[str], env: Mapping[str, str], run: Path) -> str:
+    """Run a training command, and kill it and its ranks at once when the run's folder has a first
+    checkpoint; returns the checkpoint's name."""
+    process = subprocess.Popen(
+        command,
+        env=env,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    latest = run / "checkpoints" / "latest"
+    while not latest.exists() and process.poll() is None:
+        time.sleep(0.005)
+    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+    process.kill()
+    process.wait()
+    return latest.read_text()
 
 
 def children(pid: int) -> set[int]:

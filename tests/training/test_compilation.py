@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -16,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from helpers.commands import TINY_MODEL, bytelm, command, environment, metrics, write_config
+from helpers.processes import kill_after_a_checkpoint
 from torch._dynamo.utils import counters
 
 from bytelm.model.megabyte import Megabyte
@@ -100,19 +98,8 @@ def test_a_compiled_run_that_is_killed_resumes_to_the_last_digit(
     assert "the first steps also compile the model" in result.stdout
     assert not result.stderr  # nor any line of the compiler
 
-    process = subprocess.Popen(
-        command("train", config, "--out", broken),
-        env=environment(),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    latest = broken / "checkpoints" / "latest"
-    while not latest.exists() and process.poll() is None:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert latest.read_text() == "step-00000004"
+    train = command("train", config, "--out", broken)
+    assert kill_after_a_checkpoint(train, environment(), broken) == "step-00000004"
     bytelm("train", config, "--out", broken, "--resume")
     assert [m["loss"] for m in metrics(broken)] == [m["loss"] for m in metrics(whole)]
 

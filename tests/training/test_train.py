@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from helpers.commands import TINY_MODEL, bytelm, command, environment, metrics, write_config
+from helpers.processes import kill_after_a_checkpoint
 from helpers.sets import SetMaker, text
 
 from bytelm.model.megabyte import Megabyte
@@ -137,31 +136,14 @@ def test_a_killed_run_resumes_to_the_last_digit(
     bytelm("train", config, "--out", tmp_path / "whole", *rest)
 
     broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        command("train", config, "--out", broken, *rest),
-        env=environment(),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    latest = broken / "checkpoints" / "latest"
-    while not latest.exists() and process.poll() is None:
-        time.sleep(0.005)
-    _kill_session(process)
-    assert latest.read_text() == "step-00000010"
+    train = command("train", config, "--out", broken, *rest)
+    assert kill_after_a_checkpoint(train, environment(), broken) == "step-00000010"
 
     bytelm("train", config, "--out", broken, *rest, "--resume")
     assert [m["step"] for m in metrics(broken)] == list(range(1, 21))
     assert losses(broken) == losses(tmp_path / "whole")
     expected, weights = newest_weights(tmp_path / "whole"), newest_weights(broken)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-
-
-def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command and all its children at once."""
-    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 def test_a_run_writes_metrics_tensorboard_config_and_model(
