@@ -27,6 +27,11 @@ INHERITED = "BYTELM_RUN_LOCK"
 """Environment variable of a rank: the descriptor of the lock that its launcher took."""
 ENDING_SECONDS = 10.0
 """Time in which the ranks of a killed launcher end."""
+LOST_NODE_SECONDS = 120.0
+"""Time in which the lock of torchrun's earlier ranks becomes free. They have ended when it starts
+new ones, but an NFS server keeps the locks of a lost host for its lease, by default 90 s."""
+TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
+"""Environment variable of torchrun's ranks: the id that all its nodes were started with."""
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _POLL_SECONDS = 0.05
 
@@ -83,7 +88,8 @@ def adopt_inherited() -> bool:
 def _take(run: Path) -> int:
     """The descriptor of the locked file. Raises ValueError that names the holder, if any."""
     path = run / LOCK_FILE
-    deadline = time.monotonic() + ENDING_SECONDS
+    started = time.monotonic()
+    is_announced = False
     while True:
         descriptor = _locks.try_exclusive(path, os.O_RDWR | os.O_CREAT)
         if descriptor is not None and is_open_at(descriptor, path):
@@ -94,16 +100,29 @@ def _take(run: Path) -> int:
             _locks.release(descriptor)
             continue
         holder = _holder(path)
-        if time.monotonic() > deadline or not _is_ending(holder):
+        waited = time.monotonic() - started
+        if waited >= _ending_seconds(holder):
             raise ValueError(
                 f"{run} is being trained by {_words(holder)}: wait, or choose another --out"
+            )
+        if waited > ENDING_SECONDS and not is_announced:
+            is_announced = True
+            print(
+                f"bytelm train: waiting up to {LOST_NODE_SECONDS:.0f} s for the lock of {run}, "
+                f"which {_words(holder)} held before torchrun started the ranks again",
+                file=sys.stderr,
             )
         time.sleep(_POLL_SECONDS)
 
 
 def _this_process() -> dict[str, str | int]:
+    """What the lock's file says of its holder: also the id of its torchrun, if it has one."""
     started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    return {"process": os.getpid(), "host": socket.gethostname(), "since": started}
+    holder: dict[str, str | int] = {"process": os.getpid(), "host": socket.gethostname()}
+    holder["since"] = started
+    if TORCHRUN_ID in os.environ:
+        holder["torchrun"] = os.environ[TORCHRUN_ID]
+    return holder
 
 
 def _holder(path: Path) -> dict[str, str | int]:
@@ -119,6 +138,13 @@ def _words(holder: dict[str, str | int]) -> str:
     if not holder:
         return "another process"
     return f"process {holder.get('process')} on {holder.get('host')} since {holder.get('since')}"
+
+
+def _ending_seconds(holder: dict[str, str | int]) -> float:
+    """Time in which the holder's lock becomes free by itself; 0 if nothing says that it does."""
+    if TORCHRUN_ID in os.environ and holder.get("torchrun") == os.environ[TORCHRUN_ID]:
+        return LOST_NODE_SECONDS
+    return ENDING_SECONDS if _is_ending(holder) else 0.0
 
 
 def _is_ending(holder: dict[str, str | int]) -> bool:

@@ -12,12 +12,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bytelm.pipelines.cli.arguments import Number, add_config_options
+from bytelm.pipelines.cli.arguments import Number, WholeNumber, add_config_options
 
 if TYPE_CHECKING:
     from bytelm.pipelines.config import RunConfig
     from bytelm.pipelines.training.auto_config import AutoConfig
     from bytelm.pipelines.training.preflight import ResumeOptions
+    from bytelm.pipelines.training.step_speed import StepSpeed
 
 HELP = "Train a model."
 MINUTES = 10.0
@@ -61,6 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --resume: if the data changed, begin a new plan at its first row",
     )
+    parser.add_argument(
+        "--stop-status",
+        type=WholeNumber(0, 125),
+        default=0,
+        metavar="N",
+        help="exit status of a run that is asked to stop and has steps left (default: 0); for "
+        "schedulers that take 0 for the end of the job",
+    )
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
@@ -80,7 +89,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     from bytelm.pipelines.checkpoints import run_lock
     from bytelm.pipelines.checkpoints.run_folder import CHOSEN_CONFIG_FILE
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
-    from bytelm.pipelines.runtime.launcher import launch
+    from bytelm.pipelines.runtime.launcher import launch, status_of_stopped_rank
     from bytelm.pipelines.storage.files import write_atomic
     from bytelm.pipelines.training.pace import TimeBudget
     from bytelm.pipelines.training.preflight import ResumeOptions, check
@@ -99,10 +108,13 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             write_atomic(options.out / CHOSEN_CONFIG_FILE, chosen.text.encode())
         if is_launcher:
             inherited = {} if lock is None else {run_lock.INHERITED: lock}
-            return launch(_arguments_of_ranks(options, argv, chosen), options.processes, inherited)
+            arguments = _arguments_of_ranks(options, argv, chosen)
+            return launch(arguments, options.processes, inherited, options.stop_status)
         budget = chosen.budget if chosen else TimeBudget.of_launcher()
-        Trainer.start(config, options.out, resume, budget).run()
-    return 0
+        trainer = Trainer.start(config, options.out, resume, budget)
+        if trainer.run():
+            return 0
+    return status_of_stopped_rank(trainer.signals.stop_requested, options.stop_status)
 
 
 def _check_source(options: argparse.Namespace, is_rank: bool) -> None:
@@ -165,15 +177,16 @@ def _chosen_config(
 
     check_new(options.out, resume)
     seconds = 60 * (MINUTES if options.minutes is None else options.minutes)
-    print(f"measuring this machine for {options.out / CHOSEN_CONFIG_FILE}", flush=True)
-    chosen = choose(
-        options.data,
-        seconds,
-        started,
-        options.set,
-        options.processes,
-        lambda config, length: measure(config, options.out / PLAN, length),
-    )
+    is_announced = False
+
+    def measure_speed(config: RunConfig, length: float) -> StepSpeed:
+        nonlocal is_announced
+        if not is_announced:  # the sets could be opened: a mistake in their names comes first
+            print(f"measuring this machine for {options.out / CHOSEN_CONFIG_FILE}", flush=True)
+            is_announced = True
+        return measure(config, options.out / PLAN, length)
+
+    chosen = choose(options.data, seconds, started, options.set, options.processes, measure_speed)
     print(chosen.summary, flush=True)
     return chosen
 

@@ -29,8 +29,12 @@ Processes = Sequence[subprocess.Popen[bytes]]
 
 LAUNCHER_LOCK = "BYTELM_LAUNCHER"
 """Environment variable with the path of a file that `launch` keeps locked while it runs. It has a
-byte for each rank, with what the rank does: nothing yet (STARTING), STEPPING or SAVING."""
-STARTING, STEPPING, SAVING = range(3)
+byte for each rank, with what the rank does: nothing yet (STARTING), STEPPING or SAVING; or that it
+ended on request with work left (STOPPED)."""
+STARTING, STEPPING, SAVING, STOPPED = range(4)
+STOPPED_STATUS = 75
+"""Exit status of a rank that another rank's request to stop ended early: EX_TEMPFAIL of sysexits.h.
+torchrun takes 0 for the end of the whole run."""
 GRACE_SECONDS = 10.0
 """Time in which the other ranks can report their errors after one has failed."""
 FOREIGN_PATIENCE_SECONDS = 30.0
@@ -40,7 +44,9 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_POR
 """Environment variables with which a launcher describes a rank."""
 
 
-def launch(arguments: Sequence[str], ranks: int, inherited: Mapping[str, int]) -> int:
+def launch(
+    arguments: Sequence[str], ranks: int, inherited: Mapping[str, int], stop_status: int = 0
+) -> int:
     """Run `bytelm ARGUMENTS` in `ranks` processes on this machine.
 
     `signals.STOP` is forwarded to every rank. `signals.SAVE` is forwarded to the first rank only:
@@ -51,6 +57,7 @@ def launch(arguments: Sequence[str], ranks: int, inherited: Mapping[str, int]) -
 
     Args:
         inherited: descriptors that the ranks inherit, by the environment variable that names each.
+        stop_status: status in place of 0 if the ranks were asked to stop and had work left.
     Returns:
         The exit status of the rank that failed, 1 if a signal ended it; 0 if none failed; 128 plus
         the number of the signal at which they were ended.
@@ -63,7 +70,9 @@ def launch(arguments: Sequence[str], ranks: int, inherited: Mapping[str, int]) -
             _start(arguments, rank, ranks, lock.name, port, inherited) for rank in range(ranks)
         ]
         try:
-            return _wait_for(processes, lock.name, arguments[0])
+            status = _wait_for(processes, lock.name, arguments[0])
+            is_stopped_early = STOPPED in Path(lock.name).read_bytes()
+            return stop_status if status == 0 and is_stopped_early else status
         finally:
             _send(processes, signal.SIGKILL)
             for process in processes:
@@ -134,6 +143,37 @@ def tell_launcher_started() -> None:
     """
     if LAUNCHER_LOCK in os.environ:
         _tell_launcher(STEPPING)
+
+
+def status_of_stopped_rank(was_asked: bool, stop_status: int) -> int:
+    """Return the exit status of a rank that a request to stop ended before its work was done.
+
+    With our launcher it is 0, and the launcher is told: it ends with its own `stop_status`. Under
+    torchrun 0 would count as the end of the work, and the agent of a node that is not asked to
+    stop would leave. A rank of such a node reports failure, so that its agent starts it again
+    with the nodes that are left.
+
+    Args:
+        was_asked: this rank received the request itself, not only through another rank.
+        stop_status: what the user wants this command to end with.
+    """
+    if LAUNCHER_LOCK in os.environ:
+        _tell_launcher(STOPPED)
+        return 0
+    return stop_status if was_asked or not is_elastic() else STOPPED_STATUS
+
+
+def is_elastic() -> bool:
+    """Return whether torchrun started this rank, with leave to start it again."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def restarts() -> int:
+    """Return how often torchrun has started this node's ranks again after a failure.
+
+    A node that joins later counts its own from 0, and so do all when a node joins without failure.
+    """
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _tell_launcher(state: int) -> None:

@@ -40,6 +40,7 @@ from bytelm.pipelines.runtime.launcher import (
     LAUNCHER_LOCK,
     exit_with_launcher,
     patience,
+    restarts,
     saving,
     tell_launcher_started,
 )
@@ -103,15 +104,16 @@ class Trainer:
             ValueError: for a user's mistake.
             DamageError: if no checkpoint can be used.
         """
-        if run_folder.has_checkpoint(run) and not options.resume:
-            raise ValueError(
-                f"{run} has checkpoints: continue with --resume, or choose another --out"
-            )
         exit_with_launcher()
         join_process_group(config.train.rank_timeout)
         torch.manual_seed(config.train.seed)
         model = make_model(config)
         engine = Engine(model, config)
+        options = _options_after_restart(engine, options)
+        if run_folder.has_checkpoint(run) and not options.resume:
+            raise ValueError(
+                f"{run} has checkpoints: continue with --resume, or choose another --out"
+            )
         messages = compile_model(model, engine)
         trainer = cls(engine, _plan_for_all_ranks(engine, run / PLAN), run)
         trainer._resume(options)
@@ -120,9 +122,11 @@ class Trainer:
             trainer.pace = Pace(budget, config.optimizer.warmup_steps)
         return trainer
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """Step, evaluate and save until the last step or until a signal asks to stop.
 
+        Returns:
+            Whether all steps are done.
         Raises:
             CheckpointError: if a checkpoint cannot be written.
             DamageError: if more bytes were masked than the config allows.
@@ -162,6 +166,7 @@ class Trainer:
                 )
             else:
                 self._print(f"next: bytelm report {shlex.quote(str(self.folder))}")
+        return not stop
 
     def evaluate(self) -> None:
         """Score the `val` splits, if any, and log the result, unless a signal interrupts it."""
@@ -418,6 +423,13 @@ class Trainer:
             self.log.spike(step, statistics.loss, monitor)
         if not statistics.is_applied:
             self.log.skipped(step, statistics, _document_keys(self.plan, statistics.suspects))
+
+
+def _options_after_restart(engine: Engine, options: ResumeOptions) -> ResumeOptions:
+    """The options; to resume, without being told, where torchrun started any rank again."""
+    if sum(engine.sum_over_ranks([restarts()], torch.int64)) == 0:
+        return options
+    return replace(options, resume=True, allow_fresh_start=True)
 
 
 def _plan_for_all_ranks(engine: Engine, path: Path) -> Plan:

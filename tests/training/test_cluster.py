@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,12 @@ from helpers.processes import MARK, kill_marked, marked, wait_until_gone
 
 from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.shards.reader import ShardSet
+from bytelm.pipelines.training.sessions import read_sessions
 
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
 STEPS = 30
 END_SECONDS = 60.0
+StartNode = Callable[..., subprocess.Popen[bytes]]
 SRUN = """#!/usr/bin/env bash
 # A stand-in for Slurm's srun: two tasks on this machine, to which it forwards SIGTERM.
 shift
@@ -70,49 +72,139 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> Non
         time.sleep(0.01)
 
 
+def wait_for_sessions(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    while len(read_sessions(run)) < count:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
 def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
 
 
-def test_a_run_on_two_nodes_resumes_after_one_of_them_stops(
-    mixed_set: ShardSet, tmp_path: Path, marks: list[str], tools: dict[str, str]
+@pytest.fixture
+def start_node(tmp_path: Path, marks: list[str], tools: dict[str, str]) -> StartNode:
+    """Starts torchrun.sh on a node, whose torchrun waits for lost nodes for two seconds."""
+    meeting = {
+        "HEAD": "127.0.0.1",
+        "PORT": str(free_port()),
+        "PROCESSES": "1",
+        "PET_LOCAL_ADDR": "127.0.0.1",  # torchrun takes its options from here too
+    }
+    patience = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=2"
+
+    def start(number: int, nodes: str, *arguments: object) -> subprocess.Popen[bytes]:
+        # Both nodes have the address of HEAD here, and the second one must not become it.
+        node = {"NODES": nodes, "PET_RDZV_CONF": f"{patience},is_host={number == 0}"}
+        with open(tmp_path / f"node-{number}.log", "ab") as log:
+            return subprocess.Popen(
+                [str(CLUSTER / "torchrun.sh"), *map(str, arguments)],
+                env={**tools, **meeting, **node, MARK: marks[number]},
+                stdout=log,
+                stderr=log,
+            )
+
+    return start
+
+
+def sessions(run: Path) -> list[int]:
+    """The number of ranks of each session of a run."""
+    return [session["ranks"] for session in read_sessions(run)]
+
+
+def test_a_run_on_two_nodes_goes_on_when_one_of_them_was_killed_and_comes_back(
+    mixed_set: ShardSet, tmp_path: Path, marks: list[str], start_node: StartNode
 ) -> None:
     """torchrun starts one process on each of two nodes. All processes of the second node are
-    killed, and the first ends by itself. The same command then starts both again."""
+    killed, and only this node is started again."""
     config = write_config(
         tmp_path / "run.yaml", mixed_set, steps=STEPS, global_batch=2, checkpoint_every=5
     )
     run, whole = tmp_path / "run", tmp_path / "whole"
     bytelm("train", config, "--out", whole, "--processes", 2)
 
-    def start() -> list[subprocess.Popen[bytes]]:
-        meeting = {
-            "HEAD": "127.0.0.1",
-            "PORT": str(free_port()),
-            "NODES": "2",
-            "PROCESSES": "1",
-            "PET_LOCAL_ADDR": "127.0.0.1",  # torchrun takes its options from here too
-        }
-        return [
-            subprocess.Popen(
-                [str(CLUSTER / "torchrun.sh"), str(config), str(run)],
-                env={**tools, **meeting, MARK: mark},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for mark in marks
-        ]
-
-    first, second = start()
+    first, second = (start_node(number, "2", config, run) for number in range(2))
     wait_for_step(run, 12, first)
     kill_marked(marks[1])
     assert second.wait(END_SECONDS) < 0
-    assert first.wait(END_SECONDS) == 1
-    wait_until_gone(marked(marks[0]), END_SECONDS)
-    assert len(losses(run)) < STEPS
-
-    assert [node.wait(2 * END_SECONDS) for node in start()] == [0, 0]
+    again = start_node(1, "2", config, run)
+    assert [first.wait(2 * END_SECONDS), again.wait(END_SECONDS)] == [0, 0]
     assert losses(run) == losses(whole)
+    assert sessions(run) == [2, 2]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_run_goes_on_with_the_node_that_is_left_and_takes_the_other_one_in_again(
+    mixed_set: ShardSet,
+    tmp_path: Path,
+    marks: list[str],
+    start_node: StartNode,
+    stage: int,
+    optimizer: str,
+) -> None:
+    """The second node is killed, stays away for ten steps, and returns."""
+    options = ("--set", f"train.deepspeed=zero{stage}", "--set", f"optimizer.name={optimizer}")
+    config = write_config(
+        tmp_path / "run.yaml", mixed_set, steps=400, global_batch=2, checkpoint_every=5
+    )
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    bytelm("train", config, "--out", whole, "--processes", 2, *options)
+
+    first, second = (start_node(number, "1:2", config, run, *options) for number in range(2))
+    wait_for_step(run, 12, first)
+    kill_marked(marks[1])
+    assert second.wait(END_SECONDS) < 0
+    wait_for_sessions(run, 2, first)
+    wait_for_step(run, 22, first)
+    again = start_node(1, "1:2", config, run, *options)
+    assert [first.wait(2 * END_SECONDS), again.wait(END_SECONDS)] == [0, 0]
+    assert sessions(run) == [2, 1, 2]
+    assert losses(run)[:10] == losses(whole)[:10]
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
+
+
+@pytest.mark.long
+def test_a_run_ends_on_the_node_that_is_left(
+    mixed_set: ShardSet, tmp_path: Path, marks: list[str], start_node: StartNode
+) -> None:
+    """The second node stays away. torchrun's restart resumes without --resume."""
+    config = write_config(
+        tmp_path / "run.yaml", mixed_set, steps=STEPS, global_batch=2, checkpoint_every=5
+    )
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    bytelm("train", config, "--out", whole, "--processes", 2)
+    first, second = (start_node(number, "1:2", config, run) for number in range(2))
+    wait_for_step(run, 12, first)
+    kill_marked(marks[1])
+    assert second.wait(END_SECONDS) < 0
+    assert first.wait(2 * END_SECONDS) == 0
+    assert sessions(run) == [2, 1]
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-5)
+
+
+@pytest.mark.long
+def test_a_node_that_is_asked_to_stop_leaves_and_the_others_go_on(
+    mixed_set: ShardSet, tmp_path: Path, start_node: StartNode
+) -> None:
+    """The torchrun of the second node receives SIGTERM, as before a preemption: both save, and
+    the first node resumes alone, without a lost step."""
+    config = write_config(
+        tmp_path / "run.yaml", mixed_set, steps=400, global_batch=2, checkpoint_every=9999
+    )
+    run = tmp_path / "run"
+    first, second = (start_node(number, "1:2", config, run) for number in range(2))
+    wait_for_step(run, 12, first)
+    second.terminate()
+    second.wait(END_SECONDS)
+    assert first.wait(2 * END_SECONDS) == 0
+    ranks, first_steps = zip(
+        *((s["ranks"], s["first_step"]) for s in read_sessions(run)), strict=True
+    )
+    assert ranks == (2, 1)
+    assert first_steps[1] >= 12
+    assert [line["step"] for line in metrics(run)] == list(range(1, 401))
 
 
 @pytest.mark.long
