@@ -153,8 +153,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: RopeTable | None, context: AttentionContext) -> Tensor:
         """x [S, D] to [S, D]; `context` decides which positions attend to which."""
-        q, k, v = self.before_attention(self, x, rope)
-        return self.after_attention(self, x, context.attend(q, k, v))
+        # q, k and v have no names here, so that they are gone when the feed-forward begins.
+        attended = context.attend(*self.before_attention(self, x, rope))
+        return self.after_attention(self, x, attended)
 
     def _before_attention(self, x: Tensor, rope: RopeTable | None) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries, keys and values of x [S, D], [S, H, c] each."""
