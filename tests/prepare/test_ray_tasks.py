@@ -1,0 +1,132 @@
+"""Scheduling of tasks on Ray: retries, lost nodes, bounds. The cluster here is made up."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from bytelm.pipelines.prepare import ray_tasks
+from bytelm.pipelines.prepare.ray_cluster import RayCluster, TaskDiedError, ray_cluster
+from bytelm.pipelines.prepare.ray_tasks import Job, RayTasks
+
+
+class MadeUpCluster(RayCluster):
+    """Runs a task when it is waited for, unless a death is planned for its argument."""
+
+    def __init__(self, cpus: dict[str, int], deaths: dict[int, list[TaskDiedError]]):
+        self.cpus = cpus
+        self.deaths = deaths
+        self.sent: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self.most_in_flight = 0
+        self.nodes_asked: list[str | None] = []
+        self.cancelled: list[Any] = []
+        self.calls: Counter[int] = Counter()
+
+    def nodes(self) -> dict[str, int]:
+        return self.cpus
+
+    def submit(
+        self, function: Callable[..., Any], arguments: Sequence[Any], node: str | None = None
+    ) -> Any:
+        task = (function, (*arguments, self.calls.total()))
+        self.calls[arguments[0]] += 1
+        self.sent.append(task)
+        self.most_in_flight = max(self.most_in_flight, len(self.sent))
+        self.nodes_asked.append(node)
+        return task
+
+    def wait(self, tasks: Sequence[Any], seconds: float) -> list[Any]:
+        return [self.sent.pop()]  # the last one first
+
+    def result(self, task: Any) -> Any:
+        function, (argument, _) = task
+        if self.deaths.get(argument):
+            raise self.deaths[argument].pop()
+        return function(argument)
+
+    def cancel(self, tasks: Sequence[Any]) -> None:
+        self.cancelled += tasks
+
+
+def killed() -> TaskDiedError:
+    return TaskDiedError("its process died", is_node_lost=False)
+
+
+def lost() -> TaskDiedError:
+    return TaskDiedError("its node was lost", is_node_lost=True)
+
+
+def jobs(count: int) -> list[Job]:
+    return [Job(f"job {i}", (i,)) for i in range(count)]
+
+
+def test_each_job_gives_its_result_once_with_few_in_flight() -> None:
+    cluster = MadeUpCluster({"a": 2, "b": 1}, {})
+    results = list(RayTasks(cluster).run(float, jobs(50)))
+    assert sorted(results) == [(i, float(i)) for i in range(50)]
+    assert cluster.most_in_flight == 6
+
+
+def test_killed_tasks_run_again_and_on_other_nodes() -> None:
+    cluster = MadeUpCluster({"a": 1, "b": 1}, {3: [killed(), killed()], 5: [killed()]})
+    results = list(RayTasks(cluster).run(float, jobs(8)))
+    assert sorted(results) == [(i, float(i)) for i in range(8)]
+    assert (cluster.calls[3], cluster.calls[5]) == (3, 2)
+    assert {node for node in cluster.nodes_asked if node} == {"a", "b"}
+
+
+def test_a_job_at_which_processes_die_thrice_is_named() -> None:
+    cluster = MadeUpCluster({"a": 1}, {0: [killed() for _ in range(9)]})
+    with pytest.raises(RuntimeError, match="job 0 failed 3 times on Ray"):
+        list(RayTasks(cluster).run(float, jobs(1)))
+    assert cluster.calls[0] == 3
+
+
+def test_lost_nodes_do_not_count_as_deaths_and_are_bounded() -> None:
+    cluster = MadeUpCluster({"a": 1}, {0: [lost() for _ in range(5)]})
+    assert list(RayTasks(cluster).run(float, jobs(1))) == [(0, 0.0)]
+    cluster = MadeUpCluster({"a": 1}, {0: [lost() for _ in range(99)]})
+    with pytest.raises(RuntimeError, match="job 0 failed 10 times"):
+        list(RayTasks(cluster).run(float, jobs(1)))
+
+
+def test_an_error_of_a_call_ends_the_work_and_cancels_the_rest() -> None:
+    cluster = MadeUpCluster({"a": 2}, {})
+    with pytest.raises(ZeroDivisionError):
+        list(RayTasks(cluster).run(lambda number: 1 / (3 - number), jobs(4)))
+    assert len(cluster.cancelled) == 3
+
+
+def test_a_cluster_without_a_node_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_tasks, "WAIT_SECONDS", 0.0)
+    seconds = iter(range(0, 10_000, 50))
+    cluster = MadeUpCluster({}, {})
+    with pytest.raises(RuntimeError, match="no node with a CPU"):
+        list(RayTasks(cluster, clock=lambda: float(next(seconds))).run(float, jobs(1)))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers there"),
+        ("ray://127.0.0.1:1", "no Ray cluster answers there"),
+        ("ray://somewhere", "is no address"),
+        ("host:port", "--on host:port"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused(address: str, message: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ValueError, match=message), ray_cluster(address, 1):
+        pass
+
+
+def test_a_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"bytelm\[ray\]"), ray_cluster("ray", 1):
+        pass
