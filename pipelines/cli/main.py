@@ -43,6 +43,7 @@ from bytelm.pipelines.cli import (
     index,
     init,
     inspection,
+    merge,
     plan,
     prepare,
     push,
@@ -57,6 +58,7 @@ from bytelm.pipelines.runtime.threads import wait_briefly
 
 COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
+    "merge": merge,
     "inspect": inspection,
     "index": index,
     "init": init,
@@ -76,6 +78,8 @@ COMMANDS: dict[str, ModuleType] = {
     "completion": completion,
 }
 """Each module has HELP, `add_arguments(parser)` and `run(options, argv)`, the exit status."""
+SHARED_BY_RANKS = ("evaluate", "generate", "compress", "decompress")
+"""Commands whose ranks meet over gloo (`runtime/ranks.py`)."""
 UNFORESEEN = (UnicodeEncodeError, RecursionError, NotImplementedError)
 """ValueErrors and RuntimeErrors of Python itself, whose text tells a user nothing."""
 
@@ -117,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if refusal := platforms.refusal(options.command, sys.platform):
         print(f"bytelm {options.command}: {refusal}", file=sys.stderr)
         return 1
-    if argv is None and options.command == "evaluate" and "RANK" in os.environ:
+    if argv is None and options.command in SHARED_BY_RANKS and "RANK" in os.environ:
         _run_as_rank(options, arguments)
     return _run(options, arguments)
 

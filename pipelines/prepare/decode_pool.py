@@ -97,10 +97,11 @@ class DecodePool:
             worker.end()
 
     def decode_documents(self, documents: Sequence[SourceDocument]) -> Iterator[DecodedDocument]:
-        """Decode documents, in order. To be called once.
+        """Decode documents, in order. Each call's documents are decoded before the next call.
 
         Raises RuntimeError where workers die before their first file.
         """
+        self._failures = _Failures()  # whose positions count from the first of these documents
         self._batches += _batches(documents)
         missing = min(self._max_workers, len(self._batches)) - len(self._workers)
         self._workers += (Worker(self._options) for _ in range(missing))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.prepare.captions import Captions, load_captions
 from bytelm.pipelines.prepare.decode_pool import DecodePool
-from bytelm.pipelines.prepare.documents import SourceDocument
+from bytelm.pipelines.prepare.documents import SkippedFile, SourceDocument
 from bytelm.pipelines.prepare.download import download_sources
 from bytelm.pipelines.prepare.losses import check_losses, count_losses, list_reasons
 from bytelm.pipelines.prepare.patterns import NamePatterns
@@ -37,7 +37,8 @@ from bytelm.pipelines.prepare.sources import FoundDocuments, find_documents
 from bytelm.pipelines.prepare.table_pool import TablePosition
 from bytelm.pipelines.prepare.table_scan import TableScan
 from bytelm.pipelines.prepare.tables import TableFields, TableUnit
-from bytelm.pipelines.shards.format import SET_FORMAT, SET_MANIFEST
+from bytelm.pipelines.prepare.tally import Tally
+from bytelm.pipelines.shards.format import SET_MANIFEST, SHARD_FORMAT, Shard
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.shards.set_summary import content_lines, counted, split_lines
 from bytelm.pipelines.shards.writer import write_set_manifest
@@ -93,6 +94,20 @@ class PrepareOptions:
             )
         if self.decode.audio_rate is not None and self.decode.audio_rate < 1:
             raise ValueError(f"audio_rate is {self.decode.audio_rate}, and must be at least 1")
+
+
+@dataclass(frozen=True)
+class PrepareInput:
+    """The listed sources of a set."""
+
+    found: FoundDocuments
+    """Documents of files."""
+    units: list[TableUnit]
+    """Parts of tables."""
+    input_hash: str
+    """Identifies the sources by name and size, and the options."""
+    fingerprint: str
+    """Identifies them by time too, and the order of the documents."""
 
 
 @dataclass(frozen=True)
@@ -167,16 +182,13 @@ def _prepare(
     console: Console | None,
 ) -> Prepared:
     """Make a set of local sources, or find it complete."""
-    captions = load_captions(options.captions) if options.captions else None
-    found, units = _find(sources, captions, out, options)
-    input_hash = _input_hash(found, options, captions)
+    listed = list_input(sources, out, options)
+    found, units = listed.found, listed.units
     if (out / SET_MANIFEST).exists():
-        return _complete_set(out, found, input_hash)
-    check_losses(count_losses(found, found.skipped), found.skipped, options.max_bad_share)
-    if not found.documents and not units:
-        raise ValueError(f"nothing to prepare: {list_reasons(found.skipped)}")
+        return complete_set(out, listed)
+    check_input(listed, options.max_bad_share)
     with locked_folder(out):
-        state = resume(out, _fingerprint(found, input_hash))
+        state = resume(out, listed.fingerprint)
         with (
             PrepareProgress(console, len(found.documents), state.done) as progress,
             SetWriter(out, options.shard_bytes, state) as writer,
@@ -185,28 +197,70 @@ def _prepare(
             if units:
                 position = state.tables.position
                 _write_rows(units, position, options.shares, pool, writer, progress)
-        skipped = sorted(found.skipped + state.skipped + state.tables.skipped(units))
-        found = replace(found, files=found.files + state.tables.rows)
-        losses = count_losses(found, skipped)
-        check_losses(losses, skipped, options.max_bad_share)
         if not state.shards:
             clear_folder(out, keep=[])
-            raise ValueError(f"nothing to prepare: {list_reasons(skipped)}")
-        for name, note in found.notes:
-            state.tally.add_note(note, 1, [name])
-        report = set_report(
-            input_hash,
-            found.files,
-            state.shards,
-            skipped,
-            tally=state.tally,
-            remarks=found.remarks,
-            losses=losses,
+        skipped = sorted(found.skipped + state.skipped + state.tables.skipped(units))
+        report = finish_report(
+            listed, state.shards, skipped, state.tally, state.tables.rows, options.max_bad_share
         )
         write_skipped(out, skipped)
         write_set_manifest(out, state.shards, report)
         (out / PREPARE_STATE).unlink()
     return Prepared(ShardSet(out).root, report, made=True)
+
+
+def list_input(sources: Sequence[Source], out: Path, options: PrepareOptions) -> PrepareInput:
+    """List local sources; see `prepare` for the errors."""
+    captions = load_captions(options.captions) if options.captions else None
+    found, units = _find(sources, captions, out, options)
+    input_hash = _input_hash(found, options, captions)
+    return PrepareInput(found, units, input_hash, _fingerprint(found, input_hash))
+
+
+def check_input(listed: PrepareInput, max_bad_share: float) -> None:
+    """Raise ValueError where nothing is to be decoded, or too much is lost already."""
+    skipped = listed.found.skipped
+    check_losses(count_losses(listed.found, skipped), skipped, max_bad_share)
+    if not listed.found.documents and not listed.units:
+        raise ValueError(f"nothing to prepare: {list_reasons(skipped)}")
+
+
+def finish_report(
+    listed: PrepareInput,
+    shards: Sequence[Shard],
+    skipped: Sequence[SkippedFile],
+    tally: Tally,
+    rows: int,
+    max_bad_share: float,
+) -> dict[str, Any]:
+    """The report of a set whose shards are written.
+
+    Args:
+        listed: the input.
+        shards: all shards of the set.
+        skipped: what did not become part of a document, sorted.
+        tally: counts over all documents, to which the notes of the listing are added.
+        rows: rows of tables.
+        max_bad_share: see PrepareOptions.
+    Raises:
+        ValueError: where too much is lost, or there is no document.
+    """
+    found = replace(listed.found, files=listed.found.files + rows)
+    losses = count_losses(found, skipped)
+    check_losses(losses, skipped, max_bad_share)
+    if not shards:
+        raise ValueError(f"nothing to prepare: {list_reasons(skipped)}")
+    for name, note in found.notes:
+        tally.add_note(note, 1, [name])
+    return set_report(
+        listed.input_hash,
+        found.files,
+        shards,
+        skipped,
+        tally=tally,
+        remarks=found.remarks,
+        losses=losses,
+    )
 
 
 def _find(
@@ -258,11 +312,11 @@ def _write_rows(
         progress.advance_tables(units[number].size if part.is_end else 0, part.size)
 
 
-def _complete_set(out: Path, found: FoundDocuments, input_hash: str) -> Prepared:
+def complete_set(out: Path, listed: PrepareInput) -> Prepared:
     """The set that is in `out` already; ValueError where it is of another input."""
     shard_set = ShardSet(out)
-    has_changed = (out / SET_MANIFEST).stat().st_mtime_ns < found.newest_ns
-    if shard_set.report.get("input") != input_hash or has_changed:
+    has_changed = (out / SET_MANIFEST).stat().st_mtime_ns < listed.found.newest_ns
+    if shard_set.report.get("input") != listed.input_hash or has_changed:
         cause = "its files changed since" if has_changed else "made of other files or options"
         raise ValueError(f"{out} holds a set already, {cause}: choose another --out, or delete it")
     (out / PREPARE_STATE).unlink(missing_ok=True)
@@ -286,5 +340,5 @@ def _input_hash(found: FoundDocuments, options: PrepareOptions, captions: Captio
             del content[name]
     if not content["decode"]["keep_depth"]:
         del content["decode"]["keep_depth"]
-    parts = [SET_FORMAT, found.names_hash, content, captions.sha256 if captions else None]
+    parts = [SHARD_FORMAT, found.names_hash, content, captions.sha256 if captions else None]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

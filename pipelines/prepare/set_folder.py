@@ -22,11 +22,14 @@ from bytelm.pipelines.shards.format import SET_MANIFEST, SPLITS, Shard
 from bytelm.pipelines.storage.files import write_atomic
 
 PREPARE_STATE = ".prepare.json"
+PARTS_FOLDER = ".parts"
+"""Holds what the parts of a set have decoded, until they are merged."""
 SKIPPED_LIST = "skipped.jsonl"
 """Names all skipped files, where there are too many for the manifest."""
 
 _OWN_FILE = re.compile(
     rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(SET_MANIFEST)}|"
+    rf"manifest-[0-9a-f]{{16}}\.npy|counts-[0-9a-f]{{16}}\.npy|"
     rf"{re.escape(PREPARE_STATE)}|{re.escape(SKIPPED_LIST)})((\.\d+)?\.tmp)?"
 )
 
@@ -66,7 +69,7 @@ class PrepareState:
             )
         except (OSError, ValueError, KeyError, TypeError):
             return cls(fingerprint)
-        is_whole = all(_is_whole(out, s) for s in state.shards)
+        is_whole = all(is_whole(out, s) for s in state.shards)
         return state if state.fingerprint == fingerprint and is_whole else cls(fingerprint)
 
 
@@ -78,6 +81,8 @@ def locked_folder(out: Path) -> Iterator[None]:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is no folder: choose another --out")
+    if (out / PARTS_FOLDER).exists():
+        raise ValueError(f"{out} holds parts of a set: run bytelm merge {out}, or delete it")
     out.mkdir(parents=True, exist_ok=True)
     names = sorted(p.name for p in out.iterdir())
     foreign = [name for name in names if not _OWN_FILE.fullmatch(name)]
@@ -85,15 +90,44 @@ def locked_folder(out: Path) -> Iterator[None]:
     if foreign or (names and not is_unfinished):
         name = foreign[0] if foreign else names[0]
         raise ValueError(f"{out} holds other things ({name}): choose an empty folder as --out")
-    descriptor = os.open(out, os.O_RDONLY)
+    with held_folder(out, f"prepare of {out}"):
+        yield
+
+
+@contextmanager
+def held_folder(path: Path, name: str) -> Iterator[None]:
+    """Hold a folder, or a file that is created where it is missing, against other processes.
+
+    Args:
+        path: what is held.
+        name: describes the work, for the ValueError where another process does it.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another prepare is writing {out}: wait for it to end") from error
+            raise ValueError(f"another {name} is running: wait for it to end") from error
         yield
     finally:
         os.close(descriptor)
+
+
+def open_parts_folder(out: Path) -> None:
+    """Create the folders of a set in parts where they are missing.
+
+    Raises ValueError where `out` holds other things.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is no folder: choose another --out")
+    if not (out / PARTS_FOLDER).is_dir() and out.exists():
+        names = sorted(p.name for p in out.iterdir() if p.name != PARTS_FOLDER)
+        if names:
+            raise ValueError(
+                f"{out} holds other things ({names[0]}): choose an empty folder as --out"
+            )
+    (out / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
 
 
 def resume(out: Path, fingerprint: str) -> PrepareState:
@@ -113,7 +147,7 @@ def clear_folder(out: Path, keep: Sequence[Shard]) -> None:
             path.unlink()
 
 
-def _is_whole(out: Path, shard: Shard) -> bool:
+def is_whole(out: Path, shard: Shard) -> bool:
     """Whether a finished shard still has its tar of the same size, and its index."""
     tar, index = out / shard.name, out / shard.index_name
     if not tar.is_file() or tar.stat().st_size != shard.size or not index.is_file():

@@ -7,7 +7,7 @@ import sys
 WAY_OUT = "use Linux, WSL2 (`wsl --install`) or a container (`docker run -it python:3.12`)"
 ANYWHERE = ("doctor", "completion")
 """Commands that need no file locks (fcntl) either."""
-LINUX_ONLY = ("prepare", "train", "demo")
+LINUX_ONLY = ("prepare", "merge", "train", "demo")
 """Commands that need memfd_create(2), processes made by fork(2), and DeepSpeed."""
 _NAMES = {"darwin": "macOS", "win32": "Windows", "cygwin": "Cygwin"}
 

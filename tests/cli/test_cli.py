@@ -20,6 +20,7 @@ from bytelm.pipelines.cli import main
 
 COMMANDS = (
     "prepare",
+    "merge",
     "inspect",
     "index",
     "init",
@@ -71,8 +72,8 @@ def test_help_shows_the_default_of_options_that_have_one() -> None:
 @pytest.mark.parametrize(
     ("line", "refusal"),
     [
-        ("", "bytelm: a command is missing: one of prepare, inspect"),
-        ("fly", "bytelm: unknown command 'fly': there are prepare, inspect"),
+        ("", "bytelm: a command is missing: one of prepare, merge, inspect"),
+        ("fly", "bytelm: unknown command 'fly': there are prepare, merge, inspect"),
         ("trian", "bytelm: unknown command 'trian': did you mean train?"),
         ("--fly", "bytelm: the following arguments are required: COMMAND"),
         ("train c", "bytelm train: the following arguments are required: --out"),

@@ -1,0 +1,164 @@
+"""A set that is prepared in parts and merged has the bytes of one that one process made."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from helpers.source_files import hashes, small_source, txt
+
+from bytelm.modalities.base import DecodeOptions
+from bytelm.pipelines.prepare import parts, piece_files, work_items
+from bytelm.pipelines.prepare.parts import merge_parts, prepare_part
+from bytelm.pipelines.prepare.piece_files import summary_path
+from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
+from bytelm.pipelines.prepare.set_folder import PARTS_FOLDER
+
+OPTIONS = PrepareOptions(shard_bytes=20_000)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Files, a tar of the same kinds, a JSONL and a Parquet table, and files that are skipped."""
+    folder = small_source(tmp_path / "source")
+    with tarfile.open(folder / "more.tar", "w") as tar:
+        for path in sorted((folder / "pairs").iterdir()):
+            tar.add(path, f"in tar {path.name}")
+    rows = [{"text": f"row {i} " * (i % 40 + 1)} for i in range(300)]
+    lines = [json.dumps(row) for row in rows]
+    lines[5] = "{broken"
+    txt(folder / "rows.jsonl", "\n".join(lines))
+    texts = pa.table({"text": [f"group {i} " * 9 for i in range(200)] + [""]})
+    pyarrow.parquet.write_table(texts, folder / "rows.parquet", row_group_size=50)
+    txt(folder / "bad.png", b"\x89PNG\r\n\x1a\n" + bytes(50))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut the input to some twenty items, and the items to several pieces."""
+    monkeypatch.setattr(work_items, "ITEM_DOCUMENTS", 5)
+    monkeypatch.setattr(work_items, "ITEM_BYTES", 9_000)
+    monkeypatch.setattr(piece_files, "PIECE_BYTES", 1_000)
+
+
+def prepare_parts(
+    sources: Sequence[Path], out: Path, options: PrepareOptions, order: Sequence[int]
+) -> None:
+    for part in order:
+        prepare_part(sources, out, options, part, len(order))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_parts_in_any_order_give_the_bytes_of_one_process(
+    tmp_path: Path, source: Path, order: tuple[int, ...]
+) -> None:
+    whole = prepare([source], tmp_path / "whole", OPTIONS)
+    prepare_parts([source], tmp_path / "merged", OPTIONS, order)
+    merged = merge_parts(tmp_path / "merged")
+    assert hashes(tmp_path / "merged") == hashes(tmp_path / "whole")
+    assert (merged.root, merged.report) == (whole.root, whole.report)
+    assert whole.report["skipped"]
+    assert len(list((tmp_path / "merged").glob("*.tar"))) > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pairs", PrepareOptions()),
+        ("rows.parquet", OPTIONS),
+        ("more.tar", PrepareOptions(shard_bytes=1)),
+        ("image 0.png", PrepareOptions(decode=DecodeOptions(keep_depth=True))),
+        ("text", PrepareOptions(decode=DecodeOptions(keep_files=True), workers=2)),
+    ],
+)
+def test_small_and_pure_sets_have_the_same_bytes(
+    tmp_path: Path, source: Path, name: str, options: PrepareOptions
+) -> None:
+    prepare([source / name], tmp_path / "whole", options)
+    prepare_parts([source / name], tmp_path / "merged", options, (1, 0))
+    merge_parts(tmp_path / "merged")
+    assert hashes(tmp_path / "merged") == hashes(tmp_path / "whole")
+
+
+def test_missing_parts_are_named(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "set"
+    with pytest.raises(ValueError, match="holds no parts"):
+        merge_parts(out)
+    prepare_part([source], out, OPTIONS, 0, 3)
+    prepare_part([source], out, OPTIONS, 2, 3)
+    summary_path(out / PARTS_FOLDER, 2).unlink()
+    with pytest.raises(ValueError, match=r"part 1/3 has not run, part 2/3 has decoded \d+ of"):
+        merge_parts(out)
+    with pytest.raises(ValueError, match="holds parts of a set: run bytelm merge"):
+        prepare([source], out, OPTIONS)
+
+
+def test_parts_of_another_input_are_refused(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "set"
+    prepare_part([source], out, OPTIONS, 0, 3)
+    with pytest.raises(ValueError, match="begun in 3 parts, not 2"):
+        prepare_part([source], out, OPTIONS, 1, 2)
+    with pytest.raises(ValueError, match="begun of other files or options"):
+        prepare_part([source], out, PrepareOptions(shard_bytes=30_000), 1, 3)
+    txt(source / "later.txt")
+    with pytest.raises(ValueError, match="begun of other files or options"):
+        prepare_part([source], out, OPTIONS, 1, 3)
+    with pytest.raises(ValueError, match="the parts are 0 to 2"):
+        prepare_part([source], out, OPTIONS, 3, 3)
+
+
+def test_an_interrupted_merge_goes_on_without_the_members_that_it_removed(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare([source], tmp_path / "whole", OPTIONS)
+    out = tmp_path / "merged"
+    prepare_parts([source], out, OPTIONS, (0, 1))
+    written = 0
+
+    def stop_after_four(*arguments: object) -> object:
+        nonlocal written
+        written += 1
+        if written == 5:
+            raise OSError("the disk is full")
+        return write_shard(*arguments)
+
+    write_shard = parts.write_shard
+    before = len(list((out / PARTS_FOLDER).glob("*.members")))
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "write_shard", stop_after_four)
+        with pytest.raises(OSError, match="disk is full"):
+            merge_parts(out)
+    assert len(list((out / PARTS_FOLDER).glob("*.members"))) < before
+    merge_parts(out)
+    assert hashes(out) == hashes(tmp_path / "whole")
+    assert not merge_parts(out).made
+
+
+def test_a_part_that_is_run_again_decodes_what_is_missing(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "set"
+    first = prepare_part([source], out, OPTIONS, 0, 2)
+    kept = summary_path(out / PARTS_FOLDER, 0).stat().st_mtime_ns
+    summary_path(out / PARTS_FOLDER, 2).unlink()
+    assert first.made
+    assert prepare_part([source], out, OPTIONS, 0, 2).made
+    assert not prepare_part([source], out, OPTIONS, 0, 2).made
+    assert summary_path(out / PARTS_FOLDER, 0).stat().st_mtime_ns == kept
+
+
+def test_losses_count_over_all_parts(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    for i in range(6):
+        txt(folder / f"{i}.txt", f"text {i}")
+        txt(folder / f"{i}.png", b"\x89PNG\r\n\x1a\n" + bytes(50))
+    out = tmp_path / "set"
+    options = PrepareOptions(max_bad_share=0.1)
+    prepare_parts([folder], out, options, (0, 1))
+    with pytest.raises(ValueError, match="are bad, more than 10%"):
+        merge_parts(out)
+    assert not list(out.glob("*.tar"))
