@@ -7,10 +7,7 @@ the size and SHA-256 that the manifest names, or raises an error that names the 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import logging
 import os
-import random
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -25,16 +22,12 @@ from bytelm.pipelines.storage.cache import Cache, CacheConfig, StoreClosedError,
 from bytelm.pipelines.storage.clients import TransientError, check_client, read_chunks
 from bytelm.pipelines.storage.files import replace_atomic
 from bytelm.pipelines.storage.prefetch import Prefetcher
+from bytelm.pipelines.storage.retries import retry
 from bytelm.pipelines.storage.store import LocalStore, Store, check_capped
 
-REMOTE_SCHEMES = ("s3", "gs", "http", "https", "hf", "memory")
-ATTEMPTS = 8
-BACKOFF_SECONDS = 0.5
-"""Before the second attempt; it doubles with each further one. Up to half is cut at random."""
-MAX_BACKOFF_SECONDS = 30.0
+REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https", "hf", "memory")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -43,7 +36,7 @@ def find_objects(pattern: str) -> list[str]:
 
     Raises ValueError for a URL that is not allowed, and OSError where its store lists nothing.
     """
-    protocol = _remote_scheme(pattern)
+    protocol = remote_scheme(pattern)
     check_client(protocol, pattern)
     return clients.find_objects(protocol, pattern)
 
@@ -53,7 +46,7 @@ def is_remote(location: str) -> bool:
 
     Raises ValueError for a URL whose scheme is not allowed.
     """
-    return _scheme(location) in REMOTE_SCHEMES
+    return scheme_of(location) in REMOTE_SCHEMES
 
 
 def open_store(location: str | Path, cache: CacheConfig | None) -> Store:
@@ -63,11 +56,11 @@ def open_store(location: str | Path, cache: CacheConfig | None) -> Store:
     or without its client's package.
     """
     text = str(location)
-    scheme = "" if isinstance(location, Path) else _scheme(text)
+    scheme = "" if isinstance(location, Path) else scheme_of(text)
     if not scheme:
         return LocalStore(Path(location))
     if scheme == "file":
-        return LocalStore(_local_path(text))
+        return LocalStore(local_path(text))
     if cache is None:
         raise ValueError(f"{text} is remote: give a cache folder and its limit in bytes")
     return RemoteStore(text, cache)
@@ -81,7 +74,7 @@ class RemoteStore(Store):
     """
 
     def __init__(self, location: str, cache: CacheConfig):
-        self._protocol = _remote_scheme(location)
+        self._protocol = remote_scheme(location)
         check_client(self._protocol, location)
         self.location = location.rstrip("/")
         self._config = cache
@@ -198,29 +191,14 @@ class RemoteStore(Store):
         file.flush()
 
     def _retry(self, url: str, action: Callable[[], T]) -> T:
-        """Return what `action` returns. It has ATTEMPTS where it raises TransientError, and two
-        where it raises DamageError."""
-        delay, was_damaged = BACKOFF_SECONDS, False
-        for attempt in itertools.count(1):
-            try:
-                return action()
-            except TransientError as error:
-                if attempt >= ATTEMPTS:
-                    raise error.final(f"{url}: {error} ({attempt} attempts)") from error
-                _log.warning("%s: %s; trying again", url, error)
-            except DamageError as error:
-                if was_damaged:
-                    raise
-                was_damaged = True
-                _log.warning("%s; trying again", error)
-            self.stats.retries += 1
-            if self._stop.wait(delay * random.uniform(0.5, 1.0)):
-                raise StoreClosedError
-            delay = min(2 * delay, MAX_BACKOFF_SECONDS)
-        raise AssertionError("unreachable")
+        """Return what `action` returns, after as many attempts as `retry` allows."""
+        return retry(url, action, self._stop, self._count_retry)
+
+    def _count_retry(self) -> None:
+        self.stats.retries += 1
 
 
-def _scheme(location: str) -> str:
+def scheme_of(location: str) -> str:
     """The scheme of a location in lower case, empty for a path; ValueError unless it is allowed."""
     match = _SCHEME.match(location)
     if not match:
@@ -237,10 +215,10 @@ def _scheme(location: str) -> str:
     return scheme
 
 
-def _remote_scheme(location: str) -> str:
+def remote_scheme(location: str) -> str:
     """The scheme of a remote location; ValueError where the location is not SCHEME://PLACE/FOLDER
     or holds more than that."""
-    scheme = _scheme(location)
+    scheme = scheme_of(location)
     parts = urlsplit(location)
     if not parts.netloc or not location.lower().startswith(f"{scheme}://"):
         raise ValueError(f"{location}: write {scheme}://PLACE/FOLDER")
@@ -252,7 +230,7 @@ def _remote_scheme(location: str) -> str:
     return scheme
 
 
-def _local_path(url: str) -> Path:
+def local_path(url: str) -> Path:
     """The path of a file:// URL."""
     parts = urlsplit(url)
     if parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment:

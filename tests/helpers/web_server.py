@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bytelm.pipelines.storage import cache, clients, prefetch, remote
+from bytelm.pipelines.storage import cache, clients, prefetch, retries
 from bytelm.pipelines.storage.blob import Blob
 from bytelm.pipelines.storage.cache import CacheConfig
 
@@ -117,8 +117,8 @@ def serving() -> Iterator[Web]:
 
 def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten every wait of storage to what a test can afford."""
-    monkeypatch.setattr(remote, "ATTEMPTS", 4)
-    monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "ATTEMPTS", 4)
+    monkeypatch.setattr(retries, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(prefetch, "ROOM_POLL_SECONDS", 0.05)
     monkeypatch.setattr(cache, "ROOM_SECONDS", 0.5)

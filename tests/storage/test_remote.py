@@ -62,7 +62,7 @@ def test_other_locations_are_refused(location: str, config: CacheConfig) -> None
 
 
 def test_the_refusal_lists_what_is_allowed(config: CacheConfig) -> None:
-    with pytest.raises(ValueError, match="file://, s3://, gs://, http://, https://, hf://"):
+    with pytest.raises(ValueError, match="file://, s3://, gs://, az://, http://, https://, hf://"):
         open_store("ftp://host/set", config)
 
 
