@@ -20,6 +20,8 @@ from bytelm.pipelines.training.sessions import read_sessions
 
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
 STEPS = 30
+SLOW_STEPS = 120
+"""Steps of 16 rows, which take long enough for a node to return meanwhile."""
 END_SECONDS = 60.0
 StartNode = Callable[..., subprocess.Popen[bytes]]
 SRUN = """#!/usr/bin/env bash
@@ -84,14 +86,14 @@ def losses(run: Path) -> list[float]:
 
 @pytest.fixture
 def start_node(tmp_path: Path, marks: list[str], tools: dict[str, str]) -> StartNode:
-    """Starts torchrun.sh on a node, whose torchrun waits for lost nodes for two seconds."""
+    """Starts torchrun.sh on a node, whose torchrun gives a lost node up after some ten seconds."""
     meeting = {
         "HEAD": "127.0.0.1",
         "PORT": str(free_port()),
         "PROCESSES": "1",
         "PET_LOCAL_ADDR": "127.0.0.1",  # torchrun takes its options from here too
     }
-    patience = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=2"
+    patience = "last_call_timeout=5,keep_alive_interval=2,keep_alive_max_attempt=4"
 
     def start(number: int, nodes: str, *arguments: object) -> subprocess.Popen[bytes]:
         # Both nodes have the address of HEAD here, and the second one must not become it.
@@ -134,8 +136,9 @@ def test_a_run_on_two_nodes_goes_on_when_one_of_them_was_killed_and_comes_back(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "optimizer"), [(1, "muon"), (3, "muon"), (2, "adamw"), (0, "muon")]
+)
 def test_a_run_goes_on_with_the_node_that_is_left_and_takes_the_other_one_in_again(
     mixed_set: ShardSet,
     tmp_path: Path,
@@ -147,7 +150,7 @@ def test_a_run_goes_on_with_the_node_that_is_left_and_takes_the_other_one_in_aga
     """The second node is killed, stays away for ten steps, and returns."""
     options = ("--set", f"train.deepspeed=zero{stage}", "--set", f"optimizer.name={optimizer}")
     config = write_config(
-        tmp_path / "run.yaml", mixed_set, steps=400, global_batch=2, checkpoint_every=5
+        tmp_path / "run.yaml", mixed_set, steps=SLOW_STEPS, global_batch=16, checkpoint_every=5
     )
     run, whole = tmp_path / "run", tmp_path / "whole"
     bytelm("train", config, "--out", whole, "--processes", 2, *options)
@@ -191,7 +194,7 @@ def test_a_node_that_is_asked_to_stop_leaves_and_the_others_go_on(
     """The torchrun of the second node receives SIGTERM, as before a preemption: both save, and
     the first node resumes alone, without a lost step."""
     config = write_config(
-        tmp_path / "run.yaml", mixed_set, steps=400, global_batch=2, checkpoint_every=9999
+        tmp_path / "run.yaml", mixed_set, steps=SLOW_STEPS, global_batch=16, checkpoint_every=9999
     )
     run = tmp_path / "run"
     first, second = (start_node(number, "1:2", config, run) for number in range(2))
@@ -204,7 +207,7 @@ def test_a_node_that_is_asked_to_stop_leaves_and_the_others_go_on(
     )
     assert ranks == (2, 1)
     assert first_steps[1] >= 12
-    assert [line["step"] for line in metrics(run)] == list(range(1, 401))
+    assert [line["step"] for line in metrics(run)] == list(range(1, SLOW_STEPS + 1))
 
 
 @pytest.mark.long
