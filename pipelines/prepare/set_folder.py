@@ -50,15 +50,17 @@ class PrepareState:
 
     def save(self, out: Path) -> None:
         """Write the state file of the set in `out`."""
-        data = json.dumps(asdict(self)).encode("utf-8", "surrogatepass")
-        write_atomic(out / PREPARE_STATE, data)
+        write_atomic(out / PREPARE_STATE, self.to_json())
+
+    def to_json(self) -> bytes:
+        """The content of the state file."""
+        return json.dumps(asdict(self)).encode("utf-8", "surrogatepass")
 
     @classmethod
-    def load(cls, out: Path, fingerprint: str) -> PrepareState:
-        """The state of an interrupted prepare of the same input whose shards are whole, or that of
-        a fresh start."""
+    def from_json(cls, data: bytes, fingerprint: str) -> PrepareState:
+        """The state in a state file of the same input, or that of a fresh start."""
         try:
-            values = json.loads((out / PREPARE_STATE).read_bytes())
+            values = json.loads(data)
             state = cls(
                 fingerprint=values["fingerprint"],
                 done=values["done"],
@@ -67,10 +69,25 @@ class PrepareState:
                 tables=TableProgress.from_json(values["tables"]),
                 tally=Tally(**values["tally"]),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return cls(fingerprint)
-        is_whole = all(is_whole(out, s) for s in state.shards)
-        return state if state.fingerprint == fingerprint and is_whole else cls(fingerprint)
+        return state if state.fingerprint == fingerprint else cls(fingerprint)
+
+    @classmethod
+    def load(cls, out: Path, fingerprint: str) -> PrepareState:
+        """The state of an interrupted prepare of the same input whose shards are whole, or that of
+        a fresh start."""
+        try:
+            data = (out / PREPARE_STATE).read_bytes()
+        except OSError:
+            return cls(fingerprint)
+        state = cls.from_json(data, fingerprint)
+        return state if all(is_whole(out, s) for s in state.shards) else cls(fingerprint)
+
+
+def is_own_file(name: str) -> bool:
+    """Whether `prepare` gives files of a set this name."""
+    return _OWN_FILE.fullmatch(name) is not None
 
 
 @contextmanager
@@ -85,7 +102,7 @@ def locked_folder(out: Path) -> Iterator[None]:
         raise ValueError(f"{out} holds parts of a set: run bytelm merge {out}, or delete it")
     out.mkdir(parents=True, exist_ok=True)
     names = sorted(p.name for p in out.iterdir())
-    foreign = [name for name in names if not _OWN_FILE.fullmatch(name)]
+    foreign = [name for name in names if not is_own_file(name)]
     is_unfinished = any(name.startswith(PREPARE_STATE) for name in names)
     if foreign or (names and not is_unfinished):
         name = foreign[0] if foreign else names[0]
