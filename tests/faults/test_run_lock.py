@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,3 +161,19 @@ def test_a_file_system_without_locks_is_said(
         assert stack.enter_context(run_lock.locked(tmp_path / "run")) is None
         monkeypatch.undo()
     assert "has no locks (Operation not supported)" in capsys.readouterr().err
+
+
+def test_ranks_that_torchrun_started_again_wait_for_the_lock_of_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setenv(run_lock.TORCHRUN_ID, "job")
+    earlier = contextlib.ExitStack()
+    earlier.enter_context(run_lock.locked(run))
+    monkeypatch.setenv(run_lock.TORCHRUN_ID, "another job")
+    with pytest.raises(ValueError, match="is being trained by"), run_lock.locked(run):
+        raise AssertionError("locked twice")
+    monkeypatch.setenv(run_lock.TORCHRUN_ID, "job")
+    threading.Timer(0.2, earlier.close).start()
+    with run_lock.locked(run):
+        assert (run / run_lock.LOCK_FILE).exists()

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bytelm.pipelines.runtime.launcher import LAUNCHER_LOCK, RANK_VARIABLES, check_environment
+from bytelm.pipelines.runtime.launcher import (
+    LAUNCHER_LOCK,
+    RANK_VARIABLES,
+    STOPPED_STATUS,
+    check_environment,
+    status_of_stopped_rank,
+)
 
 RANK_OF_TWO = {
     "RANK": "1",
@@ -54,3 +60,15 @@ def test_without_a_launcher_any_number_of_processes_may_start(
 ) -> None:
     set_variables(monkeypatch, {"WORLD_SIZE": "2"})
     check_environment(2)
+
+
+@pytest.mark.parametrize(
+    ("elastic", "was_asked", "status"),
+    [("0", True, 7), ("0", False, 7), ("3", True, 7), ("3", False, STOPPED_STATUS)],
+)
+def test_a_rank_that_only_heard_of_a_request_to_stop_asks_torchrun_for_a_restart(
+    monkeypatch: pytest.MonkeyPatch, elastic: str, was_asked: bool, status: int
+) -> None:
+    set_variables(monkeypatch, RANK_OF_TWO)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", elastic)
+    assert status_of_stopped_rank(was_asked, stop_status=7) == status
