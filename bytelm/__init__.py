@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from bytelm.language_model import LanguageModel
-    from bytelm.pipelines.prepare.prepare import Prepared
+    from bytelm.pipelines.prepare.prepare import Prepared, PrepareOptions
     from bytelm.pipelines.shards.reader import ShardSet
 
 __all__ = ["LanguageModel", "ShardSet", "__version__", "load", "open_set", "prepare"]
@@ -64,6 +64,7 @@ def prepare(
     out: str | os.PathLike[str],
     *,
     workers: int = os.cpu_count() or 1,
+    on: str | None = None,
     captions: str | os.PathLike[str] | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
@@ -87,8 +88,11 @@ def prepare(
     Args:
         sources: files, folders, WebDataset tars and tables (.jsonl, .csv, .parquet); tars and
             tables may lie at URLs.
-        out: folder of the set. A set that is complete and of the same input is left as it is.
+        out: folder of the set, or its URL (s3, gs, az, hf, file). A set that is complete and of the
+            same input is left as it is.
         workers: decoding processes.
+        on: address of a Ray cluster that does the work, as `ray://HOST:PORT`; `ray` starts one of
+            this machine.
         captions: JSON file that maps the names of files to captions.
         include: patterns of names, one of which a file must match; None lets all files in.
         exclude: patterns of names that no file may match.
@@ -113,8 +117,60 @@ def prepare(
     """
     from rich.console import Console
 
+    from bytelm.pipelines.prepare.prepare import prepare
+
+    options = prepare_options(
+        workers=workers,
+        captions=captions,
+        include=include,
+        exclude=exclude,
+        text_field=text_field,
+        image_field=image_field,
+        audio_field=audio_field,
+        rate=rate,
+        channels=channels,
+        keep_depth=keep_depth,
+        keep_files=keep_files,
+        shard_mb=shard_mb,
+        max_side=max_side,
+        max_mb=max_mb,
+        max_bad_share=max_bad_share,
+    )
+    console = Console(stderr=True) if show_progress else None
+    listed = [sources] if isinstance(sources, str | os.PathLike) else sources
+    names = [os.fspath(source) for source in listed]
+    if on is not None:
+        from bytelm.pipelines.prepare.ray_prepare import prepare_on_ray
+        from bytelm.pipelines.prepare.set_target import local_folder
+
+        return prepare_on_ray(names, local_folder(out), options, on, console)
+    return prepare(names, os.fspath(out), options, console)
+
+
+def prepare_options(
+    *,
+    workers: int,
+    captions: str | os.PathLike[str] | None,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    text_field: str | None,
+    image_field: str | None,
+    audio_field: str | None,
+    rate: int | None,
+    channels: int | None,
+    keep_depth: bool,
+    keep_files: bool,
+    shard_mb: float,
+    max_side: int,
+    max_mb: float,
+    max_bad_share: float,
+) -> PrepareOptions:
+    """The arguments of `prepare` as options of `bytelm.pipelines.prepare`.
+
+    Raises ValueError where one is out of its range.
+    """
     from bytelm.modalities.base import DecodeOptions, Limits
-    from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
+    from bytelm.pipelines.prepare.prepare import PrepareOptions
     from bytelm.pipelines.prepare.tables import TableFields
 
     decode = DecodeOptions(
@@ -124,7 +180,7 @@ def prepare(
         keep_depth=keep_depth,
         keep_files=keep_files,
     )
-    options = PrepareOptions(
+    return PrepareOptions(
         decode=decode,
         workers=workers,
         shard_bytes=_bytes_of("shard_mb", shard_mb),
@@ -134,9 +190,6 @@ def prepare(
         max_bad_share=max_bad_share,
         fields=TableFields(text_field, image_field, audio_field),
     )
-    console = Console(stderr=True) if show_progress else None
-    listed = [sources] if isinstance(sources, str | os.PathLike) else sources
-    return prepare([os.fspath(source) for source in listed], Path(out), options, console)
 
 
 def _bytes_of(name: str, millions: float) -> int:

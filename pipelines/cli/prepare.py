@@ -5,13 +5,25 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bytelm
 from bytelm.pipelines.cli.arguments import MAX_RATE, Number, WholeNumber
 
+if TYPE_CHECKING:
+    from bytelm.pipelines.prepare.prepare import PrepareOptions
+
 HELP = "Turn files into a shard set."
+
+_VALUES = (
+    *("workers", "captions", "include", "exclude", "text_field", "image_field", "audio_field"),
+    *("rate", "channels", "keep_depth", "keep_files", "shard_mb", "max_side", "max_mb"),
+    "max_bad_share",
+)
+"""Options that have the names of `bytelm.prepare`'s arguments."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +35,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file, folder, WebDataset tar, or table of documents (.jsonl, .csv, .parquet); a "
         "pattern such as shard-{000..012}.tar names several; tars and tables may lie at URLs",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="SET", help="folder of the set")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="SET",
+        help="folder of the set, or its URL at an object store (s3, gs, az, hf)",
+    )
     parser.add_argument(
         "--workers",
         type=WholeNumber(1, 1024),
         default=os.cpu_count() or 1,
         help="decoding processes",
+    )
+    parser.add_argument(
+        "--on",
+        metavar="ADDRESS",
+        help="run on a Ray cluster: ray://HOST:PORT, or ray for one of this machine, of --workers "
+        "CPUs; all nodes must see sources and set at the same place",
+    )
+    parser.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="decode share I of N only, from 0, in a job of its own; then run bytelm merge SET",
     )
     parser.add_argument(
         "--captions", type=Path, help="JSON file that maps the names of files to captions"
@@ -92,26 +121,42 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Prepare the set and print what it holds."""
     from bytelm.pipelines.prepare.prepare import summary
 
+    values = {name: getattr(options, name) for name in _VALUES}
+    if options.part:
+        if options.on:
+            raise ValueError("--part and --on divide the work in two ways: choose one")
+        return _run_part(options, bytelm.prepare_options(**values))
     prepared = bytelm.prepare(
-        options.sources,
-        options.out,
-        workers=options.workers,
-        captions=options.captions,
-        include=options.include,
-        exclude=options.exclude,
-        text_field=options.text_field,
-        image_field=options.image_field,
-        audio_field=options.audio_field,
-        rate=options.rate,
-        channels=options.channels,
-        keep_depth=options.keep_depth,
-        keep_files=options.keep_files,
-        shard_mb=options.shard_mb,
-        max_side=options.max_side,
-        max_mb=options.max_mb,
-        max_bad_share=options.max_bad_share,
-        show_progress=True,
+        options.sources, options.out, on=options.on, show_progress=True, **values
     )
     print(summary(prepared, options.out))
     print(f"next: bytelm train --data {shlex.quote(str(options.out))} --minutes 10 --out RUN")
     return 0
+
+
+def _run_part(options: argparse.Namespace, values: PrepareOptions) -> int:
+    """Decode one part of a set, and say what comes next."""
+    from rich.console import Console
+
+    from bytelm.pipelines.prepare.parts import prepare_part
+    from bytelm.pipelines.prepare.set_target import local_folder
+    from bytelm.pipelines.shards.set_summary import counted
+
+    part, parts = options.part
+    out = local_folder(options.out)
+    prepared = prepare_part(options.sources, out, values, part, parts, Console(stderr=True))
+    state = "decoded" if prepared.made else "decoded already"
+    print(
+        f"{options.out}: part {part}/{parts}, {counted(prepared.items, 'work item')} of "
+        f"{prepared.size / 1e6:,.1f} MB {state}"
+    )
+    print(f"when all parts are there: bytelm merge {shlex.quote(str(options.out))}")
+    return 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    """The number of a part and how many there are, of `I/N`."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part: 0/3, 1/3 and 2/3 are three parts")
+    return int(match[1]), int(match[2])
