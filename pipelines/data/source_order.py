@@ -101,7 +101,7 @@ class SourceOrder:
         self._set = shard_set
         self._config = config
         self._view_codes = np.array([m.view_code(config.views[m.name]) for m in BY_CODE], np.uint8)
-        self.shards = [shard for shard in shard_set.split(split) if shard.documents]
+        self.shards = shard_set.filled_shards(split)
         if not self.shards:
             raise ValueError(_empty_split(shard_set, split))
         self.table = table or self._count_rows()
@@ -292,7 +292,7 @@ def _cost(row_bytes: Ints) -> Ints:
 
 def _empty_split(shard_set: ShardSet, split: str) -> str:
     """Why a split without documents cannot be read, and what to do."""
-    counts = {name: sum(s.documents for s in shard_set.split(name)) for name in SPLITS}
+    counts = {name: shard_set.counts(name).documents for name in SPLITS}
     others = " and ".join(f"{n} in {name}" for name, n in counts.items() if n) or "none at all"
     return (
         f"{shard_set.location} has no documents in split {split!r}, and {others}: prepare it from "

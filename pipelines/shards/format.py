@@ -3,7 +3,8 @@
     SET/train-000000.tar    for each document KEY.json and one member for each segment
     SET/train-000000.npy    the index: a row of INDEX_DTYPE for each segment, in the tar's order;
                             then, as a second array, the CRC-32 of every chunk of every member
-    SET/manifest.json       every shard's size, hashes, documents and bytes; the set's root hash
+    SET/manifest.json       counts, parts, report and root hash; `manifest.py` reads and writes it
+    SET/manifest-HASH.npy   a part: size, hashes, documents and bytes of some shards
 
 The manifest is written last, so a set without one is unfinished. Members have checksums by chunk,
 so that a piece of a long document is read and checked without the rest of it.
@@ -11,22 +12,20 @@ so that a piece of a long document is read and checked without the rest of it.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from bytelm.pipelines.errors import DamageError
 from bytelm.pipelines.storage.blob import Blob
 
-SET_FORMAT = 2
+SET_FORMAT = 3
+"""Version of the whole set, which its manifest names."""
+SHARD_FORMAT = 2
+"""Version of tars and indexes."""
 SET_MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 30
 SPLITS = ("train", "val", "test")
@@ -85,65 +84,6 @@ class Shard:
     def index_blob(self) -> Blob:
         """The index as a store delivers it."""
         return Blob(self.index_name, self.index_size, self.index_sha256)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The content of a manifest."""
-
-    shards: list[Shard]
-    root: str
-    """The set's root hash."""
-    report: dict[str, Any]
-    """Counts of documents, bytes and skipped files, from when the set was made."""
-
-
-def root_hash(shards: Sequence[Shard]) -> str:
-    """SHA-256 over the names and hashes of all shards: the identity of a set's content."""
-    lines = (f"{s.name} {s.split} {s.sha256} {s.index_sha256}\n" for s in shards)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def manifest_bytes(shards: Sequence[Shard], report: dict[str, Any]) -> bytes:
-    """The content of a manifest's file, which ends with the SHA-256 of everything before it."""
-    values = {
-        "format": SET_FORMAT,
-        "root": root_hash(shards),
-        "shards": [asdict(s) for s in shards],
-        "report": report,
-    }
-    text = json.dumps(values, indent=1, ensure_ascii=False).removesuffix("\n}")
-    return _with_checksum(text.encode("utf-8", "surrogateescape"))
-
-
-def parse_manifest(data: bytes, where: str) -> Manifest:
-    """The manifest in a file's content; `where` names the file in errors.
-
-    Raises ValueError where it is no manifest of this format version, DamageError where it does not
-    match its own checksum.
-    """
-    try:
-        values = json.loads(data.decode("utf-8", "surrogateescape"))
-        version = values["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{where} is no manifest of a shard set ({error})") from error
-    if version != SET_FORMAT:
-        raise ValueError(
-            f"{where} has format version {version}, this bytelm reads {SET_FORMAT}: "
-            "prepare the set again, or use the bytelm that wrote it"
-        )
-    if _with_checksum(data[: -len(_with_checksum(b""))]) != data:
-        raise DamageError(
-            f"{where} does not match its checksum: it was edited or damaged; make it again "
-            "with `bytelm index`, or prepare the set again"
-        )
-    shards = [Shard(**entry) for entry in values["shards"]]
-    return Manifest(shards, values["root"], values["report"])
-
-
-def _with_checksum(text: bytes) -> bytes:
-    """A manifest's file, of its text up to the checksum."""
-    return b'%b,\n "sha256": "%b"\n}\n' % (text, hashlib.sha256(text).hexdigest().encode())
 
 
 def index_bytes(index: Index, checksums: Checksums) -> bytes:

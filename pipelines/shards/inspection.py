@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def set_summary(shard_set: ShardSet) -> dict[str, Any]:
     for split in SPLITS:
         shards = shard_set.split(split)
         splits[split] = {
-            "documents": sum(shard.documents for shard in shards),
+            "documents": shard_set.counts(split).documents,
             "modalities": {
                 modality: {
                     "segments": sizes.size,
@@ -183,7 +183,9 @@ def _table(splits: dict[str, Any]) -> Table:
     return table
 
 
-def _segment_sizes(shard_set: ShardSet, shards: list[Shard]) -> dict[str, npt.NDArray[np.uint64]]:
+def _segment_sizes(
+    shard_set: ShardSet, shards: Sequence[Shard]
+) -> dict[str, npt.NDArray[np.uint64]]:
     """[segments] stored bytes of each segment, by modality; modalities without any are absent."""
     indexes: list[Index] = [shard_set.index(shard) for shard in shards]
     sizes = {

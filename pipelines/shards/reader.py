@@ -24,12 +24,18 @@ from bytelm.pipelines.shards.format import (
     MAX_MANIFEST_BYTES,
     OWN_FILE,
     SET_MANIFEST,
+    SPLITS,
     Checksums,
     Index,
-    Manifest,
     Shard,
     chunk_checksums,
     parse_index,
+)
+from bytelm.pipelines.shards.manifest import (
+    Manifest,
+    PartReader,
+    ShardList,
+    SplitCounts,
     parse_manifest,
 )
 from bytelm.pipelines.storage.blob import Blob
@@ -82,7 +88,14 @@ class ShardSet:
         self.store = open_store(location, cache)
         self.location = str(location)
         manifest = self._load_manifest()
-        self.shards = manifest.shards
+        self.shards: Sequence[Shard]
+        """All shards, in the manifest's order; their entries are loaded when they are used."""
+        if manifest.shards is None:
+            parts = PartReader(self.store, self.location, manifest.parts)
+            self.shards = ShardList(parts, range(sum(part.shards for part in manifest.parts)))
+        else:
+            self.shards = manifest.shards
+        self._counts = manifest.splits
         self.root = manifest.root
         self.report = manifest.report
         self._start()
@@ -123,9 +136,23 @@ class ShardSet:
         """Whether shards are fetched before they are read."""
         return not isinstance(self.store, LocalStore)
 
-    def split(self, name: str) -> list[Shard]:
+    def split(self, name: str) -> Sequence[Shard]:
         """The shards of one split, in the manifest's order."""
-        return [s for s in self.shards if s.split == name]
+        if not isinstance(self.shards, ShardList):
+            return [s for s in self.shards if s.split == name]
+        first = sum(self._counts[other].shards for other in SPLITS[: SPLITS.index(name)])
+        return self.shards[first : first + self._counts[name].shards]
+
+    def counts(self, split: str) -> SplitCounts:
+        """Shards, documents and bytes of one split."""
+        if isinstance(self.shards, ShardList):
+            return self._counts[split]
+        return SplitCounts.of(self.split(split))
+
+    def filled_shards(self, split: str) -> Sequence[Shard]:
+        """The shards of one split that have documents, which in format 3 are all."""
+        shards = self.split(split)
+        return shards if isinstance(shards, ShardList) else [s for s in shards if s.documents]
 
     def index(self, shard: Shard) -> Index:
         """[segments] the shard's index (dtype INDEX_DTYPE), checked against the manifest."""

@@ -16,15 +16,13 @@ from bytelm.modalities import BY_CODE, MODALITIES
 from bytelm.modalities.base import Sample
 from bytelm.pipelines.shards.format import (
     INDEX_DTYPE,
-    SET_MANIFEST,
     Checksums,
     Index,
     Shard,
     chunk_checksums,
     index_bytes,
-    manifest_bytes,
-    root_hash,
 )
+from bytelm.pipelines.shards.manifest import manifest_files
 from bytelm.pipelines.shards.pieces import ShardPiece, add_document, index_row
 from bytelm.pipelines.storage.files import rename_durably, write_atomic
 from bytelm.pipelines.storage.tar_writer import TarWriter
@@ -145,6 +143,15 @@ class IndexBuilder:
 
 
 def write_set_manifest(folder: Path, shards: Sequence[Shard], report: dict[str, Any]) -> str:
-    """Write the manifest, which makes the set complete, and return the root hash."""
-    write_atomic(folder / SET_MANIFEST, manifest_bytes(shards, report))
-    return root_hash(shards)
+    """Write the manifest, which makes the set complete, and return the root hash.
+
+    Its parts come first, and have their hash in their name: until the JSON file is replaced, an
+    older manifest still has its own parts. Those are removed at the end.
+    """
+    files, root = manifest_files(shards, report)
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    for path in folder.glob("manifest-*.npy"):
+        if path.name not in files:
+            path.unlink()
+    return root

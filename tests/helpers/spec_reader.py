@@ -27,6 +27,13 @@ RECORD = np.dtype(
         *[("offset", "<u8"), ("size", "<u8")],
     ]
 )
+PART_RECORD = np.dtype(
+    [
+        *[("split", "u1"), ("number", "<u4"), ("size", "<u8"), ("sha256", "u1", 32)],
+        *[("index_size", "<u8"), ("index_sha256", "u1", 32)],
+        *[("documents", "<u8"), ("bytes", "<u8", 3)],
+    ]
+)
 CHUNK = 16_384
 SEAL = len(',\n "sha256": "') + 64 + len('"\n}\n')
 PAD, EOM, EOD = 256, 257, 258
@@ -82,13 +89,48 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     text, seal = raw[:-SEAL], raw[-SEAL:]
     assert seal == b',\n "sha256": "%b"\n}\n' % hashlib.sha256(text).hexdigest().encode()
     manifest = json.loads(raw.decode("utf-8", "surrogateescape"))
-    assert list(manifest) == ["format", "root", "shards", "report", "sha256"]
-    assert manifest["format"] == 2
+    assert list(manifest) == ["format", "root", "splits", "parts", "report", "sha256"]
+    assert manifest["format"] == 3
+    manifest["shards"] = [entry for part in manifest["parts"] for entry in read_part(folder, part)]
     lines = [
         f"{s['name']} {s['split']} {s['sha256']} {s['index_sha256']}\n" for s in manifest["shards"]
     ]
     assert manifest["root"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+    for split, counts in manifest["splits"].items():
+        shards = [s for s in manifest["shards"] if s["split"] == split]
+        assert counts["shards"] == len(shards)
+        assert counts["documents"] == sum(s["documents"] for s in shards)
+        for modality, size in counts["bytes"].items():
+            assert size == sum(s["bytes"][modality] for s in shards)
     return manifest
+
+
+def read_part(folder: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of the shards of a part."""
+    data = (folder / part["name"]).read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert (len(data), sha256) == (part["size"], part["sha256"])
+    assert part["name"] == f"manifest-{sha256[:16]}.npy"
+    records = np.load(io.BytesIO(data))
+    assert records.dtype == PART_RECORD
+    assert PART_RECORD.itemsize == 117
+    assert len(records) == part["shards"] <= 4096
+    entries = []
+    for record in records:
+        split = ("train", "val", "test")[record["split"]]
+        entries.append(
+            {
+                "name": f"{split}-{record['number']:06d}.tar",
+                "split": split,
+                "size": int(record["size"]),
+                "sha256": bytes(record["sha256"]).hex(),
+                "index_size": int(record["index_size"]),
+                "index_sha256": bytes(record["index_sha256"]).hex(),
+                "documents": int(record["documents"]),
+                "bytes": dict(zip(MODALITIES, record["bytes"].tolist(), strict=True)),
+            }
+        )
+    return entries
 
 
 def read_shard(folder: Path, entry: dict[str, Any]) -> dict[str, list[StoredSegment]]:

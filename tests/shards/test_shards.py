@@ -183,7 +183,7 @@ def test_a_folder_that_is_no_set_is_refused_in_a_line(tmp_path: Path, make_set: 
     path.write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(ValueError, match="format version 99"):
         ShardSet(path.parent)
-    manifest["shards"][0]["sha256"] = "0" * 64
+    manifest["parts"][0]["sha256"] = "0" * 64
     path.write_text(json.dumps(manifest))
     with pytest.raises(DamageError, match="does not match its checksum"):
         ShardSet(path.parent)
