@@ -144,7 +144,8 @@ def _ending_seconds(holder: dict[str, str | int]) -> float:
     """Time in which the holder's lock becomes free by itself; 0 if nothing says that it does."""
     if TORCHRUN_ID in os.environ and holder.get("torchrun") == os.environ[TORCHRUN_ID]:
         return LOST_NODE_SECONDS
-    return ENDING_SECONDS if _is_ending(holder) else 0.0
+    # Without content the file is about to be written, or was removed by a holder that ended.
+    return ENDING_SECONDS if not holder or _is_ending(holder) else 0.0
 
 
 def _is_ending(holder: dict[str, str | int]) -> bool:
