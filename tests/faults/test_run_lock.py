@@ -167,6 +167,7 @@ def test_ranks_that_torchrun_started_again_wait_for_the_lock_of_the_earlier_ones
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
+    run.mkdir()
     monkeypatch.setenv(run_lock.TORCHRUN_ID, "job")
     earlier = contextlib.ExitStack()
     earlier.enter_context(run_lock.locked(run))
