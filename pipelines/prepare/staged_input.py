@@ -12,10 +12,10 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import bytelm
 from bytelm.pipelines.prepare.documents import DocumentPart, SkippedFile, SourceDocument
 from bytelm.pipelines.prepare.prepare import PrepareInput, PrepareOptions
 from bytelm.pipelines.prepare.set_folder import PARTS_FOLDER
@@ -87,10 +87,11 @@ def load_staged_input(out: Path) -> StagedInput:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{out} holds no parts: run bytelm prepare --part first") from error
-    if values["version"] != bytelm.__version__:
+    own_version = version("bytelm")
+    if values["version"] != own_version:
         raise ValueError(
             f"the parts in {out} were made by bytelm {values['version']}, and this is "
-            f"{bytelm.__version__}: use one version for all"
+            f"{own_version}: use one version for all"
         )
     listed = PrepareInput(
         _found(values["found"]),
@@ -105,7 +106,7 @@ def _to_json(staged: StagedInput) -> bytes:
     listed = staged.listed
     found = asdict(replace(listed.found, documents=[], tables=[], caption_columns=frozenset()))
     content = {
-        "version": bytelm.__version__,
+        "version": version("bytelm"),
         "parts": staged.parts,
         "shard_bytes": staged.shard_bytes,
         "max_bad_share": staged.max_bad_share,

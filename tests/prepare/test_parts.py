@@ -18,7 +18,7 @@ from bytelm.pipelines.prepare.assembly import ShardRecipe, write_shard
 from bytelm.pipelines.prepare.parts import merge_parts, prepare_part
 from bytelm.pipelines.prepare.piece_files import summary_path
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
-from bytelm.pipelines.prepare.set_folder import PARTS_FOLDER
+from bytelm.pipelines.prepare.set_folder import PARTS_FOLDER, held_folder
 from bytelm.pipelines.shards.format import Shard
 
 OPTIONS = PrepareOptions(shard_bytes=20_000)
@@ -111,6 +111,19 @@ def test_parts_of_another_input_are_refused(tmp_path: Path, source: Path) -> Non
         prepare_part([source], out, OPTIONS, 1, 3)
     with pytest.raises(ValueError, match="the parts are 0 to 2"):
         prepare_part([source], out, OPTIONS, 3, 3)
+    with pytest.raises(ValueError, match="is no folder: --part writes to a folder"):
+        prepare_part([source], Path("s3://bucket/set"), OPTIONS, 0, 3)
+
+
+def test_a_part_and_a_merge_that_run_already_are_refused(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "set"
+    prepare_part([source], out, OPTIONS, 0, 1)
+    summary_path(out / PARTS_FOLDER, 0).unlink()
+    lock = out / PARTS_FOLDER / "part-0.lock"
+    with held_folder(lock, "part"), pytest.raises(ValueError, match=r"another part 0/1 of .* is"):
+        prepare_part([source], out, OPTIONS, 0, 1)
+    with held_folder(out, "merge"), pytest.raises(ValueError, match=r"another merge of .* is"):
+        merge_parts(out)
 
 
 def test_an_interrupted_merge_goes_on_without_the_members_that_it_removed(
