@@ -1,0 +1,98 @@
+"""Decoded bytes per second of `bytelm prepare` on two Ray nodes beside two workers of one process.
+
+    python -m bytelm.tools.benchmarks.prepare_ray [--source DIR] [--megabytes M]
+
+Prints a JSON line: `name` (`prepare/ray`), `value` in MB/s of source files on two local nodes of
+one CPU each, `reference` (one process with two workers) and `ratio` (value / reference; the aim on
+two cores is 0.9). The files of DIR, by default the demo's, are copied until there are M megabytes:
+work items have up to 33 MB, so that few of them leave a node idle at the end. Needs
+`pip install 'bytelm[ray]'` and two cores; takes some five minutes.
+
+The nodes start before the time is taken; connecting, listing, decoding and writing count. Medians
+of three rounds, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
+from bytelm.pipelines.prepare.ray_prepare import prepare_on_ray
+from bytelm.tools.benchmarks.measure import Figure, print_figures, seconds_of
+from bytelm.tools.repository import DEMO_FILES
+
+ROUNDS = 3
+NODES = 2
+
+
+def ray_figures(source: Path, megabytes: float) -> Iterator[Figure]:
+    """The figure of files below a folder; ValueError where it holds none."""
+    from ray.cluster_utils import Cluster
+
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        size = _copy(source, folder / "source", megabytes * 1e6)
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        try:
+            cluster.add_node(**node)
+            yield _compare(folder, size, cluster.address)
+        finally:
+            cluster.shutdown()
+
+
+def _compare(folder: Path, size: int, address: str) -> Figure:
+    """Time both ways; the sets must have the same root hash."""
+    options = PrepareOptions(workers=NODES)
+    seconds: dict[str, list[float]] = {"process": [], "ray": []}
+    for _ in range(ROUNDS):
+        calls = {
+            "process": partial(prepare, [folder / "source"], folder / "process", options),
+            "ray": partial(prepare_on_ray, [folder / "source"], folder / "ray", options, address),
+        }
+        for name, call in calls.items():
+            seconds[name].append(seconds_of(call))
+        manifests = {(folder / name / "manifest.json").read_bytes() for name in calls}
+        assert len(manifests) == 1, "other bytes"
+        for name in calls:
+            shutil.rmtree(folder / name)
+    speeds = {name: size / 1e6 / median(values) for name, values in seconds.items()}
+    return Figure("prepare/ray", speeds["ray"], "MB/s", speeds["process"])
+
+
+def _copy(source: Path, folder: Path, least: float) -> int:
+    """Copy the files below a folder until there are `least` bytes; returns their bytes."""
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    if not files:
+        raise ValueError(f"no files below {source}: give a folder that holds some")
+    total = sum(path.stat().st_size for path in files)
+    copies = math.ceil(least / total)
+    for copy in range(copies):
+        (folder / str(copy)).mkdir(parents=True)
+        for number, path in enumerate(files):
+            shutil.copyfile(path, folder / str(copy) / f"{number}{path.suffix}")
+    return copies * total
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Speed of prepare on Ray beside two workers.")
+    parser.add_argument("--source", type=Path, default=DEMO_FILES, metavar="DIR")
+    parser.add_argument("--megabytes", type=float, default=500.0, help="size of the source")
+    options = parser.parse_args()
+    try:
+        print_figures(ray_figures(options.source, options.megabytes))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
