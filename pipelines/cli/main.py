@@ -54,7 +54,7 @@ from bytelm.pipelines.cli import (
 from bytelm.pipelines.cli.arguments import CommandParser
 from bytelm.pipelines.errors import DamageError, DivergedError, OnAllRanksError, one_line
 from bytelm.pipelines.runtime import platforms, signals
-from bytelm.pipelines.runtime.threads import wait_briefly
+from bytelm.pipelines.runtime.threads import share_cores
 
 COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a process of its own
         if sys.platform != "win32":
             signals.end_at_sigterm()
-        wait_briefly()
+        share_cores()
         _print_any_name()
     options = _parse(arguments)
     if refusal := platforms.refusal(options.command, sys.platform):

@@ -13,8 +13,8 @@ other processes. Takes about ten minutes on two cores.
                               of the speed alone
     contention/two-and-busy   the same beside a busy process; reference: the fair share
 
-With `--wait`, the figures of each number of spins are printed under its name, which shows how
-`runtime/threads.py` was set; without, those of bytelm as it is.
+With `--wait`, the figures of each fixed number of spins are printed under its name; without, those
+of bytelm as it is, whose threads spin less while others want the cores (`runtime/threads.py`).
 """
 
 from __future__ import annotations
