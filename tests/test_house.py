@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modalities": set(),
     "model": set(),
     "pipelines/errors.py": set(),
-    "pipelines/runtime": set(),
+    "pipelines/runtime": {"pipelines/errors.py"},
     "pipelines/storage": {"pipelines/errors.py"},
     "pipelines/shards": BELOW_CONFIG - {"pipelines/shards"},
     "pipelines/config_file.py": set(),

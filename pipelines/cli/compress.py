@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bytelm.pipelines.cli.arguments import MAX_BATCH, WholeNumber, add_model
+from bytelm.pipelines.cli.processes import add_processes, launch_processes
 
 HELP = "Compress files under a model's probabilities."
 
@@ -39,17 +40,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         help="pieces that are coded at once; decompression needs memory for as many",
     )
+    add_processes(parser, "pieces of the files")
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Compress the files and print their sizes."""
+    if (status := launch_processes(options, argv)) is not None:
+        return status
+
     from bytelm.pipelines.checkpoints.load import load_model
     from bytelm.pipelines.compression.compress import compress
     from bytelm.pipelines.compression.inputs import STANDARD
+    from bytelm.pipelines.runtime.ranks import joined_ranks
 
-    model, dataset_info = load_model(options.model)
-    for line in compress(
-        model, dataset_info.views, options.files, options.out, options.keep_files, options.batch
-    ):
+    with joined_ranks() as ranks:
+        model, dataset_info = ranks.together(lambda: load_model(options.model))
+        lines = compress(
+            model,
+            dataset_info.views,
+            options.files,
+            options.out,
+            options.keep_files,
+            options.batch,
+            ranks,
+        )
+    for line in lines if ranks.rank == 0 else ():
         print(line, file=sys.stderr if options.out == STANDARD else sys.stdout)
     return 0

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bytelm.pipelines.cli.arguments import add_model, output_folder
+from bytelm.pipelines.cli.processes import add_processes, launch_processes
 
 HELP = "Restore compressed files, with the model that compressed them."
 
@@ -24,15 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the restored files; - writes a single one to standard output",
     )
+    add_processes(parser, "pieces of the files")
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Restore the files and print their paths; the status is 1 where one cannot have its name."""
+    if (status := launch_processes(options, argv)) is not None:
+        return status
+
     from bytelm.pipelines.checkpoints.load import load_model
     from bytelm.pipelines.compression.compress import decompress
+    from bytelm.pipelines.runtime.ranks import joined_ranks
 
-    model, _ = load_model(options.model)
-    paths, problems = decompress(model, options.file, options.out)
+    with joined_ranks() as ranks:
+        model, _ = ranks.together(lambda: load_model(options.model))
+        paths, problems = decompress(model, options.file, options.out, ranks)
+    if ranks.rank:
+        return 0
     for path in paths:
         print(path)
     for line in problems:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from bytelm.pipelines.cli.arguments import (
     MAX_BATCH,
-    MAX_PROCESSES,
     WholeNumber,
     add_model,
     add_precision,
 )
+from bytelm.pipelines.cli.processes import add_processes, launch_processes
 from bytelm.pipelines.evaluation import PLAIN, SCORINGS
 
 if TYPE_CHECKING:
@@ -54,30 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="plain: pieces, as in training; sliding: windows that overlap by half; strided: every "
         "window again half a patch later; both: sliding and strided, at four times the cost",
     )
-    parser.add_argument(
-        "--processes",
-        type=WholeNumber(1, MAX_PROCESSES),
-        default=1,
-        help="processes (ranks) on this machine that share the documents; the figures are the same",
-    )
+    add_processes(parser, "documents")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Evaluate the model in this process or in several, and print and keep the figures."""
-    from bytelm.pipelines.runtime.launcher import check_environment, exit_with_launcher, launch
-
-    # Torch reads it when it is imported. A rank that does not come has a line of ours.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    check_environment(options.processes)
-    if options.processes > 1 and "RANK" not in os.environ:
-        return launch(argv, options.processes, {})
+    if (status := launch_processes(options, argv)) is not None:
+        return status
 
     from bytelm.pipelines.evaluation.evaluate import evaluate
-    from bytelm.pipelines.evaluation.ranks import joined_ranks
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
+    from bytelm.pipelines.runtime.ranks import joined_ranks
 
-    exit_with_launcher()
     keep_freed_memory()
     with joined_ranks() as ranks:
         evaluation = evaluate(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bytelm.pipelines.cli.arguments import (
@@ -14,9 +17,13 @@ from bytelm.pipelines.cli.arguments import (
     add_precision,
     output_folder,
 )
+from bytelm.pipelines.cli.processes import add_processes, launch_processes
 
 if TYPE_CHECKING:
+    from bytelm.model.megabyte import Megabyte
     from bytelm.pipelines.generation.options import GenerateOptions
+    from bytelm.pipelines.generation.request import Request
+    from bytelm.pipelines.runtime.ranks import Ranks
 
 MAX_PAYLOAD_BYTES = (1 << 32) - 1
 MAX_SEED = 1 << 62
@@ -60,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="seed of the first file; each further one adds 1",
     )
+    add_processes(parser, "files")
     _add_sampling_arguments(parser)
     add_precision(parser)
     for add in _MODALITY_ARGUMENTS.values():
@@ -175,34 +183,71 @@ _MODALITY_ARGUMENTS = {
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Generate the files and print their paths."""
+    _check_modality(options)
+    if options.stream and options.count > 1:
+        raise ValueError("--stream shows one text: leave it out, or generate one text")
+    if (status := launch_processes(options, argv)) is not None:
+        return status
+
+    from bytelm.pipelines.runtime.ranks import joined_ranks
+
+    with joined_ranks() as ranks:
+        paths = _generate(options, ranks)
+    if ranks.rank:
+        return 0
+    if options.stream:
+        print()
+    for path in paths:
+        print(path)
+    return 0
+
+
+def _generate(options: argparse.Namespace, ranks: Ranks) -> list[Path]:
+    """Generate the files with other ranks, and return the paths of all of them on each rank."""
     from bytelm.pipelines.checkpoints.load import load_model
+    from bytelm.pipelines.compression.fingerprint import model_hash
     from bytelm.pipelines.generation.contact_sheet import write_sheet
     from bytelm.pipelines.generation.generate import generate_files
     from bytelm.pipelines.generation.options import build_requests
 
-    _check_modality(options)
-    if options.stream and options.count > 1:
-        raise ValueError("--stream shows one text: leave it out, or generate one text")
+    def prepare() -> tuple[Megabyte, list[Request]]:
+        model, dataset_info = load_model(options.model)
+        return model, build_requests(model, dataset_info, chosen)
+
     chosen = _generate_options(options)
-    model, dataset_info = load_model(options.model)
+    model, requests = ranks.together(prepare)
+    suffix = "flac" if options.flac else None
     paths = generate_files(
         model,
-        build_requests(model, dataset_info, chosen),
+        requests,
         chosen.seeds,
         chosen.sampling,
         chosen.precision,
         options.out,
-        suffix="flac" if options.flac else None,
+        suffix=suffix,
         show=_show if options.stream else None,
         batch=chosen.batch,
+        ranks=ranks,
+        identity=_identity(model_hash(model), requests, chosen, suffix),
     )
-    if options.stream:
-        print()
-    if options.sheet:
+    if options.sheet and ranks.rank == 0:
         paths.append(write_sheet(paths, options.out / "sheet.png"))
-    for path in paths:
-        print(path)
-    return 0
+    return paths
+
+
+def _identity(
+    model: bytes, requests: Sequence[Request], chosen: GenerateOptions, suffix: str | None
+) -> str:
+    """A hash of all that decides the bytes of the files."""
+    settings = (chosen.seed, chosen.sampling, chosen.precision, chosen.allow_invalid_utf8, suffix)
+    digest = hashlib.sha256(model + repr(settings).encode())
+    for request in requests:
+        facts = (request.modality, request.header, request.view, request.size, request.prompt)
+        digest.update(repr(facts).encode())
+        if condition := request.condition:
+            kind = condition.segment.modality.name, condition.segment.header, condition.segment.view
+            digest.update(repr((kind, condition.payload)).encode())
+    return digest.hexdigest()[:16]
 
 
 def _check_modality(options: argparse.Namespace) -> None:

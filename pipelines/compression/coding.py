@@ -1,7 +1,9 @@
 """Coding of documents: their ids, step by step, under the model's probabilities.
 
 A document is framed as in training, and every id that evaluation scores is coded: SOM, header,
-payload, EOM and EOD. All SOMs are coded first, then all headers, then the payloads in pieces. Rows
+payload, EOM and EOD. All SOMs are coded first, then all headers, then the payloads in pieces, in
+batches. A stream of the range coder holds the SOMs, the headers and the first batches, and each
+further one batches of about STREAM_IDS ids, so that ranks can share the streams out. Rows
 step together through one `Decoder`. Decoding takes the same steps in batches of the same shape,
 because probabilities from any other computation, such as a parallel forward, differ in their last
 bits and decode to nonsense.
@@ -12,20 +14,30 @@ bits and decode to nonsense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from bytelm.modalities import BY_SOM, MODALITIES, framing
-from bytelm.modalities.base import Modality
+from bytelm.modalities.base import Bytes, Modality
 from bytelm.modalities.framing import MAX_ENDS, Framed, Segment, Span
 from bytelm.model.decoding.decoder import Decoder
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.compression.container import ContainerEntry, Words
+from bytelm.pipelines.compression.container import Container, Words
 from bytelm.pipelines.compression.documents import Document
 from bytelm.pipelines.compression.range_coding import Coder, Ids, RangeDecoder, RangeEncoder
+from bytelm.pipelines.runtime.ranks import Ranks
+
+STREAM_IDS = 1 << 15
+"""Ids from which on a stream takes no further batch; containers of format 3 depend on it. A stream
+costs some ten bytes, a thousandth of what so many ids come to."""
+PREFILL_THREADS = 1
+"""Threads of PyTorch's products. In fp32 on a CPU the steps behind them are those of a kernel whose
+rows do not depend on the number of threads, so that a process may have any."""
+ONE_RANK = Ranks()
 
 Advance = Callable[[int], object]
 """Called with the number of payload ids and ends that were just coded."""
@@ -55,6 +67,11 @@ class _Piece:
         """Ids that are coded: payload bytes, EOM and EOD."""
         return self.stop - self.start
 
+    @property
+    def payload(self) -> Bytes:
+        """The part of the document's payload, without its ends."""
+        return self.document.payload[self.start : self.stop]
+
     def frame(self, patch: int) -> Framed:
         """The framed piece, with the document's payload as it is now."""
         span = Span(0, self.start, framing.up_to_patch(self.size, patch))
@@ -74,48 +91,95 @@ class _Piece:
 
 
 def encode_documents(
-    model: Megabyte, documents: Sequence[Document], batch: int, advance: Advance
-) -> Words:
-    """Code documents.
+    model: Megabyte,
+    documents: Sequence[Document],
+    batch: int,
+    advance: Advance,
+    ranks: Ranks = ONE_RANK,
+) -> list[Words]:
+    """Code documents. Every rank has to call it.
 
     Args:
         batch: most rows that step together.
+        ranks: code a share of the streams each.
     Returns:
-        the range coder's output.
+        the range coder's output, by stream, which does not depend on the number of ranks.
     """
-    encoder, patch = RangeEncoder(), model.config.patch
+    coder = _DocumentCoder(model, batch, PREFILL_THREADS, advance)
     segments = [document.segment for document in documents]
-    openings = [_opening(segment, patch) for segment in segments]
+    openings = [_opening(segment, model.config.patch) for segment in segments]
     kinds = [segment.modality for segment in segments]
     soms = [_Row(kind, ids[:1], known=0) for kind, ids in zip(kinds, openings, strict=True)]
     headers = [_Row(kind, ids, known=1) for kind, ids in zip(kinds, openings, strict=True)]
-    _code_rows(model, encoder, soms, batch)
-    _code_rows(model, encoder, headers, batch)
-    _code_payloads(model, encoder, documents, batch, advance)
-    return encoder.words()
+    words: dict[int, Words] = {}
+    for number, batches in ranks.share(enumerate(coder.streams(documents))):
+        encoder = RangeEncoder()
+        if number == 0:
+            coder.code_rows(encoder, soms)
+            coder.code_rows(encoder, headers)
+        coder.code_payloads(encoder, batches)
+        words[number] = encoder.words()
+    parts = ranks.gather(words)
+    return [parts[number % ranks.count][number] for number in range(sum(map(len, parts)))]
 
 
 def decode_documents(
-    model: Megabyte, words: Words, entries: Sequence[ContainerEntry], batch: int, advance: Advance
+    model: Megabyte, container: Container, advance: Advance, ranks: Ranks = ONE_RANK
 ) -> list[Document]:
-    """Decode the documents of a container's entries; the inverse of `encode_documents`.
+    """Decode the documents of a container; the inverse of `encode_documents`.
 
-    Raises ValueError for words that these entries cannot have been coded to.
+    Every rank has to call it.
+
+    Args:
+        ranks: decode a share of the streams each, and return all documents.
+    Raises:
+        ValueError: for words that the container's entries cannot have been coded to.
     """
-    decoder, patch = RangeDecoder(words), model.config.patch
+    coder = _DocumentCoder(model, container.batch, container.threads, advance)
+
+    def decode() -> tuple[list[Document], list[_Piece]]:
+        documents, first_decoder = _decode_openings(coder, container)
+        own: list[_Piece] = []
+        planned = coder.streams(documents)
+        if not container.first_streams:  # a single stream, of any length in formats 1 and 2
+            planned = [[batch for batches in planned for batch in batches]]
+        if len(planned) != len(container.first_streams) + 1:
+            raise ValueError("another number of streams than its files need")
+        streams = zip(container.streams, planned, strict=True)
+        for number, (words, batches) in ranks.share(enumerate(streams)):
+            decoder = RangeDecoder(words) if number else first_decoder
+            coder.code_payloads(decoder, batches)
+            if not decoder.is_at_end:
+                raise ValueError("words are left when all is decoded")
+            own += [piece for together in batches for piece in together]
+        return documents, own
+
+    documents, own = ranks.together(decode)
+    numbers = {id(document): number for number, document in enumerate(documents)}
+    parts = [(numbers[id(p.document)], p.start, p.payload.tobytes()) for p in own]
+    for other, received in enumerate(ranks.gather(parts)):
+        for number, start, payload in received if other != ranks.rank else ():
+            values = np.frombuffer(payload, np.uint8)
+            documents[number].payload[start : start + len(values)] = values
+    return documents
+
+
+def _decode_openings(
+    coder: _DocumentCoder, container: Container
+) -> tuple[list[Document], RangeDecoder]:
+    """Documents without payloads, and the decoder of the first stream behind their headers."""
+    decoder, entries = RangeDecoder(container.streams[0]), container.entries
     text = MODALITIES["text"]  # stands in until the SOM is known
     soms = [_Row(text, np.zeros(1, np.uint16), known=0) for _ in entries]
-    _code_rows(model, decoder, soms, batch)
+    coder.code_rows(decoder, soms)
     headers = [_header_row(int(row.ids[0])) for row in soms]
-    _code_rows(model, decoder, headers, batch)
+    coder.code_rows(decoder, headers)
+    patch = coder.model.config.patch
     documents = [
         Document(entry, _parse_segment(row, entry.size, patch), np.zeros(entry.size, np.uint8))
         for row, entry in zip(headers, entries, strict=True)
     ]
-    _code_payloads(model, decoder, documents, batch, advance)
-    if not decoder.is_at_end:
-        raise ValueError("words are left when all is decoded")
-    return documents
+    return documents, decoder
 
 
 def _opening(segment: Segment, patch: int) -> Ids:
@@ -140,26 +204,6 @@ def _parse_segment(row: _Row, size: int, patch: int) -> Segment:
     return Segment(parsed.modality, parsed.header, parsed.view, size)
 
 
-def _code_payloads(
-    model: Megabyte, coder: Coder, documents: Sequence[Document], batch: int, advance: Advance
-) -> None:
-    """Code the bodies of all documents, with known preambles; a decoder fills `payload`.
-
-    Pieces of about the same length step together. Raises ValueError where a payload does not end
-    where it should.
-    """
-    patch = model.config.patch
-    pieces = [piece for d in documents for piece in _split(d, model.config.context, patch)]
-    pieces.sort(key=lambda piece: -piece.size)
-    for first in range(0, len(pieces), batch):
-        together = pieces[first : first + batch]
-        framed = [piece.frame(patch) for piece in together]
-        rows = [_payload_row(*pair, patch) for pair in zip(together, framed, strict=True)]
-        _code_batch(model, coder, rows, advance)
-        for piece, row, ids in zip(together, rows, framed, strict=True):
-            piece.store(row, ids)
-
-
 def _split(document: Document, context: int, patch: int) -> list[_Piece]:
     """The pieces of a document, in rows of `context` ids."""
     modality, size = document.segment.modality, document.segment.size
@@ -177,35 +221,89 @@ def _payload_row(piece: _Piece, framed: Framed, patch: int) -> _Row:
     return _Row(modality, framed.ids[: opening + piece.size].copy(), known=opening)
 
 
-def _code_rows(model: Megabyte, coder: Coder, rows: Sequence[_Row], batch: int) -> None:
-    """Code rows, at most `batch` of them at once."""
-    for first in range(0, len(rows), batch):
-        _code_batch(model, coder, rows[first : first + batch], lambda coded: None)
+@dataclass(frozen=True)
+class _DocumentCoder:
+    """The steps of a model in which an encoder or a decoder codes ids."""
+
+    model: Megabyte
+    batch: int
+    """Most rows that step together."""
+    threads: int
+    """Threads of the products that more of them would sum up otherwise."""
+    advance: Advance
+
+    def streams(self, documents: Sequence[Document]) -> list[list[list[_Piece]]]:
+        """The batches of pieces that each stream holds; one stream at least.
+
+        Pieces of about the same length step together.
+        """
+        config = self.model.config
+        pieces = [piece for d in documents for piece in _split(d, config.context, config.patch)]
+        pieces.sort(key=lambda piece: -piece.size)
+        streams: list[list[list[_Piece]]] = [[]]
+        ids = 0
+        for first in range(0, len(pieces), self.batch):
+            if ids >= STREAM_IDS:
+                streams.append([])
+                ids = 0
+            together = pieces[first : first + self.batch]
+            streams[-1].append(together)
+            ids += sum(piece.size for piece in together)
+        return streams
+
+    def code_payloads(self, coder: Coder, batches: Sequence[Sequence[_Piece]]) -> None:
+        """Code bodies with known preambles; a decoder fills the documents' payloads.
+
+        Raises ValueError where a payload does not end where it should.
+        """
+        patch = self.model.config.patch
+        for together in batches:
+            framed = [piece.frame(patch) for piece in together]
+            rows = [_payload_row(*pair, patch) for pair in zip(together, framed, strict=True)]
+            self._code_batch(coder, rows, self.advance)
+            for piece, row, ids in zip(together, rows, framed, strict=True):
+                piece.store(row, ids)
+
+    def code_rows(self, coder: Coder, rows: Sequence[_Row]) -> None:
+        """Code rows, at most `batch` of them at once."""
+        for first in range(0, len(rows), self.batch):
+            self._code_batch(coder, rows[first : first + self.batch], lambda coded: None)
+
+    @torch.no_grad()
+    def _code_batch(self, coder: Coder, rows: Sequence[_Row], advance: Advance) -> None:
+        """Step rows together, and code in each step the ids [R] that are not known."""
+        device = self.model.lm_head.weight.device
+        lengths = np.array([len(row.ids) for row in rows])
+        known = np.array([row.known for row in rows])
+        longest = int(lengths.max())
+        ids = np.full((len(rows), longest), framing.PAD, np.uint16)  # [B, n]
+        for padded, row in zip(ids, rows, strict=True):
+            padded[: len(row.ids)] = row.ids
+        codes = torch.tensor([row.modality.code for row in rows], device=device)
+        nothing = torch.zeros(0, dtype=torch.int64, device=device)
+
+        decoder = Decoder(self.model, len(rows), longest)
+        with _torch_threads(self.threads):
+            logits = decoder.prefill([nothing] * len(rows), torch.zeros_like(codes))
+        for position in range(longest):
+            if position:
+                previous = torch.from_numpy(ids[:, position - 1].astype(np.int64)).to(device)
+                logits = decoder.step(previous, codes if position == 1 else None)
+            coded = np.flatnonzero((known <= position) & (position < lengths))
+            if coded.size:
+                probabilities = logits.double().softmax(dim=1).cpu().numpy()[coded]  # [R, V]
+                ids[coded, position] = coder.code(ids[coded, position], probabilities)
+                advance(coded.size)
+        for padded, row in zip(ids, rows, strict=True):
+            row.ids[:] = padded[: len(row.ids)]
 
 
-@torch.no_grad()
-def _code_batch(model: Megabyte, coder: Coder, rows: Sequence[_Row], advance: Advance) -> None:
-    """Step rows together, and code in each step the ids [R] that are not known."""
-    device = model.lm_head.weight.device
-    lengths = np.array([len(row.ids) for row in rows])
-    known = np.array([row.known for row in rows])
-    longest = int(lengths.max())
-    ids = np.full((len(rows), longest), framing.PAD, np.uint16)  # [B, n]
-    for padded, row in zip(ids, rows, strict=True):
-        padded[: len(row.ids)] = row.ids
-    codes = torch.tensor([row.modality.code for row in rows], device=device)
-    nothing = torch.zeros(0, dtype=torch.int64, device=device)
-
-    decoder = Decoder(model, len(rows), longest)
-    logits = decoder.prefill([nothing] * len(rows), torch.zeros_like(codes))
-    for position in range(longest):
-        if position:
-            previous = torch.from_numpy(ids[:, position - 1].astype(np.int64)).to(device)
-            logits = decoder.step(previous, codes if position == 1 else None)
-        coded = np.flatnonzero((known <= position) & (position < lengths))
-        if coded.size:
-            probabilities = logits.double().softmax(dim=1).cpu().numpy()[coded]  # [R, V]
-            ids[coded, position] = coder.code(ids[coded, position], probabilities)
-            advance(coded.size)
-    for padded, row in zip(ids, rows, strict=True):
-        row.ids[:] = padded[: len(row.ids)]
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Compute with `count` threads: another number may round the products of PyTorch otherwise."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import torch
+import numpy as np
 
+from bytelm.modalities.base import Sample
 from bytelm.modalities.framing import MAX_ENDS
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.compression.coding import Advance, decode_documents, encode_documents
+from bytelm.pipelines.compression.coding import (
+    ONE_RANK,
+    PREFILL_THREADS,
+    Advance,
+    decode_documents,
+    encode_documents,
+)
 from bytelm.pipelines.compression.container import (
     Container,
     ContainerEntry,
@@ -33,7 +40,8 @@ from bytelm.pipelines.compression.documents import (
 from bytelm.pipelines.compression.fingerprint import build_of, model_hash
 from bytelm.pipelines.compression.inputs import STANDARD, find_inputs, read_input
 from bytelm.pipelines.errors import DamageError
-from bytelm.pipelines.runtime.progress import Progress, on_stderr
+from bytelm.pipelines.runtime.progress import Progress, stderr_console
+from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.storage.files import write_atomic
 
 # --- in memory ---
@@ -85,7 +93,8 @@ def decompress_documents(model: Megabyte, packed: bytes) -> list[tuple[str, byte
     """
     where = "the container"
     container = _unpack(model, packed, where)
-    return _restore(model, container, where, lambda coded: None)
+    restored = _restore(model, container, where, lambda coded: None, ONE_RANK)
+    return [restored[number] for number in range(len(restored))]
 
 
 # --- files ---
@@ -98,33 +107,42 @@ def compress(
     out: Path,
     keep_files: bool,
     batch: int,
+    ranks: Ranks = ONE_RANK,
 ) -> list[str]:
     """Compress files into one container file, as `compress_documents` does.
 
     Args:
         paths: files; folders, whose files are named relative to them; `-` for standard input.
         out: the container's path; `-` for standard output.
+        ranks: code a share each; every one has to call it and reads all files. Rank 0 writes.
     Returns:
         a line of report for each file and for each one left out, and one for all of them.
     Raises:
         ValueError: as `compress_documents`, and for a file that cannot be read and an `out` that
             exists.
     """
-    if out != STANDARD and os.path.lexists(out):
-        raise ValueError(f"{out} exists: choose another --out, or remove it")
-    _require_batch(batch)
-    inputs, left_out = find_inputs(paths)
-    contents = ((name, read_input(path)) for name, path in inputs)
-    documents = _encode_files(contents, views, keep_files, model.config.patch)
-    sources = [path for _, path in inputs]
-    _require_distinct_names(documents, sources)
-    with _progress([document.entry for document in documents]) as progress:
-        packed = _pack(model, documents, batch, progress.add)
-    if out == STANDARD:
-        sys.stdout.buffer.write(packed)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, packed)
+    standard_input = _standard_input(ranks, paths)
+
+    def read() -> tuple[list[Document], list[Path], list[Path]]:
+        if ranks.rank == 0 and out != STANDARD and os.path.lexists(out):
+            raise ValueError(f"{out} exists: choose another --out, or remove it")
+        _require_batch(batch)
+        inputs, left_out = find_inputs(paths)
+        contents = (
+            (name, standard_input if path == STANDARD else read_input(path))
+            for name, path in inputs
+        )
+        documents = _encode_files(contents, views, keep_files, model.config.patch)
+        sources = [path for _, path in inputs]
+        _require_distinct_names(documents, sources)
+        return documents, sources, left_out
+
+    documents, sources, left_out = ranks.together(read)
+    _require_same(ranks, [document.entry for document in documents], "files")
+    with _progress(ranks, [document.entry for document in documents]) as progress:
+        packed = _pack(model, documents, batch, progress.add, ranks)
+    if ranks.rank == 0:
+        _write_container(out, packed)
     lines = [
         f"{path}: {document.segment.modality.name} in view {document.segment.view}, "
         f"{document.entry.size:,} bytes, comes back as {document.entry.name}"
@@ -136,14 +154,26 @@ def compress(
     return [*lines, f"{out}: {size:,} bytes in {len(packed):,}{per_byte}"]
 
 
-def decompress(model: Megabyte, path: Path, out: Path) -> tuple[list[Path], list[str]]:
+def _write_container(out: Path, packed: bytes) -> None:
+    if out == STANDARD:
+        sys.stdout.buffer.write(packed)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, packed)
+
+
+def decompress(
+    model: Megabyte, path: Path, out: Path, ranks: Ranks = ONE_RANK
+) -> tuple[list[Path], list[str]]:
     """Restore a container's files below a folder, as `decompress_documents` does.
 
-    Nothing is written before everything is decoded and its checksums are verified.
+    Nothing is written before everything is decoded and its checksums are verified, and each file
+    is written whole.
 
     Args:
         path: the container; `-` for standard input.
         out: the folder; `-` writes the only file of a container to standard output.
+        ranks: decode a share and write some of the files each; every one has to call it.
     Returns:
         the paths of the files, and a line for each file that has a name that cannot be restored.
     Raises:
@@ -151,7 +181,35 @@ def decompress(model: Megabyte, path: Path, out: Path) -> tuple[list[Path], list
             standard output.
         DamageError: as `decompress_documents`.
     """
-    container = _unpack(model, read_input(path), str(path))
+    standard_input = _standard_input(ranks, [path])
+
+    def read() -> Container:
+        packed = standard_input if path == STANDARD else read_input(path)
+        container = _unpack(model, packed, str(path))
+        if ranks.rank == 0:
+            _require_room(container, path, out)
+        return container
+
+    container = ranks.together(read)
+    _require_same(ranks, container.entries, "containers")
+    if out != STANDARD:
+        ranks.require_shared(out)
+    with _progress(ranks, container.entries) as progress:
+        restored = _restore(model, container, str(path), progress.add, ranks)
+    if out == STANDARD:
+        if restored:
+            sys.stdout.buffer.write(restored[0][1])
+        return [], []
+    out.mkdir(parents=True, exist_ok=True)
+    own = {number: _write(out, number, *restored[number]) for number in restored}
+    problems = {n: problem for part in ranks.gather(own) for n, problem in part.items()}
+    names = [(entry.name, problems[n]) for n, entry in enumerate(container.entries)]
+    lines = [f"{name!r} {problem}" for name, problem in names if problem]
+    return [out / name for name, problem in names if not problem], lines
+
+
+def _require_room(container: Container, path: Path, out: Path) -> None:
+    """Raise ValueError where files of a container exist, or cannot go to standard output."""
     if out == STANDARD and len(container.entries) != 1:
         raise ValueError(
             f"{path} holds {len(container.entries)} files, and one alone can go to standard "
@@ -160,34 +218,52 @@ def decompress(model: Megabyte, path: Path, out: Path) -> tuple[list[Path], list
     for entry in container.entries:
         if name_problem(entry.name) is None and os.path.lexists(out / entry.name):
             raise ValueError(f"{out / entry.name} exists: choose another --out, or remove it")
-    with _progress(container.entries) as progress:
-        restored = _restore(model, container, str(path), progress.add)
-    if out == STANDARD:
-        sys.stdout.buffer.write(restored[0][1])
-        return [], []
-    out.mkdir(parents=True, exist_ok=True)
-    problems = [_write(out, name, content) for name, content in restored]
-    lines = [f"{n!r} {p}" for (n, _), p in zip(restored, problems, strict=True) if p]
-    return [out / n for (n, _), p in zip(restored, problems, strict=True) if not p], lines
 
 
-def _write(out: Path, name: str, content: bytes) -> str | None:
+def _write(out: Path, number: int, name: str, content: bytes) -> str | None:
     """Write a file below a folder; returns why it cannot have its name, or None."""
     problem = name_problem(name)
     if problem:
         return problem
     path = out / name
+    # No longer than any name: the file's own may be as long as the system takes.
+    part = path.with_name(f".{number}.bytelm-part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        part.write_bytes(content)
+        part.replace(path)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         return f"cannot be written: {error.strerror}"
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return None
 
 
-def _progress(entries: Sequence[ContainerEntry]) -> Progress:
-    """Progress over the payloads and ends of some entries."""
-    return on_stderr(sum(entry.size + MAX_ENDS for entry in entries))
+def _standard_input(ranks: Ranks, paths: Sequence[Path]) -> bytes:
+    """Standard input, which rank 0 reads for all, if it is one of the paths."""
+    is_read = STANDARD in paths and ranks.rank == 0
+    return ranks.gather(read_input(STANDARD) if is_read else b"")[0]
+
+
+def _require_same(ranks: Ranks, entries: Sequence[ContainerEntry], what: str) -> None:
+    """Raise ValueError where ranks have read different content."""
+
+    def compare(first: Sequence[ContainerEntry]) -> None:
+        if list(entries) != first:
+            raise ValueError(
+                f"it reads other {what} than rank 0: give {what} that the machines of all ranks "
+                "share"
+            )
+
+    expected = ranks.gather(list(entries) if ranks.rank == 0 else [])[0]
+    ranks.together(lambda: compare(expected))
+
+
+def _progress(ranks: Ranks, entries: Sequence[ContainerEntry]) -> Progress:
+    """Progress over the payloads and ends of some entries, which rank 0 shows by its own part."""
+    total = sum(entry.size + MAX_ENDS for entry in entries)
+    return Progress(stderr_console() if ranks.rank == 0 else None, -(-total // ranks.count))
 
 
 # --- both ---
@@ -228,12 +304,26 @@ def _require_distinct_names(documents: Sequence[Document], sources: Sequence[obj
         source_by_name[name] = source
 
 
-def _pack(model: Megabyte, documents: Sequence[Document], batch: int, advance: Advance) -> bytes:
+def _pack(
+    model: Megabyte,
+    documents: Sequence[Document],
+    batch: int,
+    advance: Advance,
+    ranks: Ranks = ONE_RANK,
+) -> bytes:
     """Code documents and pack them into a container."""
-    words = encode_documents(model, documents, batch, advance)
-    entries = tuple(document.entry for document in documents)
-    threads = torch.get_num_threads()
-    return pack(Container(model_hash(model), build_of(model), threads, batch, entries, words))
+    streams = encode_documents(model, documents, batch, advance, ranks)
+    return pack(
+        Container(
+            model=model_hash(model),
+            build=build_of(model),
+            threads=PREFILL_THREADS,
+            batch=batch,
+            entries=tuple(document.entry for document in documents),
+            words=np.concatenate(streams),
+            first_streams=tuple(map(len, streams[:-1])),
+        )
+    )
 
 
 def _unpack(model: Megabyte, packed: bytes, where: str) -> Container:
@@ -248,15 +338,26 @@ def _unpack(model: Megabyte, packed: bytes, where: str) -> Container:
 
 
 def _restore(
-    model: Megabyte, container: Container, where: str, advance: Advance
-) -> list[tuple[str, bytes]]:
-    """(name, content) of every file of a container, which `where` names in errors."""
+    model: Megabyte, container: Container, where: str, advance: Advance, ranks: Ranks
+) -> dict[int, tuple[str, bytes]]:
+    """(name, content) of this rank's files of a container, which `where` names in errors, by their
+    numbers in it; with one rank of every file.
+
+    One rank has all files of a folder, so that files in each other's way are written in order.
+    """
     try:
-        with _threads(container.threads):
-            documents = decode_documents(
-                model, container.words, container.entries, container.batch, advance
-            )
-        samples = [decode_sample(document, model.config.patch) for document in documents]
+        documents = decode_documents(model, container, advance, ranks)
+        tops = {entry.name.partition("/")[0]: None for entry in container.entries}
+        own = set(ranks.share(tops))
+
+        def verify() -> dict[int, Sample]:
+            return {
+                number: decode_sample(document, model.config.patch)
+                for number, document in enumerate(documents)
+                if document.entry.name.partition("/")[0] in own
+            }
+
+        samples = ranks.together(verify)
     except ValueError as error:
         cause = f"{where} does not decode to what was compressed: {error}"
         build = build_of(model)
@@ -266,16 +367,7 @@ def _restore(
                 "round otherwise: decompress it there"
             )
         raise DamageError(cause) from error
-    names = [entry.name for entry in container.entries]
-    return [(name, file_content(sample, name)) for name, sample in zip(names, samples, strict=True)]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with `count` threads of the processor: another number may round otherwise."""
-    previous = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(previous)
+    names = {number: container.entries[number].name for number in samples}
+    return ranks.together(
+        lambda: {n: (names[n], file_content(sample, names[n])) for n, sample in samples.items()}
+    )

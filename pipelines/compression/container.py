@@ -3,8 +3,8 @@
     "BLM", format u8, 16 bytes of the model's SHA-256, length u32 of the description,
     description (deflated JSON), words u32 of the range coder, CRC-32 of everything before it
 
-All numbers are big-endian. A container whose names have folders (`a/b.txt`) has format 2, another
-one format 1.
+All numbers are big-endian. A container of several streams of words (`coding`) has format 3, one
+whose names have folders (`a/b.txt`) format 2, another one format 1.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bytelm.pipelines.errors import DamageError
 MAGIC = b"BLM"
 FLAT_FORMAT = 1
 FOLDER_FORMAT = 2
+STREAMS_FORMAT = 3
 MAX_NAME_BYTES = 255
 """Limit of file systems for a name in a folder."""
 MAX_PATH_BYTES = 3000
@@ -72,13 +73,22 @@ class Container:
     """Most rows that step together."""
     entries: tuple[ContainerEntry, ...]
     words: Words
-    """The range coder's output."""
+    """The range coder's output, one stream behind the other."""
+    first_streams: tuple[int, ...] = ()
+    """Words of each stream but the last, which has the rest."""
+
+    @property
+    def streams(self) -> list[Words]:
+        """The words of each stream."""
+        return np.split(self.words, np.cumsum(self.first_streams, dtype=np.int64))
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS or self.batch < 1:
             raise ValueError(f"{self.threads} threads and batches of {self.batch}")
         if len({entry.name for entry in self.entries}) < len(self.entries):
             raise ValueError("two files of one name")
+        if min(self.first_streams, default=0) < 0 or sum(self.first_streams) > len(self.words):
+            raise ValueError(f"streams of {self.first_streams} words among {len(self.words)}")
 
 
 def name_problem(name: str) -> str | None:
@@ -99,15 +109,17 @@ def name_problem(name: str) -> str | None:
 
 def pack(container: Container) -> bytes:
     """Serialize a container."""
-    description = {
+    description: dict[str, Any] = {
         "build": container.build,
         "threads": container.threads,
         "batch": container.batch,
         "files": [[entry.name, entry.size, entry.crc] for entry in container.entries],
     }
-    deflated = zlib.compress(json.dumps(description, separators=(",", ":")).encode(), 9)
     has_folders = any("/" in entry.name for entry in container.entries)
     version = FOLDER_FORMAT if has_folders else FLAT_FORMAT
+    if container.first_streams:
+        version, description["first_streams"] = STREAMS_FORMAT, container.first_streams
+    deflated = zlib.compress(json.dumps(description, separators=(",", ":")).encode(), 9)
     fixed = _FIXED.pack(MAGIC, version, container.model, len(deflated))
     packed = fixed + deflated + container.words.astype(">u4").tobytes()
     return packed + _CRC.pack(zlib.crc32(packed))
@@ -124,9 +136,9 @@ def unpack(packed: bytes, where: str) -> Container:
     if len(content) < _FIXED.size or _CRC.pack(zlib.crc32(content)) != crc:
         raise DamageError(f"{where} is damaged or cut: its checksum is wrong")
     _, version, model, size = _FIXED.unpack_from(content)
-    if version not in (FLAT_FORMAT, FOLDER_FORMAT):
+    if not FLAT_FORMAT <= version <= STREAMS_FORMAT:
         raise ValueError(
-            f"{where} has format {version}, this bytelm reads {FLAT_FORMAT} and {FOLDER_FORMAT}: "
+            f"{where} has format {version}, this bytelm reads {FLAT_FORMAT} to {STREAMS_FORMAT}: "
             "use the one that made it"
         )
     deflated, words = content[_FIXED.size :][:size], content[_FIXED.size + size :]
@@ -143,6 +155,7 @@ def unpack(packed: bytes, where: str) -> Container:
                 for name, size, crc in description["files"]
             ),
             words=np.frombuffer(words, ">u4").astype(np.uint32),
+            first_streams=tuple(map(int, description.get("first_streams", ()))),
         )
     except (ValueError, TypeError, KeyError, zlib.error) as error:
         raise DamageError(f"{where} is damaged: its description is none ({error})") from error

@@ -8,7 +8,7 @@ Bits are summed as whole numbers of 2^-18 bit (`modalities.evaluation_head`) and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,6 @@ from bytelm.pipelines.evaluation.documents import documents_by_shard
 from bytelm.pipelines.evaluation.intervals import bootstrap_interval
 from bytelm.pipelines.evaluation.pairs import pair_figures, score_pairs
 from bytelm.pipelines.evaluation.passes import Scorer, batches_in_memory
-from bytelm.pipelines.evaluation.ranks import Ranks
 from bytelm.pipelines.evaluation.records import Evaluation, Figures
 from bytelm.pipelines.evaluation.scoring import TOTAL, Scores, nats_of_model
 from bytelm.pipelines.evaluation.segment_sums import (
@@ -52,6 +51,7 @@ from bytelm.pipelines.evaluation.segment_sums import (
 from bytelm.pipelines.evaluation.selection import choose_documents, document_count
 from bytelm.pipelines.evaluation.windows import check_scoring
 from bytelm.pipelines.runtime.environment import versions
+from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.shards.reader import ShardSet, open_set
 
 ONE_RANK = Ranks()
@@ -81,7 +81,7 @@ def evaluate(
             a scoring that the model does not support.
         DamageError: for stored bytes that are damaged.
     """
-    task = _open_together(ranks, lambda: _open(model_path, set_paths, split, scoring, limit))
+    task = ranks.together(lambda: _open(model_path, set_paths, split, scoring, limit))
     most_threads = batches_in_memory(task.model.config, batch)
     nats_of = nats_of_model(task.model, precision)
     scorer = Scorer(task.plan, nats_of, batch, most_threads, scoring, ranks)
@@ -126,18 +126,6 @@ class _Task:
     def parameters(self) -> int:
         """Values of the model."""
         return sum(parameter.numel() for parameter in self.model.parameters())
-
-
-def _open_together(ranks: Ranks, open_task: Callable[[], _Task]) -> _Task:
-    """The task of every rank, or the error of one of them on all."""
-    task, error = None, None
-    try:
-        task = open_task()
-    except ValueError as cause:
-        error = cause
-    ranks.raise_together(error)
-    assert task is not None
-    return task
 
 
 def _open(

@@ -6,7 +6,6 @@ computes each (`runtime.compute_threads`), so the sums are the same to the last 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -22,13 +21,13 @@ from bytelm.pipelines.evaluation.documents import (
     document_groups,
     documents_by_shard,
 )
-from bytelm.pipelines.evaluation.ranks import Ranks
 from bytelm.pipelines.evaluation.scoring import NatsOf, Scores, scored_rows, segments_in_row
 from bytelm.pipelines.evaluation.segment_sums import SegmentSums
 from bytelm.pipelines.evaluation.windows import Document, ScoredDocument, score_documents
 from bytelm.pipelines.runtime.compute_threads import map_in_threads
-from bytelm.pipelines.runtime.memory import available_bytes
+from bytelm.pipelines.runtime.memory import available_bytes, sharing_ranks
 from bytelm.pipelines.runtime.progress import Progress, stderr_console
+from bytelm.pipelines.runtime.ranks import Ranks
 
 GROUP_BATCHES = 4
 """Batches that the documents of a group fill, about, in plain windows. The last row of a group is
@@ -51,8 +50,7 @@ def batches_in_memory(config: ModelConfig, batch: int) -> int:
         batch: rows of a batch.
     """
     size = step_bytes(replace(config, activation_checkpointing=True), batch, number=4)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, available_bytes() // (processes * size))
+    return max(1, available_bytes() // (sharing_ranks() * size))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.runtime.memory import available_bytes
+from bytelm.pipelines.runtime.memory import available_bytes, sharing_ranks
 
 MOST_ROWS = {"cpu": 64, "cuda": 512}
 """Rows by kind of device beyond which more of them hardly gain speed."""
@@ -17,13 +17,13 @@ BYTES_PER_ID = 128
 
 
 def batch_by_memory(model: Megabyte, length: int, precision: str) -> int:
-    """Rows of up to `length` ids that fit into half of the free memory, at least 1."""
+    """Rows of up to `length` ids that fit into half of this rank's free memory, at least 1."""
     device = model.lm_head.weight.device.type
     itemsize = model.lm_head.weight.itemsize
     if precision == "bf16" and device == "cuda":
         itemsize = torch.bfloat16.itemsize
     row_bytes = itemsize * cached_numbers(model.config, length) + BYTES_PER_ID * length
-    fitting = int(MEMORY_SHARE * available_bytes() / row_bytes)
+    fitting = int(MEMORY_SHARE * available_bytes() / (sharing_ranks() * row_bytes))
     return max(1, min(fitting, MOST_ROWS[device]))
 
 

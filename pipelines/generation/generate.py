@@ -5,6 +5,7 @@ B payloads drawn at once    V ids
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -22,12 +23,16 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.generation.batching import batch_by_memory
 from bytelm.pipelines.generation.payload_rows import PayloadRows, can_share_rows
 from bytelm.pipelines.generation.request import Request
+from bytelm.pipelines.generation.written_files import WrittenFiles
 from bytelm.pipelines.runtime.device import autocast
 from bytelm.pipelines.runtime.progress import Progress, stderr_console
+from bytelm.pipelines.runtime.ranks import Ranks
 
 HEADER_SEED = 1 << 40
 """Added to a file's seed for the bytes of its header, so that the noise of the payload does not
 depend on whether a header was drawn."""
+
+ONE_RANK = Ranks()
 
 ShowBytes = Callable[[bytes], object]
 Advance = Callable[[int], object]
@@ -47,26 +52,49 @@ def generate_files(
     suffix: str | None = None,
     show: ShowBytes | None = None,
     batch: int | None = None,
+    ranks: Ranks = ONE_RANK,
+    identity: str = "",
 ) -> list[Path]:
     """Write one file for each request and its seed into a folder, numbered from 0.
+
+    Every rank has to call it, and returns the paths of all files. Each file is written whole by one
+    rank. Where a call with the same `identity` did not come to its end, what it wrote is kept.
 
     Args:
         suffix: suffix of the files, one that the modality can write; None takes its first one.
         show, batch: see `generate_payloads`.
+        ranks: draw a share each, in the same batches on a GPU if `batch` is given.
+        identity: of the model and all else that decides the files' bytes; empty keeps nothing.
     Raises:
         ValueError: for samples that files of that suffix cannot hold.
     """
     out.mkdir(parents=True, exist_ok=True)
-    paths: dict[int, Path] = {}
-    total = sum(request.room for request in requests)
-    with Progress(None if show else stderr_console(), total) as progress:
-        samples = generate_samples(
-            model, requests, seeds, sampling, precision, show, progress.add, batch
+    ranks.require_shared(out)
+    written = WrittenFiles(out, identity)
+    paths = ranks.gather(written.begin() if ranks.rank == 0 else {})[0]
+    if paths and ranks.rank == 0:
+        stderr_console().print(
+            f"{len(paths):,} of {len(requests):,} files are kept of a call that did not end",
+            highlight=False,
         )
-        for number, generated in samples:
-            modality = MODALITIES[generated.modality]
-            stem = out / f"{modality.name}-{number:03d}"
-            paths[number] = modality.write_file(generated, stem, suffix)
+    missing = [number for number in range(len(requests)) if number not in paths]
+    batches = _shared_batches(model, requests, missing, precision, batch, ranks)
+    steps = sum(max(requests[i].room for i in numbers) for numbers in batches)
+    own = list(ranks.share(batches))
+
+    def draw() -> dict[int, Path]:
+        total = sum(requests[number].room for numbers in own for number in numbers)
+        console = stderr_console() if ranks.rank == 0 and show is None else None
+        with Progress(console, total) as progress:
+            samples = _draw_samples(
+                model, requests, seeds, sampling, precision, own, steps, show, progress.add
+            )
+            return {n: written.write(n, s, suffix) for n, s in samples if n not in paths}
+
+    drawn = ranks.gather(ranks.together(draw))
+    if ranks.rank == 0:
+        written.end()
+    paths.update(pair for part in drawn for pair in part.items())
     return [path for _, path in sorted(paths.items())]
 
 
@@ -91,6 +119,23 @@ def generate_samples(
     """
     batches = _batches(model, requests, precision, batch)
     steps = sum(max(requests[i].room for i in numbers) for numbers in batches)
+    yield from _draw_samples(
+        model, requests, seeds, sampling, precision, batches, steps, show, advance
+    )
+
+
+def _draw_samples(
+    model: Megabyte,
+    requests: Sequence[Request],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    precision: str,
+    batches: Sequence[Sequence[int]],
+    steps: int,
+    show: ShowBytes | None,
+    advance: Advance,
+) -> Iterator[tuple[int, Sample]]:
+    """The samples of some batches, each with the number of its request."""
     for numbers in batches:
         payloads = _draw_payloads(
             model,
@@ -156,6 +201,31 @@ def generate_payloads(
             watch,
         )
     return payloads
+
+
+def _shared_batches(
+    model: Megabyte,
+    requests: Sequence[Request],
+    missing: Sequence[int],
+    precision: str,
+    batch: int | None,
+    ranks: Ranks,
+) -> list[list[int]]:
+    """The numbers of the requests that are drawn together, the same lists on every rank.
+
+    Where a row's bytes are its own, each rank has about as many of the missing ones. Elsewhere they
+    can depend on their batch, so that a `batch` that the user gives is kept as it is, with those of
+    its files that are there already.
+    """
+    rows = ranks.gather(batch or batch_by_memory(model, model.config.context, precision))[0]
+    is_alone = model.lm_head.weight.device.type == "cpu" and precision == "fp32"
+    chosen = missing if is_alone else range(len(requests))
+    if is_alone or batch is None:
+        rows = min(rows, max(1, math.ceil(len(chosen) / ranks.count)))
+    batches = _batches(model, [requests[number] for number in chosen], precision, rows)
+    wanted = set(missing)
+    numbered = ([chosen[i] for i in numbers] for numbers in batches)
+    return [numbers for numbers in numbered if wanted.intersection(numbers)]
 
 
 def _batches(

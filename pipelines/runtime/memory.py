@@ -32,6 +32,14 @@ def available_bytes() -> int:
     return host_free_bytes()
 
 
+def sharing_ranks() -> int:
+    """Return the number of ranks that share `available_bytes`: those of this machine on a CPU; on
+    a GPU one, since each has its own."""
+    from bytelm.pipelines.runtime.device import this_device
+
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if this_device().type == "cpu" else 1
+
+
 def host_free_bytes() -> int:
     """Return the free memory of the machine within its control group."""
     return min([_machine_bytes(), *_group_bytes(_GROUP)])

@@ -22,7 +22,7 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.evaluation import PLAIN, SLIDING
 from bytelm.pipelines.evaluation.evaluate import evaluate
-from bytelm.pipelines.evaluation.ranks import Ranks
+from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.evaluation.scoring import Scores
 from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.shards.reader import ShardSet
@@ -127,7 +127,7 @@ def test_a_rank_that_does_not_come_keeps_nobody_waiting(
 LATE_RANK = """
 import time
 from bytelm.pipelines.errors import OnAllRanksError
-from bytelm.pipelines.evaluation import ranks
+from bytelm.pipelines.runtime import ranks
 ranks.WAIT_SECONDS = 1.0
 with ranks.joined_ranks() as joined:
     assert joined.gather(joined.rank) == [0, 1]
@@ -158,7 +158,7 @@ def test_a_rank_that_hangs_is_waited_for_as_long_as_the_others_worked() -> None:
         for rank in ranks:
             rank.kill()
             rank.communicate()
-    assert shown.startswith("another rank has not come within ")
+    assert shown.startswith("rank 1 has not come within ")
 
 
 def test_shares_of_the_ranks_are_the_whole() -> None:
@@ -188,4 +188,4 @@ def test_damage_that_one_rank_meets_ends_all_of_them(
     error = bytelm(*arguments, "--processes", "2", status=1).stderr
     first, *others = error.splitlines()
     assert "document train-1" in first
-    assert others in ([], ["bytelm evaluate: ended, since another rank has ended"])
+    assert others in ([], ["bytelm evaluate: ended, since rank 1 has ended"])
