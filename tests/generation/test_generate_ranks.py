@@ -31,8 +31,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_processes_write_the_files_of_one(tmp_path: Path, processes: int) -> None:
     model = tiny()
     save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})
-    options = ("generate", tmp_path / "model", "--modality", "image", "--size", "5x4")
-    options = (*options, "--count", 5, "--sheet")
+    kind = ("--modality", "image", "--size", "5x4")
+    options = ("generate", tmp_path / "model", *kind, "--count", 5, "--sheet")
     one = bytelm(*options, "--out", tmp_path / "one").stdout
     many = bytelm(*options, "--out", tmp_path / "many", "--processes", processes).stdout
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
