@@ -114,6 +114,7 @@ def sessions(run: Path) -> list[int]:
     return [session["ranks"] for session in read_sessions(run)]
 
 
+@pytest.mark.long
 def test_a_run_on_two_nodes_goes_on_when_one_of_them_was_killed_and_comes_back(
     mixed_set: ShardSet, tmp_path: Path, marks: list[str], start_node: StartNode
 ) -> None:
