@@ -22,9 +22,9 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.evaluation import PLAIN, SLIDING
 from bytelm.pipelines.evaluation.evaluate import evaluate
-from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.evaluation.scoring import Scores
 from bytelm.pipelines.runtime.launcher import free_port
+from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.shards.reader import ShardSet
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bytelm")
