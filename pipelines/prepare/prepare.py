@@ -23,15 +23,10 @@ from bytelm.pipelines.prepare.download import download_sources
 from bytelm.pipelines.prepare.losses import check_losses, count_losses, list_reasons
 from bytelm.pipelines.prepare.patterns import NamePatterns
 from bytelm.pipelines.prepare.progress import PrepareProgress
-from bytelm.pipelines.prepare.report import set_report, write_skipped
+from bytelm.pipelines.prepare.report import set_report
 from bytelm.pipelines.prepare.scan import Source
-from bytelm.pipelines.prepare.set_folder import (
-    PREPARE_STATE,
-    SKIPPED_LIST,
-    clear_folder,
-    locked_folder,
-    resume,
-)
+from bytelm.pipelines.prepare.set_folder import SKIPPED_LIST
+from bytelm.pipelines.prepare.set_target import FolderTarget, SetTarget, open_target
 from bytelm.pipelines.prepare.set_writer import SetWriter
 from bytelm.pipelines.prepare.sources import FoundDocuments, find_documents
 from bytelm.pipelines.prepare.table_pool import TablePosition
@@ -41,7 +36,6 @@ from bytelm.pipelines.prepare.tally import Tally
 from bytelm.pipelines.shards.format import SET_MANIFEST, SHARD_FORMAT, Shard
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.shards.set_summary import content_lines, counted, split_lines
-from bytelm.pipelines.shards.writer import write_set_manifest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,7 +118,7 @@ class Prepared:
 
 def prepare(
     sources: Sequence[str | Path],
-    out: Path,
+    out: str | Path,
     options: PrepareOptions,
     console: Console | None = None,
 ) -> Prepared:
@@ -136,7 +130,7 @@ def prepare(
     Args:
         sources: files, folders, tars in WebDataset's layout, and tables. A tar or table can be a
             path or a URL, and a pattern with braces names many: `part-{000..012}.tar`.
-        out: the set's folder, created where it is missing.
+        out: the set's folder, created where it is missing, or its URL (s3, gs, az, hf, file).
         options: how files are decoded, split and laid into shards.
         console: shows the progress; None shows nothing.
     Returns:
@@ -147,17 +141,18 @@ def prepare(
             other things or a set of another input, or another prepare is writing it.
         DamageError: where `out` holds a complete set whose manifest is damaged.
         RuntimeError: where decoding processes do not start.
-        OSError: where the disk does not take the set.
+        OSError: where the disk or the store does not take the set.
     """
-    downloads = out.with_name(f"{out.name}.sources")
+    target = open_target(out)
+    downloads = target.folder.with_name(f"{target.folder.name}.sources")
     found_sources = download_sources(sources, downloads)
     with DecodePool(options.decode, options.workers) as pool:  # starts while sources are scanned
-        prepared = _prepare(found_sources, out, options, pool, console)
+        prepared = _prepare(found_sources, target, options, pool, console)
     shutil.rmtree(downloads, ignore_errors=True)
     return prepared
 
 
-def summary(prepared: Prepared, out: Path) -> str:
+def summary(prepared: Prepared, out: str | Path) -> str:
     """Describe a set: its documents and bytes, what they were made of, and what was skipped."""
     report = prepared.report
     state = "" if prepared.made else ", complete already"
@@ -170,43 +165,41 @@ def summary(prepared: Prepared, out: Path) -> str:
     ]
     if report["skipped"]:
         has_list = report.get("skipped_unnamed")
-        lines.append(f"each is named in {out / (SKIPPED_LIST if has_list else SET_MANIFEST)}")
+        lines.append(f"each is named in {out}/{SKIPPED_LIST if has_list else SET_MANIFEST}")
     return "\n  ".join(lines)
 
 
 def _prepare(
     sources: Sequence[Source],
-    out: Path,
+    target: SetTarget,
     options: PrepareOptions,
     pool: DecodePool,
     console: Console | None,
 ) -> Prepared:
     """Make a set of local sources, or find it complete."""
-    listed = list_input(sources, out, options)
+    listed = list_input(sources, target.folder, options)
     found, units = listed.found, listed.units
-    if (out / SET_MANIFEST).exists():
-        return complete_set(out, listed)
+    if (shard_set := target.complete_set()) is not None:
+        return _same_set(shard_set, listed, target.is_older(found.newest_ns))
     check_input(listed, options.max_bad_share)
-    with locked_folder(out):
-        state = resume(out, listed.fingerprint)
+    with target.held():
+        state = target.resume(listed.fingerprint)
         with (
             PrepareProgress(console, len(found.documents), state.done) as progress,
-            SetWriter(out, options.shard_bytes, state) as writer,
+            SetWriter(target, options.shard_bytes, state) as writer,
         ):
             _write_files(found.documents[state.done :], pool, writer, progress)
             if units:
                 position = state.tables.position
                 _write_rows(units, position, options.shares, pool, writer, progress)
         if not state.shards:
-            clear_folder(out, keep=[])
+            target.clear()
         skipped = sorted(found.skipped + state.skipped + state.tables.skipped(units))
         report = finish_report(
             listed, state.shards, skipped, state.tally, state.tables.rows, options.max_bad_share
         )
-        write_skipped(out, skipped)
-        write_set_manifest(out, state.shards, report)
-        (out / PREPARE_STATE).unlink()
-    return Prepared(ShardSet(out).root, report, made=True)
+        root = target.publish(state.shards, report, skipped)
+    return Prepared(root, report, made=True)
 
 
 def list_input(sources: Sequence[Source], out: Path, options: PrepareOptions) -> PrepareInput:
@@ -314,12 +307,25 @@ def _write_rows(
 
 def complete_set(out: Path, listed: PrepareInput) -> Prepared:
     """The set that is in `out` already; ValueError where it is of another input."""
-    shard_set = ShardSet(out)
-    has_changed = (out / SET_MANIFEST).stat().st_mtime_ns < listed.found.newest_ns
-    if shard_set.report.get("input") != listed.input_hash or has_changed:
-        cause = "its files changed since" if has_changed else "made of other files or options"
-        raise ValueError(f"{out} holds a set already, {cause}: choose another --out, or delete it")
-    (out / PREPARE_STATE).unlink(missing_ok=True)
+    target = FolderTarget(out)
+    shard_set = target.complete_set()
+    assert shard_set is not None, "the caller has found the manifest"
+    return _same_set(shard_set, listed, target.is_older(listed.found.newest_ns))
+
+
+def _same_set(shard_set: ShardSet, listed: PrepareInput, is_older: bool) -> Prepared:
+    """A complete set; ValueError where it is of another input.
+
+    Args:
+        shard_set: the set.
+        listed: the input.
+        is_older: whether a source has changed since the set was made.
+    """
+    if shard_set.report.get("input") != listed.input_hash or is_older:
+        cause = "its files changed since" if is_older else "made of other files or options"
+        raise ValueError(
+            f"{shard_set.location} holds a set already, {cause}: choose another --out, or delete it"
+        )
     return Prepared(shard_set.root, shard_set.report, made=False)
 
 

@@ -11,7 +11,6 @@ import copy
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from bytelm.pipelines.prepare.decode_pool import DecodedDocument
 from bytelm.pipelines.prepare.documents import SkippedFile, SourceDocument
 from bytelm.pipelines.prepare.set_folder import PrepareState
+from bytelm.pipelines.prepare.set_target import SetTarget
 from bytelm.pipelines.prepare.table_decode import Instalment, SplitRows
 from bytelm.pipelines.prepare.table_progress import TableProgress
 from bytelm.pipelines.prepare.tables import TableUnit
@@ -34,14 +34,14 @@ class SetWriter:
     shard.
     """
 
-    def __init__(self, out: Path, shard_bytes: int, state: PrepareState):
+    def __init__(self, target: SetTarget, shard_bytes: int, state: PrepareState):
         """
         Args:
-            out: folder of the set.
+            target: where the set is made.
             shard_bytes: size that no shard of more than one document exceeds.
             state: what is done already; updated with each finished shard.
         """
-        self._out = out
+        self._target = target
         self._shard_bytes = shard_bytes
         self._state = state
         self._done = state.done
@@ -66,6 +66,8 @@ class SetWriter:
                 self.close_shards()
                 self._settle()
                 self._update_state(self._snapshot())
+            else:
+                self._target.abandon()
         finally:
             self._thread.shutdown()
 
@@ -120,14 +122,16 @@ class SetWriter:
     def _writer(self, split: str) -> ShardWriter:
         """The open shard of a split."""
         if split not in self._open:
-            self._open[split] = ShardWriter(self._out, split, self._shards_per_split[split])
+            number = self._shards_per_split[split]
+            self._open[split] = ShardWriter(self._target.folder, split, number)
             self._shards_per_split[split] += 1
         return self._open[split]
 
     def _close_shard(self, split: str) -> None:
         """Let the thread finish the open shard of a split, once it has finished the one before."""
         self._settle()
-        shard = self._thread.submit(self._open.pop(split).close)
+        writer = self._open.pop(split)
+        shard = self._thread.submit(lambda: self._target.keep_shard(writer.close()))
         self._closing = _ClosingShard(shard, self._snapshot())
 
     def _snapshot(self) -> _Snapshot:
@@ -141,7 +145,7 @@ class SetWriter:
             return
         self._state.shards.append(self._closing.shard.result())
         self._update_state(self._closing.snapshot)
-        self._state.save(self._out)
+        self._target.save_state(self._state)
         self._closing = None
 
     def _update_state(self, snapshot: _Snapshot) -> None:

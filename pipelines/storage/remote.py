@@ -198,6 +198,11 @@ class RemoteStore(Store):
         self.stats.retries += 1
 
 
+def folder_of(location: str) -> Path:
+    """The folder at a path or file:// URL."""
+    return local_path(location) if scheme_of(location) == "file" else Path(location)
+
+
 def scheme_of(location: str) -> str:
     """The scheme of a location in lower case, empty for a path; ValueError unless it is allowed."""
     match = _SCHEME.match(location)

@@ -154,7 +154,7 @@ def test_changed_sources_or_lost_shards_start_over(tmp_path: Path, source: Path)
     def interrupted(out: Path) -> Path:
         """Stop a prepare before it writes the manifest; returns the set's folder."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bytelm.pipelines.prepare.prepare.write_set_manifest", _stop)
+            patch.setattr("bytelm.pipelines.prepare.set_target.write_set_manifest", _stop)
             with pytest.raises(KeyboardInterrupt):
                 prepare([source], out, options)
         return out
