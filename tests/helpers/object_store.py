@@ -80,5 +80,6 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     try:
         yield store
     finally:
+        store.failure_share, store.on_write = 0.0, lambda path: None
         fsspec.filesystem("s3").rm(BUCKET, recursive=True)  # moto's content outlives its servers
         store.close()

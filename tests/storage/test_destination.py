@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from helpers.object_store import BUCKET, ObjectStore, object_store
 
-from bytelm.pipelines.storage import clients
+from bytelm.pipelines.storage import clients, retries
 from bytelm.pipelines.storage.cache import StoreClosedError
 from bytelm.pipelines.storage.clients import TransientError
 from bytelm.pipelines.storage.destination import check_stored, open_destination
@@ -87,6 +87,7 @@ def test_an_upload_in_parts_survives_failures(
     s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clients, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(retries, "ATTEMPTS", 20)
     source = tmp_path / "source"
     source.write_bytes(bytes(range(256)) * (12 << 12))
     s3.failure_share = 0.3
