@@ -96,11 +96,6 @@ def prepare_part(
     """
     if not 0 <= part < parts:
         raise ValueError(f"part {part}/{parts} is none: the parts are 0 to {parts - 1}")
-    if "://" in str(out) or str(out).split("/")[0].endswith(":"):
-        raise ValueError(
-            f"{out} is no folder: --part writes to a folder that all parts see; copy the "
-            "merged set to a URL afterwards"
-        )
     found_sources = download_sources(sources, _downloads(out))
     listed = list_input(found_sources, out, options)
     if (out / SET_MANIFEST).exists():

@@ -111,8 +111,6 @@ def test_parts_of_another_input_are_refused(tmp_path: Path, source: Path) -> Non
         prepare_part([source], out, OPTIONS, 1, 3)
     with pytest.raises(ValueError, match="the parts are 0 to 2"):
         prepare_part([source], out, OPTIONS, 3, 3)
-    with pytest.raises(ValueError, match="is no folder: --part writes to a folder"):
-        prepare_part([source], Path("s3://bucket/set"), OPTIONS, 0, 3)
 
 
 def test_a_part_and_a_merge_that_run_already_are_refused(tmp_path: Path, source: Path) -> None:
