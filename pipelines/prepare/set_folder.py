@@ -29,7 +29,7 @@ SKIPPED_LIST = "skipped.jsonl"
 
 _OWN_FILE = re.compile(
     rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(SET_MANIFEST)}|"
-    rf"manifest-[0-9a-f]{{16}}\.npy|counts-[0-9a-f]{{16}}\.npy|"
+    rf"manifest-[0-9a-f]{{16}}\.npy|"
     rf"{re.escape(PREPARE_STATE)}|{re.escape(SKIPPED_LIST)})((\.\d+)?\.tmp)?"
 )
 
