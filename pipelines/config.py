@@ -189,6 +189,12 @@ class TrainConfig:
     """Number of newest checkpoints to keep; older ones are removed after a new one is written."""
     keep_every: int = 0
     """Checkpoints of steps divisible by this are never removed; 0 keeps only the newest."""
+    async_checkpoints: bool = True
+    """Write checkpoints beside the steps, which wait for a copy in the host's memory only; a rank
+    whose copy would take over half of the free memory writes first. `false`: every step waits."""
+    checkpoint_url: str = ""
+    """Folder of an object store (s3, gs, az, hf or file) to which checkpoints are uploaded beside
+    the steps, and from which `--resume` fetches the newest; empty keeps them local."""
     rank_timeout: float = 600.0
     """Seconds that a rank waits for another one, or for a batch of a data worker, before the run
     ends; .inf sets no limit."""

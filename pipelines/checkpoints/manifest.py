@@ -57,6 +57,21 @@ def write_checkpoint_manifest(folder: Path, name: str, files: dict[str, FileEntr
         fsync_folder(Path(parent))
 
 
+def checkpoint_files(folder: Path) -> dict[str, FileEntry]:
+    """Read the entries of a checkpoint's files, by path relative to its folder.
+
+    Raises ValueError if the manifest is damaged or names a file outside of the folder.
+    """
+    try:
+        files = _read_manifest(folder)
+    except (_ManifestDamage, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{CHECKPOINT_MANIFEST} of {folder.name} is damaged: {error}") from error
+    for path in files:
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{CHECKPOINT_MANIFEST} of {folder.name} names {path!r}")
+    return files
+
+
 def checkpoint_damage(folder: Path, is_read: Callable[[str], bool]) -> str | None:
     """Return what is wrong with a checkpoint, or None.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,13 @@ def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:
         return []
     matches = ((_CHECKPOINT_NAME.fullmatch(path.name), path) for path in parent.iterdir())
     return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def steps_to_remove(steps: Iterable[int], keep_last: int, keep_every: int) -> list[int]:
+    """List those of a run's checkpoints that neither `keep_last` nor `keep_every` keeps, newest
+    first."""
+    older = sorted(steps, reverse=True)[keep_last:]
+    return [step for step in older if not (keep_every and step % keep_every == 0)]
 
 
 def has_checkpoint(run: Path) -> bool:

@@ -87,9 +87,10 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     hold_save_requests()
 
     from bytelm.pipelines.checkpoints import run_lock
+    from bytelm.pipelines.checkpoints.remote_run import check_unused, fetch_newest
     from bytelm.pipelines.checkpoints.run_folder import CHOSEN_CONFIG_FILE
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
-    from bytelm.pipelines.runtime.launcher import launch, status_of_stopped_rank
+    from bytelm.pipelines.runtime.launcher import is_elastic, launch, status_of_stopped_rank
     from bytelm.pipelines.storage.files import write_atomic
     from bytelm.pipelines.training.pace import TimeBudget
     from bytelm.pipelines.training.preflight import ResumeOptions, check
@@ -102,6 +103,12 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     with run_lock.locked(options.out) if is_holder else nullcontext() as lock:
         chosen = _chosen_config(options, resume, started)
         config = chosen.config if chosen else _given_config(options)
+        if is_holder and (url := config.train.checkpoint_url):
+            if options.resume:
+                for line in fetch_newest(url, options.out):
+                    print(line, flush=True)
+            elif not is_elastic():  # torchrun's restarts resume without being told
+                check_unused(url)
         if not is_rank:
             check(config, options.out, options.processes, resume)
         if chosen:

@@ -1,9 +1,19 @@
-"""Write checkpoints, and choose the one to resume from, on all ranks together."""
+"""Write checkpoints beside the steps, and choose the one to resume from, on all ranks together.
+
+A save has three phases. `begin` copies each rank's part to the host's memory, which is all that
+the steps wait for. A thread of each rank then writes and fsyncs its files, and a thread of rank 0
+writes the manifest, gives the folder its name and removes old checkpoints. Threads exchange nothing
+between ranks: the trainer sums, with its other requests before each step, how many ranks are busy,
+and all of them call `advance` when none is.
+"""
 
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +35,38 @@ from bytelm.pipelines.checkpoints.run_folder import (
     checkpoint_folders,
     checkpoint_name,
     newest_usable,
+    steps_to_remove,
 )
 from bytelm.pipelines.checkpoints.train_state import TrainState, write_state
 from bytelm.pipelines.errors import CheckpointError
 from bytelm.pipelines.storage.files import rename_durably, write_atomic
 from bytelm.pipelines.training.engine import Engine
+from bytelm.pipelines.training.state_copy import (
+    copied_to_memory,
+    fits_in_memory,
+    write_state_file,
+)
 
 FileEntries = dict[str, FileEntry]
 """Entries of the manifest, by path relative to the checkpoint's folder."""
+Write = Callable[[], list[Path]]
+"""A function that writes files, and returns them."""
+
+
+@dataclass
+class _Save:
+    """A checkpoint that is being written."""
+
+    state: TrainState
+    folder: Path
+    writes: list[Write] = field(default_factory=list)
+    """This rank's files, to be written in this order."""
+    is_published: bool = False
+    """The files of all ranks are written: the job that runs is rank 0's, which publishes."""
+
+    @property
+    def temporary(self) -> Path:
+        return _temporary(self.folder)
 
 
 class Checkpointer:
@@ -46,6 +80,12 @@ class Checkpointer:
         self.engine = engine
         self.run = run
         self.extra = extra
+        self.is_held: Callable[[Path], bool] = lambda folder: False
+        """Says of a checkpoint's folder whether an upload reads it, so that it has to stay."""
+        self._save: _Save | None = None
+        self._job: Future[FileEntries]
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._cancelled = threading.Event()
 
     def newest_usable(self) -> UsableCheckpoint:
         """Find the newest checkpoint whose every file is undamaged; each rank reads a part.
@@ -61,59 +101,96 @@ class Checkpointer:
 
         return newest_usable(self.run, find_damage)
 
-    def save(self, state: TrainState) -> Path:
-        """Write a checkpoint, and remove the old ones that are not to be kept.
+    @property
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is being written; the same on all ranks."""
+        return self._save is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this rank's thread is writing."""
+        return self.is_saving and not self._job.done()
+
+    def begin(self, state: TrainState) -> None:
+        """Copy the state to memory and begin to write it. No other save may be under way.
+
+        A part whose copy has no room in memory is written before this returns, and so are all with
+        `train.async_checkpoints` off.
+
+        Raises:
+            CheckpointError: on every rank, if one of them could not take or write its part. The
+                partial checkpoint is removed, and the earlier ones are unchanged.
+        """
+        assert not self.is_saving
+        folder = self.run / CHECKPOINTS_FOLDER / checkpoint_name(state.step)
+        save = _Save(state, folder)
+        self._on_all_ranks(save, lambda: self._make_folder(save.temporary))
+        self._on_all_ranks(save, lambda: self._take_part(save))
+        weights = self.engine.state_dict()
+        if self.engine.rank == 0:
+            save.writes.append(lambda: self._write_model(weights, save))
+        self._save = save
+        self._job = self._thread.submit(self._write_files, save)
+
+    def advance(self) -> Path | None:
+        """Wait for the phase that every rank's thread is in, and begin the next one.
 
         Returns:
-            The checkpoint's folder.
+            The folder of the checkpoint once it is whole.
         Raises:
-            CheckpointError: on every rank, if one of them could not write its part. The partial
-                checkpoint is removed, and the earlier ones are unchanged.
+            CheckpointError: as `begin` does, if a rank could not write its part or rank 0 could not
+                publish the whole.
         """
-        name = checkpoint_name(state.step)
-        folder = self.run / CHECKPOINTS_FOLDER / name
-        temporary = _temporary(folder)
-
-        def on_all_ranks(write: Callable[[], list[Path]]) -> list[FileEntries]:
-            return self._on_all_ranks(write, temporary, state.step)
-
-        on_all_ranks(lambda: self._make_folder(temporary))
-        parts = on_all_ranks(lambda: self.engine.save(temporary))
-        weights = self.engine.state_dict()
-        parts += on_all_ranks(lambda: self._write_model(weights, temporary, state))
+        assert self._save
+        save, self._save = self._save, None
+        parts = self._on_all_ranks(save, self._job.result)
+        if save.is_published:
+            return save.folder
         files = {path: entry for part in parts for path, entry in part.items()}
-        on_all_ranks(lambda: self._publish(temporary, folder, files, state.step))
+        save.is_published = True
+        self._job = self._thread.submit(self._publish, save, files)
+        self._save = save
+        return None
+
+    def finish(self) -> Path | None:
+        """Wait for the save that is under way, if any; returns its folder. See `advance`."""
+        folder = None
+        while self.is_saving:
+            folder = self.advance()
         return folder
 
-    def _on_all_ranks(
-        self, write: Callable[[], list[Path]], temporary: Path, step: int
-    ) -> list[FileEntries]:
-        """Call a function that writes files, then wait for the other ranks to have done so.
+    def close(self) -> None:
+        """End this rank's thread. What it has not written by then is no checkpoint."""
+        self._cancelled.set()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _on_all_ranks(self, save: _Save, work: Callable[[], FileEntries]) -> list[FileEntries]:
+        """Call a function, then wait for the other ranks to have done so.
 
         Returns:
-            The entries of the files that each rank wrote, by rank.
+            What each rank's function returned, by rank.
         Raises:
             CheckpointError: on every rank, if the function failed on any.
         """
         entries: FileEntries = {}
         error = ""
         try:
-            entries = {str(p.relative_to(temporary)): file_entry(p) for p in write()}
+            entries = work()
         except (OSError, RuntimeError, SafetensorError) as cause:
             error = _reason(cause)
         results = self.engine.gather([(entries, error)])
         errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(results) if error]
         if errors:
             if self.engine.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(save.temporary, ignore_errors=True)
             self.engine.barrier()
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written, those before it are "
-                f"as they were ({'; '.join(errors)})"
+                f"the checkpoint of step {save.state.step} could not be written, those before it "
+                f"are as they were ({'; '.join(errors)})"
             )
         return [entries for entries, _ in results]
 
-    def _make_folder(self, temporary: Path) -> list[Path]:
+    def _make_folder(self, temporary: Path) -> FileEntries:
         """Create the folder on rank 0, and remove those that interrupted saves left."""
         if self.engine.rank == 0:
             for leftover in temporary.parent.glob(f"{TEMPORARY_PREFIX}*"):
@@ -121,33 +198,55 @@ class Checkpointer:
             for leftover in temporary.parent.glob(f"{LATEST_FILE}.*"):
                 leftover.unlink()
             temporary.mkdir(parents=True)
-        return []
+        return {}
 
-    def _write_model(
-        self, weights: dict[str, Any], temporary: Path, state: TrainState
-    ) -> list[Path]:
+    def _take_part(self, save: _Save) -> FileEntries:
+        """Copy this rank's part of weights and optimizer, or write it where no copy fits."""
+
+        def take(content: dict[str, Any], path: Path) -> None:
+            def write(content: dict[str, Any]) -> list[Path]:
+                write_state_file(content, path, self._cancelled)
+                return [path]
+
+            if self.engine.config.train.async_checkpoints and fits_in_memory(content):
+                copied = copied_to_memory(content)
+                save.writes.append(lambda: write(copied))
+            else:
+                written = write(content)
+                save.writes.append(lambda: written)
+
+        self.engine.save(save.temporary, take)
+        return {}
+
+    def _write_model(self, weights: dict[str, Any], save: _Save) -> list[Path]:
         """Write the exported model and the state on rank 0, which alone has the weights."""
-        if self.engine.rank != 0:
-            return []
-        model = temporary / MODEL_FOLDER
+        model = save.temporary / MODEL_FOLDER
         save_pretrained(weights, self.engine.config.model, model, self.extra)
-        return [*sorted(model.iterdir()), write_state(temporary, state)]
+        return [*sorted(model.iterdir()), write_state(save.temporary, save.state)]
 
-    def _publish(self, temporary: Path, folder: Path, files: FileEntries, step: int) -> list[Path]:
+    def _write_files(self, save: _Save) -> FileEntries:
+        """Write this rank's files and make them durable; each copy is freed once it is written."""
+        written: list[Path] = []
+        while save.writes:
+            written += save.writes.pop(0)()
+        return {str(path.relative_to(save.temporary)): file_entry(path) for path in written}
+
+    def _publish(self, save: _Save, files: FileEntries) -> FileEntries:
         """Write the manifest on rank 0, give the folder its name, and remove old checkpoints."""
         if self.engine.rank == 0:
-            write_checkpoint_manifest(temporary, folder.name, files)
-            rename_durably(temporary, folder)
-            write_atomic(folder.parent / LATEST_FILE, folder.name.encode())
-            self._remove_old(step)
-        return []
+            write_checkpoint_manifest(save.temporary, save.folder.name, files)
+            rename_durably(save.temporary, save.folder)
+            write_atomic(save.folder.parent / LATEST_FILE, save.folder.name.encode())
+            self._remove_old(save.state.step)
+        return {}
 
     def _remove_old(self, step: int) -> None:
-        """Remove the checkpoints that neither `keep_last` nor `keep_every` keeps."""
+        """Remove the checkpoints that are not kept. One that is held goes at a later save."""
         config = self.engine.config.train
-        done = [(number, path) for number, path in checkpoint_folders(self.run) if number <= step]
-        for number, path in done[config.keep_last :]:
-            if not (config.keep_every and number % config.keep_every == 0):
+        folders = {number: path for number, path in checkpoint_folders(self.run) if number <= step}
+        for number in steps_to_remove(folders, config.keep_last, config.keep_every):
+            path = folders[number]
+            if not self.is_held(path):
                 # Renamed first: half a folder under a checkpoint's name would be a damaged one.
                 path.rename(_temporary(path))
                 shutil.rmtree(_temporary(path))

@@ -13,6 +13,7 @@ UNREPORTED = frozenset(
     {
         *("train.log_every", "train.eval_every", "train.eval_rows", "train.rank_timeout"),
         *("train.checkpoint_every", "train.keep_last", "train.keep_every"),
+        *("train.async_checkpoints", "train.checkpoint_url"),
         *("train.sample_every", "trackers"),
         *("data.workers", "data.cache_folder", "data.cache_gb"),
     }

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -218,27 +218,27 @@ class Engine:
 
     # --- checkpoints ---
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write this rank's part of weights and optimizer into a folder that all ranks share.
+    def save(self, folder: Path, take: Callable[[dict[str, Any], Path], None]) -> None:
+        """Hand out this rank's part of weights and optimizer, file by file.
 
-        Returns:
-            The files that this rank wrote.
+        Every rank has to call it.
+
+        Args:
+            folder: that the checkpoint's files are for; all ranks share it.
+            take: is called with each file's content, whose tensors are the engine's own, and path.
         Raises:
-            OSError, RuntimeError: if a file cannot be written. They are raised once all ranks are
-                through, so that a rank that fails leaves no other one waiting.
+            OSError, RuntimeError: of `take`. They are raised once all ranks are through, so that a
+                rank that fails leaves no other one waiting.
         """
-        written: list[Path] = []
         errors: list[OSError | RuntimeError] = []
 
-        def write(state_dict: dict[str, Any], path: str) -> None:
+        def hand_out(state_dict: dict[str, Any], path: str) -> None:
             try:
-                with open(path, "wb") as file:
-                    torch.save(state_dict, file)
-                written.append(Path(path))
+                take(state_dict, Path(path))
             except (OSError, RuntimeError) as error:
                 errors.append(error)
 
-        self._engine.checkpoint_engine.save = write
+        self._engine.checkpoint_engine.save = hand_out
         # It copies a script that makes fp32 weights, which the exported model has already.
         self._engine._copy_recovery_script = lambda folder: None
         self._engine.save_checkpoint(
@@ -246,7 +246,6 @@ class Engine:
         )
         if errors:
             raise errors[0]
-        return written
 
     def load(self, folder: Path, ranks: int, zero_stage: int) -> None:
         """Load what `save` wrote.

@@ -7,6 +7,7 @@ RUN/results.csv      a row for each evaluation: step, and bits per byte of each 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -26,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bytelm.pipelines.checkpoints.remote_run import Upload
 from bytelm.pipelines.checkpoints.train_state import LossMonitor, TrainState
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.evaluation.scoring import bits_per_byte
@@ -73,7 +75,7 @@ class MetricsLogger:
             self._progress.start()
         self._start = time.monotonic()
         self._last_plain = 0.0
-        self._restart_interval()
+        self.restart_interval()
 
     def __enter__(self) -> MetricsLogger:
         return self
@@ -106,7 +108,7 @@ class MetricsLogger:
             self.print(f"step {state.step}: masked {piece.size} bytes: {piece.cause}")
         if is_due:
             values = self._interval_values(state, statistics)
-            self._restart_interval()
+            self.restart_interval()
             self._record("train", state.step, values)
             self._show_progress(state.step, _figures(values))
 
@@ -141,26 +143,40 @@ class MetricsLogger:
         self._results.add(step, metrics)
         parts = [f"{name} {m['bits_per_byte']:.3f}" for name, m in metrics.items()]
         self.print(f"step {step}: bits per byte on val: {'  '.join(parts)}")
-        self._restart_interval()
+        self.restart_interval()
 
-    def checkpoint(self, step: int, folder: Path) -> None:
+    def checkpoint(self, folder: Path) -> None:
         """Show where a checkpoint was written."""
+        step = int(folder.name.removeprefix("step-"))
         self.print(f"step {step}: checkpoint {folder}")
-        self._restart_interval()
+
+    def upload(self, upload: Upload) -> None:
+        """Record the end of an upload, and show it."""
+        step = int(upload.name.removeprefix("step-"))
+        values = dataclasses.asdict(upload)
+        self._write("upload", step, values)
+        if upload.error:
+            self.print(
+                f"step {step}: the checkpoint could not be uploaded and stays local, the next one "
+                f"is tried again: {upload.error}"
+            )
+        elif upload.size:
+            self.print(f"step {step}: checkpoint uploaded in {upload.seconds:.1f} s")
 
     def samples(self, step: int, drawn: Drawn) -> None:
         """Record samples that were drawn, and show where they are."""
         if drawn.samples:
             self._trackers.samples(step, drawn.samples)
         self.print(drawn.message)
-        self._restart_interval()
+        self.restart_interval()
 
     def print(self, message: str) -> None:
         """Show a line, above the bar if there is one."""
         self.console.print(message, soft_wrap=True)
 
-    def _restart_interval(self) -> None:
-        """Begin the interval of the next figures: it contains neither evaluations nor saves."""
+    def restart_interval(self) -> None:
+        """Begin the interval of the next figures: it contains no evaluation, and no wait for a
+        save."""
         self._interval_start = time.monotonic()
         self._bytes, self._data_wait, self._interval_steps = 0, 0.0, 0
 

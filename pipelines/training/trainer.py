@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -46,7 +46,6 @@ from bytelm.pipelines.runtime.launcher import (
 )
 from bytelm.pipelines.runtime.signals import SignalListener
 from bytelm.pipelines.storage.files import write_atomic
-from bytelm.pipelines.training.checkpointer import Checkpointer
 from bytelm.pipelines.training.compilation import compile_model
 from bytelm.pipelines.training.config_changes import change_lines, check_same_model
 from bytelm.pipelines.training.engine import Engine, join_process_group
@@ -60,6 +59,7 @@ from bytelm.pipelines.training.preflight import (
     total_steps,
     training_plan,
 )
+from bytelm.pipelines.training.run_saves import RunSaves
 from bytelm.pipelines.training.samples import SampleDrawer, remove_samples_after
 from bytelm.pipelines.training.sessions import recorded_session
 from bytelm.pipelines.training.sharded_model import make_model
@@ -77,9 +77,8 @@ class Trainer:
         self.folder = run
         self.steps = total_steps(self.config, plan)
         self.state = TrainState(0, 0, 0, plan.identity, engine.ranks, engine.zero_stage)
-        self.saved_step: int | None = None
         dataset_info = DatasetInfo.of(plan)
-        self.checkpointer = Checkpointer(engine, run, dataset_info.to_extra())
+        self.saves = RunSaves(engine, run, dataset_info.to_extra())
         sets = [source.set for source in plan.sources]
         self.sample_drawer = SampleDrawer(engine, run, sets, dataset_info)
         self.validation_plans: list[Plan] = []
@@ -136,14 +135,16 @@ class Trainer:
         self.signals = SignalListener(is_launched=LAUNCHER_LOCK in os.environ)
         self.signals.set_patience(patience(self.engine.ranks))
         tell_launcher_started()
-        with self._open_log() as self.log, self._recorded_session():
+        with closing(self.saves), self._open_log() as self.log, self._recorded_session():
+            self.saves.log = self.log
             self._open_data()
             if self._are_samples_due() and self.sample_drawer.is_missing(self.state.step):
                 self.draw_samples()  # the run was asked to stop before they were drawn
             stop = False
             while self.state.step < self.steps:
                 micro_batches, data_wait = self._next_micro_batches()
-                stop, save = self._signals_on_any_rank()
+                stop, save, writing = self._requests_on_any_rank()
+                self.saves.advance(writing)
                 if save:
                     self.save()
                 if stop:
@@ -160,6 +161,9 @@ class Trainer:
                     self.draw_samples()
             if stop:
                 self.save()
+            self._finish_saves()
+            self._finish_uploads()
+            if stop:
                 self._print(
                     f"asked to stop: the run ends after step {self.state.step}, continue with "
                     "--resume"
@@ -198,14 +202,20 @@ class Trainer:
             self.log.samples(self.state.step, drawn)
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, unless there is one."""
-        if self.saved_step == self.state.step:
-            return
+        """Begin to write a checkpoint of the present step, unless there is one."""
         with self.signals.finishing(), saving():
-            folder = self.checkpointer.save(self.state)
-        self.saved_step = self.state.step
-        if self.log:
-            self.log.checkpoint(self.state.step, folder)
+            self.saves.begin(self.state)
+
+    def _finish_uploads(self) -> None:
+        """Wait for the last upload: at its regular end a run does so until it is asked to stop."""
+        was_asked = self.signals.stop_requested
+        with self.signals.finishing(), saving():
+            self.saves.finish_uploads(lambda: self.signals.stop_requested and not was_asked)
+
+    def _finish_saves(self) -> None:
+        """Wait until the checkpoint that is being written, if any, is whole."""
+        with self.signals.finishing(), saving():
+            self.saves.finish()
 
     # --- start ---
 
@@ -218,7 +228,7 @@ class Trainer:
             return
         engine, plan = self.engine, self.plan
         check_same_model(self.folder, self.config)
-        checkpoint = self.checkpointer.newest_usable()
+        checkpoint = self.saves.checkpointer.newest_usable()
         saved = checkpoint.state
         check_same_data(saved, plan, options.new_plan)
         engine.load(checkpoint.folder, saved.ranks, saved.zero_stage)
@@ -227,7 +237,7 @@ class Trainer:
         self.state = replace(saved, ranks=engine.ranks, zero_stage=engine.zero_stage)
         if saved.plan != plan.identity:
             self.state = replace(self.state, epoch=0, row=0, plan=plan.identity)
-        self.saved_step = saved.step
+        self.saves.resumed(checkpoint)
         self.start_messages = [f"refused {line}" for line in checkpoint.refused]
         self.start_messages.append(f"resumed from {checkpoint.folder}")
         if (saved.ranks, saved.zero_stage) != (engine.ranks, engine.zero_stage):
@@ -381,11 +391,13 @@ class Trainer:
         every = self.config.train.sample_every
         return every > 0 and self.state.step > 0 and self._is_due(every)
 
-    def _signals_on_any_rank(self) -> tuple[bool, bool]:
-        """Whether a signal asked any rank to stop, and to save now."""
+    def _requests_on_any_rank(self) -> tuple[bool, bool, int]:
+        """Whether a signal asked any rank to stop, and to save now; how many ranks are writing."""
         requests = [self.signals.stop_requested, self.signals.take_save_request()]
-        stop, save = self.engine.sum_over_ranks(requests, torch.int64)
-        return stop > 0, save > 0
+        stop, save, writing = self.engine.sum_over_ranks(
+            [*requests, self.saves.is_busy], torch.int64
+        )
+        return stop > 0, save > 0, writing
 
     def _stop_if_diverged(self) -> None:
         state, monitor = self.state, self.state.loss_monitor
@@ -393,6 +405,7 @@ class Trainer:
             return
         self.state = replace(state, loss_monitor=replace(monitor, skipped_in_a_row=0))
         self.save()
+        self._finish_saves()
         raise DivergedError(
             f"loss or gradient of steps {state.step - MAX_SKIPPED_IN_A_ROW + 1} to {state.step} "
             f"were not finite; their updates were skipped, and the checkpoint of step {state.step} "
@@ -403,6 +416,7 @@ class Trainer:
     def _stop_if_damaged(self, damage: Sequence[Damage]) -> None:
         masked, limit = self.state.masked_bytes, self.config.data.max_bad_share
         if damage and masked > limit * self.plan.epoch_bytes:
+            self._finish_saves()
             raise DamageError(
                 f"{masked} bytes were damaged up to step {self.state.step}, more than "
                 f"max_bad_share {limit} of an epoch's {self.plan.epoch_bytes}: {damage[-1].cause}"
