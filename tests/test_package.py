@@ -263,11 +263,12 @@ def test_a_prepared_set_is_that_of_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "function", "differing"),
     [
-        ("prepare", bytelm.prepare, {"sources", "out", "show_progress"}),
+        ("prepare", bytelm.prepare, {"sources", "out", "show_progress", "part"}),
         (
             "generate",
             bytelm.LanguageModel.generate,
-            {"model", "self", "modality", "out", "size", "grey", "sheet", "stream", "flac"},
+            {"model", "self", "modality", "out", "size", "grey", "sheet", "stream", "flac"}
+            | {"processes"},
         ),
     ],
 )

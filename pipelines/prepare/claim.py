@@ -55,6 +55,11 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
 
+    def end(self) -> None:
+        """Raise the count no more, so that the claim can be deleted and does not come back."""
+        self._stop.set()
+        self._thread.join(TAKE_OVER_SECONDS)
+
     def check(self) -> None:
         """Raise ValueError where another prepare has taken the claim."""
         if self._is_lost:

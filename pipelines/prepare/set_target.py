@@ -200,6 +200,7 @@ class RemoteTarget(SetTarget):
         with held_folder(self._scratch, f"prepare of {self.location}"), self._claim:
             self._destination.abort_uploads()
             yield
+            self._claim.end()
             self._destination.delete([PREPARE_STATE, CLAIM])
         shutil.rmtree(self._scratch, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -45,8 +46,13 @@ def share_cores(environment: Mapping[str, str] = os.environ) -> None:
     """
     if any(name in environment for name in USERS_VARIABLES) or sys.platform != "linux":
         return
-    if len(os.sched_getaffinity(0)) <= MOST_CORES:
-        threading.Thread(target=_watch, name="share-cores", daemon=True).start()
+    if len(os.sched_getaffinity(0)) > MOST_CORES:
+        return
+    # Threads inherit what is blocked. A signal that this one took would not interrupt the waits of
+    # the main thread, or end the process while the main thread has it blocked.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    threading.Thread(target=_watch, name="share-cores", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _watch() -> None:
