@@ -116,7 +116,7 @@ def _take(run: Path) -> int:
 
 
 def _this_process() -> dict[str, str | int]:
-    """What the lock's file says of its holder: also the id of its torchrun, if it has one."""
+    """Description of the holder for the lock's file, with the id of its torchrun, if it has one."""
     started = time.strftime("%Y-%m-%d %H:%M:%S %z")
     holder: dict[str, str | int] = {"process": os.getpid(), "host": socket.gethostname()}
     holder["since"] = started

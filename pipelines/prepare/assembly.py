@@ -49,7 +49,7 @@ class ShardRecipe:
 
 @dataclass
 class ItemCounts:
-    """What all items counted, for the set's report."""
+    """Counts over all items, for the set's report."""
 
     tally: Tally = field(default_factory=Tally)
     skipped: list[SkippedFile] = field(default_factory=list)

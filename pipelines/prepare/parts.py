@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bytelm.pipelines.prepare.assembly import (
     ItemCounts,
@@ -26,7 +26,6 @@ from bytelm.pipelines.prepare.documents import SkippedFile
 from bytelm.pipelines.prepare.download import download_sources
 from bytelm.pipelines.prepare.losses import Losses, check_losses, count_losses
 from bytelm.pipelines.prepare.piece_files import (
-    PieceSummary,
     decode_item,
     members_path,
     read_summary,
@@ -34,6 +33,7 @@ from bytelm.pipelines.prepare.piece_files import (
 )
 from bytelm.pipelines.prepare.prepare import (
     Prepared,
+    PrepareInput,
     PrepareOptions,
     check_input,
     complete_set,
@@ -155,19 +155,24 @@ def check_parts(staged: StagedInput, out: Path) -> None:
 
 
 def finish_set(
-    staged: StagedInput, summaries: Sequence[PieceSummary], shards: Sequence[Shard], out: Path
-) -> None:
+    listed: PrepareInput,
+    max_bad_share: float,
+    counts: ItemCounts,
+    shards: Sequence[Shard],
+    out: Path,
+) -> dict[str, Any]:
     """Write the list of skipped files and the manifest of a set whose shards are written.
 
-    Raises ValueError where too much is lost, or there is no document.
+    Returns:
+        the manifest's report.
+    Raises:
+        ValueError: where too much is lost, or there is no document.
     """
-    counts = count_items(summaries, staged.listed.units)
-    skipped = sorted(staged.listed.found.skipped + counts.skipped)
-    report = finish_report(
-        staged.listed, shards, skipped, counts.tally, counts.rows, staged.max_bad_share
-    )
+    skipped = sorted(listed.found.skipped + counts.skipped)
+    report = finish_report(listed, shards, skipped, counts.tally, counts.rows, max_bad_share)
     write_skipped(out, skipped)
     write_set_manifest(out, shards, report)
+    return report
 
 
 def _decode_items(
@@ -214,11 +219,11 @@ def _merge(out: Path, console: Console | None) -> None:
                 progress.add(recipe.size)
             for item in last_uses.get(number, ()):
                 members_path(folder, item).unlink(missing_ok=True)
-    finish_set(staged, summaries, shards, out)
+    finish_set(staged.listed, staged.max_bad_share, counts, shards, out)
 
 
 def _losses(staged: StagedInput, counts: ItemCounts) -> tuple[Losses, list[SkippedFile]]:
-    """What was lost of the sources, and everything that was skipped, sorted."""
+    """Losses of the sources, and everything that was skipped, sorted."""
     found = staged.listed.found
     skipped = sorted(found.skipped + counts.skipped)
     return count_losses(replace(found, files=found.files + counts.rows), skipped), skipped

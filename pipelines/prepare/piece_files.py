@@ -61,7 +61,7 @@ class StoredInstalment:
 
 @dataclass
 class PieceSummary:
-    """What a piece file holds beside the members."""
+    """Content of a piece file beside the members."""
 
     pieces: list[StoredPiece] = field(default_factory=list)
     skipped: list[SkippedFile] = field(default_factory=list)

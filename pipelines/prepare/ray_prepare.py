@@ -25,6 +25,7 @@ from bytelm.pipelines.prepare.assembly import ShardRecipe, count_items, plan_sha
 from bytelm.pipelines.prepare.decode_pool import DecodePool
 from bytelm.pipelines.prepare.documents import SourceDocument
 from bytelm.pipelines.prepare.download import download_sources
+from bytelm.pipelines.prepare.parts import finish_set
 from bytelm.pipelines.prepare.piece_files import (
     PieceSummary,
     decode_item,
@@ -38,12 +39,10 @@ from bytelm.pipelines.prepare.prepare import (
     PrepareOptions,
     check_input,
     complete_set,
-    finish_report,
     list_input,
 )
 from bytelm.pipelines.prepare.ray_cluster import RayCluster, ray_cluster
 from bytelm.pipelines.prepare.ray_tasks import Job, RayTasks
-from bytelm.pipelines.prepare.report import write_skipped
 from bytelm.pipelines.prepare.set_folder import (
     PREPARE_STATE,
     PrepareState,
@@ -55,7 +54,6 @@ from bytelm.pipelines.prepare.work_items import WorkItem, work_items
 from bytelm.pipelines.runtime.progress import Progress
 from bytelm.pipelines.shards.format import SET_MANIFEST, Shard
 from bytelm.pipelines.shards.reader import ShardSet
-from bytelm.pipelines.shards.writer import write_set_manifest
 from bytelm.pipelines.storage.files import write_atomic
 
 if TYPE_CHECKING:
@@ -129,15 +127,11 @@ class _RayPreparation:
         recipes = plan_shards(self._summaries(), self._options.shard_bytes)
         shards = self._write_shards(recipes)
         counts = count_items(self._summaries(), self._listed.units)
-        skipped = sorted(self._listed.found.skipped + counts.skipped)
         if not shards:
             clear_folder(self._out, keep=[])
             shutil.rmtree(self._folder)
-        report = finish_report(
-            self._listed, shards, skipped, counts.tally, counts.rows, self._options.max_bad_share
-        )
-        write_skipped(self._out, skipped)
-        write_set_manifest(self._out, shards, report)
+        max_bad_share = self._options.max_bad_share
+        report = finish_set(self._listed, max_bad_share, counts, shards, self._out)
         (self._out / PREPARE_STATE).unlink()
         shutil.rmtree(self._folder)
         return Prepared(ShardSet(self._out).root, report, made=True)

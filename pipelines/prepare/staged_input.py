@@ -29,7 +29,7 @@ STAGED_INPUT = "input.json"
 
 @dataclass(frozen=True)
 class StagedInput:
-    """What all parts of a set must agree on, and what merging them needs to know."""
+    """Input and options on which all parts of a set agree, and which merging them needs."""
 
     listed: PrepareInput
     parts: int

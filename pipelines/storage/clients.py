@@ -111,7 +111,7 @@ class Writer:
             raise
 
     def info(self, url: str) -> dict[str, Any]:
-        """What the store tells of an object: its `size` in bytes, and more."""
+        """Metadata of an object by its store: `size` in bytes, and more."""
         return self._call("info", url, url)
 
     def find(self, url: str) -> dict[str, int]:

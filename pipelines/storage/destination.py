@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from bytelm.pipelines.storage.clients import TransientError, Writer, check_client, read_chunks
 from bytelm.pipelines.storage.files import replace_atomic, write_atomic
-from bytelm.pipelines.storage.remote import local_path, remote_scheme, scheme_of
+from bytelm.pipelines.storage.remote import local_path, read_capped, remote_scheme, scheme_of
 from bytelm.pipelines.storage.retries import retry
 from bytelm.pipelines.storage.store import check_capped
 
@@ -228,15 +228,7 @@ class RemoteDestination(Destination):
         """See Destination."""
         url = self._url(name)
 
-        def attempt() -> bytes:
-            data = bytearray()
-            for chunk in read_chunks(self._protocol, url):
-                data += chunk
-                if len(data) > max_bytes:
-                    break
-            return check_capped(bytes(data), max_bytes, url)
-
-        return self._retry(url, attempt)
+        return self._retry(url, lambda: read_capped(self._protocol, url, max_bytes))
 
     def download(self, name: str, path: Path) -> None:
         """See Destination."""

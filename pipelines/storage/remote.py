@@ -66,6 +66,16 @@ def open_store(location: str | Path, cache: CacheConfig | None) -> Store:
     return RemoteStore(text, cache)
 
 
+def read_capped(protocol: str, url: str, max_bytes: int) -> bytes:
+    """The bytes of a remote object; ValueError above `max_bytes`, and else as `read_chunks`."""
+    data = bytearray()
+    for chunk in read_chunks(protocol, url):
+        data += chunk
+        if len(data) > max_bytes:
+            break
+    return check_capped(bytes(data), max_bytes, url)
+
+
 class RemoteStore(Store):
     """A remote location behind a cache on disk.
 
@@ -85,15 +95,7 @@ class RemoteStore(Store):
         check_name(name)
         url = self._url(name)
 
-        def attempt() -> bytes:
-            data = bytearray()
-            for chunk in read_chunks(self._protocol, url):
-                data += chunk
-                if len(data) > max_bytes:
-                    break
-            return check_capped(bytes(data), max_bytes, url)
-
-        return self._retry(url, attempt)
+        return self._retry(url, lambda: read_capped(self._protocol, url, max_bytes))
 
     def path(self, blob: Blob) -> Path:
         """See Store. A fetch by another process is waited for."""

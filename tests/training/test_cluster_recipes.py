@@ -18,7 +18,7 @@ from bytelm.pipelines.cli.main import build_parser
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
 SCRIPTS = sorted([*CLUSTER.glob("*.sh"), *CLUSTER.glob("*.sbatch")])
 ARGUMENTS = {"$1": "run.yaml", "$2": "runs/first", "${@:3}": None}
-"""What the shell makes of a script's own arguments."""
+"""Values for a script's own arguments; None for those that the shell leaves out."""
 
 
 def documents(name: str) -> list[dict[str, Any]]:
