@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pytest
 from helpers.processes import descendants
 from helpers.sets import SetMaker, text
 from helpers.web_server import eventually
 
 from bytelm.pipelines.data import loader
-from bytelm.pipelines.data.loader import BYTES_PER_ID, PREFETCH_BYTES, make_loader
+from bytelm.pipelines.data.loader import BYTES_PER_ID, make_loader
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import TrainingRows
 from bytelm.pipelines.runtime.processes import cpu_seconds
+from bytelm.pipelines.shards.reader import ShardSet
 
 WORKERS = 2
 ROW = 1 << 21
@@ -34,13 +36,13 @@ def held_bytes(pids: set[int]) -> int:
     return anonymous
 
 
-def stalled_bytes(plan: Plan) -> int:
+def stalled_bytes(folder: str, prefetch_bytes: int) -> int:
     """Memory of the workers once they have nothing left to do, after the first batch is taken."""
-    others = descendants(os.getpid())  # of tests that ran before: a browser, a server
-    loader = make_loader(plan, TrainingRows(plan, (0, 0), 1, 1, 0, 1), WORKERS)
-    batches = loader.batches()
+    loader.PREFETCH_BYTES = prefetch_bytes
+    plan = Plan([Source(ShardSet(folder))], PlanConfig(ROW, 8, VIEWS))
+    batches = make_loader(plan, TrainingRows(plan, (0, 0), 1, 1, 0, 1), WORKERS).batches()
     next(batches)
-    pids = descendants(os.getpid()) - others
+    pids = descendants(os.getpid())
     assert len(pids) >= WORKERS
 
     def has_stalled() -> bool:
@@ -56,21 +58,22 @@ def stalled_bytes(plan: Plan) -> int:
     return held_bytes(pids)
 
 
-def test_a_stalled_consumer_bounds_the_memory_of_the_loader(
-    make_set: SetMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stalled_bytes_of_fresh_process(folder: str, prefetch_bytes: int) -> int:
+    """`stalled_bytes` in a new process: workers inherit the memory of the process that starts them,
+    and fill what earlier tests have freed before they take more."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(stalled_bytes, folder, prefetch_bytes).result()
+
+
+def test_a_stalled_consumer_bounds_the_memory_of_the_loader(make_set: SetMaker) -> None:
     """Rows are 2 MiB long, so MAX_PREFETCHED_BATCHES of them would exceed the limit. The base is a
     loader that holds one batch a worker; a worker may have two more buffers in use."""
     rng = np.random.default_rng(0)
-    shard_set = make_set([[text(rng.bytes(ROW - 100))] for _ in range(10)])
-    plan = Plan([Source(shard_set)], PlanConfig(ROW, 8, VIEWS))
-    monkeypatch.setattr(loader, "PREFETCH_BYTES", 1)
-    base = stalled_bytes(plan)
-    limit = base + PREFETCH_BYTES + 2 * WORKERS * ROW * BYTES_PER_ID
-    monkeypatch.setattr(loader, "PREFETCH_BYTES", 1 << 40)
-    unbounded = stalled_bytes(plan)
+    folder = make_set([[text(rng.bytes(ROW - 100))] for _ in range(10)]).location
+    base = stalled_bytes_of_fresh_process(folder, 1)
+    unbounded = stalled_bytes_of_fresh_process(folder, 1 << 40)
+    held = stalled_bytes_of_fresh_process(folder, loader.PREFETCH_BYTES)
+    limit = base + loader.PREFETCH_BYTES + 2 * WORKERS * ROW * BYTES_PER_ID
     assert unbounded > limit, "the limit makes a difference"
-    monkeypatch.setattr(loader, "PREFETCH_BYTES", PREFETCH_BYTES)
-    held = stalled_bytes(plan)
     assert base < held < limit
     print(f"base {base / 1e6:.0f} MB, held {held / 1e6:.0f}, unbounded {unbounded / 1e6:.0f}")
