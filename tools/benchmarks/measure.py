@@ -64,6 +64,14 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def processor_seconds_of(function: Callable[[], object]) -> float:
+    """Seconds of processor time that one call takes in all threads of this process, to which other
+    work on the machine adds little."""
+    began = time.process_time()
+    function()
+    return time.process_time() - began
+
+
 def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Result of the function in a new process with THREADS threads and glibc's default allocator.
 

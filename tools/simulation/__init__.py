@@ -1,0 +1,1 @@
+"""The model behind `bytelm.tools.simulate`: measured costs, assumptions, and what follows."""
