@@ -7,16 +7,15 @@ summaries of all items, and then each can be written alone, by any process or ma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from bytelm.pipelines.prepare.documents import SkippedFile
 from bytelm.pipelines.prepare.piece_files import PieceSummary, StoredPiece, read_pieces
+from bytelm.pipelines.prepare.shard_limits import begins_shard, rows_that_fit
 from bytelm.pipelines.prepare.table_progress import TableProgress
 from bytelm.pipelines.prepare.tables import TableUnit
 from bytelm.pipelines.prepare.tally import Tally
@@ -46,15 +45,48 @@ class ShardRecipe:
     size: int = 0
     """Bytes of all members."""
 
+    @property
+    def name(self) -> str:
+        """The name of its tar."""
+        return f"{self.split}-{self.number:06d}.tar"
 
-@dataclass
+    @property
+    def items(self) -> set[int]:
+        """Numbers of the items that hold its documents."""
+        return {extent.item for extent in self.extents}
+
+
 class ItemCounts:
     """Counts over all items, for the set's report."""
 
-    tally: Tally = field(default_factory=Tally)
-    skipped: list[SkippedFile] = field(default_factory=list)
-    rows: int = 0
-    """Rows of tables."""
+    def __init__(self, units: Sequence[TableUnit]):
+        """
+        Args:
+            units: all units of the tables.
+        """
+        self.tally = Tally()
+        self._units = units
+        self._skipped: list[SkippedFile] = []
+        self._tables = TableProgress()
+
+    @property
+    def skipped(self) -> list[SkippedFile]:
+        """Files and rows that were skipped, once all items were added."""
+        return self._skipped + self._tables.skipped(self._units)
+
+    @property
+    def rows(self) -> int:
+        """Rows of tables."""
+        return self._tables.rows
+
+    def add(self, summary: PieceSummary) -> None:
+        """Add the next item's counts."""
+        self.tally.merge(summary.tally)
+        self._skipped += summary.skipped
+        for instalment in summary.instalments:
+            unit = self._units[instalment.unit]
+            stop = (instalment.unit, instalment.counts.stop)
+            self._tables.count(unit, instalment.counts, stop, self.tally)
 
 
 class ShardPlanner:
@@ -64,11 +96,17 @@ class ShardPlanner:
         self._shard_bytes = shard_bytes
         self._open: dict[str, ShardRecipe] = {}
         self._shards_per_split: Counter[str] = Counter()
-        self._recipes: list[ShardRecipe] = []
+        self._closed: list[ShardRecipe] = []
         self._has_rows = False
 
-    def add(self, item: int, summary: PieceSummary) -> None:
-        """Add the next item's pieces."""
+    @property
+    def open_items(self) -> set[int]:
+        """Items of the shards that further documents may join."""
+        return {item for recipe in self._open.values() for item in recipe.items}
+
+    def add(self, item: int, summary: PieceSummary) -> list[ShardRecipe]:
+        """Add the next item's pieces; returns the recipes of the shards that end in it. All recipes
+        come in the order in which the manifest has the shards."""
         if summary.instalments and not self._has_rows:
             self._close_all()
             self._has_rows = True
@@ -77,11 +115,16 @@ class ShardPlanner:
                 self._add_rows(item, number, piece)
             else:
                 self._add_documents(item, number, piece)
+        return self._take_closed()
 
     def finish(self) -> list[ShardRecipe]:
-        """The recipes of all shards, in the order in which the manifest has them."""
+        """The recipes of the last shards, once all items were added."""
         self._close_all()
-        return self._recipes
+        return self._take_closed()
+
+    def _take_closed(self) -> list[ShardRecipe]:
+        closed, self._closed = self._closed, []
+        return closed
 
     def _add_documents(self, item: int, number: int, piece: StoredPiece) -> None:
         """Documents of files: one shard is open, and counts a document without its headers."""
@@ -94,7 +137,7 @@ class ShardPlanner:
         for document, size in enumerate(piece.sizes.tolist()):
             recipe = self._recipe(piece.split)
             begun = (ends[document - 1] if document else 0) - start
-            if recipe.size + begun + size > self._shard_bytes and (recipe.size + begun):
+            if begins_shard(size, recipe.size + begun, self._shard_bytes):
                 self._extend(recipe, Extent(item, number, first, document), begun)
                 self._close(piece.split)
                 first, start = document, start + begun
@@ -106,16 +149,14 @@ class ShardPlanner:
         """Rows of tables: a shard of each split is open."""
         first, count = 0, len(piece.ends)
         while first < count:
-            start = int(piece.ends[first - 1]) if first else 0
             recipe = self._recipe(piece.split)
-            room = self._shard_bytes - recipe.size
-            fitting = int(np.searchsorted(piece.ends, start + room, side="right"))
-            if fitting <= first and recipe.size:
+            stop = rows_that_fit(piece.ends, first, recipe.size, self._shard_bytes)
+            if stop == first:
                 self._close(piece.split)
-                continue
-            stop = max(fitting, first + 1)
-            size = int(piece.ends[stop - 1]) - start
-            self._extend(recipe, Extent(item, number, first, stop), size)
+            else:
+                start = int(piece.ends[first - 1]) if first else 0
+                size = int(piece.ends[stop - 1]) - start
+                self._extend(recipe, Extent(item, number, first, stop), size)
             first = stop
 
     def _recipe(self, split: str) -> ShardRecipe:
@@ -131,25 +172,12 @@ class ShardPlanner:
             recipe.size += size
 
     def _close(self, split: str) -> None:
-        self._recipes.append(self._open.pop(split))
+        self._closed.append(self._open.pop(split))
 
     def _close_all(self) -> None:
         for split in SPLITS:
             if split in self._open:
                 self._close(split)
-
-
-def plan_shards(summaries: Iterable[PieceSummary], shard_bytes: int) -> list[ShardRecipe]:
-    """The recipes of all shards, in the order in which the manifest has them.
-
-    Args:
-        summaries: of all items, in order.
-        shard_bytes: size that no shard of more than one document exceeds.
-    """
-    planner = ShardPlanner(shard_bytes)
-    for item, summary in enumerate(summaries):
-        planner.add(item, summary)
-    return planner.finish()
 
 
 def write_shard(recipe: ShardRecipe, folder: Path, out: Path) -> Shard:
@@ -167,23 +195,3 @@ def write_shard(recipe: ShardRecipe, folder: Path, out: Path) -> Shard:
         for piece in read_pieces(folder, item, [extent[1:] for extent in extents]):
             writer.append(piece)
     return writer.close()
-
-
-def count_items(summaries: Iterable[PieceSummary], units: Sequence[TableUnit]) -> ItemCounts:
-    """Add up what the items counted.
-
-    Args:
-        summaries: of all items, in order.
-        units: all units of the tables.
-    """
-    counts, progress = ItemCounts(), TableProgress()
-    for summary in summaries:
-        counts.tally.merge(summary.tally)
-        counts.skipped += summary.skipped
-        for instalment in summary.instalments:
-            unit = units[instalment.unit]
-            stop = (instalment.unit, instalment.counts.stop)
-            progress.count(unit, instalment.counts, stop, counts.tally)
-    counts.skipped += progress.skipped(units)
-    counts.rows = progress.rows
-    return counts

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from bytelm.pipelines.prepare.assembly import (
     ItemCounts,
+    ShardPlanner,
     ShardRecipe,
-    count_items,
-    plan_shards,
     write_shard,
 )
 from bytelm.pipelines.prepare.decode_pool import DecodePool
@@ -26,7 +25,7 @@ from bytelm.pipelines.prepare.documents import SkippedFile
 from bytelm.pipelines.prepare.download import download_sources
 from bytelm.pipelines.prepare.losses import Losses, check_losses, count_losses
 from bytelm.pipelines.prepare.piece_files import (
-    decode_item,
+    decode_items,
     members_path,
     read_summary,
     summary_path,
@@ -187,14 +186,15 @@ def _decode_items(
     total = sum(item.size for item in items)
     done = total - sum(item.size for item in missing)
     documents, units = staged.listed.found.documents, staged.listed.units
+    own_documents = [d for i in missing if not i.is_table for d in documents[i.first : i.stop]]
+    own_units = [u for i in missing if i.is_table for u in units[i.first : i.stop]]
     with (
         DecodePool(options.decode, options.workers) as pool,
         Progress(console, total, "bytes of files", done) as progress,
     ):
-        for item in missing:
-            own_documents = [] if item.is_table else documents[item.first : item.stop]
-            own_units = units[item.first : item.stop] if item.is_table else []
-            size = decode_item(item, own_documents, own_units, options.shares, pool, folder)
+        for item, size in decode_items(
+            missing, own_documents, own_units, options.shares, pool, folder
+        ):
             progress.add(item.size, size)
 
 
@@ -203,10 +203,14 @@ def _merge(out: Path, console: Console | None) -> None:
     folder = out / PARTS_FOLDER
     staged = load_staged_input(out)
     check_parts(staged, out)
-    summaries = [read_summary(folder, item.number) for item in staged.items]
-    counts = count_items(summaries, staged.listed.units)
+    counts, planner = ItemCounts(staged.listed.units), ShardPlanner(staged.shard_bytes)
+    recipes: list[ShardRecipe] = []
+    for item in staged.items:
+        summary = read_summary(folder, item.number)
+        counts.add(summary)
+        recipes += planner.add(item.number, summary)
+    recipes += planner.finish()
     check_losses(*_losses(staged, counts), staged.max_bad_share)  # before the shards are written
-    recipes = plan_shards(summaries, staged.shard_bytes)
     shards = _merged_shards(out)
     last_uses = _last_uses(recipes)
     total = sum(recipe.size for recipe in recipes)
@@ -217,8 +221,8 @@ def _merge(out: Path, console: Console | None) -> None:
                 shards.append(write_shard(recipe, folder, out))
                 _save_merged(out, shards)
                 progress.add(recipe.size)
-            for item in last_uses.get(number, ()):
-                members_path(folder, item).unlink(missing_ok=True)
+            for unneeded in last_uses.get(number, ()):
+                members_path(folder, unneeded).unlink(missing_ok=True)
     finish_set(staged.listed, staged.max_bad_share, counts, shards, out)
 
 
@@ -231,7 +235,7 @@ def _losses(staged: StagedInput, counts: ItemCounts) -> tuple[Losses, list[Skipp
 
 def _last_uses(recipes: Sequence[ShardRecipe]) -> dict[int, list[int]]:
     """For the number of a shard among all, the items that no later shard needs."""
-    last = {extent.item: n for n, recipe in enumerate(recipes) for extent in recipe.extents}
+    last = {item: n for n, recipe in enumerate(recipes) for item in recipe.items}
     items: dict[int, list[int]] = {}
     for item, number in last.items():
         items.setdefault(number, []).append(item)

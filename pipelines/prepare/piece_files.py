@@ -9,16 +9,21 @@ The second is written last, so an item that has it is done.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.pipelines.prepare.decode_pool import DecodePool
+from bytelm.pipelines.prepare.decode_pool import DecodedDocument, DecodePool
 from bytelm.pipelines.prepare.documents import SkippedFile, SourceDocument
 from bytelm.pipelines.prepare.table_decode import BadRows, Instalment
 from bytelm.pipelines.prepare.table_pool import TablePosition
@@ -27,10 +32,13 @@ from bytelm.pipelines.prepare.tally import Tally
 from bytelm.pipelines.prepare.work_items import WorkItem
 from bytelm.pipelines.shards.format import SPLITS
 from bytelm.pipelines.shards.pieces import PieceBuilder, ShardPiece
-from bytelm.pipelines.storage.files import replace_atomic
+from bytelm.pipelines.storage.files import rename_durably, replace_atomic
 
 PIECE_BYTES = 1 << 24
 """Decoded bytes of documents of files, above which a piece takes no further one."""
+BUFFER_BYTES = 1 << 20
+SYNC_BYTES = 1 << 25
+"""Bytes between two syncs to the disk, which leave little to wait for at an item's end."""
 Sizes = npt.NDArray[np.int64]
 
 
@@ -81,109 +89,156 @@ def summary_path(folder: Path, item: int) -> Path:
     return folder / f"item-{item:06d}.npz"
 
 
-def decode_item(
-    item: WorkItem,
+def decode_items(
+    items: Sequence[WorkItem],
     documents: Sequence[SourceDocument],
     units: Sequence[TableUnit],
     shares: tuple[float, float, float],
     pool: DecodePool,
     folder: Path,
-) -> int:
-    """Decode a work item and write its piece file.
+) -> Iterator[tuple[WorkItem, int]]:
+    """Decode work items and write their piece files. A thread writes; while it makes an item
+    durable, the next one is decoded.
 
     Args:
-        item: which documents or units.
-        documents: those of the item.
-        units: those of the item.
+        items: which documents and units, those of documents first.
+        documents: those of the items, one item after the other.
+        units: likewise.
         shares: of train, val and test.
-        pool: decodes; one pool serves any number of items.
+        pool: decodes; one pool serves any number of calls.
         folder: of the piece files.
     Returns:
-        the bytes of the members.
+        an item whose piece file is complete, and the bytes of its members.
     Raises:
         RuntimeError: where decoding processes do not start.
-        OSError: where the disk does not take the file.
+        OSError: where the disk does not take the files.
     """
-    writer = _PieceFileWriter()
+    pending: deque[_PieceFileWriter] = deque()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for writer in chain(
+            _decode_documents(
+                [i for i in items if not i.is_table], documents, pool, folder, thread
+            ),
+            _decode_tables([i for i in items if i.is_table], units, shares, pool, folder, thread),
+        ):
+            pending.append(writer)
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        for writer in pending:
+            yield writer.result()
 
-    def write_members(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            writer.file = file
-            if item.is_table:
-                writer.add_tables(item.first, units, shares, pool)
-            else:
-                writer.add_documents(documents, pool)
 
-    replace_atomic(members_path(folder, item.number), write_members)
-    replace_atomic(summary_path(folder, item.number), writer.write_summary)
-    return writer.size
+def _decode_documents(
+    items: Sequence[WorkItem],
+    documents: Sequence[SourceDocument],
+    pool: DecodePool,
+    folder: Path,
+    thread: ThreadPoolExecutor,
+) -> Iterator[_PieceFileWriter]:
+    """Writers that have all documents of their items, which are of one split each."""
+    decoded = zip(documents, pool.decode_documents(documents), strict=True)
+    for item in items:
+        with _PieceFileWriter(item, folder, thread) as writer:
+            writer.add_documents(islice(decoded, item.stop - item.first))
+        yield writer
+
+
+def _decode_tables(
+    items: Sequence[WorkItem],
+    units: Sequence[TableUnit],
+    shares: tuple[float, float, float],
+    pool: DecodePool,
+    folder: Path,
+    thread: ThreadPoolExecutor,
+) -> Iterator[_PieceFileWriter]:
+    """Writers that have all rows of their items."""
+    start = TablePosition(dict.fromkeys(SPLITS, (0, 0)), (0, 0))
+    instalments = pool.decode_tables(units, start, shares)
+    first = 0
+    for item in items:
+        stop = first + item.stop - item.first
+        with _PieceFileWriter(item, folder, thread) as writer:
+            for number, instalment in instalments:
+                writer.add_instalment(item.first + number - first, instalment)
+                if number == stop - 1 and instalment.is_end:
+                    break
+        first = stop
+        yield writer
 
 
 class _PieceFileWriter:
-    """Writes the members of an item as they are decoded, and keeps the rest for the end."""
+    """Collects what an item gave, and writes its members by a thread; a context manager whose end
+    has the thread complete the piece file, or remove it after an error."""
 
-    file: BinaryIO
-
-    def __init__(self) -> None:
-        self.size = 0
+    def __init__(self, item: WorkItem, folder: Path, thread: ThreadPoolExecutor):
+        self._item = item
+        self._folder = folder
+        self._thread = thread
+        path = members_path(folder, item.number)
+        self._temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        self._file = open(self._temporary, "wb", buffering=BUFFER_BYTES)  # noqa: SIM115
+        self._written: Future[None] = thread.submit(lambda: None)
+        self._unsynced = 0
+        self._size = 0
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._pieces: list[dict[str, Any]] = []
         self._skipped: list[SkippedFile] = []
         self._tally = Tally()
         self._instalments: list[dict[str, Any]] = []
 
-    def add_documents(self, documents: Sequence[SourceDocument], pool: DecodePool) -> None:
-        """Decode documents of files of one split."""
-        builder, sizes, size = PieceBuilder(), list[int](), 0
-        for document, decoded in zip(documents, pool.decode_documents(documents), strict=True):
+    def __enter__(self) -> _PieceFileWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._written = self._thread.submit(self._complete, self._written)
+        else:
+            self._written = self._thread.submit(self._remove)
+
+    def result(self) -> tuple[WorkItem, int]:
+        """The item and the bytes of its members, once its piece file is complete. OSError where the
+        disk did not take it."""
+        self._written.result()
+        return self._item, self._size
+
+    def add_documents(self, documents: Iterable[tuple[SourceDocument, DecodedDocument]]) -> None:
+        """Add documents of files of one split."""
+        builder, sizes, size, split = PieceBuilder(), list[int](), 0, ""
+        for document, decoded in documents:
             if decoded.samples:
                 builder.add(document.key, decoded.sources, decoded.samples)
                 sizes.append(decoded.size)
                 size += decoded.size
+                split = document.split
             self._tally.add(decoded.sources, decoded.samples, decoded.notes)
             self._skipped += decoded.skipped
             if size > PIECE_BYTES:
-                self._add_built(document.split, builder, sizes)
+                self._add_built(split, builder, sizes)
                 builder, sizes, size = PieceBuilder(), [], 0
         if sizes:
-            self._add_built(documents[-1].split, builder, sizes)
+            self._add_built(split, builder, sizes)
 
-    def add_tables(
-        self,
-        first: int,
-        units: Sequence[TableUnit],
-        shares: tuple[float, float, float],
-        pool: DecodePool,
-    ) -> None:
-        """Decode units of tables, the first of which has number `first` among all."""
-        start = TablePosition(dict.fromkeys(SPLITS, (0, 0)), (0, 0))
-        for number, instalment in pool.decode_tables(units, start, shares):
-            pieces = []
-            for split in SPLITS:
-                if split in instalment.splits:
-                    piece = instalment.splits[split].piece
-                    pieces.append(self._add_piece(split, [piece.members], piece, None))
-            counts = replace(instalment, splits={}, kinds=Counter())
-            self._instalments.append(
-                {
-                    "unit": first + number,
-                    "counts": asdict(counts),
-                    "kinds": list(instalment.kinds.items()),
-                    "pieces": pieces,
-                }
-            )
-
-    def write_summary(self, path: Path) -> None:
-        """Write everything but the members."""
-        header = {
-            "pieces": self._pieces,
-            "skipped": [asdict(entry) for entry in self._skipped],
-            "tally": asdict(self._tally),
-            "instalments": self._instalments,
-        }
-        data = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        with open(path, "wb") as file:  # by its path, NumPy would append a suffix
-            np.savez(file, allow_pickle=False, header=data, **self._arrays)
+    def add_instalment(self, unit: int, instalment: Instalment) -> None:
+        """Add the next rows of a unit of tables, by its number among all."""
+        pieces = []
+        for split in SPLITS:
+            if split in instalment.splits:
+                piece = instalment.splits[split].piece
+                pieces.append(self._add_piece(split, [piece.members], piece, None))
+        counts = replace(instalment, splits={}, kinds=Counter())
+        self._instalments.append(
+            {
+                "unit": unit,
+                "counts": asdict(counts),
+                "kinds": list(instalment.kinds.items()),
+                "pieces": pieces,
+            }
+        )
 
     def _add_built(self, split: str, builder: PieceBuilder, sizes: list[int]) -> None:
         members, piece = builder.finish()
@@ -196,16 +251,59 @@ class _PieceFileWriter:
         piece: ShardPiece,
         sizes: Sizes | None,
     ) -> int:
-        """Write a piece's members and keep its arrays; returns its number."""
+        """Write a piece's members, after those before it, and keep its arrays; returns its
+        number."""
         number = len(self._pieces)
-        self._pieces.append({"split": split, "start": self.size})
-        self.file.writelines(members)
-        self.size += sum(map(len, members))
+        self._pieces.append({"split": split, "start": self._size})
+        size = sum(map(len, members))
+        self._size += size
+        self._written.result()  # so that two pieces at most are in memory
+        self._written = self._thread.submit(self._write, members, size)
         arrays = {"ends": piece.ends, "index": piece.index, "checksums": piece.checksums}
         if sizes is not None:
             arrays["sizes"] = sizes
         self._arrays |= {f"{number}-{name}": array for name, array in arrays.items()}
         return number
+
+    def _write(self, members: Sequence[bytes | memoryview], size: int) -> None:
+        """Append members to the file; runs in the thread, as what follows."""
+        self._file.writelines(members)
+        self._unsynced += size
+        if self._unsynced >= SYNC_BYTES:
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
+            self._unsynced = 0
+
+    def _complete(self, last_write: Future[None]) -> None:
+        """Make the members durable, and then the summary."""
+        try:
+            last_write.result()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            rename_durably(self._temporary, members_path(self._folder, self._item.number))
+        except BaseException:
+            self._remove()
+            raise
+        replace_atomic(summary_path(self._folder, self._item.number), self._write_summary)
+
+    def _write_summary(self, path: Path) -> None:
+        """Write everything but the members."""
+        header = {
+            "pieces": self._pieces,
+            "skipped": [asdict(entry) for entry in self._skipped],
+            "tally": asdict(self._tally),
+            "instalments": self._instalments,
+        }
+        data = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        with open(path, "wb") as file:  # by its path, NumPy would append a suffix
+            np.savez(file, allow_pickle=False, header=data, **self._arrays)
+
+    def _remove(self) -> None:
+        """Remove the unfinished file of members."""
+        with suppress(OSError):  # what could not be written
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
 
 def read_summary(folder: Path, item: int) -> PieceSummary:

@@ -4,35 +4,24 @@
     SET.pieces/input      identifies the input and the options
 
 Sources and set lie where all nodes see them, under the same names. This process lists the sources,
-plans the shards, and writes the report and the manifest.
+plans the shards, and writes the report and the manifest. A shard is written as soon as all its
+documents are decoded, and the pieces that no other shard needs are removed.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import shutil
-import socket
-import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bytelm.modalities.base import DecodeOptions
-from bytelm.pipelines.prepare.assembly import ShardRecipe, count_items, plan_shards, write_shard
-from bytelm.pipelines.prepare.decode_pool import DecodePool
-from bytelm.pipelines.prepare.documents import SourceDocument
+from bytelm.pipelines.prepare.assembly import ItemCounts, ShardPlanner, ShardRecipe
 from bytelm.pipelines.prepare.download import download_sources
 from bytelm.pipelines.prepare.parts import finish_set
-from bytelm.pipelines.prepare.piece_files import (
-    PieceSummary,
-    decode_item,
-    members_path,
-    read_summary,
-    summary_path,
-)
+from bytelm.pipelines.prepare.piece_files import members_path, read_summary, summary_path
 from bytelm.pipelines.prepare.prepare import (
     Prepared,
     PrepareInput,
@@ -42,6 +31,7 @@ from bytelm.pipelines.prepare.prepare import (
     list_input,
 )
 from bytelm.pipelines.prepare.ray_cluster import RayCluster, ray_cluster
+from bytelm.pipelines.prepare.ray_nodes import decode_on_node, start_decoding, write_on_node
 from bytelm.pipelines.prepare.ray_tasks import Job, RayTasks
 from bytelm.pipelines.prepare.set_folder import (
     PREPARE_STATE,
@@ -49,7 +39,6 @@ from bytelm.pipelines.prepare.set_folder import (
     clear_folder,
     locked_folder,
 )
-from bytelm.pipelines.prepare.tables import TableUnit
 from bytelm.pipelines.prepare.work_items import WorkItem, work_items
 from bytelm.pipelines.runtime.progress import Progress
 from bytelm.pipelines.shards.format import SET_MANIFEST, Shard
@@ -88,6 +77,8 @@ def prepare_on_ray(
     out = out.absolute()  # tasks run in another folder
     downloads = out.with_name(f"{out.name}.sources")
     with ray_cluster(address, options.workers) as cluster:
+        for _ in range(sum(cluster.nodes().values())):  # while the sources are listed
+            cluster.submit(start_decoding, (options.decode,))
         local = download_sources(sources, downloads)
         local = [source._replace(path=source.path.absolute()) for source in local]
         listed = list_input(local, out, options)
@@ -120,18 +111,25 @@ class _RayPreparation:
         self._folder = out.with_name(f"{out.name}.pieces")
         self._items = work_items(listed.found.documents, listed.units)
         self._state = self._resume()
+        self._shards = {shard.name: shard for shard in self._state.shards}
+        self._decoded = self._decoded_items()
+        self._jobs: deque[Job] = deque()
+        self._planner = ShardPlanner(options.shard_bytes)
+        self._counts = ItemCounts(listed.units)
+        self._planned_items = 0
+        self._names: list[str] = []  # of the planned shards, in the manifest's order
+        self._recipes: dict[str, ShardRecipe] = {}  # of the planned shards that are not written
+        self._users: Counter[int] = Counter()  # recipes by item
 
     def run(self) -> Prepared:
         """Decode, write, and report what the tasks have not done in an earlier run."""
-        self._decode_items()
-        recipes = plan_shards(self._summaries(), self._options.shard_bytes)
-        shards = self._write_shards(recipes)
-        counts = count_items(self._summaries(), self._listed.units)
+        self._run_tasks()
+        shards = [self._shards[name] for name in self._names]
         if not shards:
             clear_folder(self._out, keep=[])
             shutil.rmtree(self._folder)
         max_bad_share = self._options.max_bad_share
-        report = finish_set(self._listed, max_bad_share, counts, shards, self._out)
+        report = finish_set(self._listed, max_bad_share, self._counts, shards, self._out)
         (self._out / PREPARE_STATE).unlink()
         shutil.rmtree(self._folder)
         return Prepared(ShardSet(self._out).root, report, made=True)
@@ -143,50 +141,85 @@ class _RayPreparation:
         state = PrepareState.load(self._out, fingerprint)
         input_file = self._folder / INPUT_FILE
         is_same = input_file.exists() and input_file.read_text() == fingerprint
-        has_begun = (self._out / PREPARE_STATE).exists()
-        if not is_same or (has_begun and not state.shards):
-            # A shard that is gone may need pieces that were removed when it was written.
+        if not is_same:
             state = PrepareState(fingerprint)
-            if not is_same or self._lacks_members():
-                shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
         clear_folder(self._out, keep=state.shards)
         state.save(self._out)
         self._folder.mkdir(exist_ok=True)
         write_atomic(input_file, fingerprint.encode())
         return state
 
-    def _lacks_members(self) -> bool:
-        """Whether members of a decoded item were removed."""
+    def _decoded_items(self) -> set[int]:
+        """Numbers of the items that have a piece file. Where no shard is kept, all members are
+        needed again, and an item whose members were removed counts as not decoded."""
         names = set(os.listdir(self._folder))
-        return any(
-            summary_path(self._folder, i.number).name in names
-            and members_path(self._folder, i.number).name not in names
-            for i in self._items
-        )
+        return {
+            item.number
+            for item in self._items
+            if summary_path(self._folder, item.number).name in names
+            and (self._state.shards or members_path(self._folder, item.number).name in names)
+        }
 
-    def _summaries(self) -> Iterator[PieceSummary]:
-        return (read_summary(self._folder, item.number) for item in self._items)
-
-    def _decode_items(self) -> None:
-        """Decode the items that have no piece file."""
-        done = set(os.listdir(self._folder))
-        missing = [i for i in self._items if summary_path(self._folder, i.number).name not in done]
+    def _run_tasks(self) -> None:
+        """Decode the items that have no piece file, and write each shard as soon as its documents
+        are decoded."""
+        missing = [item for item in self._items if item.number not in self._decoded]
+        self._jobs += (self._decode_job(item) for item in missing)
         total = sum(item.size for item in self._items)
-        done_bytes = total - sum(item.size for item in missing)
-        jobs = [Job(self._name(item), (self._folder, item)) for item in missing]
-        with Progress(self._console, total, done=done_bytes) as progress:
-            if self._console and done_bytes:
-                count = len(self._items) - len(missing)
+        done = total - sum(item.size for item in missing)
+        with Progress(self._console, total, "bytes of files", done) as progress:
+            if self._console and done:
+                count = len(self._decoded)
                 self._console.print(f"resuming after {count} of {len(self._items)} items")
-            for number, _ in self._tasks.run(decode_on_node, jobs, self._with_entries):
-                progress.add(missing[number].size)
+            self._plan_shards()
+            for _, result in self._tasks.run(self._jobs):
+                if isinstance(result, Shard):
+                    self._keep_shard(result)
+                else:
+                    self._decoded.add(result.number)
+                    progress.add(result.size)
+                    self._plan_shards()
 
-    def _with_entries(self, job: Job) -> tuple[object, ...]:
-        """The arguments of a job of decoding, with the item's documents or units."""
-        folder, item = job.arguments
-        entries = self._listed.units if item.is_table else self._listed.found.documents
-        share = entries[item.first : item.stop]
-        return (folder, item, share, self._options.shares, self._options.decode)
+    def _decode_job(self, item: WorkItem) -> Job:
+        def arguments() -> tuple[object, ...]:
+            entries = self._listed.units if item.is_table else self._listed.found.documents
+            share = entries[item.first : item.stop]
+            return (self._folder, item, share, self._options.shares, self._options.decode)
+
+        return Job(self._name(item), decode_on_node, arguments)
+
+    def _plan_shards(self) -> None:
+        """Plan the shards of the items before the first one that is not decoded, and let the next
+        jobs write those that are complete."""
+        planned = []
+        while self._planned_items in self._decoded:
+            summary = read_summary(self._folder, self._planned_items)
+            self._counts.add(summary)
+            planned += self._planner.add(self._planned_items, summary)
+            self._planned_items += 1
+            if self._planned_items == len(self._items):
+                planned += self._planner.finish()
+        self._names += (recipe.name for recipe in planned)
+        missing = [recipe for recipe in planned if recipe.name not in self._shards]
+        for recipe in missing:
+            self._recipes[recipe.name] = recipe
+            self._users.update(recipe.items)
+        self._jobs.extendleft(map(self._write_job, reversed(missing)))
+
+    def _write_job(self, recipe: ShardRecipe) -> Job:
+        return Job(recipe.name, write_on_node, lambda: (recipe, self._folder, self._out))
+
+    def _keep_shard(self, shard: Shard) -> None:
+        """Save that a shard is written, and remove members that no other one needs."""
+        self._shards[shard.name] = shard
+        self._state.shards.append(shard)
+        self._state.save(self._out)
+        items = self._recipes.pop(shard.name).items
+        self._users.subtract(items)
+        for item in items - self._planner.open_items:
+            if not self._users[item]:
+                members_path(self._folder, item).unlink(missing_ok=True)
 
     def _name(self, item: WorkItem) -> str:
         """The first and the last file of an item."""
@@ -197,103 +230,3 @@ class _RayPreparation:
             ends = (documents[item.first], documents[item.stop - 1])
             names = [ends[0].parts[0].name, ends[1].parts[-1].name]
         return f"{names[0]} to {names[1]}" if names[0] != names[1] else names[0]
-
-    def _write_shards(self, recipes: Sequence[ShardRecipe]) -> list[Shard]:
-        """Write the shards that are missing; all shards, in the manifest's order."""
-        by_name = {shard.name: shard for shard in self._state.shards}
-        names = [f"{recipe.split}-{recipe.number:06d}.tar" for recipe in recipes]
-        missing = [i for i, name in enumerate(names) if name not in by_name]
-        users = Counter(item for i in missing for item in _items_of(recipes[i]))
-        jobs = [Job(names[i], (recipes[i], self._folder, self._out)) for i in missing]
-        total = sum(recipe.size for recipe in recipes)
-        done = total - sum(recipes[i].size for i in missing)
-        with Progress(self._console, total, done=done) as progress:
-            for number, shard in self._tasks.run(write_on_node, jobs):
-                recipe = recipes[missing[number]]
-                by_name[shard.name] = shard
-                self._state.shards.append(shard)
-                self._state.save(self._out)
-                for item in _items_of(recipe):
-                    users[item] -= 1
-                    if not users[item]:
-                        members_path(self._folder, item).unlink(missing_ok=True)
-                progress.add(recipe.size)
-        return [by_name[name] for name in names]
-
-
-def decode_on_node(
-    folder: Path,
-    item: WorkItem,
-    entries: Sequence[SourceDocument] | Sequence[TableUnit],
-    shares: tuple[float, float, float],
-    options: DecodeOptions,
-) -> None:
-    """Decode a work item: the task of a node.
-
-    Args:
-        folder: of the piece files.
-        item: which documents or units.
-        entries: the documents, or the units.
-        shares: of train, val and test.
-        options: how files are decoded.
-    Raises:
-        ValueError: where this node does not see the sources or the folder.
-    """
-    _check_seen([str(folder)])
-    _check_seen(_paths(entries))
-    pool = _kept_pool(options)
-    documents = [entry for entry in entries if isinstance(entry, SourceDocument)]
-    units = [entry for entry in entries if isinstance(entry, TableUnit)]
-    try:
-        decode_item(item, documents, units, shares, pool, folder)
-    except BaseException:  # the pool may still be busy with this item
-        _kept_pool.cache_clear()
-        pool.__exit__()
-        raise
-
-
-def write_on_node(recipe: ShardRecipe, folder: Path, out: Path) -> Shard:
-    """Write a shard: the task of a node. It is moved to the set when it is whole, so that the same
-    task of a node that was lost and still runs does not disturb it.
-
-    Raises ValueError where this node does not see the set.
-    """
-    _check_seen([str(folder)])
-    with tempfile.TemporaryDirectory(dir=folder, prefix="shard-") as temporary:
-        shard = write_shard(recipe, folder, Path(temporary))
-        for name in (shard.index_name, shard.name):
-            os.replace(Path(temporary) / name, out / name)
-    return shard
-
-
-@functools.lru_cache(maxsize=1)
-def _kept_pool(options: DecodeOptions) -> DecodePool:
-    """The pool of this process, which serves one task after the other: its worker takes a moment
-    to start."""
-    return DecodePool(options, workers=1)
-
-
-def _items_of(recipe: ShardRecipe) -> set[int]:
-    return {extent.item for extent in recipe.extents}
-
-
-def _paths(entries: Sequence[SourceDocument] | Sequence[TableUnit]) -> Iterator[str]:
-    """The paths of the files of documents or units."""
-    for entry in entries:
-        if isinstance(entry, TableUnit):
-            yield entry.path
-        else:
-            yield from (part.path for part in entry.parts if part.path is not None)
-
-
-def _check_seen(paths: Sequence[str] | Iterator[str]) -> None:
-    """Raise ValueError where this node sees none of the paths. A single one may have been deleted
-    since the sources were listed, which makes it a skipped file."""
-    path = ""
-    for path in paths:
-        if os.path.exists(path):
-            return
-    raise ValueError(
-        f"node {socket.gethostname()} does not see {path}: sources and set must lie on a file "
-        "system that all nodes mount at the same place"
-    )

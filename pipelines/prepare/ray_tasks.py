@@ -7,7 +7,8 @@ die is sent to one node after the other, and ends the work by its name after MAX
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +29,23 @@ LOOK_SECONDS = 5.0
 MAX_SECONDS_WITHOUT_NODE = 300.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A call that is to be made on a node."""
 
     name: str
     """Tells a user what is worked on."""
-    arguments: tuple[Any, ...]
+    function: Callable[..., Any]
+    """A function of a module. Its call may be repeated, and may run twice at a time where a lost
+    node still runs. Its result is small."""
+    arguments: Callable[[], tuple[Any, ...]]
+    """Makes its arguments when it is sent."""
     deaths: int = 0
     lost_nodes: int = 0
 
 
 class RayTasks:
-    """Calls a function for each of many jobs, on the nodes of a cluster."""
+    """Runs many jobs on the nodes of a cluster."""
 
     def __init__(
         self,
@@ -60,49 +65,45 @@ class RayTasks:
         self._nodes: dict[str, int] | None = None
         self._next_look = 0.0
         self._last_seen = clock()
-        self._running: dict[Any, int] = {}  # number of the job by task
+        self._running: dict[Any, Job] = {}  # by task
 
-    def run(
-        self,
-        function: Callable[..., Any],
-        jobs: Sequence[Job],
-        arguments_of: Callable[[Job], tuple[Any, ...]] = lambda job: job.arguments,
-    ) -> Iterator[tuple[int, Any]]:
-        """Number of a job and the function's result, as they come.
+    def run(self, jobs: deque[Job]) -> Iterator[tuple[Job, Any]]:
+        """A job and its result, as they come.
 
         Args:
-            function: a function of a module; its call may be repeated, and may run twice at a time
-                where a lost node still runs.
-            jobs: calls whose results are small.
-            arguments_of: the arguments of a job when it is sent.
+            jobs: what is to be done, the next one on the left. The caller may add jobs while it
+                takes results.
         Raises:
             RuntimeError: where processes die at a job again and again, or there is no node.
             Exception: what a call raised.
         """
-        waiting = list(range(len(jobs)))[::-1]
         try:
-            while waiting or self._running:
+            while jobs or self._running:
                 self._look_at_nodes()
-                while waiting and len(self._running) < self._most_in_flight():
-                    number = waiting.pop()
-                    job = jobs[number]
-                    task = self._cluster.submit(function, arguments_of(job), self._node_for(job))
-                    self._running[task] = number
+                self._send(jobs)
                 if not self._running:
                     time.sleep(WAIT_SECONDS)
                     continue
                 for task in self._cluster.wait(list(self._running), WAIT_SECONDS):
-                    number = self._running.pop(task)
+                    job = self._running.pop(task)
                     try:
                         result = self._cluster.result(task)
                     except TaskDiedError as error:
-                        self._count_death(jobs[number], error)
-                        waiting.append(number)
+                        self._count_death(job, error)
+                        jobs.appendleft(job)
                         continue
-                    yield number, result
+                    yield job, result
+                    self._send(jobs)
         finally:
             self._cluster.cancel(list(self._running))
             self._running.clear()
+
+    def _send(self, jobs: deque[Job]) -> None:
+        """Send jobs until enough are in flight."""
+        while jobs and len(self._running) < self._most_in_flight():
+            job = jobs.popleft()
+            task = self._cluster.submit(job.function, job.arguments(), self._node_for(job))
+            self._running[task] = job
 
     def _most_in_flight(self) -> int:
         return TASKS_PER_CPU * sum((self._nodes or {}).values())

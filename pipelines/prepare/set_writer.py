@@ -13,12 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 
-import numpy as np
-
 from bytelm.pipelines.prepare.decode_pool import DecodedDocument
 from bytelm.pipelines.prepare.documents import SkippedFile, SourceDocument
 from bytelm.pipelines.prepare.set_folder import PrepareState
 from bytelm.pipelines.prepare.set_target import SetTarget
+from bytelm.pipelines.prepare.shard_limits import begins_shard, rows_that_fit
 from bytelm.pipelines.prepare.table_decode import Instalment, SplitRows
 from bytelm.pipelines.prepare.table_progress import TableProgress
 from bytelm.pipelines.prepare.tables import TableUnit
@@ -75,7 +74,7 @@ class SetWriter:
         """Write the next document of files, if it has samples."""
         if decoded.samples:
             for split, writer in list(self._open.items()):
-                is_full = writer.size + decoded.size > self._shard_bytes
+                is_full = begins_shard(decoded.size, writer.size, self._shard_bytes)
                 if is_full or split != document.split:
                     self._close_shard(split)
             writer = self._writer(document.split)
@@ -106,17 +105,14 @@ class SetWriter:
         ends = rows.piece.ends
         first, count = 0, len(ends)
         while first < count:
-            start = int(ends[first - 1]) if first else 0
             size = self._open[split].size if split in self._open else 0
-            fitting = int(np.searchsorted(ends, start + self._shard_bytes - size, side="right"))
-            if fitting <= first and split in self._open:
+            stop = rows_that_fit(ends, first, size, self._shard_bytes)
+            if stop == first or split not in self._open:
                 self._tables.done[split] = (number, int(rows.numbers[first]))
+            if stop == first:
                 self._close_shard(split)
-                continue
-            if split not in self._open:
-                self._tables.done[split] = (number, int(rows.numbers[first]))
-            stop = max(fitting, first + 1)
-            self._writer(split).append(rows.piece.part(first, stop))
+            else:
+                self._writer(split).append(rows.piece.part(first, stop))
             first = stop
 
     def _writer(self, split: str) -> ShardWriter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,21 +61,39 @@ def lost() -> TaskDiedError:
     return TaskDiedError("its node was lost", is_node_lost=True)
 
 
-def jobs(count: int) -> list[Job]:
-    return [Job(f"job {i}", (i,)) for i in range(count)]
+def jobs(count: int, function: Callable[..., Any] = float) -> deque[Job]:
+    return deque(Job(f"job {i}", function, partial(tuple, [i])) for i in range(count))
+
+
+def results(tasks: RayTasks, work: deque[Job]) -> list[tuple[str, Any]]:
+    return sorted((job.name, result) for job, result in tasks.run(work))
+
+
+def expected(count: int) -> list[tuple[str, float]]:
+    return sorted((f"job {i}", float(i)) for i in range(count))
 
 
 def test_each_job_gives_its_result_once_with_few_in_flight() -> None:
     cluster = MadeUpCluster({"a": 2, "b": 1}, {})
-    results = list(RayTasks(cluster).run(float, jobs(50)))
-    assert sorted(results) == [(i, float(i)) for i in range(50)]
+    assert results(RayTasks(cluster), jobs(50)) == expected(50)
     assert cluster.most_in_flight == 6
+
+
+def test_jobs_that_are_added_while_results_come_are_done_first() -> None:
+    cluster = MadeUpCluster({"a": 1}, {})
+    work = jobs(9)
+    names = []
+    for job, result in RayTasks(cluster).run(work):
+        names.append(job.name)
+        if result == 1.0:
+            work.appendleft(Job("later", float, lambda: (100,)))
+    assert names[:3] == ["job 1", "later", "job 2"]
+    assert len(names) == 10
 
 
 def test_killed_tasks_run_again_and_on_other_nodes() -> None:
     cluster = MadeUpCluster({"a": 1, "b": 1}, {3: [killed(), killed()], 5: [killed()]})
-    results = list(RayTasks(cluster).run(float, jobs(8)))
-    assert sorted(results) == [(i, float(i)) for i in range(8)]
+    assert results(RayTasks(cluster), jobs(8)) == expected(8)
     assert (cluster.calls[3], cluster.calls[5]) == (3, 2)
     assert {node for node in cluster.nodes_asked if node} == {"a", "b"}
 
@@ -82,22 +101,22 @@ def test_killed_tasks_run_again_and_on_other_nodes() -> None:
 def test_a_job_at_which_processes_die_thrice_is_named() -> None:
     cluster = MadeUpCluster({"a": 1}, {0: [killed() for _ in range(9)]})
     with pytest.raises(RuntimeError, match="job 0 failed 3 times on Ray"):
-        list(RayTasks(cluster).run(float, jobs(1)))
+        results(RayTasks(cluster), jobs(1))
     assert cluster.calls[0] == 3
 
 
 def test_lost_nodes_do_not_count_as_deaths_and_are_bounded() -> None:
     cluster = MadeUpCluster({"a": 1}, {0: [lost() for _ in range(5)]})
-    assert list(RayTasks(cluster).run(float, jobs(1))) == [(0, 0.0)]
+    assert results(RayTasks(cluster), jobs(1)) == expected(1)
     cluster = MadeUpCluster({"a": 1}, {0: [lost() for _ in range(99)]})
     with pytest.raises(RuntimeError, match="job 0 failed 10 times"):
-        list(RayTasks(cluster).run(float, jobs(1)))
+        results(RayTasks(cluster), jobs(1))
 
 
 def test_an_error_of_a_call_ends_the_work_and_cancels_the_rest() -> None:
     cluster = MadeUpCluster({"a": 2}, {})
     with pytest.raises(ZeroDivisionError):
-        list(RayTasks(cluster).run(lambda number: 1 / (3 - number), jobs(4)))
+        results(RayTasks(cluster), jobs(4, lambda number: 1 / (3 - number)))
     assert len(cluster.cancelled) == 3
 
 
@@ -108,7 +127,7 @@ def test_a_cluster_without_a_node_is_not_waited_for_without_end(
     seconds = iter(range(0, 10_000, 50))
     cluster = MadeUpCluster({}, {})
     with pytest.raises(RuntimeError, match="no node with a CPU"):
-        list(RayTasks(cluster, clock=lambda: float(next(seconds))).run(float, jobs(1)))
+        results(RayTasks(cluster, clock=lambda: float(next(seconds))), jobs(1))
 
 
 @pytest.mark.parametrize(

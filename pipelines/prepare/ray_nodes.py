@@ -1,0 +1,107 @@
+"""The tasks of `bytelm prepare --on` on a node of the Ray cluster.
+
+A process of Ray's runs one task after the other, and keeps its decoding process meanwhile. It
+imports nothing that the driver alone needs, since it is started for each run.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bytelm.modalities.base import DecodeOptions
+from bytelm.pipelines.prepare.assembly import ShardRecipe, write_shard
+from bytelm.pipelines.prepare.decode_pool import DecodePool
+from bytelm.pipelines.prepare.documents import SourceDocument
+from bytelm.pipelines.prepare.piece_files import decode_items
+from bytelm.pipelines.prepare.tables import TableUnit
+from bytelm.pipelines.prepare.work_items import WorkItem
+from bytelm.pipelines.shards.format import Shard
+
+
+def start_decoding(options: DecodeOptions) -> None:
+    """Start the decoding process of this process, which tasks will find running.
+
+    Args:
+        options: how files will be decoded.
+    """
+    _kept_pool(options)
+
+
+def decode_on_node(
+    folder: Path,
+    item: WorkItem,
+    entries: Sequence[SourceDocument] | Sequence[TableUnit],
+    shares: tuple[float, float, float],
+    options: DecodeOptions,
+) -> WorkItem:
+    """Decode a work item, and return it.
+
+    Args:
+        folder: of the piece files.
+        item: which documents or units.
+        entries: the documents, or the units.
+        shares: of train, val and test.
+        options: how files are decoded.
+    Raises:
+        ValueError: where this node does not see the sources or the folder.
+    """
+    _check_seen([str(folder)])
+    _check_seen(_paths(entries))
+    pool = _kept_pool(options)
+    documents = [entry for entry in entries if isinstance(entry, SourceDocument)]
+    units = [entry for entry in entries if isinstance(entry, TableUnit)]
+    try:
+        for _ in decode_items([item], documents, units, shares, pool, folder):
+            pass
+    except BaseException:  # the pool may still be busy with this item
+        _kept_pool.cache_clear()
+        pool.__exit__()
+        raise
+    return item
+
+
+def write_on_node(recipe: ShardRecipe, folder: Path, out: Path) -> Shard:
+    """Write a shard. It is moved to the set when it is whole, so that the same task of a node that
+    was lost and still runs does not disturb it.
+
+    Raises ValueError where this node does not see the set.
+    """
+    _check_seen([str(folder)])
+    with tempfile.TemporaryDirectory(dir=folder, prefix="shard-") as temporary:
+        shard = write_shard(recipe, folder, Path(temporary))
+        for name in (shard.index_name, shard.name):
+            os.replace(Path(temporary) / name, out / name)
+    return shard
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_pool(options: DecodeOptions) -> DecodePool:
+    """The pool of this process, which serves one task after the other."""
+    return DecodePool(options, workers=1)
+
+
+def _paths(entries: Sequence[SourceDocument] | Sequence[TableUnit]) -> Iterator[str]:
+    """The paths of the files of documents or units."""
+    for entry in entries:
+        if isinstance(entry, TableUnit):
+            yield entry.path
+        else:
+            yield from (part.path for part in entry.parts if part.path is not None)
+
+
+def _check_seen(paths: Sequence[str] | Iterator[str]) -> None:
+    """Raise ValueError where this node sees none of the paths. A single one may have been deleted
+    since the sources were listed, which makes it a skipped file."""
+    path = ""
+    for path in paths:
+        if os.path.exists(path):
+            return
+    raise ValueError(
+        f"node {socket.gethostname()} does not see {path}: sources and set must lie on a file "
+        "system that all nodes mount at the same place"
+    )
