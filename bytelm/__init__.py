@@ -30,21 +30,22 @@ __version__ = "0.1.0"
 
 
 def load(
-    path_or_repo: str | os.PathLike[str], device: str | torch.device | None = None
+    location: str | os.PathLike[str], device: str | torch.device | None = None
 ) -> LanguageModel:
     """Load a model.
 
     Args:
-        path_or_repo: a run's folder, an exported model's folder, or the id of a Hugging Face
-            repository.
+        location: a run's folder, an exported model's folder, the URL of a run or of a checkpoint,
+            or the id of a Hugging Face repository.
         device: where the model computes; None takes the GPU if there is one.
     Raises:
         ValueError: for a model that is missing, damaged or of another format version.
+        OSError: if an object store fails.
     """
     from bytelm.language_model import LanguageModel
     from bytelm.pipelines.checkpoints.load import load_model
 
-    model, dataset_info = load_model(Path(path_or_repo))
+    model, dataset_info = load_model(os.fspath(location))
     return LanguageModel(model if device is None else model.to(device), dataset_info)
 
 

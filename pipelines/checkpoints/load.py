@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import CONFIG_FILE, from_pretrained
+from bytelm.pipelines.checkpoints.remote_model import fetched_model
 from bytelm.pipelines.checkpoints.run_folder import (
     MODEL_FOLDER,
     has_checkpoint,
@@ -17,19 +20,44 @@ from bytelm.pipelines.checkpoints.run_folder import (
     saved_config,
 )
 from bytelm.pipelines.data.dataset_info import DatasetInfo
+from bytelm.pipelines.storage.remote import folder_of, is_remote
 
 
-def load_model(path: Path) -> tuple[Megabyte, DatasetInfo]:
+def load_model(location: str | Path) -> tuple[Megabyte, DatasetInfo]:
     """Load a model in evaluation mode, onto the GPU if there is one, and what it was trained on.
 
     Args:
-        path: a run's folder, an exported model, or a repository of the Hugging Face hub.
+        location: a run's folder, an exported model, the URL of a run or of a checkpoint, or the id
+            of a repository of the Hugging Face hub.
     Raises:
         ValueError: if it is missing, damaged or of another format version.
+        OSError: if an object store fails.
     """
-    model, extra = from_pretrained(model_folder(path))
+    with opened_model(location) as folder:
+        model, extra = from_pretrained(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), DatasetInfo.from_extra(extra)
+
+
+@contextmanager
+def opened_model(location: str | Path) -> Iterator[str]:
+    """Find the folder of the model that a user names, as `load_model` does; see `model_folder`.
+
+    The model of a URL is fetched and checked, and its files stay until the end of the body.
+    """
+    if is_url(location):
+        with fetched_model(str(location)) as folder:
+            yield str(folder)
+    else:
+        yield model_folder(folder_of(str(location)))
+
+
+def is_url(location: str | Path) -> bool:
+    """Return whether a model's location is a URL from which it is fetched.
+
+    Raises ValueError for a URL whose scheme is not allowed.
+    """
+    return isinstance(location, str) and is_remote(location)
 
 
 def model_folder(path: Path) -> str:

@@ -60,14 +60,29 @@ def write_checkpoint_manifest(folder: Path, name: str, files: dict[str, FileEntr
 def checkpoint_files(folder: Path) -> dict[str, FileEntry]:
     """Read the entries of a checkpoint's files, by path relative to its folder.
 
-    Raises ValueError if the manifest is damaged or names a file outside of the folder.
+    Raises ValueError if the manifest is damaged or names a file outside of the folder, and OSError
+    if it cannot be read.
+    """
+    return parse_manifest((folder / CHECKPOINT_MANIFEST).read_bytes(), folder)
+
+
+def parse_manifest(data: bytes, folder: Path) -> dict[str, FileEntry]:
+    """Return the entries in a manifest's bytes, by path relative to the checkpoint's folder.
+
+    Args:
+        folder: the folder, which need not exist; its name is the one that the manifest must have.
+    Raises:
+        FormatError: if the checkpoint has another format version.
+        ValueError: if the manifest is damaged or names a file outside of the folder.
     """
     try:
-        files = _read_manifest(folder)
+        files = _parsed(data, folder)
+    except FormatError:
+        raise
     except (_ManifestDamage, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{CHECKPOINT_MANIFEST} of {folder.name} is damaged: {error}") from error
     for path in files:
-        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+        if ".." in Path(path).parts or Path(path).is_absolute():
             raise ValueError(f"{CHECKPOINT_MANIFEST} of {folder.name} names {path!r}")
     return files
 
@@ -84,7 +99,7 @@ def checkpoint_damage(folder: Path, is_read: Callable[[str], bool]) -> str | Non
         FormatError: if the checkpoint has another format version.
     """
     try:
-        files = _read_manifest(folder)
+        files = _parsed((folder / CHECKPOINT_MANIFEST).read_bytes(), folder)
         present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
         for path in sorted(present ^ {*files, CHECKPOINT_MANIFEST}):
             return f"{path} is {'not in the manifest' if path in present else 'missing'}"
@@ -120,9 +135,8 @@ class _ManifestDamage(Exception):
     """A manifest that is not the one written for this folder."""
 
 
-def _read_manifest(folder: Path) -> dict[str, FileEntry]:
-    """The entries of a folder's manifest, once it has matched its own checksum and the folder."""
-    data = (folder / CHECKPOINT_MANIFEST).read_bytes()
+def _parsed(data: bytes, folder: Path) -> dict[str, FileEntry]:
+    """The entries of a manifest, once it has matched its own checksum and its folder's name."""
     document = json.loads(data)
     version, name, files = document["format"], document["name"], document["files"]
     if data != _manifest_bytes(version, name, files):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bytelm.pipelines.checkpoints.manifest import (
     CHECKPOINT_MANIFEST,
+    FormatError,
     checkpoint_damage,
     checkpoint_files,
 )
@@ -165,11 +166,16 @@ class CheckpointUploads:
 def check_unused(url: str) -> None:
     """Raise ValueError if a URL has checkpoints, which a new run must not mix with its own."""
     with open_destination(url) as store:
-        if steps := _steps(store.list(CHECKPOINTS_FOLDER)):
+        if steps := stored_steps(store):
             raise ValueError(
                 f"{url} has checkpoints, up to step {steps[0]}: continue with --resume, or choose "
                 "another train.checkpoint_url"
             )
+
+
+def stored_steps(store: Destination) -> list[int]:
+    """Return the steps of the checkpoints that a store has a manifest of, newest first."""
+    return _steps(store.list(CHECKPOINTS_FOLDER))
 
 
 def fetch_newest(url: str, run: Path) -> list[str]:
@@ -186,7 +192,7 @@ def fetch_newest(url: str, run: Path) -> list[str]:
     )
     lines = []
     with open_destination(url) as store:
-        for step in _steps(store.list(CHECKPOINTS_FOLDER)):
+        for step in stored_steps(store):
             if step <= local:
                 break
             damage = _fetch(store, run, checkpoint_name(step))
@@ -209,6 +215,8 @@ def _fetch(store: Destination, run: Path, name: str) -> str | None:
         (fetched / CHECKPOINT_MANIFEST).write_bytes(store.read(path, MAX_MANIFEST_BYTES))
         try:
             paths = checkpoint_files(fetched)
+        except FormatError:
+            raise
         except ValueError as error:
             return str(error)
         for path in paths:

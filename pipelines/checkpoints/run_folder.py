@@ -55,10 +55,15 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of_name(name: str) -> int | None:
+    """Return the step of the checkpoint that a folder's name belongs to; None if to none."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def checkpoint_step(model: Path) -> int | None:
     """Return the step of the checkpoint that a model's folder belongs to; None if to none."""
-    match = _CHECKPOINT_NAME.fullmatch(model.parent.name)
-    return int(match[1]) if match and model.name == MODEL_FOLDER else None
+    return step_of_name(model.parent.name) if model.name == MODEL_FOLDER else None
 
 
 def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:
@@ -66,8 +71,8 @@ def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:
     parent = run / CHECKPOINTS_FOLDER
     if not parent.is_dir():
         return []
-    matches = ((_CHECKPOINT_NAME.fullmatch(path.name), path) for path in parent.iterdir())
-    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+    steps = ((step_of_name(path.name), path) for path in parent.iterdir())
+    return sorted(((step, path) for step, path in steps if step is not None), reverse=True)
 
 
 def steps_to_remove(steps: Iterable[int], keep_last: int, keep_every: int) -> list[int]:

@@ -95,9 +95,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the positional argument MODEL."""
     parser.add_argument(
         "model",
-        type=Path,
         metavar="MODEL",
-        help="a run's folder, an exported model's folder, or a Hugging Face repository",
+        help="a run's folder, an exported model's folder, the URL of a run or a checkpoint (s3, "
+        "gs, az, hf), or a Hugging Face repository",
     )
 
 

@@ -96,12 +96,17 @@ def _print(evaluation: Evaluation, as_json: bool) -> None:
 
 
 def _keep(options: argparse.Namespace, evaluation: Evaluation) -> None:
-    """Keep the evaluation in the folder of its run; a folder that cannot be written is no error."""
-    from bytelm.pipelines.evaluation.records import keep_evaluation
+    """Keep the evaluation in the folder of its run; a folder that cannot be written is no error.
 
-    if evaluation.about["step"] is None:
+    The evaluation of a model at a URL is printed only.
+    """
+    from bytelm.pipelines.checkpoints.load import is_url
+    from bytelm.pipelines.evaluation.records import keep_evaluation
+    from bytelm.pipelines.storage.remote import folder_of
+
+    if evaluation.about["step"] is None or is_url(options.model):
         return
     try:
-        keep_evaluation(options.model, evaluation)
+        keep_evaluation(folder_of(options.model), evaluation)
     except OSError as error:
         print(f"bytelm evaluate: the evaluation is not kept: {error}", file=sys.stderr)

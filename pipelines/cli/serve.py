@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bytelm.pipelines.cli.arguments import Number, WholeNumber, add_model
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             f"or by --password, or leave out --host"
         )
     model, dataset_info = load_model(options.model)
-    name = "/".join(options.model.resolve().parts[-2:])
+    name = "/".join(Path(options.model).resolve().parts[-2:])
     loaded = LoadedModel(model, dataset_info, name)
     serve(loaded, address, password, options.seconds, lambda: _announce(address))
     return 0

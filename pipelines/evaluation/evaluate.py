@@ -20,7 +20,7 @@ import torch
 from bytelm.modalities import BY_CODE, MODALITIES
 from bytelm.modalities.base import Bytes, Sample
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.checkpoints.load import load_model, model_folder
+from bytelm.pipelines.checkpoints.load import load_model, opened_model
 from bytelm.pipelines.checkpoints.run_folder import checkpoint_step
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
@@ -58,7 +58,7 @@ ONE_RANK = Ranks()
 
 
 def evaluate(
-    model_path: Path,
+    model_location: str | Path,
     set_paths: Sequence[str],
     split: str,
     batch: int,
@@ -73,6 +73,7 @@ def evaluate(
     number of ranks and threads.
 
     Args:
+        model_location: as `load_model` takes it.
         batch: rows that a thread of the model computes at once.
         scoring: one of `SCORINGS`; `plain` scores the pieces that training reads.
         limit: documents to score, a sample (`selection.py`); None scores all.
@@ -81,7 +82,7 @@ def evaluate(
             a scoring that the model does not support.
         DamageError: for stored bytes that are damaged.
     """
-    task = ranks.together(lambda: _open(model_path, set_paths, split, scoring, limit))
+    task = ranks.together(lambda: _open(model_location, set_paths, split, scoring, limit))
     most_threads = batches_in_memory(task.model.config, batch)
     nats_of = nats_of_model(task.model, precision)
     scorer = Scorer(task.plan, nats_of, batch, most_threads, scoring, ranks)
@@ -111,7 +112,7 @@ def evaluate(
 class _Task:
     """Which documents are scored by which model."""
 
-    model_path: Path
+    model_location: str | Path
     model: Megabyte
     info: DatasetInfo
     step: int | None
@@ -129,18 +130,23 @@ class _Task:
 
 
 def _open(
-    model_path: Path, set_paths: Sequence[str], split: str, scoring: str, limit: int | None
+    model_location: str | Path,
+    set_paths: Sequence[str],
+    split: str,
+    scoring: str,
+    limit: int | None,
 ) -> _Task:
     sets = [open_set(path) for path in set_paths]
     _check_distinct(sets)
-    folder = Path(model_folder(model_path))
-    model, info = load_model(folder)
+    with opened_model(model_location) as name:
+        folder = Path(name)
+        model, info = load_model(folder)
     check_scoring(scoring, model.config.patch)
     chosen = sets if limit is None else choose_documents(sets, split, limit)
     # One shard after the other: the order of the rows does not matter, and few shards stay open.
     config = PlanConfig(model.config.context, model.config.patch, info.views, shuffle_window=1)
     return _Task(
-        model_path=model_path,
+        model_location=model_location,
         model=model,
         info=info,
         step=checkpoint_step(folder),
@@ -166,7 +172,7 @@ def _check_distinct(sets: Sequence[ShardSet]) -> None:
 def _about(task: _Task, scorer: Scorer, precision: str, documents: int) -> dict[str, Any]:
     """Facts about an evaluation: its model, sets and settings; `documents` were scored."""
     return {
-        "model": str(task.model_path),
+        "model": str(task.model_location),
         "step": task.step,
         "parameters": task.parameters,
         "split": task.split,

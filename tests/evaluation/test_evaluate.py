@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from helpers.commands import TINY_MODEL, bytelm
 from helpers.evaluations import made_up_evaluation
+from helpers.run_folders import add_checkpoint
 from rich.console import Console
 from torch import Tensor
 
@@ -19,10 +19,8 @@ from bytelm.modalities import MODALITIES, framing
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.load import load_model
-from bytelm.pipelines.checkpoints.manifest import file_entry, write_checkpoint_manifest
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
-from bytelm.pipelines.checkpoints.run_folder import checkpoint_name, checkpoint_step
-from bytelm.pipelines.checkpoints.train_state import TrainState, write_state
+from bytelm.pipelines.checkpoints.run_folder import checkpoint_step
 from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
@@ -223,24 +221,11 @@ def test_a_document_on_which_the_model_diverged_has_no_bits_and_is_named(
     assert "no figure for image: the model diverged on 4 of its 4 documents" in shown.get()
 
 
-def make_run(folder: Path, model_folder: Path, step: int) -> Path:
-    """A run's folder with one checkpoint, of this model."""
-    name = checkpoint_name(step)
-    checkpoint = folder / "checkpoints" / name
-    shutil.copytree(model_folder, checkpoint / "model")
-    state = TrainState(step=step, epoch=0, row=0, plan={}, ranks=1, zero_stage=0)
-    write_state(checkpoint, state)
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
-    entries = {path.relative_to(checkpoint).as_posix(): file_entry(path) for path in files}
-    write_checkpoint_manifest(checkpoint, name, entries)
-    (folder / "checkpoints" / "latest").write_text(name)
-    return folder
-
-
 def test_the_command_keeps_the_evaluation_of_a_run(
     mixed_set: ShardSet, model_folder: Path, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", model_folder, step=7)
+    run = tmp_path / "run"
+    add_checkpoint(run, model_folder, step=7)
     arguments = ("evaluate", run, "--data", mixed_set.location, "--limit", "2")
     shown = json.loads(bytelm(*arguments, "--json").stdout)
     (path,) = (run / "evaluations").iterdir()

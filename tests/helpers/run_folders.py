@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bytelm.pipelines.checkpoints.manifest import file_entry, write_checkpoint_manifest
+from bytelm.pipelines.checkpoints.run_folder import checkpoint_name
+from bytelm.pipelines.checkpoints.train_state import TrainState, write_state
 from bytelm.pipelines.config import config_from_dict
 from bytelm.pipelines.evaluation.records import Evaluation, keep_evaluation
 from helpers.commands import TINY_MODEL
@@ -32,6 +36,20 @@ def write_run(folder: Path, steps: int = 40, sets: Sequence[str] = ("gone",), **
                 record = {"kind": "eval", "step": step, "text": bits, "total": bits}
                 file.write(json.dumps(record) + "\n")
     return folder
+
+
+def add_checkpoint(run: Path, model: Path, step: int) -> Path:
+    """Add a checkpoint of an exported model to a run's folder, and name it in `latest`."""
+    name = checkpoint_name(step)
+    checkpoint = run / "checkpoints" / name
+    shutil.copytree(model, checkpoint / "model")
+    state = TrainState(step=step, epoch=0, row=0, plan={}, ranks=1, zero_stage=0)
+    write_state(checkpoint, state)
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    entries = {path.relative_to(checkpoint).as_posix(): file_entry(path) for path in files}
+    write_checkpoint_manifest(checkpoint, name, entries)
+    (run / "checkpoints" / "latest").write_text(name)
+    return checkpoint
 
 
 def add_records(folder: Path, *records: Mapping[str, Any]) -> None:
