@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,9 +42,8 @@ class TaskDiedError(Exception):
 class RayCluster:
     """A cluster that this process is connected to; `ray_cluster` makes one."""
 
-    def __init__(self, ray: Any, stop: StopRequest):
+    def __init__(self, ray: Any):
         self._ray = ray
-        self._stop = stop
         self._task = ray.remote(num_cpus=1, max_retries=0)(_portable_task())
 
     def nodes(self) -> dict[str, int]:
@@ -77,12 +75,7 @@ class RayCluster:
         return task.remote(version("bytelm"), call)
 
     def wait(self, tasks: Sequence[Any], seconds: float) -> list[Any]:
-        """The tasks of a list that have ended; waits up to `seconds` for the first one.
-
-        Raises KeyboardInterrupt where a request to stop was raised within Ray, and dropped there.
-        """
-        if self._stop.error:
-            raise self._stop.error
+        """The tasks of a list that have ended; waits up to `seconds` for the first one."""
         ended, _ = self._ray.wait(list(tasks), num_returns=1, timeout=seconds)
         more, _ = self._ray.wait(list(tasks), num_returns=len(tasks), timeout=0)
         return list(more or ended)
@@ -111,12 +104,6 @@ class RayCluster:
                 self._ray.cancel(task, force=True)
 
 
-class StopRequest:
-    """A request to stop that was received."""
-
-    error: KeyboardInterrupt | None = None
-
-
 @contextmanager
 def ray_cluster(address: str, cpus: int) -> Iterator[RayCluster]:
     """Connect to a cluster, or start one on this machine; its end is that of the context.
@@ -143,7 +130,7 @@ def ray_cluster(address: str, cpus: int) -> Iterator[RayCluster]:
         stack.callback(ray.shutdown)
         with _signals_kept():
             _connect(ray, settings)
-        yield RayCluster(ray, stack.enter_context(_stop_noted()))
+        yield RayCluster(ray)
 
 
 def _local_settings(cpus: int) -> dict[str, Any]:
@@ -211,33 +198,6 @@ def _signals_kept() -> Iterator[None]:
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
-
-
-@contextmanager
-def _stop_noted() -> Iterator[StopRequest]:
-    """Note what the handlers of SIGINT and SIGTERM raise. Python calls them between any two lines,
-    also in finalizers and callbacks of Ray's, which drop exceptions."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    installed = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {int(number): handler for number, handler in installed.items() if callable(handler)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        try:
-            handlers[number](number, frame)
-        except KeyboardInterrupt as error:
-            request.error = error
-            raise
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield request
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _portable_task() -> Callable[[str, bytes], Any]:

@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from helpers.commands import bytelm, environment
+from helpers.processes import hear_interrupts
 from helpers.source_files import hashes, png, sound, txt
 
 pytestmark = pytest.mark.long
@@ -85,7 +86,14 @@ def start(source: Sequence[Path], out: Path, address: str) -> subprocess.Popen[s
     """Start a prepare whose items are small."""
     command = [sys.executable, "-c", SMALL_ITEMS, *arguments(source, out, "--on", address)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment())
+    return subprocess.Popen(
+        command,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=environment(),
+        preexec_fn=hear_interrupts,
+    )
 
 
 def wait_for_items(out: Path, count: int, is_over: Callable[[], bool]) -> None:
