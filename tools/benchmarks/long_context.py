@@ -5,7 +5,7 @@
 Prints a JSON line a figure: `name`, `value`, `unit`, `reference` and `ratio` (value / reference).
 Two threads, bf16 autocast, one row that is one document; global stage 512 x 4, local stage 128 x 2,
 P = 32, 64 and 128. A step is forward, backward, clipping and AdamW; every model runs in a process
-of its own. Needs `pip install 'bytelm[bench]'`; takes about five minutes on two cores.
+of its own. Needs `pip install 'bytelm[bench]'`; takes about eight minutes on two cores.
 
     long/N/peak-memory           GB: peak resident memory of the whole process at N bytes;
                                  reference: the aim, 3 GB
@@ -53,6 +53,7 @@ SHAPES = {
 ATTENTION_PATCHES = (32, 48, 64, 80, 96)
 """P of the rows, of P^3 bytes each, on which attention is timed."""
 REPEATS = 5
+STEPS = 3
 PEER = "megabyte-pytorch"
 MEMORY_AIM = 3.0
 """GB."""
@@ -70,7 +71,7 @@ class Step:
 
 
 def measure_step(name: str, length: int, memory_limit: int | None = None) -> Step:
-    """Two steps of a model, the second timed; to run in a fresh process.
+    """Median of `STEPS` steps of a model, after one that warms up; to run in a fresh process.
 
     Args:
         memory_limit: bytes of data that the process may allocate; None for no limit.
@@ -81,7 +82,7 @@ def measure_step(name: str, length: int, memory_limit: int | None = None) -> Ste
     ids = torch.randint(256, (1, length))
     model = build(name, SHAPES[length], checkpointing=True)
     model.step(ids)
-    seconds = seconds_of(lambda: model.step(ids))
+    seconds = median(seconds_of(lambda: model.step(ids)) for _ in range(STEPS))
     return Step(seconds, peak_resident(), matrix_peak())
 
 
