@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--part",
-        type=_part,
+        type=part_of_set,
         metavar="I/N",
         help="decode share I of N only, from 0, in a job of its own; then run bytelm merge SET",
     )
@@ -154,7 +154,7 @@ def _run_part(options: argparse.Namespace, values: PrepareOptions) -> int:
     return 0
 
 
-def _part(text: str) -> tuple[int, int]:
+def part_of_set(text: str) -> tuple[int, int]:
     """The number of a part and how many there are, of `I/N`."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if match is None or int(match[1]) >= int(match[2]):

@@ -18,6 +18,11 @@ from bytelm.pipelines.storage.cache import CacheConfig
 from bytelm.pipelines.storage.remote import RemoteStore, find_objects
 
 
+def downloads_folder(out: Path) -> Path:
+    """The folder of sources at URLs, beside the set in `out`, until it is complete."""
+    return out.with_name(f"{out.name}.sources")
+
+
 def download_sources(sources: Sequence[str | Path], folder: Path) -> list[Source]:
     """The sources on this machine. Tars and tables at URLs are downloaded to `folder`.
 

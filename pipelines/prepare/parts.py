@@ -1,63 +1,40 @@
-"""`bytelm prepare --part i/n` and `bytelm merge`: a set made by an array of jobs.
+"""`bytelm prepare --part i/n`: one share of the decoding of a set that is made by an array of jobs.
 
 The parts run at any time, in any order, on any machines that see one filesystem. Each lists the
-sources itself and decodes every n-th work item to a piece file. `merge` writes the shards, whose
-bytes are those of `prepare` in one process, and removes the piece files as it goes.
+sources itself and decodes every n-th work item to a piece file. `merge.py` makes the set of them.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bytelm.pipelines.prepare.assembly import (
-    ItemCounts,
-    ShardPlanner,
-    ShardRecipe,
-    write_shard,
-)
 from bytelm.pipelines.prepare.decode_pool import DecodePool
-from bytelm.pipelines.prepare.documents import SkippedFile
-from bytelm.pipelines.prepare.download import download_sources
-from bytelm.pipelines.prepare.losses import Losses, check_losses, count_losses
+from bytelm.pipelines.prepare.download import download_sources, downloads_folder
 from bytelm.pipelines.prepare.piece_files import (
     decode_items,
-    members_path,
-    read_summary,
     summary_path,
 )
 from bytelm.pipelines.prepare.prepare import (
-    Prepared,
-    PrepareInput,
     PrepareOptions,
     check_input,
     complete_set,
-    finish_report,
     list_input,
 )
-from bytelm.pipelines.prepare.report import write_skipped
 from bytelm.pipelines.prepare.set_folder import (
     PARTS_FOLDER,
     held_folder,
-    is_whole,
     open_parts_folder,
 )
-from bytelm.pipelines.prepare.staged_input import StagedInput, load_staged_input, stage_input
+from bytelm.pipelines.prepare.staged_input import StagedInput, stage_input
 from bytelm.pipelines.prepare.work_items import WorkItem, items_of_part
 from bytelm.pipelines.runtime.progress import Progress
-from bytelm.pipelines.shards.format import SET_MANIFEST, Shard
-from bytelm.pipelines.shards.reader import ShardSet
-from bytelm.pipelines.shards.writer import write_set_manifest
-from bytelm.pipelines.storage.files import write_atomic
+from bytelm.pipelines.shards.format import SET_MANIFEST
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-MERGED = "merged.json"
 
 
 @dataclass(frozen=True)
@@ -95,7 +72,7 @@ def prepare_part(
     """
     if not 0 <= part < parts:
         raise ValueError(f"part {part}/{parts} is none: the parts are 0 to {parts - 1}")
-    found_sources = download_sources(sources, _downloads(out))
+    found_sources = download_sources(sources, downloads_folder(out))
     listed = list_input(found_sources, out, options)
     if (out / SET_MANIFEST).exists():
         complete_set(out, listed)
@@ -110,68 +87,6 @@ def prepare_part(
         if missing:
             _decode_items(missing, items, staged, options, folder, console)
     return PreparedPart(len(items), sum(item.size for item in items), made=bool(missing))
-
-
-def merge_parts(out: Path, console: Console | None = None) -> Prepared:
-    """Make the set of all its parts. An interrupted call is resumed.
-
-    Args:
-        out: the set's folder.
-        console: shows the progress; None shows nothing.
-    Raises:
-        ValueError: where a part is missing, too much of the sources is lost, or another merge
-            runs.
-        DamageError: where `out` holds a complete set whose manifest is damaged.
-        OSError: where a piece file is gone, or the disk does not take the set.
-    """
-    if not (out / PARTS_FOLDER).is_dir() and not (out / SET_MANIFEST).exists():
-        raise ValueError(f"{out} holds no parts: run bytelm prepare --part first")
-    with held_folder(out, f"merge of {out}"):
-        made = not (out / SET_MANIFEST).exists()
-        if made:
-            _merge(out, console)
-        shutil.rmtree(out / PARTS_FOLDER, ignore_errors=True)
-    shutil.rmtree(_downloads(out), ignore_errors=True)
-    shard_set = ShardSet(out)
-    return Prepared(shard_set.root, shard_set.report, made)
-
-
-def check_parts(staged: StagedInput, out: Path) -> None:
-    """Raise ValueError where work items are not decoded; it names their parts."""
-    folder = out / PARTS_FOLDER
-    causes = []
-    for part in range(staged.parts):
-        items = items_of_part(staged.items, part, staged.parts)
-        done = sum(summary_path(folder, item.number).exists() for item in items)
-        name = f"part {part}/{staged.parts}"
-        if items and not done:
-            causes.append(f"{name} has not run")
-        elif done < len(items):
-            causes.append(f"{name} has decoded {done} of its {len(items)} work items")
-    if causes:
-        more = f", and {len(causes) - 5} more are missing" if len(causes) > 5 else ""
-        raise ValueError(f"{', '.join(causes[:5])}{more}: run them, then bytelm merge {out}")
-
-
-def finish_set(
-    listed: PrepareInput,
-    max_bad_share: float,
-    counts: ItemCounts,
-    shards: Sequence[Shard],
-    out: Path,
-) -> dict[str, Any]:
-    """Write the list of skipped files and the manifest of a set whose shards are written.
-
-    Returns:
-        the manifest's report.
-    Raises:
-        ValueError: where too much is lost, or there is no document.
-    """
-    skipped = sorted(listed.found.skipped + counts.skipped)
-    report = finish_report(listed, shards, skipped, counts.tally, counts.rows, max_bad_share)
-    write_skipped(out, skipped)
-    write_set_manifest(out, shards, report)
-    return report
 
 
 def _decode_items(
@@ -196,72 +111,3 @@ def _decode_items(
             missing, own_documents, own_units, options.shares, pool, folder
         ):
             progress.add(item.size, size)
-
-
-def _merge(out: Path, console: Console | None) -> None:
-    """Write shards and manifest, and remove members that no later shard needs."""
-    folder = out / PARTS_FOLDER
-    staged = load_staged_input(out)
-    check_parts(staged, out)
-    counts, planner = ItemCounts(staged.listed.units), ShardPlanner(staged.shard_bytes)
-    recipes: list[ShardRecipe] = []
-    for item in staged.items:
-        summary = read_summary(folder, item.number)
-        counts.add(summary)
-        recipes += planner.add(item.number, summary)
-    recipes += planner.finish()
-    check_losses(*_losses(staged, counts), staged.max_bad_share)  # before the shards are written
-    shards = _merged_shards(out)
-    last_uses = _last_uses(recipes)
-    total = sum(recipe.size for recipe in recipes)
-    done = sum(recipe.size for recipe in recipes[: len(shards)])
-    with Progress(console, total, done=done) as progress:
-        for number, recipe in enumerate(recipes):
-            if number == len(shards):
-                shards.append(write_shard(recipe, folder, out))
-                _save_merged(out, shards)
-                progress.add(recipe.size)
-            for unneeded in last_uses.get(number, ()):
-                members_path(folder, unneeded).unlink(missing_ok=True)
-    finish_set(staged.listed, staged.max_bad_share, counts, shards, out)
-
-
-def _losses(staged: StagedInput, counts: ItemCounts) -> tuple[Losses, list[SkippedFile]]:
-    """Losses of the sources, and everything that was skipped, sorted."""
-    found = staged.listed.found
-    skipped = sorted(found.skipped + counts.skipped)
-    return count_losses(replace(found, files=found.files + counts.rows), skipped), skipped
-
-
-def _last_uses(recipes: Sequence[ShardRecipe]) -> dict[int, list[int]]:
-    """For the number of a shard among all, the items that no later shard needs."""
-    last = {item: n for n, recipe in enumerate(recipes) for item in recipe.items}
-    items: dict[int, list[int]] = {}
-    for item, number in last.items():
-        items.setdefault(number, []).append(item)
-    return items
-
-
-def _merged_shards(out: Path) -> list[Shard]:
-    """The shards that an interrupted merge has written, which must be whole."""
-    path = out / PARTS_FOLDER / MERGED
-    if not path.exists():
-        return []
-    shards = [Shard(**values) for values in json.loads(path.read_bytes())]
-    for shard in shards:
-        if not is_whole(out, shard):
-            raise ValueError(
-                f"{out / shard.name} was changed since it was merged: delete {out} and run the "
-                "parts again"
-            )
-    return shards
-
-
-def _save_merged(out: Path, shards: Sequence[Shard]) -> None:
-    data = json.dumps([asdict(shard) for shard in shards]).encode()
-    write_atomic(out / PARTS_FOLDER / MERGED, data)
-
-
-def _downloads(out: Path) -> Path:
-    """The folder of sources at URLs, beside the set."""
-    return out.with_name(f"{out.name}.sources")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from bytelm.pipelines.prepare.assembly import ItemCounts, ShardPlanner, ShardRecipe
 from bytelm.pipelines.prepare.download import download_sources
-from bytelm.pipelines.prepare.parts import finish_set
+from bytelm.pipelines.prepare.merge import finish_set
 from bytelm.pipelines.prepare.piece_files import members_path, read_summary, summary_path
 from bytelm.pipelines.prepare.prepare import (
     Prepared,

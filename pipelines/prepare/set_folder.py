@@ -29,7 +29,7 @@ SKIPPED_LIST = "skipped.jsonl"
 
 _OWN_FILE = re.compile(
     rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(SET_MANIFEST)}|"
-    rf"manifest-[0-9a-f]{{16}}\.npy|"
+    rf"manifest-[0-9a-f]{{16}}\.npy|counts-[0-9a-f]{{16}}-[0-9a-f]{{16}}\.npy|"
     rf"{re.escape(PREPARE_STATE)}|{re.escape(SKIPPED_LIST)})((\.\d+)?\.tmp)?"
 )
 
@@ -112,18 +112,20 @@ def locked_folder(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held_folder(path: Path, name: str) -> Iterator[None]:
+def held_folder(path: Path, name: str, *, is_shared: bool = False) -> Iterator[None]:
     """Hold a folder, or a file that is created where it is missing, against other processes.
 
     Args:
         path: what is held.
         name: describes the work, for the ValueError where another process does it.
+        is_shared: others may hold it too, but nobody alone.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"another {name} is running: wait for it to end") from error
         yield

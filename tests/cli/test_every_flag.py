@@ -109,6 +109,7 @@ def arguments(command: str, places: dict[str, str]) -> list[str]:
         "generate": [places["model"], "--modality", "text", "--out", "out"],
         "compress": [places["model"], places["file"], "--out", "out"],
         "decompress": [places["model"], places["none"], "--out", "out"],
+        "merge": [places["none"]],
         "serve": [places["none"]],  # a page that opens would stay
         "export": [places["none"], "--out", "out"],
         "push": [places["none"], "user/name"],

@@ -13,9 +13,10 @@ import pytest
 from helpers.source_files import hashes, small_source, txt
 
 from bytelm.modalities.base import DecodeOptions
-from bytelm.pipelines.prepare import parts, piece_files, work_items
+from bytelm.pipelines.prepare import merge, piece_files, work_items
 from bytelm.pipelines.prepare.assembly import ShardRecipe, write_shard
-from bytelm.pipelines.prepare.parts import merge_parts, prepare_part
+from bytelm.pipelines.prepare.merge import merge_parts
+from bytelm.pipelines.prepare.parts import prepare_part
 from bytelm.pipelines.prepare.piece_files import summary_path
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
 from bytelm.pipelines.prepare.set_folder import PARTS_FOLDER, held_folder
@@ -138,7 +139,7 @@ def test_an_interrupted_merge_goes_on_without_the_members_that_it_removed(
 
     before = len(list((out / PARTS_FOLDER).glob("*.members")))
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "write_shard", stop_after_four)
+        patch.setattr(merge, "write_shard", stop_after_four)
         with pytest.raises(OSError, match="disk is full"):
             merge_parts(out)
     assert len(list((out / PARTS_FOLDER).glob("*.members"))) < before

@@ -21,7 +21,8 @@ from PIL import Image
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, Sample
-from bytelm.pipelines.prepare.parts import merge_parts, prepare_part
+from bytelm.pipelines.prepare.merge import merge_parts
+from bytelm.pipelines.prepare.parts import prepare_part
 from bytelm.pipelines.prepare.piece_files import read_summary
 from bytelm.pipelines.prepare.prepare import PrepareInput, PrepareOptions, list_input
 from bytelm.pipelines.prepare.scan import local_source
