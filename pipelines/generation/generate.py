@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from bytelm.pipelines.generation.batching import batch_by_memory
 from bytelm.pipelines.generation.payload_rows import PayloadRows, can_share_rows
 from bytelm.pipelines.generation.request import Request
 from bytelm.pipelines.generation.written_files import WrittenFiles
+from bytelm.pipelines.runtime.compute_threads import single_threaded
 from bytelm.pipelines.runtime.device import autocast
 from bytelm.pipelines.runtime.progress import Progress, stderr_console
 from bytelm.pipelines.runtime.ranks import Ranks
@@ -297,7 +299,8 @@ def _draw_payloads(
             if not rows.grows(piece.stop):
                 break
             prompts = torch.from_numpy(rows.prompts(piece)).to(device)
-            drawer.begin(prompts, MODALITIES[request.modality].code)
+            with _prompt_threads(device):
+                drawer.begin(prompts, MODALITIES[request.modality].code)
             while rows.grows(piece.stop):
                 count = min(drawer.ids_at_once, piece.stop - rows.position)
                 drawn, of_first = rows.append(drawer.draw(count))
@@ -306,6 +309,14 @@ def _draw_payloads(
                 if show and of_first:
                     show(of_first)
     return rows.payloads()
+
+
+def _prompt_threads(device: torch.device) -> AbstractContextManager[object]:
+    """Let prompts be computed by one thread on a CPU, where more would group sums otherwise.
+
+    The steps behind a prompt give the same bits with any number of threads.
+    """
+    return single_threaded() if device.type == "cpu" else nullcontext()
 
 
 def _guide_tables(request: Request) -> GuideTables:
@@ -329,7 +340,8 @@ def _draw_headers(
     codes = torch.full((len(seeds),), modality.code, device=device)
     ids = torch.full((len(seeds),), modality.som, device=device)  # [B]
     empty_prompt = torch.zeros(0, dtype=torch.int64, device=device)
-    decoder.prefill([empty_prompt] * len(seeds), torch.zeros_like(codes))
+    with _prompt_threads(device):
+        decoder.prefill([empty_prompt] * len(seeds), torch.zeros_like(codes))
     noise = Noise([seed + HEADER_SEED for seed in seeds], device)
     # [B, choices], whether a choice begins with the bytes that were drawn.
     is_possible = np.ones((len(seeds), len(choices)), np.bool_)

@@ -36,7 +36,7 @@ def map_in_threads(
             yield item, function(item)
         return
     with (
-        _single_threaded() as usual,
+        single_threaded() as usual,
         ThreadPoolExecutor(
             threads := min(usual, most), initializer=torch.set_num_threads, initargs=(1,)
         ) as pool,
@@ -55,8 +55,8 @@ def map_in_threads(
 
 
 @contextmanager
-def _single_threaded() -> Iterator[int]:
-    """Let torch compute each product in one thread; gives the number of threads of before."""
+def single_threaded() -> Iterator[int]:
+    """Let torch compute each product of the body in one thread; gives the number of before."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

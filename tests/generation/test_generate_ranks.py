@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import TINY_MODEL, bytelm
+from torch import Tensor
 
 from bytelm.model.config import ModelConfig
+from bytelm.model.decoding.row_sampler import RowSampler
 from bytelm.model.decoding.sampling import Sampling
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
-from bytelm.pipelines.generation.generate import generate_files
+from bytelm.pipelines.generation.generate import generate_files, generate_payloads
 from bytelm.pipelines.generation.request import text_request
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
@@ -62,3 +64,29 @@ def test_files_of_a_call_that_ended_are_kept(tmp_path: Path) -> None:
     (marks / "0").write_text(whole[0].name)
     generate_files(*settings, out, identity="b")  # another model: the mark means nothing
     assert contents(out) == expected
+
+
+def test_the_bits_behind_a_prompt_do_not_depend_on_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Products of these sizes are grouped otherwise by two threads than by one, in MKL at least."""
+    torch.manual_seed(4)
+    stages = [{"width": width, "layers": 1, "heads": 2} for width in (128, 64)]
+    model = Megabyte(ModelConfig.from_dict({**TINY_MODEL, "stages": stages})).eval()
+    requests = [text_request("a" * size, size + 2, "utf8") for size in range(10, 100, 10)]
+    draw, seen = RowSampler.draw, []
+
+    def drawn(sampler: RowSampler, logits: Tensor) -> Tensor:
+        seen.append(logits.clone())
+        return draw(sampler, logits)
+
+    monkeypatch.setattr(RowSampler, "draw", drawn)
+    usual, runs = torch.get_num_threads(), []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        for request in requests:
+            generate_payloads(model, request, [0], Sampling(), "fp32")
+        runs.append(torch.cat(seen))
+        seen.clear()
+    torch.set_num_threads(usual)
+    assert all(torch.equal(run, runs[0]) for run in runs)
