@@ -30,14 +30,16 @@ from bytelm.pipelines.prepare.prepare import (
     complete_set,
     list_input,
 )
+from bytelm.pipelines.prepare.prepare_state import PrepareState
 from bytelm.pipelines.prepare.ray_cluster import RayCluster, ray_cluster
 from bytelm.pipelines.prepare.ray_nodes import decode_on_node, start_decoding, write_on_node
 from bytelm.pipelines.prepare.ray_tasks import Job, RayTasks
 from bytelm.pipelines.prepare.set_folder import (
-    PREPARE_STATE,
-    PrepareState,
     clear_folder,
+    load_state,
     locked_folder,
+    remove_state,
+    save_state,
 )
 from bytelm.pipelines.prepare.work_items import WorkItem, work_items
 from bytelm.pipelines.runtime.progress import Progress
@@ -130,7 +132,7 @@ class _RayPreparation:
             shutil.rmtree(self._folder)
         max_bad_share = self._options.max_bad_share
         report = finish_set(self._listed, max_bad_share, self._counts, shards, self._out)
-        (self._out / PREPARE_STATE).unlink()
+        remove_state(self._out)
         shutil.rmtree(self._folder)
         return Prepared(ShardSet(self._out).root, report, made=True)
 
@@ -138,14 +140,14 @@ class _RayPreparation:
         """The shards of an interrupted run of the same input, whose pieces are kept, or none."""
         # Not the fingerprint of `prepare`, which would go on after these shards in its own way.
         fingerprint = hashlib.sha256(f"ray {self._listed.fingerprint}".encode()).hexdigest()
-        state = PrepareState.load(self._out, fingerprint)
+        state = load_state(self._out, fingerprint)
         input_file = self._folder / INPUT_FILE
         is_same = input_file.exists() and input_file.read_text() == fingerprint
         if not is_same:
             state = PrepareState(fingerprint)
             shutil.rmtree(self._folder, ignore_errors=True)
         clear_folder(self._out, keep=state.shards)
-        state.save(self._out)
+        save_state(self._out, state)
         self._folder.mkdir(exist_ok=True)
         write_atomic(input_file, fingerprint.encode())
         return state
@@ -214,7 +216,7 @@ class _RayPreparation:
         """Save that a shard is written, and remove members that no other one needs."""
         self._shards[shard.name] = shard
         self._state.shards.append(shard)
-        self._state.save(self._out)
+        save_state(self._out, self._state)
         items = self._recipes.pop(shard.name).items
         self._users.subtract(items)
         for item in items - self._planner.open_items:

@@ -1,27 +1,19 @@
-"""The folder of a set while `prepare` makes it: held by one process, and resumed after a stop.
-
-SET/.prepare.json    the state, saved with each finished shard; removed when the set is complete
-"""
+"""The folder of a set while `prepare` makes it: held by one process, and resumed after a stop."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bytelm.pipelines.prepare.documents import SkippedFile
-from bytelm.pipelines.prepare.table_progress import TableProgress
-from bytelm.pipelines.prepare.tally import Tally
+from bytelm.pipelines.prepare.prepare_state import PREPARE_STATE, STATE_NAME, PrepareState
 from bytelm.pipelines.shards.format import SET_MANIFEST, SPLITS, Shard
 from bytelm.pipelines.storage.files import write_atomic
 
-PREPARE_STATE = ".prepare.json"
 PARTS_FOLDER = ".parts"
 """Holds what the parts of a set have decoded, until they are merged."""
 SKIPPED_LIST = "skipped.jsonl"
@@ -30,59 +22,8 @@ SKIPPED_LIST = "skipped.jsonl"
 _OWN_FILE = re.compile(
     rf"(({'|'.join(SPLITS)})-\d{{6}}\.(tar|npy)|{re.escape(SET_MANIFEST)}|"
     rf"manifest-[0-9a-f]{{16}}\.npy|counts-[0-9a-f]{{16}}-[0-9a-f]{{16}}\.npy|"
-    rf"{re.escape(PREPARE_STATE)}|{re.escape(SKIPPED_LIST)})((\.\d+)?\.tmp)?"
+    rf"{STATE_NAME.pattern}|{re.escape(SKIPPED_LIST)})((\.\d+)?\.tmp)?"
 )
-
-
-@dataclass
-class PrepareState:
-    """Progress of `prepare`: the content of the state file, whose keys are these field names."""
-
-    fingerprint: str
-    """Identifies the input."""
-    done: int = 0
-    """Documents that lie in `shards`, or gave nothing."""
-    shards: list[Shard] = field(default_factory=list)
-    skipped: list[SkippedFile] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
-    """Counts over the documents in `shards`."""
-    tables: TableProgress = field(default_factory=TableProgress)
-
-    def save(self, out: Path) -> None:
-        """Write the state file of the set in `out`."""
-        write_atomic(out / PREPARE_STATE, self.to_json())
-
-    def to_json(self) -> bytes:
-        """The content of the state file."""
-        return json.dumps(asdict(self)).encode("utf-8", "surrogatepass")
-
-    @classmethod
-    def from_json(cls, data: bytes, fingerprint: str) -> PrepareState:
-        """The state in a state file of the same input, or that of a fresh start."""
-        try:
-            values = json.loads(data)
-            state = cls(
-                fingerprint=values["fingerprint"],
-                done=values["done"],
-                shards=[Shard(**s) for s in values["shards"]],
-                skipped=[SkippedFile(**s) for s in values["skipped"]],
-                tables=TableProgress.from_json(values["tables"]),
-                tally=Tally(**values["tally"]),
-            )
-        except (ValueError, KeyError, TypeError):
-            return cls(fingerprint)
-        return state if state.fingerprint == fingerprint else cls(fingerprint)
-
-    @classmethod
-    def load(cls, out: Path, fingerprint: str) -> PrepareState:
-        """The state of an interrupted prepare of the same input whose shards are whole, or that of
-        a fresh start."""
-        try:
-            data = (out / PREPARE_STATE).read_bytes()
-        except OSError:
-            return cls(fingerprint)
-        state = cls.from_json(data, fingerprint)
-        return state if all(is_whole(out, s) for s in state.shards) else cls(fingerprint)
 
 
 def is_own_file(name: str) -> bool:
@@ -149,12 +90,33 @@ def open_parts_folder(out: Path) -> None:
     (out / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
 
 
+def save_state(out: Path, state: PrepareState) -> None:
+    """Write the state of the set in `out`."""
+    state.save(lambda name, data: write_atomic(out / name, data))
+
+
+def load_state(out: Path, fingerprint: str) -> PrepareState:
+    """The state of an interrupted prepare of the same input whose shards are whole, or that of a
+    fresh start."""
+    try:
+        state = PrepareState.load(lambda name: (out / name).read_bytes(), fingerprint)
+    except OSError:
+        return PrepareState(fingerprint)
+    return state if all(is_whole(out, s) for s in state.shards) else PrepareState(fingerprint)
+
+
+def remove_state(out: Path) -> None:
+    """Remove the state, whose own file goes first, without which the others are none."""
+    for name in sorted(filter(STATE_NAME.fullmatch, os.listdir(out)), key=len):
+        (out / name).unlink()
+
+
 def resume(out: Path, fingerprint: str) -> PrepareState:
     """The state from which to prepare the input of that fingerprint. The folder then holds the
     state's shards and nothing else."""
-    state = PrepareState.load(out, fingerprint)
+    state = load_state(out, fingerprint)
     clear_folder(out, keep=state.shards)
-    state.save(out)
+    save_state(out, state)
     return state
 
 

@@ -4,7 +4,7 @@ A set for a URL is made in a scratch folder of this machine, shard by shard: eac
 the next one grows, and then removed here. The folder holds a shard of each split at most, and the
 one that is uploaded.
 
-    URL/.prepare.json        the state, as in a local folder; deleted when the set is complete
+    URL/.prepare*.json       the state, as in a local folder; deleted when the set is complete
     URL/.prepare-owner.json  which prepare writes here (`claim.py`)
     SCRATCH/set/             files that are not uploaded yet
     SCRATCH/owner            the name under which this machine's prepare has claimed the URL
@@ -23,15 +23,16 @@ from typing import Any
 
 from bytelm.pipelines.prepare.claim import CLAIM, Claim
 from bytelm.pipelines.prepare.documents import SkippedFile
+from bytelm.pipelines.prepare.prepare_state import STATE_NAME, PrepareState
 from bytelm.pipelines.prepare.report import write_skipped
 from bytelm.pipelines.prepare.set_folder import (
-    PREPARE_STATE,
-    PrepareState,
     clear_folder,
     held_folder,
     is_own_file,
     locked_folder,
+    remove_state,
     resume,
+    save_state,
 )
 from bytelm.pipelines.shards.format import MAX_MANIFEST_BYTES, SET_MANIFEST, Shard
 from bytelm.pipelines.shards.reader import ShardSet, open_set
@@ -121,7 +122,7 @@ class FolderTarget(SetTarget):
         if not (self.folder / SET_MANIFEST).exists():
             return None
         shard_set = ShardSet(self.folder)
-        (self.folder / PREPARE_STATE).unlink(missing_ok=True)
+        remove_state(self.folder)
         return shard_set
 
     def is_older(self, newest_ns: int) -> bool:
@@ -142,7 +143,7 @@ class FolderTarget(SetTarget):
 
     def save_state(self, state: PrepareState) -> None:
         """See SetTarget."""
-        state.save(self.folder)
+        save_state(self.folder, state)
 
     def clear(self) -> None:
         """See SetTarget."""
@@ -154,7 +155,7 @@ class FolderTarget(SetTarget):
         """See SetTarget."""
         write_skipped(self.folder, skipped)
         root = write_set_manifest(self.folder, shards, report)
-        (self.folder / PREPARE_STATE).unlink()
+        remove_state(self.folder)
         return root
 
     def abandon(self) -> None:
@@ -201,22 +202,22 @@ class RemoteTarget(SetTarget):
             self._destination.abort_uploads()
             yield
             self._claim.end()
-            self._destination.delete([PREPARE_STATE, CLAIM])
+            names = sorted(filter(STATE_NAME.fullmatch, self._destination.list()), key=len)
+            self._destination.delete([*names, CLAIM])
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def resume(self, fingerprint: str) -> PrepareState:
         """See SetTarget."""
         clear_folder(self.folder, keep=[])
         sizes = self._destination.list()
-        state = PrepareState(fingerprint)
-        if PREPARE_STATE in sizes:
-            data = self._destination.read(PREPARE_STATE, MAX_MANIFEST_BYTES)
-            state = PrepareState.from_json(data, fingerprint)
+        state = PrepareState.load(
+            lambda name: self._destination.read(name, MAX_MANIFEST_BYTES), fingerprint
+        )
         if not all(_is_stored(shard, sizes) for shard in state.shards):
             state = PrepareState(fingerprint)
         kept = {name for shard in state.shards for name in (shard.name, shard.index_name)}
         self.save_state(state)
-        self._destination.delete(n for n in sizes if n not in {*kept, PREPARE_STATE, CLAIM})
+        self._destination.delete(n for n in sizes if n not in {*kept, *state.file_names, CLAIM})
         return state
 
     def keep_shard(self, shard: Shard) -> Shard:
@@ -230,7 +231,7 @@ class RemoteTarget(SetTarget):
     def save_state(self, state: PrepareState) -> None:
         """See SetTarget."""
         self._claim.check()
-        self._destination.write(PREPARE_STATE, state.to_json())
+        state.save(self._destination.write)
 
     def clear(self) -> None:
         """See SetTarget."""

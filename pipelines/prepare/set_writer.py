@@ -15,7 +15,7 @@ from types import TracebackType
 
 from bytelm.pipelines.prepare.decode_pool import DecodedDocument
 from bytelm.pipelines.prepare.documents import SkippedFile, SourceDocument
-from bytelm.pipelines.prepare.set_folder import PrepareState
+from bytelm.pipelines.prepare.prepare_state import PrepareState
 from bytelm.pipelines.prepare.set_target import SetTarget
 from bytelm.pipelines.prepare.shard_limits import begins_shard, rows_that_fit
 from bytelm.pipelines.prepare.table_decode import Instalment, SplitRows

@@ -23,7 +23,7 @@ from rich.console import Console
 from bytelm.modalities.base import DecodeOptions, Limits
 from bytelm.pipelines.prepare.documents import KEY_MAX, make_key, split_of
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare, summary
-from bytelm.pipelines.prepare.set_folder import PREPARE_STATE
+from bytelm.pipelines.prepare.prepare_state import PREPARE_STATE
 from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet
 

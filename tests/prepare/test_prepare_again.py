@@ -19,7 +19,7 @@ from helpers.source_files import documents, hashes, small_source, txt
 from bytelm.pipelines.prepare import decode_pool
 from bytelm.pipelines.prepare.documents import make_key
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare, summary
-from bytelm.pipelines.prepare.set_folder import PREPARE_STATE
+from bytelm.pipelines.prepare.prepare_state import PREPARE_STATE
 from bytelm.pipelines.shards.format import SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet
 

@@ -18,7 +18,7 @@ from helpers.source_files import documents, hashes, png, txt
 
 from bytelm.pipelines.prepare import table_pool
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
-from bytelm.pipelines.prepare.set_folder import PREPARE_STATE
+from bytelm.pipelines.prepare.prepare_state import PREPARE_STATE
 from bytelm.pipelines.prepare.set_writer import SetWriter
 
 OPTIONS = {"shard_bytes": 60_000, "shares": (0.7, 0.2, 0.1)}
