@@ -10,6 +10,7 @@ waits already, the newer one takes its place.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import threading
@@ -37,6 +38,7 @@ from bytelm.pipelines.storage.destination import Destination, open_destination
 from bytelm.pipelines.storage.files import rename_durably
 
 MAX_MANIFEST_BYTES = 1 << 26
+_log = logging.getLogger(__name__)
 _MANIFEST_NAME = re.compile(rf"{CHECKPOINTS_FOLDER}/step-(\d{{8,}})/{CHECKPOINT_MANIFEST}")
 
 
@@ -69,6 +71,7 @@ class CheckpointUploads:
         self._passed_over = 0
         self._ended: list[Upload] = []
         self._is_closed = False
+        self._is_tidy = False
         self._thread = threading.Thread(target=self._work, daemon=True, name="uploads")
         self._thread.start()
 
@@ -132,6 +135,7 @@ class CheckpointUploads:
         files = checkpoint_files(folder)
         if self._is_stored(folder):
             return 0
+        self._abort_earlier()
         store.delete([f"{top}/{CHECKPOINT_MANIFEST}"])
         store.write(CONFIG_FILE, (self._run / CONFIG_FILE).read_bytes())
         for path in files:
@@ -139,6 +143,18 @@ class CheckpointUploads:
         store.upload(folder / CHECKPOINT_MANIFEST, f"{top}/{CHECKPOINT_MANIFEST}")
         self._remove_old(int(folder.name.removeprefix("step-")))
         return sum(entry["size"] for entry in files.values())
+
+    def _abort_earlier(self) -> None:
+        """Have the store forget, once, what killed processes of this run had sent of their files.
+        A store that refuses to tell of it keeps it, and the checkpoints are uploaded all the same.
+        """
+        if self._is_tidy:
+            return
+        self._is_tidy = True
+        try:
+            self._destination.abort_uploads()
+        except OSError as error:
+            _log.warning("parts of interrupted uploads may stay in the store: %s", error)
 
     def _is_stored(self, folder: Path) -> bool:
         """Whether the store has this checkpoint, whole."""

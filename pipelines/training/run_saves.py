@@ -49,6 +49,15 @@ class RunSaves:
         """Whether this rank is writing."""
         return self.checkpointer.is_busy
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether this rank neither saves nor uploads."""
+        return not self.checkpointer.is_saving and self._is_uploaded
+
+    @property
+    def _is_uploaded(self) -> bool:
+        return self._uploads is None or self._uploads.is_idle
+
     def resumed(self, checkpoint: UsableCheckpoint) -> None:
         """Note what the run goes on from; it is uploaded if the store does not have it."""
         self.newest_step = checkpoint.state.step
@@ -80,7 +89,7 @@ class RunSaves:
     def finish_uploads(self, is_over: Callable[[], bool]) -> None:
         """Wait on rank 0 for the last upload, at most LAST_UPLOAD_SECONDS or until `is_over`."""
         end = time.monotonic() + LAST_UPLOAD_SECONDS
-        while self._uploads and not self._uploads.is_idle:
+        while not self._is_uploaded:
             if is_over() or time.monotonic() > end:
                 if self.log:
                     self.log.print("the last upload is broken off; --resume here goes on with it")

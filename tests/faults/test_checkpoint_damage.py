@@ -219,19 +219,21 @@ def test_latest_never_names_an_incomplete_checkpoint(mixed_set: ShardSet, tmp_pa
             command("train", config, "--out", run, "--processes", 2),
             env={**environment(), MARK: mark},
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        assert process.stderr
         try:
             number = rng.randint(1, 4)
             while not list((run / "checkpoints").glob(f".tmp-step-{number:08d}")):
-                assert process.poll() is None
+                assert process.poll() is None, process.stderr.read()
                 time.sleep(0.0005)
             time.sleep(rng.uniform(0, 0.1))
             victim = rng.choice(sorted(children(process.pid)))
             os.kill(victim, signal.SIGSTOP)
             time.sleep(0.3)
             os.kill(victim, signal.SIGKILL)
-            assert process.wait(END_SECONDS) == 1
+            assert process.wait(END_SECONDS) == 1, process.stderr.read()
             wait_until_gone(marked(mark), END_SECONDS)
         finally:
             kill_marked(mark)
