@@ -179,7 +179,7 @@ def _chosen_config(
         return None
     from bytelm.pipelines.checkpoints.run_folder import CHOSEN_CONFIG_FILE
     from bytelm.pipelines.training.auto_config import choose
-    from bytelm.pipelines.training.preflight import PLAN, check_new
+    from bytelm.pipelines.training.preflight import check_new
     from bytelm.pipelines.training.step_speed import measure
 
     check_new(options.out, resume)
@@ -191,7 +191,7 @@ def _chosen_config(
         if not is_announced:  # the sets could be opened: a mistake in their names comes first
             print(f"measuring this machine for {options.out / CHOSEN_CONFIG_FILE}", flush=True)
             is_announced = True
-        return measure(config, options.out / PLAN, length)
+        return measure(config, length)
 
     chosen = choose(options.data, seconds, started, options.set, options.processes, measure_speed)
     print(chosen.summary, flush=True)

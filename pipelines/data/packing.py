@@ -22,6 +22,8 @@ from bytelm.modalities.base import Modality
 from bytelm.modalities.framing import Bools, Ints
 from bytelm.pipelines.shards.format import Index
 
+PLAN_VERSION = 2
+"""Version of the rows that the same sets and options give; counts and checkpoints hold it."""
 PACKINGS = {"best_fit": "whole", "concat_then_split": "cut"}
 """Ways of packing, and the name of each in a plan's identity on disk."""
 PAIR_ORDERS = ("stored", "drawn")

@@ -10,26 +10,23 @@ seed). It reads indexes and no payload, and finds a row without computing the ro
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bytelm.modalities import BY_CODE, framing
 from bytelm.modalities.base import FILE_VIEW
+from bytelm.pipelines.data.counting import ShardTable, count_split
+from bytelm.pipelines.data.kept_counts import row_table
 from bytelm.pipelines.data.mixture import Mixture
-from bytelm.pipelines.data.packing import PACKINGS, PlanConfig
-from bytelm.pipelines.data.source_order import PlannedRow, ShardTable, SourceOrder
+from bytelm.pipelines.data.packing import PACKINGS, PLAN_VERSION, PlanConfig
+from bytelm.pipelines.data.source_order import PlannedRow, SourceOrder
 from bytelm.pipelines.shards.format import DEEP, OWN_FILE, Shard
 from bytelm.pipelines.shards.reader import ShardSet, header_of
-from bytelm.pipelines.storage.files import write_atomic
-
-PLAN_VERSION = 2
+from bytelm.pipelines.storage.cache import CACHE_FOLDER
 
 Position = tuple[int, int]
 """An epoch, and a row of it."""
@@ -59,20 +56,18 @@ class Plan:
         Args:
             sources: the splits to mix.
             config: everything else that decides the rows.
-            tables: rows and cost of the shards of each source; counted from the indexes if None.
+            tables: rows and cost of the shards of each source; counted in this process if None.
         Raises:
             ValueError: where sources, weights, views and lengths do not go together.
         """
-        weights = [source.weight for source in sources]
-        if any(w is None for w in weights) and any(w is not None for w in weights):
-            raise ValueError("give a weight to every set of the mixture, or to none")
-        if any(w is not None and not w > 0 for w in weights):
-            raise ValueError(f"weights of sets must be above 0, not {weights}")
+        _check_weights(sources)
         self.sources = list(sources)
         self.config = config
+        if tables is None:
+            tables = [count_split(s.set, s.split, config) for s in sources]
         self._orders = [
-            SourceOrder(n, s.set, s.split, s.weight, config, tables[n] if tables else None)
-            for n, s in enumerate(sources)
+            SourceOrder(n, s.set, s.split, s.weight, config, table)
+            for n, (s, table) in enumerate(zip(sources, tables, strict=True))
         ]
         self._mixture = Mixture(self._orders)
 
@@ -87,8 +82,8 @@ class Plan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the rows, under the names that checkpoints and `plan.npz` hold
-        (those of the first version)."""
+        """Everything that decides the rows, under the names that checkpoints hold, which are those
+        of the first version."""
         c = self.config
         return {
             "plan version": PLAN_VERSION,
@@ -182,25 +177,28 @@ class Plan:
         return [time * order.weight / order.cost_per_pass for order in self._orders]
 
 
-def load_or_make_plan(sources: Sequence[Source], config: PlanConfig, path: Path) -> Plan:
-    """Load the plan's tables from a file, or count them and write the file where it is missing,
-    damaged, or another plan's."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            tables = [
-                ShardTable(stored[f"rows{n}"], stored[f"cost{n}"]) for n in range(len(sources))
-            ]
-            plan = Plan(sources, config, tables)
-            if str(stored["hash"]) == plan.hash:
-                return plan
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        pass
-    plan = Plan(sources, config)
-    arrays: dict[str, Any] = {f"rows{n}": table.rows for n, table in enumerate(plan.tables)}
-    arrays["hash"] = np.array(plan.hash)
-    arrays |= {f"cost{n}": table.cost for n, table in enumerate(plan.tables)}
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, file.getvalue())
-    return plan
+def open_plan(
+    sources: Sequence[Source], config: PlanConfig, cache_folder: str = CACHE_FOLDER
+) -> Plan:
+    """The plan of whole sets, by the counts that are kept with them. Missing ones are counted, and
+    kept.
+
+    Args:
+        sources: the splits to mix.
+        config: everything else that decides the rows.
+        cache_folder: keeps counts of sets that are remote or cannot be written.
+    Raises:
+        ValueError: where sources, weights, views and lengths do not go together.
+    """
+    _check_weights(sources)
+    tables = [row_table(source.set, source.split, config, cache_folder) for source in sources]
+    return Plan(sources, config, tables)
+
+
+def _check_weights(sources: Sequence[Source]) -> None:
+    """Raise ValueError unless all sources have a weight above 0, or none has one."""
+    weights = [source.weight for source in sources]
+    if any(w is None for w in weights) and any(w is not None for w in weights):
+        raise ValueError("give a weight to every set of the mixture, or to none")
+    if any(w is not None and not w > 0 for w in weights):
+        raise ValueError(f"weights of sets must be above 0, not {weights}")

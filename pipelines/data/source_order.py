@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.modalities import BY_CODE
-from bytelm.modalities.base import FILE_VIEW, FILE_VIEW_CODE, Header
+from bytelm.modalities.base import FILE_VIEW_CODE, Header
 from bytelm.modalities.framing import Ints, RowSpans
+from bytelm.pipelines.data.counting import ShardTable, payload_sizes, row_cost
 from bytelm.pipelines.data.packing import PackedShard, PlanConfig, pack_shard, shuffled
-from bytelm.pipelines.shards.format import DEEP, OWN_FILE, SPLITS, Index, Shard
+from bytelm.pipelines.shards.format import OWN_FILE, Index, Shard
 from bytelm.pipelines.shards.reader import ShardSet
 
 Floats = npt.NDArray[np.float64]
@@ -35,15 +36,6 @@ class PlannedRow:
     index: Index
     """[S] index rows of the spans' members."""
     spans: RowSpans
-
-
-class ShardTable(NamedTuple):
-    """Rows and cost of each shard of a source; both are [N]."""
-
-    rows: Ints
-    cost: Ints
-    """Sum of the rows' costs: their payload bytes, and 1 for a row without any, so that no two
-    rows of a source come at the same virtual time."""
 
 
 class Address(NamedTuple):
@@ -87,24 +79,21 @@ class SourceOrder:
         split: str,
         weight: float | None,
         config: PlanConfig,
-        table: ShardTable | None = None,
+        table: ShardTable,
     ):
         """
         Args:
             number: the source's number in the plan; the permutations depend on it.
             weight: relative share of the payload bytes; None takes the source at its own size.
-            table: rows and cost of the shards; counted from their indexes if None.
-        Raises:
-            ValueError: for a split without documents, and a view that the samples cannot have.
+            table: rows and cost of the shards.
         """
         self.number = number
         self._set = shard_set
         self._config = config
         self._view_codes = np.array([m.view_code(config.views[m.name]) for m in BY_CODE], np.uint8)
         self.shards = shard_set.filled_shards(split)
-        if not self.shards:
-            raise ValueError(_empty_split(shard_set, split))
-        self.table = table or self._count_rows()
+        assert len(self.shards) == len(table.rows)
+        self.table = table
         self.rows_per_pass = int(self.table.rows.sum())
         self.cost_per_pass = int(self.table.cost.sum())
         self.weight = weight or self.cost_per_pass
@@ -209,42 +198,11 @@ class SourceOrder:
 
     # --- what the caches hold ---
 
-    def _count_rows(self) -> ShardTable:
-        """Pack every shard once and count its rows and their cost."""
-        rows, cost = [], []
-        self._set.prefetch_indexes(self.shards)
-        for shard in self.shards:
-            index = self._set.index(shard)
-            sizes = self._payload_sizes(index)
-            row_bytes = pack_shard(index, sizes, self._config, shard.name, 0).row_bytes
-            rows.append(len(row_bytes))
-            cost.append(int(_cost(row_bytes).sum()))
-        return ShardTable(np.array(rows, np.int64), np.array(cost, np.int64))
-
-    def _payload_sizes(self, index: Index) -> Ints:
-        """[M] payload bytes under the views; ValueError for a view that samples cannot have."""
-        sizes = index["size"].astype(np.int64)
-        for modality in BY_CODE:
-            view = self._config.views[modality.name]
-            decoded = (index["modality"] == modality.code) & (index["is_file"] != OWN_FILE)
-            if not decoded.any():
-                continue
-            if view == FILE_VIEW:
-                raise ValueError(
-                    f"view {FILE_VIEW!r} of {modality.name}: {self._set.location} "
-                    "holds decoded samples; prepare it with --keep-files, or choose another view"
-                )
-            is_deep = index["is_file"][decoded] == DEEP
-            sizes[decoded] = modality.payload_size(sizes[decoded], view, is_deep)
-            for channels in np.unique(index["channels"][decoded]):
-                modality.check_view(view, int(channels), self._config.patch)
-        return sizes
-
     def _pack(self, pass_: int, number: int) -> tuple[PackedShard, Ints]:
         """The rows of a shard, and the payload size of each of its members [M]."""
         shard = self.shards[number]
         index = self._set.index(shard)
-        sizes = self._payload_sizes(index)
+        sizes = payload_sizes(index, self._config, self._set.location)
         packed = pack_shard(index, sizes, self._config, shard.name, pass_)
         assert len(packed.row_bytes) == self.table.rows[number]
         return packed, sizes
@@ -280,21 +238,7 @@ class SourceOrder:
         for number in self._window_shard_numbers(pass_, window).tolist():
             of_shard = order.shard == number
             row_bytes = self._packed(pass_, number)[0].row_bytes
-            cost[of_shard] = _cost(row_bytes)[order.row[of_shard]]
+            cost[of_shard] = row_cost(row_bytes)[order.row[of_shard]]
         middle = np.cumsum(cost) - cost / 2
         cost_before = pass_ * self.cost_per_pass + self._pass_order(pass_).cost_before[window]
         return (cost_before + middle) / self.weight
-
-
-def _cost(row_bytes: Ints) -> Ints:
-    return np.maximum(row_bytes, 1)
-
-
-def _empty_split(shard_set: ShardSet, split: str) -> str:
-    """Why a split without documents cannot be read, and what to do."""
-    counts = {name: shard_set.counts(name).documents for name in SPLITS}
-    others = " and ".join(f"{n} in {name}" for name, n in counts.items() if n) or "none at all"
-    return (
-        f"{shard_set.location} has no documents in split {split!r}, and {others}: prepare it from "
-        f"more files, or from files in folders train/ and {split if split != 'train' else 'val'}/"
-    )

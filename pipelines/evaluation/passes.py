@@ -128,7 +128,7 @@ class Scorer:
 
     def _score_windows(self, scores: Scores, sums: SegmentSums) -> None:
         """Score documents, each id in one of the windows that hold it."""
-        count = sum(shard.documents for s in self.plan.sources for shard in s.set.split(s.split))
+        count = sum(s.set.counts(s.split).documents for s in self.plan.sources)
         loaded = (
             (group, [stored.load(self.plan.config.patch) for stored in group])
             for group in self.ranks.share(self._groups())

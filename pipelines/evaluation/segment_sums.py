@@ -16,8 +16,8 @@ from bytelm.pipelines.evaluation.scoring import SegmentInRow
 from bytelm.pipelines.shards.format import Index, Shard
 
 PLACE = ("source", "shard", "document", "offset")
-"""Number of the plan's source, of the shard in its set, and of the document in the shard; `offset`
-in the tar orders the segments of a document."""
+"""Number of the plan's source, of the shard in its split, and of the document in the shard;
+`offset` in the tar orders the segments of a document."""
 DOCUMENT = PLACE[:3]
 UNITS = ("payload_units", "frame_units")
 """Bits in the units of `modalities.evaluation_head`."""
@@ -42,10 +42,6 @@ class SegmentSums:
 
     def __init__(self, plan: Plan):
         self._sets = [source.set for source in plan.sources]
-        self._shards = [
-            {shard.name: number for number, shard in enumerate(shard_set.shards)}
-            for shard_set in self._sets
-        ]
         self._pieces: list[tuple[int, ...]] = []
         self.keys: Keys = {}
 
@@ -57,7 +53,7 @@ class SegmentSums:
             index: [S] index row of each segment.
             found: [S] the same segments with their scores.
         """
-        number = self._shards[source][shard.name]
+        number = shard.number
         for row, piece in zip(index, found, strict=True):
             document, segment = int(row["document"]), piece.segment
             place = source, number, document

@@ -44,7 +44,7 @@ class ChosenDocuments(ShardSet):
 
 def document_count(sets: Sequence[ShardSet], split: str) -> int:
     """Documents that some sets have in a split."""
-    return sum(shard.documents for shard_set in sets for shard in shard_set.split(split))
+    return sum(shard_set.counts(split).documents for shard_set in sets)
 
 
 def choose_documents(sets: Sequence[ShardSet], split: str, limit: int) -> list[ShardSet]:

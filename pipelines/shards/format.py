@@ -71,6 +71,11 @@ class Shard:
     """Stored bytes of each modality, by its name."""
 
     @property
+    def number(self) -> int:
+        """Number of the shard in its split."""
+        return int(self.name.removesuffix(".tar").rpartition("-")[2])
+
+    @property
     def index_name(self) -> str:
         """File name of the index."""
         return Path(self.name).with_suffix(".npy").name

@@ -269,11 +269,10 @@ def _with_checksum(text: bytes) -> bytes:
 
 def _entry_of(shard: Shard) -> tuple[Any, ...]:
     """A shard as a row of PART_DTYPE."""
-    number = int(shard.name.removesuffix(".tar").rpartition("-")[2])
-    assert shard.name == _name(shard.split, number), shard.name
+    assert shard.name == _name(shard.split, shard.number), shard.name
     return (
         SPLITS.index(shard.split),
-        number,
+        shard.number,
         shard.size,
         tuple(bytes.fromhex(shard.sha256)),
         shard.index_size,

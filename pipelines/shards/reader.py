@@ -209,13 +209,13 @@ class ShardSet:
             yield shard
         self.prefetch([])
 
-    def check_sizes(self, split: str) -> None:
-        """Raise DamageError that names every shard of a local split whose size is not the
-        manifest's."""
+    def check_sizes(self, shards: Sequence[Shard]) -> None:
+        """Raise DamageError that names every one of these shards of a local set whose size is not
+        the manifest's."""
         if self.is_remote:
             return
         wrong = []
-        for shard in self.split(split):
+        for shard in shards:
             path = self.store.path(shard.tar_blob)
             size = path.stat().st_size if path.is_file() else None
             if size != shard.size:

@@ -146,12 +146,13 @@ def write_set_manifest(folder: Path, shards: Sequence[Shard], report: dict[str, 
     """Write the manifest, which makes the set complete, and return the root hash.
 
     Its parts come first, and have their hash in their name: until the JSON file is replaced, an
-    older manifest still has its own parts. Those are removed at the end.
+    older manifest still has its own parts. Those are removed at the end, with the counts of rows
+    (`data/kept_counts.py`) of another root hash.
     """
     files, root = manifest_files(shards, report)
     for name, data in files.items():
         write_atomic(folder / name, data)
-    for path in folder.glob("manifest-*.npy"):
-        if path.name not in files:
+    for path in (*folder.glob("manifest-*.npy"), *folder.glob("counts-*.npy")):
+        if path.name not in files and not path.name.startswith(f"counts-{root[:16]}-"):
             path.unlink()
     return root

@@ -13,11 +13,10 @@ import numpy as np
 
 from bytelm.model.presets import MODERN_PATCH
 from bytelm.pipelines.config import RunConfig
-from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.training.config_draft import ConfigDraft
 from bytelm.pipelines.training.data_profile import DataProfile
 from bytelm.pipelines.training.pace import LEAST_STEPS
-from bytelm.pipelines.training.preflight import plan_config
+from bytelm.pipelines.training.preflight import training_plan
 
 SMALLEST_PRESET = "modern-demo"
 
@@ -92,8 +91,7 @@ def choose_rows(draft: ConfigDraft) -> None:
 
 def _padding_share(config: RunConfig) -> float:
     """Share of framing and padding in the rows of all sets."""
-    sources = [Source(config.open_set(n), "train") for n in range(len(config.data.sets))]
-    tables = Plan(sources, plan_config(config)).tables
+    tables = training_plan(config).tables
     ids = config.model.context * sum(int(table.rows.sum()) for table in tables)
     return 1 - sum(int(table.cost.sum()) for table in tables) / ids
 

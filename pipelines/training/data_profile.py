@@ -5,7 +5,6 @@ Indexes are read, no payload.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,23 +41,21 @@ class SetProfile:
         Raises:
             ValueError: if its `train` split has no documents.
         """
-        shards = shard_set.split("train")
-        if not any(shard.documents for shard in shards):
+        train, val = shard_set.counts("train"), shard_set.counts("val")
+        if not train.documents:
             raise ValueError(
                 f"{shard_set.location} has no documents in split 'train': prepare it from more "
                 "files, or leave it out"
             )
-        sizes: Counter[str] = Counter()
-        for shard in shards:
-            sizes.update(shard.bytes)
         measured = [
-            _document_lengths(shard_set.index(shard), patch) for shard in shards[:MAX_SHARDS]
+            _document_lengths(shard_set.index(shard), patch)
+            for shard in shard_set.split("train")[:MAX_SHARDS]
         ]
         return cls(
             path=shard_set.location,
-            bytes={name: sizes[name] for name in MODALITIES if sizes[name]},
-            val_documents=sum(shard.documents for shard in shard_set.split("val")),
-            val_bytes=sum(sum(shard.bytes.values()) for shard in shard_set.split("val")),
+            bytes={name: train.bytes[name] for name in MODALITIES if train.bytes[name]},
+            val_documents=val.documents,
+            val_bytes=sum(val.bytes.values()),
             lengths=np.concatenate([lengths for lengths, _ in measured]),
             pictured=np.concatenate([lengths[has_image] for lengths, has_image in measured]),
         )

@@ -206,6 +206,12 @@ class Engine:
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
+    def from_rank_0(self, value: T) -> T:
+        """Return the value that rank 0 has. Every rank has to call it."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
     def barrier(self) -> None:
         """Wait until every rank has called it."""
         dist.barrier()

@@ -11,13 +11,17 @@ from bytelm.pipelines.checkpoints.run_lock import LOCK_FILE
 from bytelm.pipelines.checkpoints.train_state import TrainState
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.data.packing import PlanConfig
-from bytelm.pipelines.data.plan import Plan, Source, load_or_make_plan
+from bytelm.pipelines.data.plan import Plan, Source, open_plan
 from bytelm.pipelines.storage.cache import cache_limit
 from bytelm.pipelines.training.config_changes import check_same_model
 from bytelm.pipelines.training.deepspeed_config import deepspeed_config
 from bytelm.pipelines.training.trackers import check_trackers
 
-PLAN = "plan.npz"
+TRAINING_SPLITS = ("train", "val")
+"""Splits whose rows a training reads."""
+CHECKED_SHARDS = 4096
+"""Shards of each split whose sizes are checked before a run; those of a larger set are too many to
+ask for, and are checked when they are read."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +67,20 @@ def check(config: RunConfig, run: Path, ranks: int, options: ResumeOptions) -> N
     if options.resumes(run):
         check_same_model(run, config)
         state = run_folder.newest_usable(run, run_folder.damage_outside_tensors).state
-    plan = training_plan(config, run / PLAN)
+    plan = training_plan(config)
+    for source in validation_sources(config):
+        open_plan([source], plan_config(config), config.data.cache_folder)
     total_steps(config, plan)
     check_cache(config, plan, ranks)
     if state:
         check_same_data(state, plan, options.new_plan)
     if config.data.damage == "raise":
         for source in plan.sources:
-            source.set.check_sizes("train")
+            source.set.check_sizes(source.set.split("train")[:CHECKED_SHARDS])
 
 
 def check_new(run: Path, options: ResumeOptions) -> None:
-    """Raise ValueError if the folder of a run that is not resumed holds anything but its plan."""
+    """Raise ValueError if the folder of a run that is not resumed holds anything."""
     if not options.resume and not _is_new(run):
         raise ValueError(f"{run} is not empty: continue with --resume, or choose another --out")
 
@@ -83,7 +89,8 @@ def check_cache(config: RunConfig, plan: Plan, ranks: int) -> None:
     """Check that the cache can keep all remote shards that may be in use at once.
 
     These are the shards of one window of each set, of two windows if one of several readers may be
-    ahead of the others, and one shard of `val`.
+    ahead of the others, and one shard of `val`. The largest ones are taken, of the first
+    CHECKED_SHARDS of a split.
 
     Raises:
         ValueError: if `data.cache_gb` is too small.
@@ -92,7 +99,7 @@ def check_cache(config: RunConfig, plan: Plan, ranks: int) -> None:
     needed = 0
     for source in plan.sources:
         for split, count in (("train", windows), ("val", 1)):
-            shards = source.set.split(split) if source.set.is_remote else []
+            shards = source.set.split(split)[:CHECKED_SHARDS] if source.set.is_remote else []
             sizes = sorted(shard.size + shard.index_size for shard in shards)
             needed += sum(sizes[-count * config.data.shuffle_window :])
     limit = cache_limit(config.data.cache_gb)
@@ -141,13 +148,23 @@ def total_steps(config: RunConfig, plan: Plan) -> int:
     return steps
 
 
-def training_plan(config: RunConfig, path: Path) -> Plan:
-    """Return the plan of the `train` splits; its tables are read from `path`, or made there."""
-    sources = [
+def training_plan(config: RunConfig) -> Plan:
+    """Return the plan of the `train` splits, by the counts that are kept with the sets."""
+    return open_plan(training_sources(config), plan_config(config), config.data.cache_folder)
+
+
+def training_sources(config: RunConfig) -> list[Source]:
+    """Return the `train` split of each set."""
+    return [
         Source(config.open_set(i), "train", chosen.weight)
         for i, chosen in enumerate(config.data.sets)
     ]
-    return load_or_make_plan(sources, plan_config(config), path)
+
+
+def validation_sources(config: RunConfig) -> list[Source]:
+    """Return the `val` split of each set that has documents there."""
+    sets = [config.open_set(i) for i in range(len(config.data.sets))]
+    return [Source(one, "val") for one in sets if one.counts("val").documents]
 
 
 def plan_config(config: RunConfig) -> PlanConfig:
@@ -164,5 +181,5 @@ def plan_config(config: RunConfig) -> PlanConfig:
 
 
 def _is_new(run: Path) -> bool:
-    """Whether a run's folder is empty but for its lock; a plan is of a run that was refused."""
-    return all(path.name == LOCK_FILE or path.name.startswith(PLAN) for path in run.iterdir())
+    """Whether a run's folder is empty but for its lock."""
+    return all(path.name == LOCK_FILE for path in run.iterdir())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import torch
 from rich.box import SIMPLE
 from rich.console import Console
@@ -19,7 +16,7 @@ from bytelm.pipelines.runtime.tables import print_table
 from bytelm.pipelines.shards.set_summary import size_text
 from bytelm.pipelines.training.deepspeed_config import has_offload, zero_stage
 from bytelm.pipelines.training.memory import checkpoint_bytes, memory_by_zero_stage
-from bytelm.pipelines.training.preflight import PLAN, check_cache, total_steps, training_plan
+from bytelm.pipelines.training.preflight import check_cache, total_steps, training_plan
 
 REACHED_SHARE = 0.4
 """Typical share of a matrix product's FLOP/s that training reaches."""
@@ -32,8 +29,7 @@ def preview(config: RunConfig, ranks: int, console: Console) -> None:
         ValueError: for a mistake that would stop the run before its first step.
     """
     accumulation = config.accumulation(ranks)
-    with tempfile.TemporaryDirectory() as folder:
-        plan = training_plan(config, Path(folder) / PLAN)
+    plan = training_plan(config)
     steps = total_steps(config, plan)
     check_cache(config, plan, ranks)
     print_table(console, _set_table(config, plan))
@@ -135,7 +131,7 @@ def _set_table(config: RunConfig, plan: Plan) -> Table:
         plan.source_bytes,
         strict=True,
     ):
-        documents = sum(shard.documents for shard in source.set.split(source.split))
+        documents = source.set.counts(source.split).documents
         table.add_row(
             Text(source.set.location),
             f"{documents:,}",

@@ -11,7 +11,6 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import torch
 
@@ -40,13 +39,10 @@ class StepSpeed:
     """The forward pass of one row."""
 
 
-def measure(config: RunConfig, plan_path: Path, seconds: float) -> StepSpeed:
+def measure(config: RunConfig, seconds: float) -> StepSpeed:
     """Take at least five steps, for about so many seconds.
 
-    Args:
-        plan_path: file of the plan's tables, as `training_plan` takes it.
-    Raises:
-        torch.OutOfMemoryError: if a GPU's memory does not suffice.
+    Raises torch.OutOfMemoryError if a GPU's memory does not suffice.
     """
     torch.manual_seed(config.train.seed)
     device = this_device()
@@ -59,7 +55,7 @@ def measure(config: RunConfig, plan_path: Path, seconds: float) -> StepSpeed:
             nats: torch.Tensor = model(*batch.inputs(device))
         return nats[batch.scored.to(device)].mean()
 
-    with closing(_batches(config, plan_path)) as batches:
+    with closing(_batches(config)) as batches:
 
         def step() -> None:
             for batch in islice(batches, config.train.global_batch // config.train.micro_batch):
@@ -84,9 +80,9 @@ def measure(config: RunConfig, plan_path: Path, seconds: float) -> StepSpeed:
         return StepSpeed(step_seconds, (time.monotonic() - begin) / len(batch.ids))
 
 
-def _batches(config: RunConfig, plan_path: Path) -> Generator[Batch]:
+def _batches(config: RunConfig) -> Generator[Batch]:
     """The micro batches of a run in one process, without end."""
-    plan = training_plan(config, plan_path)
+    plan = training_plan(config)
     train = config.train
     accumulation = train.global_batch // train.micro_batch
     rows = TrainingRows(plan, (0, 0), train.micro_batch, accumulation, 0, 1)

@@ -31,7 +31,7 @@ from bytelm.pipelines.data.batch import Batch, Damage, Origin
 from bytelm.pipelines.data.data_workers import StopWaitingError
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.loader import make_loader
-from bytelm.pipelines.data.plan import Plan, Source
+from bytelm.pipelines.data.plan import Plan, Source, open_plan
 from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
 from bytelm.pipelines.errors import DamageError, DivergedError
 from bytelm.pipelines.evaluation.scoring import Scores
@@ -52,12 +52,12 @@ from bytelm.pipelines.training.engine import Engine, join_process_group
 from bytelm.pipelines.training.metrics_logger import METRICS, MetricsLogger
 from bytelm.pipelines.training.pace import Pace, TimeBudget, with_steps, write_steps
 from bytelm.pipelines.training.preflight import (
-    PLAN,
     ResumeOptions,
     check_same_data,
     plan_config,
     total_steps,
-    training_plan,
+    training_sources,
+    validation_sources,
 )
 from bytelm.pipelines.training.run_saves import RunSaves
 from bytelm.pipelines.training.samples import SampleDrawer, remove_samples_after
@@ -114,8 +114,9 @@ class Trainer:
                 f"{run} has checkpoints: continue with --resume, or choose another --out"
             )
         messages = compile_model(model, engine)
-        trainer = cls(engine, _plan_for_all_ranks(engine, run / PLAN), run)
+        trainer = cls(engine, _plan_for_all_ranks(engine, training_sources(config)), run)
         trainer._resume(options)
+        trainer._plan_validation()
         trainer.start_messages += messages
         if budget:
             trainer.pace = Pace(budget, config.optimizer.warmup_steps)
@@ -253,6 +254,17 @@ class Trainer:
         else:
             self.start_messages += change_lines(self.folder, self.config, saved.step)
 
+    def _plan_validation(self) -> None:
+        """Make a plan of the `val` split of each set that has one."""
+        sources = validation_sources(self.config)
+        self.validation_plans = [_plan_for_all_ranks(self.engine, [one]) for one in sources]
+        planned = {source.set.location for source in sources}
+        self.start_messages += [
+            f"{chosen.path} has no documents in split 'val': it is not evaluated"
+            for chosen in self.config.data.sets
+            if chosen.path not in planned
+        ]
+
     def _open_log(self) -> AbstractContextManager[MetricsLogger | None]:
         """The log of the run from its present step on, on rank 0, which also writes the config."""
         peak_flops = _peak_flops(self.engine)
@@ -279,12 +291,11 @@ class Trainer:
         )
 
     def _open_data(self) -> None:
-        """Start the training loader, plan the validation, and log how the run starts."""
+        """Start the training loader, and log how the run starts."""
         for message in self.start_messages:
             self._print(message)
         gc.freeze()  # modules, model and plan stay: the collector need not visit them each time
         self._open_training_data()
-        self._open_validation_data()
         if self.steps < self.config.train.steps:
             self._print(f"the run ends after {plural(self.steps, 'step')}: a set is exhausted then")
 
@@ -311,16 +322,6 @@ class Trainer:
             self.config.train.rank_timeout, lambda: self.signals.stop_requested
         )
         self._positions = self.plan.positions(*start)
-
-    def _open_validation_data(self) -> None:
-        """Make a plan of the `val` split of each set that has one."""
-        for number, chosen in enumerate(self.config.data.sets):
-            shard_set = self.config.open_set(number)
-            if any(shard.documents for shard in shard_set.split("val")):
-                plan = Plan([Source(shard_set, "val")], plan_config(self.config))
-                self.validation_plans.append(plan)
-            else:
-                self._print(f"{chosen.path} has no documents in split 'val': it is not evaluated")
 
     def _next_micro_batches(self) -> tuple[list[Batch], float]:
         """This rank's part of the next global batch, and the seconds that it was waited for.
@@ -446,12 +447,12 @@ def _options_after_restart(engine: Engine, options: ResumeOptions) -> ResumeOpti
     return replace(options, resume=True, allow_fresh_start=True)
 
 
-def _plan_for_all_ranks(engine: Engine, path: Path) -> Plan:
-    """The plan, whose tables rank 0 makes and the others read."""
-    if engine.rank == 0:
-        training_plan(engine.config, path)
-    engine.barrier()
-    return training_plan(engine.config, path)
+def _plan_for_all_ranks(engine: Engine, sources: Sequence[Source]) -> Plan:
+    """The plan of some sources, by the counts that rank 0 finds or makes: other nodes may have no
+    access to them."""
+    config, folder = plan_config(engine.config), engine.config.data.cache_folder
+    tables = open_plan(sources, config, folder).tables if engine.rank == 0 else []
+    return Plan(sources, config, engine.from_rank_0(tables))
 
 
 def _peak_flops(engine: Engine) -> float:

@@ -133,6 +133,30 @@ def read_part(folder: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
+def read_counts(folder: Path, split: str, options: dict[str, Any]) -> np.ndarray:
+    """[2, shards] rows and cost of the shards of a split, with whole documents in stored order."""
+    manifest = read_manifest(folder)
+    held = manifest["splits"][split]["bytes"]
+    line = json.dumps(
+        {
+            "version": 2,
+            "root": manifest["root"],
+            "split": split,
+            "views": {m: v for m, v in sorted(options["views"].items()) if held[m]},
+            "context": options["context"],
+            "patch": options["patch"],
+            "packing": "whole",
+            "pair_order": "stored",
+            "seed": options["seed"],
+        }
+    ).encode()
+    name = f"counts-{manifest['root'][:16]}-{hashlib.sha256(line).hexdigest()[:16]}.npy"
+    data = (folder / name).read_bytes()
+    assert data[-32:] == hashlib.sha256(line + data[:-32]).digest()
+    counts: np.ndarray = np.load(io.BytesIO(data[:-32]))
+    return counts
+
+
 def read_shard(folder: Path, entry: dict[str, Any]) -> dict[str, list[StoredSegment]]:
     """The documents of one shard, by the index; the tar's own JSON is checked against it."""
     tar = (folder / entry["name"]).read_bytes()

@@ -108,22 +108,22 @@ def sgd(model: Megabyte) -> torch.optim.SGD:
     return torch.optim.SGD([{"params": model.parameters(), "is_muon": False}], lr=1.0)
 
 
-def batches_of(config: RunConfig, folder: Path, group: int, groups: int) -> list[list[Batch]]:
+def batches_of(config: RunConfig, group: int, groups: int) -> list[list[Batch]]:
     """The micro batches of every step of a group of ranks."""
-    plan = training_plan(config, folder / f"plan-{group}-{groups}-{os.getpid()}.npz")
+    plan = training_plan(config)
     accumulation = config.train.global_batch // config.train.micro_batch // groups
     rows = TrainingRows(plan, (0, 0), config.train.micro_batch, accumulation, group, groups)
     batches = iter(make_loader(plan, rows, 0))
     return [list(islice(batches, accumulation)) for _ in range(config.train.steps)]
 
 
-def descend_alone(config: RunConfig, folder: Path) -> tuple[list[float], list[float], list[Tensor]]:
+def descend_alone(config: RunConfig) -> tuple[list[float], list[float], list[Tensor]]:
     """Losses, norms and final weights with torch alone in one process."""
     torch.manual_seed(config.train.seed)
     model = Megabyte(config.model)
     optimizer = sgd(model)
     losses, norms = [], []
-    for step, micro_batches in enumerate(batches_of(config, folder, 0, 1)):
+    for step, micro_batches in enumerate(batches_of(config, 0, 1)):
         scored = sum(int(batch.scored.sum()) for batch in micro_batches)
         total = torch.tensor(0.0)
         for batch in micro_batches:
@@ -150,7 +150,7 @@ def descend_together(rank: int, ranks: int, config_path: Path, folder: Path, sta
         statistics = [
             engine.train_step(step, config.train.steps, micro_batches)
             for step, micro_batches in enumerate(
-                batches_of(config, folder, engine.data_parallel_rank, engine.data_parallel_size)
+                batches_of(config, engine.data_parallel_rank, engine.data_parallel_size)
             )
         ]
         weights = engine.state_dict()
@@ -169,7 +169,7 @@ def test_ranks_that_share_rows_descend_as_one_process(
     sizes = {"steps": 3, "global_batch": ranks, "micro_batch": 1, "sequence_parallel_size": 2}
     config_path = write_config(tmp_path / "run.yaml", mixed_set, MODEL, **sizes)
     config = load_config(config_path, OVERRIDES)
-    losses, norms, weights = descend_alone(config, tmp_path)
+    losses, norms, weights = descend_alone(config)
     assert min(norms) > 0.1
     run_ranks(descend_together, ranks, config_path, tmp_path, stages)
     names = [name for name, _ in Megabyte(config.model).named_parameters()]

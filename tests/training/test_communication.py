@@ -71,7 +71,7 @@ def recorded_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
 
 def train_every_case(rank: int, path: Path, folder: Path) -> None:
-    plan = training_plan(load_config(path, []), folder / f"plan-{rank}.npz")
+    plan = training_plan(load_config(path, []))
     loader = make_loader(plan, TrainingRows(plan, (0, 0), 1, 1, rank, RANKS), 0)
     batches = list(islice(loader, STEPS))
     results = []

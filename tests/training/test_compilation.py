@@ -46,7 +46,7 @@ def train_at_every_stage(rank: int, ranks: int, port: int, path: Path, folder: P
     for name in ("eager", "zero0", "zero1", "zero2", str(folder / "zero3.json")):
         chosen = ["compile=off"] if name == "eager" else ["compile=on", f"deepspeed={name}"]
         config = load_config(path, [f"train.{value}" for value in chosen])
-        plan = training_plan(config, folder / f"plan-{rank}-{ranks}.npz")
+        plan = training_plan(config)
         batches = iter(make_loader(plan, TrainingRows(plan, (0, 0), 1, 1, rank, ranks), 0))
         torch.manual_seed(0)
         model = make_model(config)

@@ -41,7 +41,7 @@ LONG: list[Case] = [
 
 
 def measure_every_case(rank: int, path: Path, folder: Path, cases: list[Case]) -> None:
-    plan = training_plan(load_config(path, []), folder / f"plan-{rank}.npz")
+    plan = training_plan(load_config(path, []))
     batch = next(iter(make_loader(plan, TrainingRows(plan, (0, 0), 1, 1, rank, RANKS), 0)))
     ratios = []
     for deepspeed, optimizer in [cases[0], *cases]:  # the first one loads libraries

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +38,9 @@ ZERO_3 = {
 """A rank gathers little at once: by default up to 10^9 weights stay gathered."""
 
 
-def micro_batches(config: RunConfig, rank: int, folder: Path) -> list[Batch]:
+def micro_batches(config: RunConfig, rank: int) -> list[Batch]:
     """One micro batch of each step on a rank."""
-    plan = training_plan(config, folder / f"plan-{os.getpid()}.npz")
+    plan = training_plan(config)
     rows = TrainingRows(plan, (0, 0), 1, 1, rank, RANKS)
     batches = iter(make_loader(plan, rows, 0))
     return [next(batches) for _ in range(config.train.steps)]
@@ -54,7 +53,7 @@ def train(engine: Engine, batches: list[Batch]) -> list[float]:
 
 def train_at_both_stages(rank: int, path: Path, folder: Path) -> None:
     config = load_config(path, [f"train.deepspeed={folder / 'zero3.json'}"])
-    batches = micro_batches(config, rank, folder)
+    batches = micro_batches(config, rank)
     small = tuple(replace(stage, layers=1) for stage in config.model.stages)
     warm_up = replace(config, model=replace(config.model, stages=small))
     train(Engine(make_model(warm_up), warm_up), batches)  # loads the libraries

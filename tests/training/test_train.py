@@ -52,7 +52,7 @@ def losses_with_torch(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch)
     decay = {"weight_decay": options.weight_decay}
     muon = torch.optim.Muon(matrices, **decay)
     adamw = torch.optim.AdamW(rest, betas=options.betas, **decay)
-    plan = training_plan(config, folder / "plan.npz")
+    plan = training_plan(config)
     rows = TrainingRows(plan, (0, 0), config.train.global_batch, 1, 0, 1)
     losses = []
     for step, batch in enumerate(islice(make_loader(plan, rows, 0), config.train.steps)):

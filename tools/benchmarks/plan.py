@@ -34,7 +34,7 @@ import numpy as np
 
 from bytelm.pipelines.config import ViewsConfig
 from bytelm.pipelines.data.packing import PlanConfig
-from bytelm.pipelines.data.plan import Plan, Source, load_or_make_plan
+from bytelm.pipelines.data.plan import Plan, Source, open_plan
 from bytelm.pipelines.shards.format import CRC_CHUNK, INDEX_DTYPE, Shard
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.shards.writer import write_set_manifest
@@ -56,7 +56,7 @@ def plan_figures(shards: int, documents: int) -> Iterator[Figure]:
         config = PlanConfig(ROW_LENGTH, PATCH, vars(ViewsConfig()))
         for part in ("plan/count", "plan/load"):
             began = time.perf_counter()
-            plan = load_or_make_plan([Source(shard_set)], config, folder / "plan.npz")
+            plan = open_plan([Source(shard_set)], config)
             yield Figure(part, time.perf_counter() - began, "s")
         yield _peak_memory("plan/memory-counted")
         yield Figure("plan/rows", plan.rows(0), "rows")
