@@ -98,9 +98,15 @@ def measure() -> Costs:
     from bytelm.tools.simulation.measure_prepare import PrepareAmounts, measure_prepare
     from bytelm.tools.simulation.measure_training import TrainingAmounts, measure_training
 
-    machine = f"{platform.machine()}, {platform.system()}"
     prepare = measure_prepare(PrepareAmounts())
-    return Costs(machine, str(date.today()), prepare, measure_training(TrainingAmounts()))
+    return Costs(_processor(), str(date.today()), prepare, measure_training(TrainingAmounts()))
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def main() -> None:

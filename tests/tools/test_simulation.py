@@ -53,6 +53,21 @@ def test_decoding_is_divided_by_all_cores() -> None:
     assert model.decode_seconds == pytest.approx(1000 / (8 * 10))
 
 
+def test_saving_the_progress_costs_each_shard_about_the_same() -> None:
+    small, large = (PrepareModel(COSTS.prepare, Cluster(8), Workload(s * 1e12)) for s in (1, 10))
+    assert small.save_seconds * 10 <= large.save_seconds < small.save_seconds * 11
+
+
+def test_a_merge_is_divided_by_its_shares_until_the_filesystem_is_busy() -> None:
+    size = 100 * TERABYTE
+    few, many = prepared(100, 8), prepared(100, 1024)
+    assert few["merge/one-process"] == many["merge/one-process"]
+    assert few["merge/shares"].value < few["merge/one-process"].value / 4
+    filesystem = 2 * size / Cluster(1024).shared_disk
+    assert many["merge/shares"].bound == "shared filesystem"
+    assert many["merge/shares"].value > filesystem + 2 * many["merge/read"].value
+
+
 def test_shards_double_until_their_numbers_have_six_digits() -> None:
     assert Workload(TERABYTE).shard_bytes == 256e6
     assert Workload(1000 * TERABYTE).shard_bytes == 2048e6
@@ -110,7 +125,7 @@ def test_the_command_prints_json_lines(
     simulate.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len({line["name"] for line in lines}) == len(lines)
-    assert {"0.5TB/8/merge/total", "0.5TB/64/failures/lost"} <= {line["name"] for line in lines}
+    assert {"0.5TB/8/merge/shares", "0.5TB/64/failures/lost"} <= {line["name"] for line in lines}
     assert all(line["value"] > 0 and line["unit"] for line in lines)
 
 
@@ -133,7 +148,7 @@ def test_costs_are_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_the_costs_of_preparing_can_be_measured() -> None:
-    costs = measure_prepare(PrepareAmounts(20, 5, 2000, 20, 50, 1e5))
+    costs = measure_prepare(PrepareAmounts(20, 5, 2000, 20, 2, 1e5))
     assert all(value > 0 for value in vars(costs).values())
 
 

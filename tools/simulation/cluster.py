@@ -23,6 +23,8 @@ class Cluster:
     ranks_per_node: int = 8
     cores: int = 64
     """Cores of a node."""
+    parts_per_node: int = 8
+    """Array jobs of `prepare --part` on a node, which share its cores."""
     memory: float = 512e9
     """Bytes of a node."""
     network: float = 100 * GIGABIT
@@ -37,6 +39,10 @@ class Cluster:
     """Bytes per second of the shared filesystem, for all nodes together."""
     shared_latency: float = 2e-4
     """Seconds of an operation on the shared filesystem's metadata."""
+    shared_operations: float = 1e5
+    """Such operations per second, for all nodes together."""
+    shared_sync: float = 5e-3
+    """Seconds until a write to the shared filesystem is durable."""
     store_latency: float = 0.15
     """Seconds to an object's first byte: 100 to 200 ms (Amazon S3, "Best practices design
     patterns: optimizing Amazon S3 performance")."""
@@ -61,6 +67,11 @@ class Cluster:
     def nodes(self) -> int:
         """Nodes that the ranks fill."""
         return math.ceil(self.ranks / self.ranks_per_node)
+
+    @property
+    def parts(self) -> int:
+        """Array jobs on all nodes."""
+        return self.nodes * self.parts_per_node
 
     @property
     def mtbf(self) -> float:

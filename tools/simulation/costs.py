@@ -38,7 +38,9 @@ class PrepareCosts:
     merge_bytes_per_second: float
     """`merge`: pieces read, shards written."""
     save_shard_seconds: float
-    """Saving the progress: one shard that is finished already."""
+    """Saving the progress: one shard that stands in no block."""
+    save_block_seconds: float
+    """Saving the progress: one block of shards that is written already."""
     item_seconds: float
     """Reading what one work item left beside its members."""
 

@@ -25,8 +25,9 @@ from bytelm.pipelines.prepare.merge import merge_parts
 from bytelm.pipelines.prepare.parts import prepare_part
 from bytelm.pipelines.prepare.piece_files import read_summary
 from bytelm.pipelines.prepare.prepare import PrepareInput, PrepareOptions, list_input
+from bytelm.pipelines.prepare.prepare_state import BLOCK_SHARDS, PrepareState
 from bytelm.pipelines.prepare.scan import local_source
-from bytelm.pipelines.prepare.set_folder import PARTS_FOLDER, PrepareState, open_parts_folder
+from bytelm.pipelines.prepare.set_folder import PARTS_FOLDER, open_parts_folder, save_state
 from bytelm.pipelines.prepare.staged_input import load_staged_input, stage_input
 from bytelm.pipelines.shards.format import Shard
 from bytelm.pipelines.shards.writer import ShardWriter
@@ -45,7 +46,8 @@ class PrepareAmounts(NamedTuple):
     """Bytes of a document that is written."""
     documents: int = 3_000
     """Documents that are written, merged and hashed."""
-    saved_shards: int = 20_000
+    saved_blocks: int = 1000
+    """Blocks of the progress that is saved."""
     decode_bytes: float = 3e7
     """Stored bytes of each kind of file that are decoded."""
 
@@ -72,6 +74,7 @@ def measure_prepare(amounts: PrepareAmounts) -> PrepareCosts:
         folder = Path(name)
         listing_seconds, listing_memory, staging_seconds = _measure_listing(folder, amounts.files)
         merge_speed, item_seconds = _measure_merge(folder, text, amounts.documents)
+        shard_seconds, block_seconds = _measure_saving(folder, amounts.saved_blocks)
         return PrepareCosts(
             list_file_seconds=listing_seconds,
             list_file_memory=listing_memory,
@@ -87,7 +90,8 @@ def measure_prepare(amounts: PrepareAmounts) -> PrepareCosts:
             sha256_bytes_per_second=_measure_sha256(text, amounts.documents),
             write_bytes_per_second=_measure_writing(folder, text, amounts.documents),
             merge_bytes_per_second=merge_speed,
-            save_shard_seconds=_measure_saving(folder, amounts.saved_shards),
+            save_shard_seconds=shard_seconds,
+            save_block_seconds=block_seconds,
             item_seconds=item_seconds,
         )
 
@@ -185,12 +189,19 @@ def _measure_sha256(text: bytes, documents: int) -> float:
     return documents * len(text) / processor_seconds_of(update)
 
 
-def _measure_saving(folder: Path, shards: int) -> float:
-    """Seconds that a finished shard costs each time that the progress is saved."""
+def _measure_saving(folder: Path, blocks: int) -> tuple[float, float]:
+    """Seconds that a shard in no block, and a block, cost each time that the progress is saved."""
     hashes = ["0" * 64] * 2
-    entries = [
-        Shard(f"train-{n:06d}.tar", "train", 256_000_000, hashes[0], 100_000, hashes[1], 2500, {})
-        for n in range(shards)
-    ]
-    state = PrepareState("0" * 64, shards=entries)
-    return processor_seconds_of(lambda: state.save(folder)) / shards
+    entry = Shard("train-000000.tar", "train", 10**8, hashes[0], 10**5, hashes[1], 2500, {})
+    few, many = BLOCK_SHARDS - 1, blocks * BLOCK_SHARDS
+    state = PrepareState("0" * 64, shards=[entry] * few)
+    shards = _seconds_of_save(folder, state)
+    state.shards += [entry] * (many - few)
+    save_state(folder, state)  # writes the blocks
+    return shards / few, _seconds_of_save(folder, state) / blocks
+
+
+def _seconds_of_save(folder: Path, state: PrepareState) -> float:
+    """Seconds of a save, the mean of several."""
+    saves = 10
+    return processor_seconds_of(lambda: [save_state(folder, state) for _ in range(saves)]) / saves

@@ -5,6 +5,7 @@ Times that overlap are compared and the longest counts; those that follow each o
 
 from __future__ import annotations
 
+from bytelm.pipelines.prepare.prepare_state import BLOCK_SHARDS
 from bytelm.pipelines.prepare.work_items import ITEM_BYTES, ITEM_DOCUMENTS
 from bytelm.tools.simulation.cluster import MAX_SHARDS, Cluster, Workload
 from bytelm.tools.simulation.costs import PrepareCosts
@@ -17,6 +18,8 @@ UPLOAD_CONNECTIONS = 8
 """Parts of one object that are uploaded at once: those of a shard of 256 MB."""
 UPLOAD_REQUESTS = 3
 """Requests of an upload that follow each other, beside its parts: begin, end, and its check."""
+SYNCS = 6
+"""Durable writes for each shard: tar, index, their names, and the progress."""
 RAY_TASK_SECONDS = 2e-3
 """Of the command for each task: arguments, submission and result."""
 
@@ -36,7 +39,7 @@ class PrepareModel:
             *self._listing(),
             self._one_machine(),
             self._upload(),
-            self._parts(),
+            *self._parts(),
             *self._merge(),
             *self._ray(),
         ]
@@ -74,8 +77,17 @@ class PrepareModel:
 
     @property
     def save_seconds(self) -> float:
-        """All saves of the progress: each writes what was finished before it again."""
-        return self.workload.shards**2 / 2 * self.costs.save_shard_seconds
+        """All saves of the progress. Each writes half a block of shards on average, and a hash of
+        each block before."""
+        shards, costs = self.workload.shards, self.costs
+        blocks = shards / BLOCK_SHARDS
+        each = BLOCK_SHARDS / 2 * costs.save_shard_seconds + blocks / 2 * costs.save_block_seconds
+        return shards * each
+
+    @property
+    def sync_seconds(self) -> float:
+        """Waiting until shards are durable, one after the other."""
+        return self.workload.shards * SYNCS * self.cluster.shared_sync
 
     @property
     def listing_seconds(self) -> float:
@@ -122,6 +134,7 @@ class PrepareModel:
             {
                 "decoding": self.core_seconds / cluster.cores,
                 "writing": size / costs.write_bytes_per_second + self.save_seconds,
+                "finishing shards": size / costs.sha256_bytes_per_second + self.sync_seconds,
                 "network": size / cluster.network,
             }
         )
@@ -135,37 +148,49 @@ class PrepareModel:
         seconds = self.workload.size / speed + requests
         return Estimate("prepare/upload", seconds, "s", "connections", _long(seconds))
 
-    def _parts(self) -> Estimate:
-        """`--part I/N`, one on each node. Each lists and stores the whole input."""
-        size, costs = self.workload.size, self.costs
+    def _parts(self) -> list[Estimate]:
+        """`--part I/N`. Each lists and stores the whole input."""
+        size, costs, cluster = self.workload.size, self.costs, self.cluster
         working, bound = slowest(
             {
                 "decoding": self.decode_seconds,
-                "writing": size / self.cluster.nodes / costs.write_bytes_per_second,
-                "shared filesystem": size / self.cluster.shared_disk,
+                "writing": size / cluster.parts / costs.write_bytes_per_second,
+                "shared filesystem": size / cluster.shared_disk,
             }
         )
-        listing = self.listing_seconds + self.workload.documents * costs.stage_file_seconds
+        operations = self.workload.documents * cluster.parts / cluster.shared_operations
+        listing = max(self.listing_seconds, operations)
+        listing += self.workload.documents * costs.stage_file_seconds
+        total = listing + working
         if listing > working:
-            bound = "listing by each part"
-        return Estimate("prepare/parts", listing + working, "s", bound, _long(listing + working))
+            bound = "listing"
+        return [
+            Estimate("parts/list", listing, "s", "every part lists all", _long(listing)),
+            Estimate("parts/decode", working, "s", bound, _long(working)),
+            Estimate("parts/total", total, "s", bound, _long(total)),
+        ]
 
     def _merge(self) -> list[Estimate]:
-        """`bytelm merge`, one process."""
-        size, costs = self.workload.size, self.costs
+        """`bytelm merge`, by one process, and first by as many as there are parts."""
+        size, costs, cluster = self.workload.size, self.costs, self.cluster
         reading = self.workload.documents * costs.stage_file_seconds
-        reading += self.items * (costs.item_seconds + self.cluster.shared_latency)
-        writing = size / costs.merge_bytes_per_second
-        total = reading + writing + self.save_seconds
+        reading += self.items * (costs.item_seconds + cluster.shared_latency)
+        alone = reading + size / costs.merge_bytes_per_second + self.sync_seconds
+        writing, bound = slowest(
+            {
+                "processes": (size / costs.merge_bytes_per_second + self.sync_seconds)
+                / cluster.parts,
+                "shared filesystem": 2 * size / cluster.shared_disk,
+            }
+        )
+        checking = self.workload.shards * 3 * cluster.shared_latency
+        shared = 2 * reading + writing + checking
         names = 2 * self.items
         breaks = "" if names <= MAX_FOLDER_NAMES else "piece files in one folder: take several sets"
         return [
             Estimate("merge/read", reading, "s", "items", _long(reading)),
-            Estimate("merge/write", writing, "s", "one process", _long(writing)),
-            Estimate(
-                "merge/save-progress", self.save_seconds, "s", "JSON", _long(self.save_seconds)
-            ),
-            Estimate("merge/total", total, "s", "one process", _long(total)),
+            Estimate("merge/one-process", alone, "s", "one process", _long(alone)),
+            Estimate("merge/shares", shared, "s", bound, _long(shared)),
             Estimate("merge/names", names, "names", "a folder", breaks),
         ]
 
