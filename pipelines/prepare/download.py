@@ -7,15 +7,14 @@ download them again.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from bytelm.pipelines.prepare.container_reader import ContainerReader, Download
 from bytelm.pipelines.prepare.scan import Source, is_container, local_source
 from bytelm.pipelines.prepare.webdataset_tars import expand_braces
-from bytelm.pipelines.storage.cache import CacheConfig
-from bytelm.pipelines.storage.remote import RemoteStore, find_objects
+from bytelm.pipelines.storage.remote import find_objects
 
 
 def downloads_folder(out: Path) -> Path:
@@ -23,8 +22,10 @@ def downloads_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.sources")
 
 
-def download_sources(sources: Sequence[str | Path], folder: Path) -> list[Source]:
-    """The sources on this machine. Tars and tables at URLs are downloaded to `folder`.
+def download_sources(
+    sources: Sequence[str | Path], folder: Path, reader: ContainerReader
+) -> list[Source]:
+    """The sources on this machine. Tars and tables at URLs are downloaded to `folder` by `reader`.
 
     A URL can be a pattern with braces, and with `*` where the store lists its objects; a URL that
     ends in a slash stands for all tars and tables below.
@@ -32,12 +33,19 @@ def download_sources(sources: Sequence[str | Path], folder: Path) -> list[Source
     Raises ValueError for a URL that names no tar or table, or cannot be downloaded.
     """
     found: list[Source] = []
+    downloads: list[Download] = []
     for source in sources:
         if "://" not in str(source):
             found.append(local_source(source))
             continue
         for pattern in expand_braces(str(source)):
-            found += [_download(url, folder) for url in _matching(pattern)]
+            for url in _matching(pattern):
+                copy, download = _place(url, folder)
+                found.append(copy)
+                if not copy.path.exists():
+                    copy.path.parent.mkdir(parents=True, exist_ok=True)
+                    downloads.append(download)
+    reader.download(downloads)
     return found
 
 
@@ -56,8 +64,9 @@ def _matching(pattern: str) -> list[str]:
     return urls
 
 
-def _download(url: str, folder: Path) -> Source:
-    """The local copy of a tar or table, which keeps the names of its URL's folders."""
+def _place(url: str, folder: Path) -> tuple[Source, Download]:
+    """The local copy of a tar or table, which keeps the names of its URL's folders, and how it
+    comes there."""
     location, _, name = url.rpartition("/")
     if not is_container(name):
         raise ValueError(
@@ -67,13 +76,4 @@ def _download(url: str, folder: Path) -> Source:
     path = folder / hashlib.sha256(location.encode()).hexdigest()[:8] / name
     parts = urlsplit(location)
     place = (parts.netloc, *(unquote(part) for part in parts.path.split("/") if part))
-    if path.exists():
-        return Source(path, place)
-    store = RemoteStore(location, CacheConfig(folder, limit_bytes=1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        store.download(name, path)
-        os.utime(path, (0, 0))  # a tar that is downloaded again is no newer than the set made of it
-    except OSError as error:
-        raise ValueError(f"source {error}") from error
-    return Source(path, place)
+    return Source(path, place), Download(str(path), url)

@@ -66,6 +66,8 @@ def merge_parts(out: Path, console: Console | None = None) -> Prepared:
         if made:
             merge = _Merge(out)
             shards = merge.write_shards(range(len(merge.recipes)), "merged.jsonl", console)
+            for unfinished in out.glob("*.tmp"):  # of merges that were killed
+                unfinished.unlink()
             finish_set(merge.staged.listed, merge.staged.max_bad_share, merge.counts, shards, out)
         shutil.rmtree(out / PARTS_FOLDER, ignore_errors=True)
     shutil.rmtree(downloads_folder(out), ignore_errors=True)

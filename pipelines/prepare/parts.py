@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bytelm.pipelines.prepare.container_reader import ContainerReader
 from bytelm.pipelines.prepare.decode_pool import DecodePool
 from bytelm.pipelines.prepare.download import download_sources, downloads_folder
-from bytelm.pipelines.prepare.piece_files import (
-    decode_items,
-    summary_path,
-)
+from bytelm.pipelines.prepare.piece_files import decode_items, summary_path
 from bytelm.pipelines.prepare.prepare import (
     PrepareOptions,
     check_input,
@@ -72,8 +70,9 @@ def prepare_part(
     """
     if not 0 <= part < parts:
         raise ValueError(f"part {part}/{parts} is none: the parts are 0 to {parts - 1}")
-    found_sources = download_sources(sources, downloads_folder(out))
-    listed = list_input(found_sources, out, options)
+    reader = ContainerReader()
+    found_sources = download_sources(sources, downloads_folder(out), reader)
+    listed = list_input(found_sources, out, options, reader)
     if (out / SET_MANIFEST).exists():
         complete_set(out, listed)
         return PreparedPart(0, 0, made=False)

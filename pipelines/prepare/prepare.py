@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.prepare.captions import Captions, load_captions
+from bytelm.pipelines.prepare.container_reader import ContainerReader
 from bytelm.pipelines.prepare.decode_pool import DecodePool
 from bytelm.pipelines.prepare.documents import SkippedFile, SourceDocument
 from bytelm.pipelines.prepare.download import download_sources
@@ -145,7 +146,7 @@ def prepare(
     """
     target = open_target(out)
     downloads = target.folder.with_name(f"{target.folder.name}.sources")
-    found_sources = download_sources(sources, downloads)
+    found_sources = download_sources(sources, downloads, ContainerReader())
     with DecodePool(options.decode, options.workers) as pool:  # starts while sources are scanned
         prepared = _prepare(found_sources, target, options, pool, console)
     shutil.rmtree(downloads, ignore_errors=True)
@@ -177,7 +178,7 @@ def _prepare(
     console: Console | None,
 ) -> Prepared:
     """Make a set of local sources, or find it complete."""
-    listed = list_input(sources, target.folder, options)
+    listed = list_input(sources, target.folder, options, ContainerReader())
     found, units = listed.found, listed.units
     if (shard_set := target.complete_set()) is not None:
         return _same_set(shard_set, listed, target.is_older(found.newest_ns))
@@ -202,10 +203,12 @@ def _prepare(
     return Prepared(root, report, made=True)
 
 
-def list_input(sources: Sequence[Source], out: Path, options: PrepareOptions) -> PrepareInput:
-    """List local sources; see `prepare` for the errors."""
+def list_input(
+    sources: Sequence[Source], out: Path, options: PrepareOptions, reader: ContainerReader
+) -> PrepareInput:
+    """List local sources, whose tars and tables `reader` reads; see `prepare` for the errors."""
     captions = load_captions(options.captions) if options.captions else None
-    found, units = _find(sources, captions, out, options)
+    found, units = _find(sources, captions, out, options, reader)
     input_hash = _input_hash(found, options, captions)
     return PrepareInput(found, units, input_hash, _fingerprint(found, input_hash))
 
@@ -257,23 +260,28 @@ def finish_report(
 
 
 def _find(
-    sources: Sequence[Source], captions: Captions | None, out: Path, options: PrepareOptions
+    sources: Sequence[Source],
+    captions: Captions | None,
+    out: Path,
+    options: PrepareOptions,
+    reader: ContainerReader,
 ) -> tuple[FoundDocuments, list[TableUnit]]:
     """The documents of files, and the units of tables."""
     patterns = NamePatterns(options.include, options.exclude)
-    with TableScan(options.fields) as scan:
-        found = find_documents(
-            sources,
-            captions,
-            options.shares,
-            options.decode.limits.max_bytes,
-            out,
-            patterns,
-            scan.is_table,
-            options.fields.text,
-        )
-        scan.check_named(found.caption_columns)
-        units = scan.units(found.tables, options.shares, (d.split for d in found.documents))
+    scan = TableScan(options.fields, reader)
+    found = find_documents(
+        sources,
+        captions,
+        options.shares,
+        options.decode.limits.max_bytes,
+        out,
+        patterns,
+        reader,
+        scan.find_tables,
+        options.fields.text,
+    )
+    scan.check_named(found.caption_columns)
+    units = scan.units(found.tables, options.shares, (d.split for d in found.documents))
     return replace(found, skipped=[*found.skipped, *scan.skipped]), units
 
 

@@ -10,8 +10,9 @@ import functools
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.prepare.assembly import ShardRecipe, write_shard
@@ -22,6 +23,10 @@ from bytelm.pipelines.prepare.tables import TableUnit
 from bytelm.pipelines.prepare.work_items import WorkItem
 from bytelm.pipelines.shards.format import Shard
 
+if TYPE_CHECKING:
+    from bytelm.pipelines.prepare.container_reader import InspectionProcess
+    from bytelm.pipelines.prepare.table_inspection import TableInspection
+
 
 def start_decoding(options: DecodeOptions) -> None:
     """Start the decoding process of this process, which tasks will find running.
@@ -30,6 +35,32 @@ def start_decoding(options: DecodeOptions) -> None:
         options: how files will be decoded.
     """
     _kept_pool(options)
+
+
+def call_on_node(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Call a function for each of many arguments, and return its results.
+
+    Args:
+        function: a function of a module.
+        calls: the arguments; the first one is a path, whose folder the node must see.
+    Raises:
+        ValueError: where the node does not see the folder of a path.
+        Exception: what the function raises.
+    """
+    for path, *_ in calls:
+        _check_seen([os.path.dirname(path)])
+    return [function(*call) for call in calls]
+
+
+def inspect_on_node(*question: Any) -> TableInspection:
+    """Inspect a table in a child process, which later calls find running.
+
+    Args:
+        question: the fields of a TableQuestion.
+    """
+    from bytelm.pipelines.prepare.container_reader import TableQuestion
+
+    return _kept_inspection().ask(TableQuestion(*question))
 
 
 def decode_on_node(
@@ -83,6 +114,13 @@ def write_on_node(recipe: ShardRecipe, folder: Path, out: Path) -> Shard:
 def _kept_pool(options: DecodeOptions) -> DecodePool:
     """The pool of this process, which serves one task after the other."""
     return DecodePool(options, workers=1)
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_inspection() -> InspectionProcess:
+    from bytelm.pipelines.prepare.container_reader import InspectionProcess
+
+    return InspectionProcess()
 
 
 def _paths(entries: Sequence[SourceDocument] | Sequence[TableUnit]) -> Iterator[str]:

@@ -31,7 +31,8 @@ from bytelm.pipelines.prepare.prepare import (
     list_input,
 )
 from bytelm.pipelines.prepare.prepare_state import PrepareState
-from bytelm.pipelines.prepare.ray_cluster import RayCluster, ray_cluster
+from bytelm.pipelines.prepare.ray_cluster import ray_cluster
+from bytelm.pipelines.prepare.ray_container_reader import RayContainerReader
 from bytelm.pipelines.prepare.ray_nodes import decode_on_node, start_decoding, write_on_node
 from bytelm.pipelines.prepare.ray_tasks import Job, RayTasks
 from bytelm.pipelines.prepare.set_folder import (
@@ -63,7 +64,7 @@ def prepare_on_ray(
     """Make a shard set on a Ray cluster, with the bytes that `prepare` gives it.
 
     Args:
-        sources: see `prepare`. Those at URLs are downloaded by this process.
+        sources: see `prepare`. Those at URLs are downloaded by the nodes.
         out: the set's folder, which all nodes see under this path.
         options: see `prepare`; `workers` counts the CPUs of a local cluster.
         address: see `ray_cluster`.
@@ -81,15 +82,17 @@ def prepare_on_ray(
     with ray_cluster(address, options.workers) as cluster:
         for _ in range(sum(cluster.nodes().values())):  # while the sources are listed
             cluster.submit(start_decoding, (options.decode,))
-        local = download_sources(sources, downloads)
+        tasks = RayTasks(cluster, console)
+        reader = RayContainerReader(tasks)
+        local = download_sources(sources, downloads, reader)
         local = [source._replace(path=source.path.absolute()) for source in local]
-        listed = list_input(local, out, options)
+        listed = list_input(local, out, options, reader)
         if (out / SET_MANIFEST).exists():
             prepared = complete_set(out, listed)
         else:
             check_input(listed, options.max_bad_share)
             with locked_folder(out):
-                prepared = _RayPreparation(listed, out, options, cluster, console).run()
+                prepared = _RayPreparation(listed, out, options, tasks, console).run()
     shutil.rmtree(downloads, ignore_errors=True)
     return prepared
 
@@ -102,13 +105,13 @@ class _RayPreparation:
         listed: PrepareInput,
         out: Path,
         options: PrepareOptions,
-        cluster: RayCluster,
+        tasks: RayTasks,
         console: Console | None,
     ):
         self._listed = listed
         self._out = out
         self._options = options
-        self._tasks = RayTasks(cluster, console)
+        self._tasks = tasks
         self._console = console
         self._folder = out.with_name(f"{out.name}.pieces")
         self._items = work_items(listed.found.documents, listed.units)

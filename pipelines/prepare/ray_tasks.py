@@ -98,6 +98,12 @@ class RayTasks:
             self._cluster.cancel(list(self._running))
             self._running.clear()
 
+    @property
+    def cpus(self) -> int:
+        """CPUs of all nodes, and 1 where there are none now."""
+        self._look_at_nodes()
+        return max(1, sum((self._nodes or {}).values()))
+
     def _send(self, jobs: deque[Job]) -> None:
         """Send jobs until enough are in flight."""
         while jobs and len(self._running) < self._most_in_flight():

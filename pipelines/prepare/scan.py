@@ -12,12 +12,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from bytelm.pipelines.prepare.container_reader import ContainerReader
 from bytelm.pipelines.prepare.documents import BOOKKEEPING, SAME_FILE, SkippedFile, make_key
 from bytelm.pipelines.prepare.patterns import NamePatterns
 from bytelm.pipelines.prepare.splits import divide_folder
 from bytelm.pipelines.prepare.tables import table_format
 from bytelm.pipelines.prepare.tar_losses import ReadTar, weigh_damage
-from bytelm.pipelines.prepare.webdataset_tars import is_tar, read_webdataset_tar
+from bytelm.pipelines.prepare.webdataset_tars import TarContents, is_tar
 from bytelm.pipelines.storage.tar_reader import COMPRESSED_SUFFIXES
 
 HUB_REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
@@ -165,9 +166,14 @@ class SourceScan:
             files.append(SourceFile(name, stem, key, path, None, size, folder.split))
         return files
 
-    def read_tar(self, file: SourceFile) -> list[SourceFile]:
-        """The files in a WebDataset tar; what is skipped of it is named SHARD.tar/MEMBER."""
-        contents = read_webdataset_tar(file.path, self._max_file_bytes)
+    def read_tars(
+        self, files: Sequence[SourceFile], reader: ContainerReader
+    ) -> Iterator[list[SourceFile]]:
+        """The files in each of many WebDataset tars; what is skipped is named SHARD.tar/MEMBER."""
+        contents = reader.read_tars([file.path for file in files], self._max_file_bytes)
+        return map(self._tar_files, files, contents)
+
+    def _tar_files(self, file: SourceFile, contents: TarContents) -> list[SourceFile]:
         self.files += contents.members
         for noted, note in contents.notes:
             self.notes.append((f"{file.name}/{noted}" if noted else file.name, note))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bytelm.pipelines.prepare.captions import Captions
+from bytelm.pipelines.prepare.container_reader import ContainerReader
 from bytelm.pipelines.prepare.dataset_layouts import Layout, recognise_layout
 from bytelm.pipelines.prepare.documents import (
     BOOKKEEPING,
@@ -78,7 +79,8 @@ def find_documents(
     max_file_bytes: int,
     out: Path,
     patterns: NamePatterns,
-    is_table: Callable[[SourceFile], bool] | None = None,
+    reader: ContainerReader,
+    find_tables: Callable[[Sequence[SourceFile]], set[str]],
     text_field: str | None = None,
 ) -> FoundDocuments:
     """Find the documents of all sources.
@@ -92,7 +94,8 @@ def find_documents(
         max_file_bytes: larger files are skipped.
         out: the set's folder, which is no source where it lies in one.
         patterns: decide which files are used.
-        is_table: tells files whose rows are documents; None knows none.
+        reader: reads tars.
+        find_tables: returns the paths of the files whose rows are documents.
         text_field: the column of texts in tables, as the user named it; None to guess it.
     Raises:
         ValueError: where not one of the sources exists.
@@ -112,7 +115,7 @@ def find_documents(
             listed[i] = _apply_layout(layout, named, skipped)
             remarks += layout.names
             caption_columns |= layout.columns
-        files, tables = _open_containers(scan, sources, listed, is_table)
+        files, tables = _open_containers(scan, sources, listed, reader, find_tables)
         unseen_files, unseen_bytes = scan.skip_damaged_tars()
         grouping = Grouping(captions, shares)
         documents = grouping.documents(sources, files)
@@ -237,19 +240,23 @@ def _open_containers(
     scan: SourceScan,
     sources: Sequence[Source],
     files_by_source: Sequence[Sequence[SourceFile]],
-    is_table: Callable[[SourceFile], bool] | None,
+    reader: ContainerReader,
+    find_tables: Callable[[Sequence[SourceFile]], set[str]],
 ) -> tuple[list[list[SourceFile]], list[SourceFile]]:
     """The files of each source, with the members of tars and without tables; and the tables."""
+    containers = [file for files in files_by_source for file in files if is_container(file.name)]
+    tars = [file for file in containers if is_tar(file.name)]
+    members = dict(zip((t.path for t in tars), scan.read_tars(tars, reader), strict=True))
+    table_paths = find_tables([file for file in containers if not is_tar(file.name)])
     opened: list[list[SourceFile]] = []
     tables: list[SourceFile] = []
     candidates: list[KeyCandidate] = []
     for number, (source, files) in enumerate(zip(sources, files_by_source, strict=True)):
         usable: list[SourceFile] = []
         for file in files:
-            holds_many = is_container(file.name)
-            if holds_many and is_tar(file.name):
-                usable += scan.read_tar(file)
-            elif holds_many and is_table and is_table(file):
+            if is_container(file.name) and is_tar(file.name):
+                usable += members.pop(file.path)
+            elif file.path in table_paths:
                 tables.append(file)
                 candidates.append(KeyCandidate(file.name, source.place, None, number))
             elif scan.has_good_size(file):

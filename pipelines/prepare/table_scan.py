@@ -1,15 +1,13 @@
-"""The tables among the files of sources: inspected in a child process, and cut into units."""
+"""The tables among the files of sources: inspected, and cut into units."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+from bytelm.pipelines.prepare.container_reader import ContainerReader, TableQuestion
 from bytelm.pipelines.prepare.documents import SkippedFile
 from bytelm.pipelines.prepare.scan import SourceFile
 from bytelm.pipelines.prepare.splits import fill_empty_splits
@@ -26,52 +24,52 @@ from bytelm.pipelines.prepare.tables import (
     table_format,
     table_units,
 )
-from bytelm.pipelines.prepare.worker_process import cause_of_death
-
-_MAIN = "from bytelm.pipelines.prepare.table_inspection import main; main()"
 
 
 class TableScan:
-    """Tells which files are tables. A context manager that ends the inspecting process."""
+    """Tells which files are tables."""
 
-    def __init__(self, named: TableFields):
+    def __init__(self, named: TableFields, reader: ContainerReader):
         """
         Args:
             named: columns that the user named.
+            reader: inspects tables.
         """
         self.skipped: list[SkippedFile] = []
         """Tables that are refused."""
         self._named = named
+        self._reader = reader
         self._columns: set[str] = set()
         self._inspections: dict[str, TableInspection] = {}
-        self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> TableScan:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
-
-    def is_table(self, file: SourceFile) -> bool:
-        """Whether a file's rows are documents, or it is refused as a table. A CSV file without a
-        field for a part is a text like any other, as is one JSON value in `.json.gz`.
+    def find_tables(self, files: Sequence[SourceFile]) -> set[str]:
+        """Paths of the files whose rows are documents, or that are refused as tables. A CSV file
+        without a field for a part is a text like any other, as is one JSON value in `.json.gz`.
 
         Raises RuntimeError where the inspecting process does not start.
         """
-        found = table_format(file.name)
-        if found is None or not file.size:
-            return False
-        fields = list(self._named)
-        inspection = self._ask([file.path, file.name, found.kind, found.compression, fields])
+        fields = tuple(self._named)
+        asked: list[SourceFile] = []
+        questions: list[TableQuestion] = []
+        for file in files:
+            if file.size and (found := table_format(file.name)):
+                asked.append(file)
+                questions.append(TableQuestion(file.path, file.name, *found, fields))
+        inspections = self._reader.inspect_tables(questions)
+        for file, inspection in zip(asked, inspections, strict=True):
+            self._add(file, inspection)
+        return set(self._inspections)
+
+    def _add(self, file: SourceFile, inspection: TableInspection) -> None:
+        """Keep the inspection of a file that is a table."""
         self._columns |= set(inspection.columns)
-        may_be_text = found == (CSV, "") or file.name.lower().endswith(".json.gz")
+        may_be_text = table_format(file.name) == (CSV, "") or file.name.lower().endswith(".json.gz")
         if inspection.reason and may_be_text and not any(self._named):
-            return False
+            return
         if inspection.reason:
             entry = SkippedFile(file.name, inspection.reason, inspection.detail, file.size)
             self.skipped.append(entry)
         self._inspections[file.path] = inspection
-        return True
 
     def units(
         self,
@@ -139,41 +137,6 @@ class TableScan:
             if old != new:
                 moved[path] = (*moved.get(path, ()), (row, new))
         return moved
-
-    def _ask(self, question: list[object]) -> TableInspection:
-        """Inspect a table in the child process, which a damaged one may end."""
-        process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(question) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self._end()
-            detail = f"reading its columns: {cause_of_death(process.returncode)}"
-            return TableInspection(reason="decoder died", detail=detail)
-        return TableInspection(**json.loads(answer))
-
-    def _start(self) -> subprocess.Popen[str]:
-        """Start the process, and wait until it is ready."""
-        command = [sys.executable, "-P", "-c", _MAIN]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            cause = cause_of_death(self._process.wait())
-            raise RuntimeError(f"the process that inspects tables does not start ({cause})")
-        return self._process
-
-    def _end(self) -> None:
-        """End the process, and wait for it."""
-        if self._process:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
 
 
 def _whole_table(table: SourceFile, inspection: TableInspection) -> TableUnit:

@@ -17,6 +17,7 @@ import pytest
 from helpers.commands import bytelm, environment
 from helpers.processes import hear_interrupts
 from helpers.source_files import hashes, png, sound, txt
+from helpers.web_server import serving
 
 pytestmark = pytest.mark.long
 SMALL_ITEMS = """
@@ -113,6 +114,24 @@ def test_two_nodes_give_the_bytes_of_one_process(
     assert "nodes: 2, CPUs: 2" in result.stderr
     assert "raylet" not in result.stderr + result.stdout
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("set")] == ["set"]
+
+
+def test_tars_and_tables_at_urls_are_downloaded_and_read_by_nodes(
+    source: list[Path], cluster: Any, tmp_path: Path
+) -> None:
+    with serving() as web:
+        web.objects |= {"rows.parquet": source[2].read_bytes()}
+        web.objects |= {f"{i}.tar": source[1].read_bytes() for i in range(3)}
+        urls = (f"{web.url}/{{0..2}}.tar", f"{web.url}/rows.parquet", "--max-bad-share", "1")
+        bytelm("prepare", *urls, "--out", tmp_path / "one")
+        web.asked.clear()
+        on_ray = (*urls, "--on", cluster.address)
+        bytelm("prepare", *on_ray, "--out", tmp_path / "set")
+        assert set(web.asked) == set(web.objects)
+        web.objects.pop("1.tar")
+        missing = bytelm("prepare", *on_ray, "--out", tmp_path / "none", status=2)
+    assert hashes(tmp_path / "set") == hashes(tmp_path / "one")
+    assert f"source {web.url}/1.tar" in missing.stderr
 
 
 def test_a_lost_node_costs_nothing(

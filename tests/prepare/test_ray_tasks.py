@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import sys
+import tarfile
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bytelm.pipelines.prepare import ray_tasks
 from bytelm.pipelines.prepare.ray_cluster import RayCluster, TaskDiedError, ray_cluster
+from bytelm.pipelines.prepare.ray_container_reader import RayContainerReader
 from bytelm.pipelines.prepare.ray_tasks import Job, RayTasks
+
+
+@dataclass(eq=False)
+class MadeUpTask:
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
 
 
 class MadeUpCluster(RayCluster):
@@ -21,7 +31,7 @@ class MadeUpCluster(RayCluster):
     def __init__(self, cpus: dict[str, int], deaths: dict[int, list[TaskDiedError]]):
         self.cpus = cpus
         self.deaths = deaths
-        self.sent: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self.sent: deque[MadeUpTask] = deque()
         self.most_in_flight = 0
         self.nodes_asked: list[str | None] = []
         self.cancelled: list[Any] = []
@@ -33,7 +43,7 @@ class MadeUpCluster(RayCluster):
     def submit(
         self, function: Callable[..., Any], arguments: Sequence[Any], node: str | None = None
     ) -> Any:
-        task = (function, (*arguments, self.calls.total()))
+        task = MadeUpTask(function, tuple(arguments))
         self.calls[arguments[0]] += 1
         self.sent.append(task)
         self.most_in_flight = max(self.most_in_flight, len(self.sent))
@@ -44,10 +54,10 @@ class MadeUpCluster(RayCluster):
         return [self.sent.pop()]  # the last one first
 
     def result(self, task: Any) -> Any:
-        function, (argument, _) = task
-        if self.deaths.get(argument):
-            raise self.deaths[argument].pop()
-        return function(argument)
+        deaths = self.deaths.get(task.arguments[0])
+        if deaths:
+            raise deaths.pop()
+        return task.function(*task.arguments)
 
     def cancel(self, tasks: Sequence[Any]) -> None:
         self.cancelled += tasks
@@ -128,6 +138,24 @@ def test_a_cluster_without_a_node_is_not_waited_for_without_end(
     cluster = MadeUpCluster({}, {})
     with pytest.raises(RuntimeError, match="no node with a CPU"):
         results(RayTasks(cluster, clock=lambda: float(next(seconds))), jobs(1))
+
+
+def test_tars_are_read_by_tasks_and_come_in_order(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.tar" for number in range(70)]
+    for number, path in enumerate(paths):
+        with tarfile.open(path, "w") as tar:
+            tar.addfile(tarfile.TarInfo(f"{number}.txt"))
+    cluster = MadeUpCluster({"a": 2, "b": 1}, {})
+    reader = RayContainerReader(RayTasks(cluster))
+    tars = reader.read_tars([str(path) for path in paths], 10)
+    assert [tar.flaws[0].name for tar in tars] == [f"{number}.txt" for number in range(70)]
+    assert cluster.calls.total() == 35
+
+
+def test_a_node_that_does_not_see_a_tar_is_named() -> None:
+    reader = RayContainerReader(RayTasks(MadeUpCluster({"a": 1}, {})))
+    with pytest.raises(ValueError, match=r"node .* does not see /nowhere/else"):
+        list(reader.read_tars(["/nowhere/else/a.tar"], 10))
 
 
 @pytest.mark.parametrize(
