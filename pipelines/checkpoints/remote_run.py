@@ -17,6 +17,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bytelm.pipelines.checkpoints.manifest import (
     CHECKPOINT_MANIFEST,
@@ -31,6 +32,7 @@ from bytelm.pipelines.checkpoints.run_folder import (
     checkpoint_folders,
     checkpoint_name,
     damage_outside_tensors,
+    parse_config,
     steps_to_remove,
 )
 from bytelm.pipelines.storage.cache import StoreClosedError
@@ -187,6 +189,23 @@ def check_unused(url: str) -> None:
                 f"{url} has checkpoints, up to step {steps[0]}: continue with --resume, or choose "
                 "another train.checkpoint_url"
             )
+
+
+def fetch_config(url: str) -> dict[str, Any]:
+    """Read the config that a run at a URL was last trained with.
+
+    Raises:
+        ValueError: for a URL that cannot be used or has no such config.
+        OSError: if the store fails.
+    """
+    with open_destination(url) as store:
+        try:
+            values = parse_config(store.read(CONFIG_FILE, MAX_MANIFEST_BYTES))
+        except FileNotFoundError:
+            values = None
+    if values is None:
+        raise ValueError(f"{url} has no {CONFIG_FILE} of a run: name its CONFIG, or another URL")
+    return values
 
 
 def stored_steps(store: Destination) -> list[int]:

@@ -90,8 +90,16 @@ def has_checkpoint(run: Path) -> bool:
 def saved_config(run: Path) -> dict[str, Any] | None:
     """Read the config that a run was last trained with; None if it has none that can be read."""
     try:
-        values = json.loads((run / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
+        return parse_config((run / CONFIG_FILE).read_bytes())
+    except OSError:
+        return None
+
+
+def parse_config(data: bytes) -> dict[str, Any] | None:
+    """Return the values in the bytes of a run's CONFIG_FILE; None if they are none."""
+    try:
+        values = json.loads(data)
+    except ValueError:
         return None
     return values if isinstance(values, dict) and "train" in values else None
 

@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue from the newest checkpoint of RUN; without CONFIG, with the run's own",
+        help="continue from the newest checkpoint of RUN, or of its train.checkpoint_url; without "
+        "CONFIG, with the run's own",
     )
     parser.add_argument(
         "--allow-fresh-start",
@@ -149,16 +150,24 @@ def _check_source(options: argparse.Namespace, is_rank: bool) -> None:
 
 
 def _given_config(options: argparse.Namespace) -> RunConfig:
-    """The config of CONFIG, or without it of the run that is resumed, with the values of --set."""
+    """The config of CONFIG, or without it of the run that is resumed, with the values of --set.
+
+    A run without its folder has its config at the URL that --set gives.
+    """
+    from bytelm.pipelines.checkpoints.remote_run import fetch_config
     from bytelm.pipelines.checkpoints.run_folder import CONFIG_FILE, saved_config
     from bytelm.pipelines.config import config_from_dict, load_config, override_value
 
     if options.config:
         return load_config(options.config, options.set)
     values = saved_config(options.out)
+    given = dict(override.split("=", 1) for override in options.set if "=" in override)
+    if values is None and (url := given.get("train.checkpoint_url")):
+        values = fetch_config(url)
     if values is None:
         raise ValueError(
-            f"{options.out} has no {CONFIG_FILE} to continue with: name the CONFIG of the run"
+            f"{options.out} has no {CONFIG_FILE} to continue with: name the CONFIG of the run, or "
+            "the URL of its checkpoints with --set train.checkpoint_url=URL"
         )
     paths = [one["path"] for one in values["data"]["sets"]]
     if options.data and options.data != paths:

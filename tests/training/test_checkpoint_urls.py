@@ -24,7 +24,7 @@ def test_a_run_without_its_folder_goes_on_from_the_url_exactly(
     mixed_set: ShardSet, tmp_path: Path
 ) -> None:
     """The copies are kept by the rules of the local ones; a half upload is no checkpoint, and a
-    damaged one is named and passed over."""
+    damaged one is named and passed over. The config is at the URL, too."""
     url = f"file://{tmp_path}/store"
     config = write_config(tmp_path / "run.yaml", mixed_set, **SIZES, checkpoint_url=url)
     run, store = tmp_path / "run", tmp_path / "store" / "checkpoints"
@@ -45,7 +45,7 @@ def test_a_run_without_its_folder_goes_on_from_the_url_exactly(
     state = store / "step-00000006" / "state.json"
     state.write_bytes(state.read_bytes().replace(b'"step": 6', b'"step": 5'))
     again = tmp_path / "again"
-    second = bytelm("train", config, "--out", again, "--resume")
+    second = bytelm(*("train", "--out", again, "--resume", "--set", f"train.checkpoint_url={url}"))
     assert "step-00000006 of" in second.stdout
     assert "state.json does not match" in second.stdout
     assert "step-00000004 of" in second.stdout
