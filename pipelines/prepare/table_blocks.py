@@ -5,11 +5,11 @@ A row that is not plainly one sound text is read by `table_rows.py`, which knows
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 
 from bytelm.pipelines.prepare.table_rows import (
     Row,
@@ -26,8 +26,9 @@ BLOCK_LINES = 1024
 BLOCK_BYTES = 1 << 22
 """Bytes of the texts of a block of Parquet rows, unless it is one row."""
 
-_NO_PLAIN_TEXT = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""Errors of a line that has no JSON, no object, no such field or no string in it."""
+_NO_PLAIN_TEXT = (ValueError, TypeError, LookupError, AttributeError)
+"""Errors of a line that has no JSON, no object, no such field or no string in it. orjson refuses
+some lines that `json` takes, such as those with NaN."""
 
 
 class TextBlock(NamedTuple):
@@ -74,21 +75,14 @@ def _json_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]
 
 def _lines_block(unit: TableUnit, position: int, lines: Sequence[bytes], limit: int) -> TextBlock:
     """Lines of which the first begins at `position`."""
-    decode, field = json.JSONDecoder().raw_decode, unit.fields.text
+    field = unit.fields.text
     numbers: list[int] = []
     texts: list[bytes] = []
     others: list[Row] = []
     size = 0
     for line in lines:
-        text = b""
-        if line.startswith(b"{") and len(line) <= limit:
-            try:
-                decoded = line.decode()
-                row, end = decode(decoded)
-                if end == len(decoded) or decoded[end:].isspace():
-                    text = row[field].encode()
-            except _NO_PLAIN_TEXT:
-                pass
+        is_object = line.startswith(b"{") and len(line) <= limit
+        text = _plain_text(line, field) if is_object else b""
         if text and b"\0" not in text:
             numbers.append(position)
             texts.append(text)
@@ -97,6 +91,15 @@ def _lines_block(unit: TableUnit, position: int, lines: Sequence[bytes], limit: 
             others.append(other)
         position += len(line) + 1
     return TextBlock(numbers, texts, others, size, position)
+
+
+def _plain_text(line: bytes, field: str | None) -> bytes:
+    """The text of a line; empty where the line is not plainly sound."""
+    try:
+        text: bytes = orjson.loads(line)[field].encode()
+    except _NO_PLAIN_TEXT:
+        return b""
+    return text
 
 
 def _parquet_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:

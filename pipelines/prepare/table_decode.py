@@ -21,6 +21,7 @@ from bytelm.pipelines.prepare.table_rows import Row, read_rows
 from bytelm.pipelines.prepare.tables import TableFields, TableUnit, row_key, row_split, row_splits
 from bytelm.pipelines.shards.format import SPLITS
 from bytelm.pipelines.shards.pieces import PieceBuilder, ShardPiece
+from bytelm.pipelines.shards.text_pieces import text_piece
 from bytelm.pipelines.storage.tar_writer import BLOCK_BYTES
 
 INSTALMENT_BYTES = 1 << 22
@@ -142,7 +143,7 @@ class UnitDecoder:
         self._rows: Iterator[TextBlock] | Iterator[Row] = read(
             task.unit, self._position.first, options.limits.max_bytes
         )
-        self._builders: dict[str, tuple[list[int], PieceBuilder]] = {}
+        self._builders: dict[str, tuple[list[int], PieceBuilder]] = {}  # of other rows
         self._numbers: list[int] = []  # of the rows that are one text
         self._texts: list[bytes | memoryview] = []
         self._instalment = Instalment()
@@ -178,40 +179,43 @@ class UnitDecoder:
 
     def _finish_pieces(self) -> list[bytes | memoryview]:
         """Put the pieces of all splits into the instalment; returns the bytes of their members."""
-        self._add_texts()
+        if self._texts:
+            return self._finish_texts()
         parts: list[bytes | memoryview] = []
         for split, (numbers, builder) in self._builders.items():
             members, piece = builder.finish()
             parts += members
-            size = sum(map(len, members))
-            rows = SplitRows(np.array(numbers, np.int64), piece, size)
-            self._instalment.splits[split] = rows
+            self._instalment.splits[split] = _split_rows(np.array(numbers, np.int64), piece)
         return parts
 
-    def _add_texts(self) -> None:
-        """Add the documents of all rows that are one text."""
-        if not self._texts:
-            return
+    def _finish_texts(self) -> list[bytes | memoryview]:
+        """The same where each row is one text."""
         unit, position = self._unit, self._position
         numbers = np.array(self._numbers, np.int64)
         keys = [f"{unit.key}{number}" for number in self._numbers]
         if unit.split:
-            splits = np.full(len(keys), unit.split)
+            splits = np.full(len(keys), SPLITS.index(unit.split))
         else:
             splits = row_splits(keys, self._shares)
             for number, split in unit.moved:
-                splits[numbers == number] = split
-        order = np.argsort(numbers)
-        for split in SPLITS:
-            is_new = (splits == split) & (numbers >= position.done[split])
-            rows = order[is_new[order]]
-            if len(rows):
-                builder = PieceBuilder()
-                chosen = rows.tolist()
-                texts = [self._texts[row] for row in chosen]
-                builder.add_texts([keys[row] for row in chosen], unit.name, texts)
-                self._builders[split] = numbers[rows].tolist(), builder
+                splits[numbers == number] = SPLITS.index(split)
+        first_rows = np.array([position.done[split] for split in SPLITS])
+        is_new = numbers >= first_rows[splits]
         self._instalment.kinds["text",] += int(np.sum(numbers >= position.counted))
+        order = np.lexsort((numbers, splits))
+        order = order[is_new[order]]
+        if not len(order):
+            return []
+        rows = order.tolist()
+        parts, piece = text_piece(
+            [keys[row] for row in rows], unit.name, [self._texts[row] for row in rows]
+        )
+        limits = np.searchsorted(splits[order], np.arange(len(SPLITS) + 1)).tolist()
+        for split, first, stop in zip(SPLITS, limits[:-1], limits[1:], strict=True):
+            if first < stop:
+                split_rows = _split_rows(numbers[order[first:stop]], piece.part(first, stop))
+                self._instalment.splits[split] = split_rows
+        return parts
 
     def _add_block(self, block: TextBlock) -> int:
         """Add rows of one text each; returns about the bytes of their documents."""
@@ -316,6 +320,11 @@ class UnitDecoder:
         for reason, bad in rest.bad.items():
             self._instalment.bad.setdefault(reason, BadRows()).merge(bad)
         self._instalment.is_end = True
+
+
+def _split_rows(numbers: npt.NDArray[np.int64], piece: ShardPiece) -> SplitRows:
+    """Documents of a piece whose `members` are yet to be set."""
+    return SplitRows(numbers, piece, int(piece.ends[-1]))
 
 
 def rest_of_unit(unit: TableUnit, row: int, reason: str, detail: str) -> Instalment:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.pipelines.prepare.documents import KEY_HASH, split_of
-from bytelm.pipelines.shards.format import SPLITS
 
 JSONL, CSV, PARQUET = "jsonl", "csv", "parquet"
 UNIT_BYTES = 1 << 21
@@ -115,12 +114,11 @@ def row_split(key: str, shares: tuple[float, float, float]) -> str:
     return split_of(hashlib.sha256(key.encode()).digest(), shares)
 
 
-def row_splits(keys: Sequence[str], shares: tuple[float, float, float]) -> npt.NDArray[np.str_]:
-    """[keys] what `row_split` says of each key."""
+def row_splits(keys: Sequence[str], shares: tuple[float, float, float]) -> npt.NDArray[np.int64]:
+    """[keys] what `row_split` says of each key, as its place in SPLITS."""
     ends = b"".join([hashlib.sha256(key.encode()).digest()[-8:] for key in keys])
     positions = np.frombuffer(ends, ">u8") / 2.0**64
-    is_after = (positions >= shares[0]).astype(int) + (positions >= shares[0] + shares[1])
-    return np.array(SPLITS)[is_after]
+    return (positions >= shares[0]).astype(np.int64) + (positions >= shares[0] + shares[1])
 
 
 def table_units(table: TableUnit, row_groups: Iterable[RowGroup] | None) -> Iterator[TableUnit]:

@@ -27,12 +27,10 @@ from bytelm.pipelines.shards.format import (
     Index,
     chunk_checksums,
 )
-from bytelm.pipelines.storage.tar_writer import BLOCK_BYTES, member_headers
+from bytelm.pipelines.storage.tar_writer import BLOCK_BYTES, fill_headers, padding_parts
 
 SegmentShape = tuple[str, Header, bool, bool, str, str]
 """Modality, header, is_file, is_deep, suffix of the member, and name of the source file."""
-
-_ZEROS = bytes(BLOCK_BYTES)
 
 
 @dataclass(frozen=True)
@@ -89,28 +87,6 @@ class PieceBuilder:
         self._forms += map(segment_form, samples)
         self._last_members.append(members[-1])
 
-    def add_texts(
-        self, keys: Sequence[str], source: str, texts: Sequence[bytes | memoryview]
-    ) -> None:
-        """Append documents of one text each.
-
-        Args:
-            keys: names of the documents, unique in the set.
-            source: name of the file of all texts.
-            texts: bytes of the texts.
-        """
-        sample = Sample("text", Header(), b"")
-        suffix, parts = _text_member(source)
-        first = len(self._last_members)
-        members = range(len(self._names) + 1, len(self._names) + 2 * len(texts) + 1, 2)
-        for key, text in zip(keys, texts, strict=True):
-            self._names += (f"{key}.json", f"{key}.{suffix}")
-            self._data += (key.join(parts).encode(), text)
-        self._documents += range(first, first + len(texts))
-        self._members += members
-        self._forms += [segment_form(sample)] * len(texts)
-        self._last_members += members
-
     def finish(self) -> tuple[list[bytes | memoryview], ShardPiece]:
         """The bytes of all members in parts, and a piece whose `members` are yet to be set."""
         sizes = np.fromiter(map(len, self._data), np.int64, len(self._data))
@@ -140,11 +116,14 @@ class PieceBuilder:
         self, sizes: npt.NDArray[np.int64], padding: npt.NDArray[np.int64]
     ) -> list[bytes | memoryview]:
         """The bytes of all members: header, data and padding of each."""
-        headers = member_headers(self._names, sizes)
-        parts: list[bytes | memoryview] = [b""] * (3 * len(sizes))
-        parts[::3] = [headers[i : i + BLOCK_BYTES] for i in range(0, len(headers), BLOCK_BYTES)]
+        count = len(sizes)
+        headers = np.empty((count, BLOCK_BYTES), np.uint8)
+        names = np.array(self._names, "S").view(np.uint8).reshape(count, -1)
+        fill_headers(headers, names, sizes)
+        parts: list[bytes | memoryview] = [b""] * (3 * count)
+        parts[::3] = [row.data for row in headers]
         parts[1::3] = self._data
-        parts[2::3] = [_ZEROS[:size] for size in padding.tolist()]
+        parts[2::3] = padding_parts(padding)
         return parts
 
     def _add_member(self, name: str, data: bytes) -> int:
@@ -194,7 +173,7 @@ def add_document(
         (s.modality, s.header, s.is_file, s.is_deep, suffix, source)
         for s, suffix, source in zip(samples, suffixes, sources, strict=True)
     )
-    add_member(f"{key}.json", key.join(_json_parts(shapes)).encode())
+    add_member(f"{key}.json", key.join(json_parts(shapes)).encode())
     return [
         add_member(f"{key}.{suffix}", sample.data)
         for suffix, sample in zip(suffixes, samples, strict=True)
@@ -206,15 +185,8 @@ def index_row(document: int, sample: Sample, offset: int, first_crc: int) -> tup
     return (document, *segment_form(sample), first_crc, offset, len(sample.data))
 
 
-def _text_member(source: str) -> tuple[str, list[str]]:
-    """The suffix of a text's member, and the JSON of a document of one text; see _json_parts."""
-    sample = Sample("text", Header(), b"")
-    suffix = MODALITIES["text"].member_suffix(sample)
-    return suffix, _json_parts((("text", sample.header, False, False, suffix, source),))
-
-
 @lru_cache(maxsize=256)
-def _json_parts(shapes: tuple[SegmentShape, ...]) -> list[str]:
+def json_parts(shapes: tuple[SegmentShape, ...]) -> list[str]:
     """A document's JSON, cut at the places of its key, whose characters need no escapes."""
     parts = ['{"key": "', '", "segments": [']
     for modality, header, is_file, is_deep, suffix, source in shapes:

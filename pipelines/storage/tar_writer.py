@@ -10,7 +10,6 @@ import hashlib
 import os
 import tarfile
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +26,7 @@ MAX_PENDING = 64
 _HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 _MODE_TO_GROUP, _TIME, _TYPE_TO_END = _HEADER[100:124], _HEADER[136:148], _HEADER[156:]
 """The constant fields of every header, between its name, size and checksum."""
+_ZEROS = bytes(BLOCK_BYTES)
 _CONSTANT_SUM = sum(_MODE_TO_GROUP) + sum(_TIME) + sum(_TYPE_TO_END) + 8 * ord(" ")
 
 
@@ -103,26 +103,32 @@ class TarWriter:
             self._unsynced = 0
 
 
-def member_headers(names: Sequence[str], sizes: npt.NDArray[np.int64]) -> bytes:
-    """The headers of many members, one after the other, as `add` writes them.
+def fill_headers(
+    headers: npt.NDArray[np.uint8], names: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]
+) -> None:
+    """Write the headers of many members, as `TarWriter.add` writes them.
 
     Args:
-        names: [members] names in ASCII of at most 100 characters.
+        headers: [members, BLOCK_BYTES] bytes that are overwritten.
+        names: [members, characters] names in ASCII of at most 100 characters, with zeros behind the
+            shorter ones.
         sizes: [members] bytes of their data.
     """
-    count = len(names)
-    headers = np.empty((count, tarfile.BLOCKSIZE), np.uint8)
+    length = names.shape[1]
+    assert length <= 100, "a longer name needs a prefix"
     headers[:] = np.frombuffer(_HEADER, np.uint8)
-    assert max(map(len, names), default=0) <= 100, "a longer name needs a prefix"
-    name_bytes = np.array(names, "S100").view(np.uint8).reshape(count, 100)
-    headers[:, :100] = name_bytes
+    headers[:, :length] = names
     digits = _octal_digits(sizes, 11)
     headers[:, 124:135] = digits
     headers[:, 135] = 0
-    sums = _CONSTANT_SUM + name_bytes.sum(1, np.int64) + digits.sum(1, np.int64)
+    sums = _CONSTANT_SUM + names.sum(1, np.int64) + digits.sum(1, np.int64)
     headers[:, 148:154] = _octal_digits(sums, 6)
     headers[:, 154:156] = np.frombuffer(b"\0 ", np.uint8)
-    return headers.tobytes()
+
+
+def padding_parts(sizes: npt.NDArray[np.int64]) -> list[bytes]:
+    """[members] zeros that fill up the last block of each, from the number that each needs."""
+    return [_ZEROS[:size] for size in sizes.tolist()]
 
 
 def _octal_digits(values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.uint8]:
