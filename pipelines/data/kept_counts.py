@@ -50,7 +50,7 @@ def row_table(
             return table
     table = _count(shard_set, split, config)
     folders = [place.folder for place in places if isinstance(place, LocalStore)]
-    _keep(folders, counts_name(shard_set, split, config), _content(table, shard_set, split, config))
+    _keep(folders, *counts_file(table, shard_set, split, config))
     return table
 
 
@@ -74,7 +74,7 @@ def keep_with_set(shard_set: ShardSet, splits: Iterable[str], config: PlanConfig
             names.append(counts_name(shard_set, split, config))
             if _read(shard_set.store, shard_set, split, config) is None:
                 table = _count(shard_set, split, config)
-                destination.write(names[-1], _content(table, shard_set, split, config))
+                destination.write(*counts_file(table, shard_set, split, config))
     return names
 
 
@@ -82,6 +82,17 @@ def counts_name(shard_set: ShardSet, split: str, config: PlanConfig) -> str:
     """Name of the file that holds the counts of a split."""
     key = hashlib.sha256(_identity(shard_set, split, config)).hexdigest()
     return f"counts-{shard_set.root[:16]}-{key[:16]}.npy"
+
+
+def counts_file(
+    table: ShardTable, shard_set: ShardSet, split: str, config: PlanConfig
+) -> tuple[str, bytes]:
+    """Name and content of the file of a split's counts: the array [2, N], and its checksum."""
+    file = io.BytesIO()
+    np.save(file, np.stack(table).astype("<i8"))
+    array = file.getvalue()
+    content = array + _checksum(array, shard_set, split, config)
+    return counts_name(shard_set, split, config), content
 
 
 def _identity(shard_set: ShardSet, split: str, config: PlanConfig) -> bytes:
@@ -103,13 +114,6 @@ def _identity(shard_set: ShardSet, split: str, config: PlanConfig) -> bytes:
         "seed": config.seed,
     }
     return json.dumps(values).encode()
-
-
-def _content(table: ShardTable, shard_set: ShardSet, split: str, config: PlanConfig) -> bytes:
-    """The content of a file of counts: the array [2, shards], and the checksum."""
-    file = io.BytesIO()
-    np.save(file, np.stack(table).astype("<i8"))
-    return file.getvalue() + _checksum(file.getvalue(), shard_set, split, config)
 
 
 def _checksum(array: bytes, shard_set: ShardSet, split: str, config: PlanConfig) -> bytes:
