@@ -1,11 +1,13 @@
 """`bytelm prepare --part i/n`: one share of the decoding of a set that is made by an array of jobs.
 
-The parts run at any time, in any order, on any machines that see one filesystem. Each lists the
-sources itself and decodes every n-th work item to a piece file. `merge.py` makes the set of them.
+The parts run at any time, in any order, on any machines that see one filesystem. The first one
+lists the sources. Each decodes every n-th work item to a piece file. `merge.py` makes the set of
+them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from bytelm.pipelines.prepare.decode_pool import DecodePool
 from bytelm.pipelines.prepare.download import download_sources, downloads_folder
 from bytelm.pipelines.prepare.piece_files import decode_items, summary_path
 from bytelm.pipelines.prepare.prepare import (
+    PrepareInput,
     PrepareOptions,
     check_input,
     complete_set,
@@ -64,21 +67,24 @@ def prepare_part(
         parts: how many shares there are.
     Raises:
         ValueError: see `prepare`; and where other parts in `out` have other sources, options or
-            another number of parts, or this part runs already.
+            another number of parts, this part runs already, or this machine does not see the
+            sources.
         RuntimeError: where decoding processes do not start.
         OSError: where the disk does not take the pieces.
     """
     if not 0 <= part < parts:
         raise ValueError(f"part {part}/{parts} is none: the parts are 0 to {parts - 1}")
-    reader = ContainerReader()
-    found_sources = download_sources(sources, downloads_folder(out), reader)
-    listed = list_input(found_sources, out, options, reader)
     if (out / SET_MANIFEST).exists():
-        complete_set(out, listed)
+        complete_set(out, _list_sources(sources, out, options))
         return PreparedPart(0, 0, made=False)
-    check_input(listed, options.max_bad_share)
+
+    def list_usable() -> PrepareInput:
+        listed = _list_sources(sources, out, options)
+        check_input(listed, options.max_bad_share)
+        return listed
+
     open_parts_folder(out)
-    staged = stage_input(out, listed, options, parts)
+    staged = stage_input(out, sources, options, parts, list_usable, console)
     folder = out / PARTS_FOLDER
     items = items_of_part(staged.items, part, parts)
     with held_folder(folder / f"part-{part}.lock", f"part {part}/{parts} of {out}"):
@@ -86,6 +92,16 @@ def prepare_part(
         if missing:
             _decode_items(missing, items, staged, options, folder, console)
     return PreparedPart(len(items), sum(item.size for item in items), made=bool(missing))
+
+
+def _list_sources(
+    sources: Sequence[str | Path], out: Path, options: PrepareOptions
+) -> PrepareInput:
+    """List the sources under paths that hold in any working directory."""
+    reader = ContainerReader()
+    local = download_sources(sources, downloads_folder(out), reader)
+    local = [source._replace(path=source.path.absolute()) for source in local]
+    return list_input(local, out, options, reader)
 
 
 def _decode_items(
@@ -102,6 +118,8 @@ def _decode_items(
     documents, units = staged.listed.found.documents, staged.listed.units
     own_documents = [d for i in missing if not i.is_table for d in documents[i.first : i.stop]]
     own_units = [u for i in missing if i.is_table for u in units[i.first : i.stop]]
+    paths = [part.path for document in own_documents for part in document.parts if part.path]
+    _check_seen([*paths, *(unit.path for unit in own_units)])
     with (
         DecodePool(options.decode, options.workers) as pool,
         Progress(console, total, "bytes of files", done) as progress,
@@ -110,3 +128,13 @@ def _decode_items(
             missing, own_documents, own_units, options.shares, pool, folder
         ):
             progress.add(item.size, size)
+
+
+def _check_seen(paths: Sequence[str]) -> None:
+    """Raise ValueError where this machine sees none of the files, which another machine may have
+    listed. A single one may have been deleted, which makes it a skipped file."""
+    if paths and not any(map(os.path.exists, paths)):
+        raise ValueError(
+            f"this machine does not see {paths[0]}, which was listed: sources and set must lie on "
+            "a filesystem that all parts see at the same place"
+        )

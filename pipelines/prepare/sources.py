@@ -45,7 +45,7 @@ from bytelm.pipelines.shards.set_summary import counted, first_names
 class FoundDocuments:
     """The documents of all sources."""
 
-    documents: list[SourceDocument]
+    documents: Sequence[SourceDocument]
     """Documents in the set's order: by split, then by the SHA-256 of the key."""
     tables: list[SourceFile]
     """Tables whose rows are documents. No two have the same key."""

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import tarfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from helpers.source_files import hashes, small_source, txt
+from rich.console import Console
 
 from bytelm.modalities.base import DecodeOptions
-from bytelm.pipelines.prepare import merge, piece_files, work_items
+from bytelm.pipelines.prepare import merge, parts, piece_files, work_items
 from bytelm.pipelines.prepare.assembly import ShardRecipe, write_shard
+from bytelm.pipelines.prepare.container_reader import ContainerReader
 from bytelm.pipelines.prepare.merge import merge_parts
 from bytelm.pipelines.prepare.parts import prepare_part
 from bytelm.pipelines.prepare.piece_files import summary_path
-from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
-from bytelm.pipelines.prepare.set_folder import PARTS_FOLDER, held_folder
+from bytelm.pipelines.prepare.prepare import PrepareInput, PrepareOptions, list_input, prepare
+from bytelm.pipelines.prepare.scan import local_source
+from bytelm.pipelines.prepare.set_folder import PARTS_FOLDER, held_folder, open_parts_folder
+from bytelm.pipelines.prepare.staged_input import stage_input
 from bytelm.pipelines.shards.format import Shard
 
 OPTIONS = PrepareOptions(shard_bytes=20_000)
@@ -105,13 +111,92 @@ def test_parts_of_another_input_are_refused(tmp_path: Path, source: Path) -> Non
     prepare_part([source], out, OPTIONS, 0, 3)
     with pytest.raises(ValueError, match="begun in 3 parts, not 2"):
         prepare_part([source], out, OPTIONS, 1, 2)
-    with pytest.raises(ValueError, match="begun of other files or options"):
-        prepare_part([source], out, PrepareOptions(shard_bytes=30_000), 1, 3)
-    txt(source / "later.txt")
-    with pytest.raises(ValueError, match="begun of other files or options"):
-        prepare_part([source], out, OPTIONS, 1, 3)
+    for sources, options in (
+        ([source], PrepareOptions(shard_bytes=30_000)),
+        ([source / "pairs"], OPTIONS),
+    ):
+        with pytest.raises(ValueError, match="begun of other sources or options"):
+            prepare_part(sources, out, options, 1, 3)
     with pytest.raises(ValueError, match="the parts are 0 to 2"):
         prepare_part([source], out, OPTIONS, 3, 3)
+
+
+def test_the_first_part_lists_the_sources_for_all(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare([source], tmp_path / "whole", OPTIONS)
+    listings = []
+
+    def counted_listing(*arguments: Any) -> PrepareInput:
+        listings.append(arguments)
+        return list_input(*arguments)
+
+    monkeypatch.setattr(parts, "list_input", counted_listing)
+    out = tmp_path / "merged"
+    prepare_part([source], out, OPTIONS, 0, 2)
+    txt(source / "later.txt")
+    monkeypatch.chdir(source)
+    prepare_part(["."], out, OPTIONS, 1, 2)
+    assert len(listings) == 1
+    merge_parts(out)
+    assert hashes(out) == hashes(tmp_path / "whole")
+
+
+def test_parts_wait_for_the_one_that_lists(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, listings = threading.Event(), []
+
+    def slow_listing(*arguments: Any) -> PrepareInput:
+        listings.append(arguments)
+        assert waiting.wait(30)
+        return list_input(*arguments)
+
+    class Listener(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            if "waiting" in str(objects[0]):
+                waiting.set()
+
+    monkeypatch.setattr(parts, "list_input", slow_listing)
+    out = tmp_path / "set"
+    threads = [
+        threading.Thread(target=prepare_part, args=([source], out, OPTIONS, n, 2, Listener()))
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(listings) == 1
+    merge_parts(out)
+
+
+def test_a_machine_that_does_not_see_the_sources_is_refused(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "set"
+    prepare_part([source], out, OPTIONS, 0, 2)
+    source.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="this machine does not see"):
+        prepare_part([source], out, OPTIONS, 1, 2)
+
+
+def test_sources_that_are_refused_leave_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such source"):
+        prepare_part([tmp_path / "none"], tmp_path / "set", OPTIONS, 0, 2)
+    assert not (tmp_path / "set").exists()
+
+
+def test_stored_documents_are_those_that_were_listed(tmp_path: Path, source: Path) -> None:
+    listed = list_input([local_source(source)], tmp_path / "set", OPTIONS, ContainerReader())
+    open_parts_folder(tmp_path / "set")
+    staged = stage_input(tmp_path / "set", [source], OPTIONS, 2, lambda: listed)
+    stored, documents = staged.listed.found.documents, listed.found.documents
+    assert len(staged.items) > 5
+    assert list(stored) == documents
+    assert len(stored) == len(documents)
+    assert [stored[3], stored[-1]] == [documents[3], documents[-1]]
+    for first, stop in ((0, 5), (5, 10), (3, 17), (8, 8), (6, 7)):
+        assert stored[first:stop] == documents[first:stop]
+    assert staged.items == work_items.work_items(documents, listed.units)
 
 
 def test_a_part_and_a_merge_that_run_already_are_refused(tmp_path: Path, source: Path) -> None:

@@ -39,8 +39,6 @@ class Cluster:
     """Bytes per second of the shared filesystem, for all nodes together."""
     shared_latency: float = 2e-4
     """Seconds of an operation on the shared filesystem's metadata."""
-    shared_operations: float = 1e5
-    """Such operations per second, for all nodes together."""
     shared_sync: float = 5e-3
     """Seconds until a write to the shared filesystem is durable."""
     store_latency: float = 0.15

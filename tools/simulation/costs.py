@@ -23,7 +23,7 @@ class PrepareCosts:
     list_row_group_seconds: float
     """Listing a Parquet file: one row group of its footer."""
     stage_file_seconds: float
-    """Storing or loading the listed input of parts: one file."""
+    """Storing or reading the listed input of parts: one file."""
     text_seconds_per_byte: float
     jpeg_seconds_per_byte: float
     png_seconds_per_byte: float

@@ -21,6 +21,7 @@ from PIL import Image
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import DecodeOptions, Header, Sample
+from bytelm.pipelines.prepare.container_reader import ContainerReader
 from bytelm.pipelines.prepare.merge import merge_parts
 from bytelm.pipelines.prepare.parts import prepare_part
 from bytelm.pipelines.prepare.piece_files import read_summary
@@ -126,7 +127,7 @@ def _write_texts(folder: Path, count: int, data: bytes) -> None:
 
 
 def _list(source: Path, out: Path) -> PrepareInput:
-    return list_input([local_source(source)], out, PrepareOptions())
+    return list_input([local_source(source)], out, PrepareOptions(), ContainerReader())
 
 
 def _measure_listing(folder: Path, files: int) -> tuple[float, float, float]:
@@ -140,8 +141,9 @@ def _measure_listing(folder: Path, files: int) -> tuple[float, float, float]:
     tracemalloc.stop()
     open_parts_folder(out)
     options = PrepareOptions()
-    # The first part stores the input and loads what it stored; a later one and `merge` load it.
-    staging = processor_seconds_of(lambda: stage_input(out, listed, options, 1)) / 2
+    store = processor_seconds_of(lambda: stage_input(out, [source], options, 1, lambda: listed))
+    stored = load_staged_input(out).listed.found.documents
+    staging = (store + processor_seconds_of(lambda: list(stored))) / 2
     return listing / files, memory / files, staging / files
 
 

@@ -149,8 +149,9 @@ class PrepareModel:
         return Estimate("prepare/upload", seconds, "s", "connections", _long(seconds))
 
     def _parts(self) -> list[Estimate]:
-        """`--part I/N`. Each lists and stores the whole input."""
+        """`--part I/N`: one part lists and stores the input, and each reads its own share."""
         size, costs, cluster = self.workload.size, self.costs, self.cluster
+        listing = self.listing_seconds + self.workload.documents * costs.stage_file_seconds
         working, bound = slowest(
             {
                 "decoding": self.decode_seconds,
@@ -158,16 +159,11 @@ class PrepareModel:
                 "shared filesystem": size / cluster.shared_disk,
             }
         )
-        operations = self.workload.documents * cluster.parts / cluster.shared_operations
-        listing = max(self.listing_seconds, operations)
-        listing += self.workload.documents * costs.stage_file_seconds
         total = listing + working
-        if listing > working:
-            bound = "listing"
         return [
-            Estimate("parts/list", listing, "s", "every part lists all", _long(listing)),
+            Estimate("parts/list", listing, "s", "one part lists", _long(listing)),
             Estimate("parts/decode", working, "s", bound, _long(working)),
-            Estimate("parts/total", total, "s", bound, _long(total)),
+            Estimate("parts/total", total, "s", "listing", _long(total)),
         ]
 
     def _merge(self) -> list[Estimate]:

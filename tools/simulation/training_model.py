@@ -9,6 +9,7 @@ from bytelm.pipelines.shards.manifest import PART_SHARDS
 from bytelm.pipelines.shards.reader import MAX_OPEN_FILES
 from bytelm.pipelines.storage.cache import CACHE_GB
 from bytelm.pipelines.storage.prefetch import PREFETCH_THREADS
+from bytelm.pipelines.training.preflight import CHECKED_SHARDS
 from bytelm.tools.simulation.cluster import Cluster, Workload
 from bytelm.tools.simulation.costs import TrainingCosts
 from bytelm.tools.simulation.estimate import Estimate
@@ -71,17 +72,17 @@ class TrainingModel:
         return join + self.open_seconds + first_row + self.costs.row_seconds
 
     def _start(self) -> list[Estimate]:
-        counting = self.workload.documents * self.costs.count_document_seconds
-        checking = self.workload.shards * (self.cluster.shared_latency + self.costs.stat_seconds)
-        waiting = (
-            f"ranks wait for rank 0 at most {RANK_TIMEOUT:.0f} s" if counting > RANK_TIMEOUT else ""
-        )
-        fetching = (
-            self.cluster.store_latency + self.workload.shard_bytes / self.cluster.store_connection
-        )
+        counting = self.workload.documents * self.costs.count_document_seconds / self.cluster.cores
+        checked = min(self.workload.shards, CHECKED_SHARDS)
+        checking = checked * (self.cluster.shared_latency + self.costs.stat_seconds)
+        fetching = self.workload.shard_bytes / self.cluster.store_connection
+        fetching += self.cluster.store_latency
+        waiting = ""
+        if counting > RANK_TIMEOUT:
+            waiting = f"ranks wait at most {RANK_TIMEOUT:.0f} s: count ahead (bytelm index --count)"
         return [
             Estimate("start/open", self.open_seconds, "s", "manifest"),
-            Estimate("start/count-rows", counting, "s", "one core", waiting),
+            Estimate("start/count-rows-once", counting, "s", "cores of a node", waiting),
             Estimate("start/check-sizes", checking, "s", "latency", _slow_start(checking)),
             Estimate(
                 "start/first-row", self.start_seconds, "s", "join", _slow_start(self.start_seconds)
