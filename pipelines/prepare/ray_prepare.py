@@ -83,7 +83,7 @@ def prepare_on_ray(
         for _ in range(sum(cluster.nodes().values())):  # while the sources are listed
             cluster.submit(start_decoding, (options.decode,))
         tasks = RayTasks(cluster, console)
-        reader = RayContainerReader(tasks)
+        reader = RayContainerReader(tasks, console)
         local = download_sources(sources, downloads, reader)
         local = [source._replace(path=source.path.absolute()) for source in local]
         listed = list_input(local, out, options, reader)

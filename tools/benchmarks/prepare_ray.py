@@ -2,14 +2,15 @@
 
     python -m bytelm.tools.benchmarks.prepare_ray [--source DIR] [--megabytes M]
 
-Prints a JSON line: `name` (`prepare/ray`), `value` in MB/s of source files on two local nodes of
-one CPU each, `reference` (one process with two workers) and `ratio` (value / reference; the aim on
-two cores is 0.9). The files of DIR, by default the demo's, are copied until there are M megabytes:
-work items have up to 33 MB, so that few of them leave a node idle at the end. Needs
-`pip install 'bytelm[ray]'` and two cores; takes some five minutes.
+Prints two JSON lines: `name`, `value` in MB/s of source files on two local nodes of one CPU each,
+`reference` (one process with two workers) and `ratio` (value / reference; the aim on two cores is
+0.9). The files of DIR, by default the demo's, are copied until there are M megabytes: work items
+have up to 33 MB, so that few of them leave a node idle at the end. Needs
+`pip install 'bytelm[ray]'`, two cores and eight times M megabytes of disk; takes some five minutes.
 
-The nodes start before the time is taken; connecting, listing, decoding and writing count. Medians
-of three rounds, in turn.
+The nodes start before the time is taken. `prepare/ray` counts all that follows: connecting, the
+start of processes on the nodes, listing, decoding and writing. `prepare/ray_after_start` is without
+the time that a set of one small file takes either way. Medians of three rounds, in turn.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,7 @@ from typing import Any
 
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
 from bytelm.pipelines.prepare.ray_prepare import prepare_on_ray
+from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.tools.benchmarks.measure import Figure, print_figures, seconds_of
 from bytelm.tools.repository import DEMO_FILES
 
@@ -34,7 +36,7 @@ NODES = 2
 
 
 def ray_figures(source: Path, megabytes: float) -> Iterator[Figure]:
-    """The figure of files below a folder; ValueError where it holds none."""
+    """The figures of files below a folder; ValueError where it holds none."""
     from ray.cluster_utils import Cluster
 
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -44,28 +46,42 @@ def ray_figures(source: Path, megabytes: float) -> Iterator[Figure]:
         cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         try:
             cluster.add_node(**node)
-            yield _compare(folder, size, cluster.address)
+            yield from _compare(folder, size, cluster.address)
         finally:
             cluster.shutdown()
 
 
-def _compare(folder: Path, size: int, address: str) -> Figure:
+def _compare(folder: Path, size: int, address: str) -> Iterator[Figure]:
     """Time both ways; the sets must have the same root hash."""
-    options = PrepareOptions(workers=NODES)
-    seconds: dict[str, list[float]] = {"process": [], "ray": []}
+    (folder / "small").mkdir()
+    (folder / "small" / "a.txt").write_text("a text")
+    seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(ROUNDS):
-        calls = {
-            "process": partial(prepare, [folder / "source"], folder / "process", options),
-            "ray": partial(prepare_on_ray, [folder / "source"], folder / "ray", options, address),
+        for source in ("source", "small"):
+            for name, call in _calls(folder, source, address).items():
+                seconds.setdefault((name, source), []).append(seconds_of(call))
+            roots = {ShardSet(folder / name).root for name in ("process", "ray")}
+            assert len(roots) == 1, "other bytes"
+            for name in ("process", "ray"):
+                shutil.rmtree(folder / name)
+    medians = {key: median(values) for key, values in seconds.items()}
+    starts = {"prepare/ray": 0.0, "prepare/ray_after_start": 1.0}
+    for figure, share in starts.items():
+        speeds = {
+            name: size / 1e6 / (medians[name, "source"] - share * medians[name, "small"])
+            for name in ("process", "ray")
         }
-        for name, call in calls.items():
-            seconds[name].append(seconds_of(call))
-        manifests = {(folder / name / "manifest.json").read_bytes() for name in calls}
-        assert len(manifests) == 1, "other bytes"
-        for name in calls:
-            shutil.rmtree(folder / name)
-    speeds = {name: size / 1e6 / median(values) for name, values in seconds.items()}
-    return Figure("prepare/ray", speeds["ray"], "MB/s", speeds["process"])
+        yield Figure(figure, speeds["ray"], "MB/s", speeds["process"])
+
+
+def _calls(folder: Path, source: str, address: str) -> dict[str, Callable[[], object]]:
+    """Both ways of preparing a source."""
+    options = PrepareOptions(workers=NODES)
+    sources = [folder / source]
+    return {
+        "process": partial(prepare, sources, folder / "process", options),
+        "ray": partial(prepare_on_ray, sources, folder / "ray", options, address),
+    }
 
 
 def _copy(source: Path, folder: Path, least: float) -> int:
