@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipelines/data": {*BELOW_CONFIG, "model/codec_features", "model/layout"},
     "pipelines/checkpoints": {
         *{"model", "pipelines/data", "pipelines/shards", "pipelines/storage"},
-        "pipelines/errors.py",
+        *{"pipelines/errors.py", "pipelines/runtime"},
     },
     "pipelines/evaluation": {*UP_TO_DATA, "pipelines/checkpoints", "pipelines/config.py"},
     "pipelines/generation": UP_TO_DATA,

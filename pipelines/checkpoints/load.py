@@ -11,7 +11,7 @@ import torch
 
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import CONFIG_FILE, from_pretrained
-from bytelm.pipelines.checkpoints.remote_model import fetched_model
+from bytelm.pipelines.checkpoints.remote_model import fetched_model, newest_checkpoint
 from bytelm.pipelines.checkpoints.run_folder import (
     MODEL_FOLDER,
     has_checkpoint,
@@ -20,6 +20,7 @@ from bytelm.pipelines.checkpoints.run_folder import (
     saved_config,
 )
 from bytelm.pipelines.data.dataset_info import DatasetInfo
+from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.storage.remote import folder_of, is_remote
 
 
@@ -37,6 +38,28 @@ def load_model(location: str | Path) -> tuple[Megabyte, DatasetInfo]:
         model, extra = from_pretrained(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), DatasetInfo.from_extra(extra)
+
+
+def settled_location(location: str | Path, ranks: Ranks) -> str | Path:
+    """Choose the checkpoint that all ranks load, since a run may save another one meanwhile.
+
+    Every rank has to call it. One rank alone chooses when it loads; of several, rank 0 chooses.
+
+    Returns:
+        The location itself, or that of one checkpoint of the run.
+    Raises:
+        What `load_model` raises, as `Ranks.together` does.
+    """
+    if ranks.count == 1:
+        return location
+
+    def choose() -> str:
+        if ranks.rank:
+            return ""
+        url = str(location)
+        return newest_checkpoint(url) if is_url(location) else model_folder(folder_of(url))
+
+    return ranks.gather(ranks.together(choose))[0]
 
 
 @contextmanager

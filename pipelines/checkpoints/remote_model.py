@@ -76,6 +76,14 @@ def fetched_model(url: str) -> Iterator[Path]:
     raise DamageError(f"no checkpoint of {url} can be used: {'; '.join(refused)}")
 
 
+def newest_checkpoint(url: str) -> str:
+    """Return the URL of the checkpoint whose model `fetched_model` fetches; raises as it does."""
+    with fetched_model(url) as model:
+        name = model.parent.name
+    run = url.rstrip("/").removesuffix(f"/{CHECKPOINTS_FOLDER}/{name}")
+    return f"{run}/{CHECKPOINTS_FOLDER}/{name}"
+
+
 def _checkpoints(url: str) -> list[str]:
     """The URLs of a run's checkpoints, newest first; that of a checkpoint itself."""
     if step_of_name(url.rpartition("/")[2]) is not None:

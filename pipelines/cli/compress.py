@@ -48,13 +48,14 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     if (status := launch_processes(options, argv)) is not None:
         return status
 
-    from bytelm.pipelines.checkpoints.load import load_model
+    from bytelm.pipelines.checkpoints.load import load_model, settled_location
     from bytelm.pipelines.compression.compress import compress
     from bytelm.pipelines.compression.inputs import STANDARD
     from bytelm.pipelines.runtime.ranks import joined_ranks
 
     with joined_ranks() as ranks:
-        model, dataset_info = ranks.together(lambda: load_model(options.model))
+        location = settled_location(options.model, ranks)
+        model, dataset_info = ranks.together(lambda: load_model(location))
         lines = compress(
             model,
             dataset_info.views,

@@ -33,12 +33,13 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     if (status := launch_processes(options, argv)) is not None:
         return status
 
-    from bytelm.pipelines.checkpoints.load import load_model
+    from bytelm.pipelines.checkpoints.load import load_model, settled_location
     from bytelm.pipelines.compression.compress import decompress
     from bytelm.pipelines.runtime.ranks import joined_ranks
 
     with joined_ranks() as ranks:
-        model, _ = ranks.together(lambda: load_model(options.model))
+        location = settled_location(options.model, ranks)
+        model, _ = ranks.together(lambda: load_model(location))
         paths, problems = decompress(model, options.file, options.out, ranks)
     if ranks.rank:
         return 0

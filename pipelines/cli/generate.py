@@ -204,17 +204,18 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
 
 def _generate(options: argparse.Namespace, ranks: Ranks) -> list[Path]:
     """Generate the files with other ranks, and return the paths of all of them on each rank."""
-    from bytelm.pipelines.checkpoints.load import load_model
+    from bytelm.pipelines.checkpoints.load import load_model, settled_location
     from bytelm.pipelines.compression.fingerprint import model_hash
     from bytelm.pipelines.generation.contact_sheet import write_sheet
     from bytelm.pipelines.generation.generate import generate_files
     from bytelm.pipelines.generation.options import build_requests
 
     def prepare() -> tuple[Megabyte, list[Request]]:
-        model, dataset_info = load_model(options.model)
+        model, dataset_info = load_model(location)
         return model, build_requests(model, dataset_info, chosen)
 
     chosen = _generate_options(options)
+    location = settled_location(options.model, ranks)
     model, requests = ranks.together(prepare)
     suffix = "flac" if options.flac else None
     paths = generate_files(

@@ -20,7 +20,7 @@ import torch
 from bytelm.modalities import BY_CODE, MODALITIES
 from bytelm.modalities.base import Bytes, Sample
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.checkpoints.load import load_model, opened_model
+from bytelm.pipelines.checkpoints.load import load_model, opened_model, settled_location
 from bytelm.pipelines.checkpoints.run_folder import checkpoint_step
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
@@ -82,7 +82,8 @@ def evaluate(
             a scoring that the model does not support.
         DamageError: for stored bytes that are damaged.
     """
-    task = ranks.together(lambda: _open(model_location, set_paths, split, scoring, limit))
+    settled = settled_location(model_location, ranks)
+    task = ranks.together(lambda: _open(settled, set_paths, split, scoring, limit))
     most_threads = batches_in_memory(task.model.config, batch)
     nats_of = nats_of_model(task.model, precision)
     scorer = Scorer(task.plan, nats_of, batch, most_threads, scoring, ranks)
@@ -91,7 +92,7 @@ def evaluate(
     figures = scored.scores.figures()
     whole = _codec_figures(sizes, "whole")
     return Evaluation(
-        about=_about(task, scorer, precision, len(scored.keys)),
+        about=_about(model_location, task, scorer, precision, len(scored.keys)),
         model=figures,
         intervals=_intervals(scored.segments, figures),
         maps={name: [m.to_dict() for m in maps] for name, maps in scored.scores.maps().items()},
@@ -112,7 +113,6 @@ def evaluate(
 class _Task:
     """Which documents are scored by which model."""
 
-    model_location: str | Path
     model: Megabyte
     info: DatasetInfo
     step: int | None
@@ -146,7 +146,6 @@ def _open(
     # One shard after the other: the order of the rows does not matter, and few shards stay open.
     config = PlanConfig(model.config.context, model.config.patch, info.views, shuffle_window=1)
     return _Task(
-        model_location=model_location,
         model=model,
         info=info,
         step=checkpoint_step(folder),
@@ -169,10 +168,12 @@ def _check_distinct(sets: Sequence[ShardSet]) -> None:
                 )
 
 
-def _about(task: _Task, scorer: Scorer, precision: str, documents: int) -> dict[str, Any]:
+def _about(
+    model_location: str | Path, task: _Task, scorer: Scorer, precision: str, documents: int
+) -> dict[str, Any]:
     """Facts about an evaluation: its model, sets and settings; `documents` were scored."""
     return {
-        "model": str(task.model_location),
+        "model": str(model_location),
         "step": task.step,
         "parameters": task.parameters,
         "split": task.split,

@@ -17,9 +17,11 @@ from helpers.web_server import serving
 import bytelm
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.checkpoints.load import settled_location
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.checkpoints.remote_model import fetched_model
 from bytelm.pipelines.errors import DamageError
+from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.storage.destination import open_destination
 
@@ -124,6 +126,27 @@ def test_a_web_server_has_a_checkpoint_by_its_name(run: Path) -> None:
         assert fetched_bytes(f"{host}{place}") == weights_of(run, 12)
         with pytest.raises(ValueError, match="does not list a run's checkpoints: name one"):
             fetched_bytes(f"{host}/runs/first")
+
+
+class OtherRank(Ranks):
+    """A rank of two, to which rank 0 says what it has chosen."""
+
+    def gather(self, part: Any) -> list[Any]:
+        return ["what rank 0 says", part]
+
+
+def test_rank_0_chooses_the_checkpoint_of_all_ranks(
+    run: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(12, "model/model.safetensors")
+    monkeypatch.setattr(Ranks, "gather", lambda ranks, part: [part, ""])
+    monkeypatch.setattr(Ranks, "together", lambda ranks, work: work())
+    assert settled_location(URL, Ranks()) == URL
+    first = Ranks(0, 2)
+    assert settled_location(f"{URL}/", first) == checkpoint_url(8)
+    assert settled_location(checkpoint_url(8), first) == checkpoint_url(8)
+    assert settled_location(run, first) == str(run / "checkpoints/step-00000012/model")
+    assert settled_location("s3://bucket/none", OtherRank(1, 2)) == "what rank 0 says"
 
 
 def test_commands_take_a_url(
