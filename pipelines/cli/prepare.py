@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import bytelm
 from bytelm.pipelines.cli.arguments import MAX_RATE, Number, WholeNumber
+from bytelm.pipelines.cli.index import keep_counts
 
 if TYPE_CHECKING:
+    from bytelm.pipelines.config import RunConfig
     from bytelm.pipelines.prepare.prepare import PrepareOptions
 
 HELP = "Turn files into a shard set."
@@ -115,23 +117,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="fail if more than this share is lost of the files, of their bytes, or of the pairs",
     )
+    parser.add_argument(
+        "--count-for",
+        type=Path,
+        metavar="CONFIG",
+        help="also count the rows that the set makes under this config, as bytelm index --count",
+    )
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Prepare the set and print what it holds."""
     from bytelm.pipelines.prepare.prepare import summary
+    from bytelm.pipelines.runtime.allocator import keep_freed_memory
 
+    keep_freed_memory()
     values = {name: getattr(options, name) for name in _VALUES}
     if options.part:
         if options.on:
             raise ValueError("--part and --on divide the work in two ways: choose one")
+        if options.count_for:
+            raise ValueError(
+                "--count-for counts the rows of a whole set: leave it out, and after bytelm merge "
+                "run bytelm index SET --count CONFIG"
+            )
         return _run_part(options, bytelm.prepare_options(**values))
+    config = _config_to_count_for(options.count_for)
     prepared = bytelm.prepare(
         options.sources, options.out, on=options.on, show_progress=True, **values
     )
     print(summary(prepared, options.out))
+    if config:
+        keep_counts(options.out, config)
     print(f"next: bytelm train --data {shlex.quote(str(options.out))} --minutes 10 --out RUN")
     return 0
+
+
+def _config_to_count_for(path: Path | None) -> RunConfig | None:
+    """The config of --count-for; without it the command need not import torch."""
+    if path is None:
+        return None
+    from bytelm.pipelines.config import load_config
+
+    return load_config(path, [])
 
 
 def _run_part(options: argparse.Namespace, values: PrepareOptions) -> int:

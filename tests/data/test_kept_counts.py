@@ -273,6 +273,26 @@ def test_index_counts_for_a_config_and_changes_nothing_else(
     assert len(counts_of(folder)) == 2
 
 
+def test_prepare_counts_for_a_config(
+    mixed_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, source = tmp_path / "out", tmp_path / "source"
+    for split in ("train", "val"):
+        (source / split).mkdir(parents=True)
+        (source / split / "a.txt").write_text("a whale")
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=1, global_batch=1)
+    line = ["prepare", str(source), "--out", str(out), "--count-for", str(config)]
+    assert status([*line, "--part", "0/2"]) == 2
+    assert "after bytelm merge run" in capsys.readouterr().err
+    for _ in range(2):
+        assert status(line) == 0
+        assert len(counts_of(out)) == 2
+        printed = capsys.readouterr().out
+        assert all(str(path) in printed for path in counts_of(out))
+    assert status(["index", str(out)]) == 0
+    assert len(counts_of(out)) == 2, "the content is the same"
+
+
 def test_a_reader_written_from_the_page_finds_the_same_counts(whole: ShardSet) -> None:
     options = {"views": VIEWS, "context": 256, "patch": 8, "seed": 0}
     rows, cost = spec_reader.read_counts(Path(whole.location), "train", options)
