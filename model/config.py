@@ -100,6 +100,10 @@ class ModelConfig:
     codec_features: bool = False
     """Give the last stage the predictions that xz, PNG and FLAC would make of the next byte
     (`model/codec_features`)."""
+    output_mixing: bool = False
+    """Mix the network's distribution of each byte with those of a context-mixing compressor, by
+    weights that are learned anew in each document (`model/output_mixing`). Training does without;
+    evaluation, generation and compression mix."""
     modality_heads: int = 0
     """Output matrices, one for each modality by its code; 0: one for all. The output side of the
     modality nets of MultiModel (arXiv 1706.05137)."""
@@ -154,6 +158,16 @@ class ModelConfig:
         if self.conv_patch_encoder and len(self.stages) == 1:
             raise ValueError(
                 "conv_patch_encoder needs patches: give two stages or more, or leave it out"
+            )
+        if self.output_mixing and not self.codec_features:
+            raise ValueError(
+                "output_mixing reads the stream as codec_features do: codec_features must be true "
+                "with it"
+            )
+        if self.output_mixing and self.modality_heads:
+            raise ValueError(
+                "output_mixing needs the same output for all ids of a prompt: modality_heads must "
+                "be 0 with it"
             )
         if self.modality_heads and self.tie_embeddings:
             raise ValueError(

@@ -118,6 +118,9 @@ class PatchBatch:
     """[S, P] int64, output head of each id; [S, 0] where the model has one head."""
     codec_features: Tensor
     """[S, P, J], of each id; [S, 0, 0] where the model reads none."""
+    places: Tensor
+    """[S, P, PLACES] int32 on the host, of each id in its payload; [S, 0, 0] where nothing is
+    mixed."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,7 +128,11 @@ class PatchBatch:
     def __getitem__(self, index: Tensor | slice) -> PatchBatch:
         """The patches at `index`."""
         return PatchBatch(
-            self.ids[index], self.position[index], self.heads[index], self.codec_features[index]
+            self.ids[index],
+            self.position[index],
+            self.heads[index],
+            self.codec_features[index],
+            self.places[index if isinstance(index, slice) else index.cpu()],
         )
 
     def split(self, size: int) -> list[PatchBatch]:

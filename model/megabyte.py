@@ -52,11 +52,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bytelm.model.attention_context import AttentionContext, PackedContext
-from bytelm.model.codec_features.vectorized import compute_codec_features
+from bytelm.model.codec_features.vectorized import compute_codec_features, compute_places
 from bytelm.model.config import ModelConfig
 from bytelm.model.embeddings import FeatureEmbed, StartEmbedding, mix_waves
 from bytelm.model.layers import ModalityHead, checkpointed, cross_entropy
 from bytelm.model.layout import Layout, PatchBatch
+from bytelm.model.output_mixing.mixer import DocumentMixer
 from bytelm.model.region import Region
 from bytelm.model.sequence_parallel import SequenceParallel, SequenceParallelContext
 from bytelm.model.stage import Stage
@@ -147,7 +148,9 @@ class Megabyte(nn.Module):
 
         Returns:
             -log p(ids[b, t] | ids[b, < t] of its document), [B, T] float32 (float64 for a model in
-            float64). The logits of more than `local_chunk` patches never exist at once.
+            float64). The logits of more than `local_chunk` patches never exist at once. With
+            `output_mixing` p is the mixture where no gradients are computed, and the network's
+            alone in training.
 
         Raises:
             ValueError: the shapes do not fit together.
@@ -174,6 +177,8 @@ class Megabyte(nn.Module):
         self, ids: Tensor, document: Tensor | None = None, modality: Tensor | None = None
     ) -> Tensor:
         """Logits [B, T, V] float32 of every id given those before it, for small inputs.
+
+        They are the network's own, also with `output_mixing`.
 
         Arguments are those of `forward`; without `document` each row is one document.
         """
@@ -240,6 +245,11 @@ class Megabyte(nn.Module):
         windows = patch_ids[:, first:end].unfold(1, stage.input_window, stage.position_bytes)
         return rearrange(windows, "C s w -> (C s) w")
 
+    @property
+    def _is_mixed(self) -> bool:
+        """Whether nats are those of the mixture: gradients would not reach its weights."""
+        return self.config.output_mixing and not torch.is_grad_enabled()
+
     def _fit_layout(self, ids: Tensor, document: Tensor, layout: Layout | None) -> Layout:
         """The layout of the batch's patches, from that of its blocks if there is one.
 
@@ -278,12 +288,16 @@ class Megabyte(nn.Module):
             modality = self.check_modality(modality, ids.shape)
             heads = layout.gather(modality, patch, 1)[:, :-1].clamp(min=0)  # of the id before
         features = ids.new_zeros(len(layout.order), 0, 0)
+        places = torch.zeros(len(layout.order), 0, 0, dtype=torch.int32)
         if self.config.codec_features:
             if codec_features is None:
                 codec_features = compute_codec_features(ids, document, patch)
             by_row = rearrange(codec_features, "B (K P) J -> (B K) P J", P=patch)
             features = by_row[layout.order]
-        return PatchBatch(patch_ids, layout.position, heads, features)
+        if self._is_mixed:
+            places = compute_places(ids, document, patch)
+            places = rearrange(places, "B (K P) c -> (B K) P c", P=patch)[layout.order.cpu()]
+        return PatchBatch(patch_ids, layout.position, heads, features, places)
 
     def _stage_0_context(self, layout: Layout) -> PackedContext:
         """Attention of stage 0 within each document."""
@@ -306,6 +320,7 @@ class Megabyte(nn.Module):
         nats = stage_0_output.new_empty(len(patches), self.config.patch, dtype=accum_dtype)
         carried: list[Tensor] = []
         is_checkpointed = self.config.checkpoints_local and torch.is_grad_enabled()
+        mixer = DocumentMixer(self.config.context) if self._is_mixed else None
         outputs = stage_0_output.split(chunk)
         for index, (output, part) in enumerate(zip(outputs, patches.split(chunk), strict=True)):
             if is_checkpointed:
@@ -313,18 +328,32 @@ class Megabyte(nn.Module):
                     self._chunk_nats, output, part, carried, dropout=self.config.dropout
                 )
             else:
-                chunk_nats, carried = self._chunk_nats(output, part, carried)
+                chunk_nats, carried = self._chunk_nats(output, part, carried, mixer)
             nats[index * chunk : (index + 1) * chunk] = chunk_nats
         return nats
 
     def _chunk_nats(
-        self, stage_0_output: Tensor, patches: PatchBatch, carried: Sequence[Tensor]
+        self,
+        stage_0_output: Tensor,
+        patches: PatchBatch,
+        carried: Sequence[Tensor],
+        mixer: DocumentMixer | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Nats [C, P] of a chunk's ids, and what it carries; see `_run_lower_stages`."""
+        """Nats [C, P] of a chunk's ids, and what it carries; see `_run_lower_stages`.
+
+        Args:
+            mixer: it has read the documents' ids before the chunk; None: nats of the network.
+        """
         hidden, carried = self._run_lower_stages(stage_0_output, patches, carried)
         logits = self._head_logits(hidden, patches.heads.flatten())
         targets = rearrange(patches.ids[:, self.lookback_bytes :], "C P -> (C P)")
-        nats = self.cross_entropy(logits, targets)
+        if mixer is None:
+            nats = self.cross_entropy(logits, targets)
+        else:
+            places = patches.places.flatten(0, 1)
+            starts = torch.zeros_like(patches.places[:, :, 0], dtype=torch.bool)
+            starts[:, 0] = (patches.position == 0).cpu()
+            nats = mixer.nats(logits, targets, places, starts.flatten())
         return rearrange(nats, "(C P) -> C P", P=self.config.patch), carried
 
     def _run_lower_stages(

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from bytelm.model.codec_features.kernels import (
     NO_DOCUMENTS,
+    NO_PLACES,
     compile_kernels,
     push_ids,
     read_row,
+    write_places,
 )
-from bytelm.model.codec_features.layout import FEATURES
+from bytelm.model.codec_features.layout import FEATURES, PLACES
 from bytelm.model.codec_features.state import new_state
 
 
@@ -48,7 +50,13 @@ class BatchFeatures:
     def push_row(self, row: int, ids: Tensor) -> None:
         """Take the next ids of one row, [n]."""
         features = np.empty((len(ids), FEATURES), np.int16)
-        read_row(self.state, row, ids.cpu().contiguous().numpy(), NO_DOCUMENTS, features)
+        read_row(self.state, row, ids.cpu().contiguous().numpy(), NO_DOCUMENTS, features, NO_PLACES)
+
+    def places(self) -> Tensor:
+        """Places of the next ids in their payloads, [B, PLACES] int32, on the CPU."""
+        places = torch.empty(len(self.state.rows), PLACES, dtype=torch.int32)
+        write_places(self.state, places.numpy())
+        return places
 
     def features(self) -> Tensor:
         """[B, J] int16, on the CPU; the next push writes into them."""

@@ -20,12 +20,12 @@ Shapes:
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bytelm.model.codec_features import layout, tables
 from bytelm.model.codec_features.layout import (
     AUDIO,
     DEEP,
@@ -37,6 +37,7 @@ from bytelm.model.codec_features.layout import (
     OPENING_LENGTHS,
     PAD,
     PHASE,
+    PLACES,
     PLANAR,
     RASTER,
     RUNS,
@@ -58,51 +59,20 @@ from bytelm.model.numba_kernels import compiling, kernel, kernel_part
 
 Ids = npt.NDArray[np.int64]
 Features = npt.NDArray[np.int16]
+Places = npt.NDArray[np.int32]
 Row = Any
 """A record of `state.ROW`."""
 
 # --- constants ---
 
-PREDICTION_BLOCK = 16
-"""Samples that are predicted with the same coefficients."""
-FRACTION_BITS = 14
-"""Coefficients are fixed-point numbers: 2^FRACTION_BITS stands for 1."""
-NOISE_FLOOR = 2.0**-24
-"""Power of the white noise added to a signal, as a share of the signal's: it keeps the normal
-equations of silence and of pure tones solvable."""
-ERROR_SPANS = (16, 128)
-"""Samples over which the errors of linear prediction are averaged."""
-STEPS_PER_DOUBLING = 16
-"""Resolution of magnitudes."""
 _OPENING_LENGTHS = tuple(OPENING_LENGTHS[opener] for opener in (TEXT, IMAGE, AUDIO))
 _SUM_BLOCK = 16
 """Products that the recursion adds up in one go, as PyTorch did where models were trained."""
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
 
-def _taper() -> npt.NDArray[np.int32]:
-    """[WINDOW] weights of the samples before a block: less of older ones, and a short fall right
-    before the block, where a step would look like a signal."""
-    weight = np.sin(math.pi / 2 * (np.arange(WINDOW) + 0.5) / WINDOW)
-    fall = WINDOW // 16
-    weight[-fall:] *= np.cos(math.pi / 2 * np.arange(fall) / fall)
-    return (1023 * weight).round().astype(np.int32)
-
-
-def _thresholds(span: int) -> list[int]:
-    """The least totals over `span` whose magnitude is 1, 2, ... 255.
-
-    The magnitude is STEPS_PER_DOUBLING * log2(1 + total / span), rounded down, at most 255.
-    """
-    return [math.ceil(span * (2 ** (i / STEPS_PER_DOUBLING) - 1)) for i in range(1, 256)]
-
-
-TAPER = _taper()
-_ERROR_THRESHOLDS = np.array([_thresholds(span) for span in ERROR_SPANS])
-_RUN_MAGNITUDES = np.searchsorted(
-    np.array(_thresholds(1)), np.arange(_thresholds(1)[-1] + 1), side="right"
-).astype(np.int16)
 NO_DOCUMENTS = np.empty(0, np.int32)
+NO_PLACES = np.empty((0, PLACES), np.int32)
 
 # --- what Python calls ---
 
@@ -115,8 +85,10 @@ def compile_kernels() -> None:
     """
     with compiling():
         state = new_state(1, 1, 2)
-        read_row(state, 0, np.zeros(1, np.int64), NO_DOCUMENTS, np.empty((1, FEATURES), np.int16))
+        features = np.empty((1, FEATURES), np.int16)
+        read_row(state, 0, np.zeros(1, np.int64), NO_DOCUMENTS, features, NO_PLACES)
         push_ids(tuple(state), np.zeros(1, np.int64))
+        write_places(state, np.empty((1, PLACES), np.int32))
 
 
 @kernel
@@ -132,24 +104,55 @@ def push_ids(arrays: tuple[Any, ...], ids: Ids) -> None:
 
 @kernel
 def read_row(
-    state: FeatureState, row: int, ids: Ids, document: npt.NDArray[np.int32], features: Features
+    state: FeatureState,
+    row: int,
+    ids: Ids,
+    document: npt.NDArray[np.int32],
+    features: Features,
+    places: Places,
 ) -> None:
-    """Take a row's next ids and write the features of each.
+    """Take a row's next ids and write the features of each, and their places.
 
     Args:
         ids: [n].
         document: [n / P] document of each patch of ids, from the start of a patch; NO_DOCUMENTS
             where all ids belong to the current one.
         features: [n, J], written.
+        places: [n, PLACES], written; NO_PLACES where nobody reads them.
     """
     for index in range(len(ids)):
         for column in range(FEATURES):
             features[index, column] = state.features[row, column]
+        if len(places):
+            _write_place(state.rows[row], places[index])
         push_id(state, row, ids[index])
         if len(document) and state.rows[row].position == 0:
             patch = index // state.patch
             if patch + 1 == len(document) or document[patch + 1] != document[patch]:
                 _end_document(state, row)
+
+
+@kernel
+def write_places(state: FeatureState, places: Places) -> None:
+    """Write the places of every row's next id, [B, PLACES]."""
+    for row in range(len(places)):
+        _write_place(state.rows[row], places[row])
+
+
+@kernel_part
+def _write_place(r: Row, place: npt.NDArray[np.int32]) -> None:
+    """Write the place [PLACES] of a row's next id; all 0 outside of payloads."""
+    place[:] = 0
+    if _is_in_payload(r):
+        place[layout.KIND], place[layout.UNIT], place[layout.LINE] = r.kind, r.unit, r.line
+        place[layout.PLACE], place[layout.SIZE] = r.place, r.size
+        place[layout.IS_LOW] = (r.size + r.leading) % 2
+
+
+@kernel_part
+def _is_in_payload(r: Row) -> bool:
+    """Whether a row's next id is read as a byte of a payload."""
+    return r.kind != NO_PAYLOAD and not r.padding <= r.patch < r.begin
 
 
 @kernel_part
@@ -165,7 +168,7 @@ def push_id(state: FeatureState, row: int, id_: int) -> None:
     byte = id_ if id_ < PAD else 0
     state.bytes[row, r.count] = byte
     r.count += 1
-    if r.kind != NO_PAYLOAD and not r.padding <= r.patch < r.begin:
+    if _is_in_payload(r):
         _push_byte(state, row, byte)
     r.position += 1
     if r.position == state.patch:
@@ -231,7 +234,7 @@ def _begin_payload(state: FeatureState, row: int) -> None:
         for channel in range(r.unit // 2):
             for i in range(ORDER):
                 state.coefficients[row, channel, i] = 0
-        for column in range(PHASE - len(ERROR_SPANS), PHASE):
+        for column in range(PHASE - len(tables.ERROR_SPANS), PHASE):
             state.features[row, column] = 0
         if not r.leading:
             _predict_sample(state, row)
@@ -307,7 +310,8 @@ def _push_match_byte(state: FeatureState, row: int, byte: int) -> None:
         k = MATCH_LENGTHS[column]
         run = (r.runs[column] + 1) * (features[row, MATCHES + column] == byte)
         r.runs[column] = run
-        features[row, RUNS + column] = _RUN_MAGNITUDES[min(run, len(_RUN_MAGNITUDES) - 1)]
+        longest = len(tables.RUN_MAGNITUDES) - 1
+        features[row, RUNS + column] = tables.RUN_MAGNITUDES[min(run, longest)]
         if r.size < k:
             continue
         slot = _find_slot(state, row, column)
@@ -403,23 +407,23 @@ def _predict_sample(state: FeatureState, row: int) -> None:
     r, samples, sums = state.rows[row], state.samples, state.error_sums
     channels, channel, count = r.unit // 2, r.channel, min(ORDER, r.frame)
     newest = r.samples - channels
-    if r.frame and r.frame % PREDICTION_BLOCK == 0:
+    if r.frame and r.frame % tables.PREDICTION_BLOCK == 0:
         _solve_coefficients(state, row)
     weighted = 0
     for i in range(count):
         weighted += state.coefficients[row, channel, i] * samples[row, newest - i * channels]
     last = samples[row, newest] if r.frame > 0 else 0
     before_last = samples[row, newest - channels] if r.frame > 1 else 0
-    rounded = (weighted + (1 << FRACTION_BITS - 1)) >> FRACTION_BITS
+    rounded = (weighted + (1 << tables.FRACTION_BITS - 1)) >> tables.FRACTION_BITS
     r.predictions[0] = _clamp(rounded, -32768, 32767)
     r.predictions[1] = _clamp(2 * last - before_last, -32768, 32767)
     r.predictions[2] = last
-    for i in range(len(ERROR_SPANS)):
-        span = ERROR_SPANS[i]
+    for i in range(len(tables.ERROR_SPANS)):
+        span = tables.ERROR_SPANS[i]
         total = sums[row, newest] if r.frame > 0 else 0
         if r.frame > span:
             total -= sums[row, newest - span * channels]
-        state.features[row, PHASE - len(ERROR_SPANS) + i] = _error_magnitude(total, i)
+        state.features[row, PHASE - len(tables.ERROR_SPANS) + i] = _error_magnitude(total, i)
 
 
 @kernel_part
@@ -449,7 +453,7 @@ def _error_magnitude(total: int, span: int) -> int:
     """Magnitude of the mean of ERROR_SPANS[span] errors."""
     least = 0
     for step in (128, 64, 32, 16, 8, 4, 2, 1):  # halving without branches
-        least += step * (total >= _ERROR_THRESHOLDS[span, least + step - 1])
+        least += step * (total >= tables.ERROR_THRESHOLDS[span, least + step - 1])
     return least
 
 
@@ -462,7 +466,7 @@ def _solve_coefficients(state: FeatureState, row: int) -> None:
     for i in range(missing):
         window[row, i] = 0
     for i in range(missing, WINDOW):
-        window[row, i] = state.samples[row, end - (WINDOW - i) * channels] * TAPER[i]
+        window[row, i] = state.samples[row, end - (WINDOW - i) * channels] * tables.TAPER[i]
     for lag in range(ORDER + 1):
         total = np.int64(0)  # below 2^59
         for i in range(WINDOW - lag):
@@ -470,7 +474,7 @@ def _solve_coefficients(state: FeatureState, row: int) -> None:
         recursion[row, 0, lag] = total
     _solve_by_levinson(recursion, row)
     for i in range(ORDER):
-        factor = recursion[row, 1, i] * (1 << FRACTION_BITS)
+        factor = recursion[row, 1, i] * (1 << tables.FRACTION_BITS)
         state.coefficients[row, r.channel, i] = np.int64(np.rint(factor))
 
 
@@ -478,7 +482,7 @@ def _solve_coefficients(state: FeatureState, row: int) -> None:
 def _solve_by_levinson(recursion: npt.NDArray[np.float64], row: int) -> None:
     """Levinson's recursion for the normal equations: factors (that of the newest sample first) in
     recursion[row, 1] from correlations by lag in recursion[row, 0]."""
-    error = recursion[row, 0, 0] * (1 + NOISE_FLOOR) + 1.0
+    error = recursion[row, 0, 0] * (1 + tables.NOISE_FLOOR) + 1.0
     for i in range(ORDER):
         explained = rest = 0.0
         for j in range(min(i, _SUM_BLOCK)):

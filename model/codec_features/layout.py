@@ -28,3 +28,9 @@ RUNS = MATCHES + len(MATCH_LENGTHS)
 """The first column of the lengths of the candidates' runs, which sounds lack."""
 FEATURES = RUNS + len(MATCH_LENGTHS)
 """J, the codec features of an id."""
+
+KIND, UNIT, LINE, PLACE, SIZE, IS_LOW = range(6)
+"""Columns of an id's place in its payload: how it is read (`state.BYTES` and so on); bytes of a
+pixel or of a frame (a sample of each channel); bytes of a line of pixels; its index in its unit;
+bytes of the payload before it; 1 in the low byte of a sample."""
+PLACES = 6

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bytelm.model.codec_features.kernels import compile_kernels, read_row
-from bytelm.model.codec_features.layout import FEATURES
+from bytelm.model.codec_features.kernels import NO_PLACES, compile_kernels, read_row
+from bytelm.model.codec_features.layout import FEATURES, PLACES
 from bytelm.model.codec_features.state import new_state
 
 
@@ -38,14 +38,32 @@ def compute_codec_features(ids: Tensor, document: Tensor, patch: int) -> Tensor:
     Returns:
         [B, T, J] int16 on the device of `ids`, NONE outside payloads.
     """
+    features = torch.empty(*ids.shape, FEATURES, dtype=torch.int16)
+    no_places = torch.empty(len(ids), *NO_PLACES.shape, dtype=torch.int32)
+    _read_rows(ids, document, patch, features, no_places)
+    return features.to(ids.device)
+
+
+def compute_places(ids: Tensor, document: Tensor, patch: int) -> Tensor:
+    """Places of every id of a batch of rows in its payload, [B, T, PLACES] int32 on the host.
+
+    Arguments are those of `compute_codec_features`, columns in `layout`.
+    """
+    places = torch.empty(*ids.shape, PLACES, dtype=torch.int32)
+    features = torch.empty(*ids.shape, FEATURES, dtype=torch.int16)
+    _read_rows(ids, document, patch, features, places)
+    return places
+
+
+def _read_rows(ids: Tensor, document: Tensor, patch: int, features: Tensor, places: Tensor) -> None:
+    """Write the features [B, T, J] and the places [B, T, PLACES] or [B, 0, PLACES] of rows."""
     compile_kernels()
     rows, length = ids.shape
     host_ids = ids.cpu().long().contiguous().numpy()
     documents = np.repeat(
         document.cpu().int().numpy(), length // patch // document.shape[1], axis=1
     )
-    features = torch.empty(rows, length, FEATURES, dtype=torch.int16)
     for row in range(rows):
         state = new_state(1, patch, length)
-        read_row(state, 0, host_ids[row], documents[row], features[row].numpy())
-    return features.to(ids.device)
+        outputs = features[row].numpy(), places[row].numpy()
+        read_row(state, 0, host_ids[row], documents[row], *outputs)

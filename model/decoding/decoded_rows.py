@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bytelm.model.codec_features.incremental import BatchFeatures
-from bytelm.model.codec_features.vectorized import compute_codec_features
+from bytelm.model.codec_features.vectorized import compute_codec_features, compute_places
 from bytelm.model.megabyte import Megabyte
 
 
@@ -62,6 +62,17 @@ class DecodedRows:
     def codec_features(self) -> npt.NDArray[np.int16]:
         """Codec features of each row's next id, [B, J]; J = 0 for a model without."""
         return self._no_features if self._features is None else self._features.features().numpy()
+
+    def places(self) -> Tensor:
+        """Places of each row's next id in its payload, [B, PLACES], for a model that mixes."""
+        assert self._features is not None
+        return self._features.places()
+
+    def prompt_places(self, row: int) -> Tensor:
+        """Places of a row's ids, [held, PLACES]."""
+        ids = self.ids[row : row + 1, self.lookback :]
+        places = compute_places(ids, torch.zeros_like(ids[:, :1]), self._patch)[0]
+        return places[: int(self.held[row])]
 
     def prompt_features(self, row: int) -> Tensor:
         """Codec features of all ids of a row, [ids, J]."""

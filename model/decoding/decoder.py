@@ -25,12 +25,15 @@ from einops import rearrange
 from torch import Tensor
 
 from bytelm.model.attention_context import AttentionContext, PackedContext
+from bytelm.model.codec_features.layout import KIND
+from bytelm.model.codec_features.state import NO_PAYLOAD
 from bytelm.model.decoding.compiled_steps import CompiledSteps
 from bytelm.model.decoding.decoded_rows import DecodedRows
 from bytelm.model.decoding.kv_cache import CacheSlots, KVCache, PrefillContext
 from bytelm.model.decoding.module_steps import ModuleSteps
 from bytelm.model.layers import compute_dtype
 from bytelm.model.megabyte import Megabyte
+from bytelm.model.output_mixing.mixer import RowMixer
 
 
 class Steps(Protocol):
@@ -87,6 +90,7 @@ class Decoder:
             self._steps = CompiledSteps(model, self._rows, self.length, self._slots)
         else:
             self._steps = ModuleSteps(model, self._rows, self._slots)
+        self._mixer = RowMixer(batch, config.context) if config.output_mixing else None
         self._longest = -1  # ids of the longest row; -1 before `prefill`
 
     @property
@@ -104,7 +108,7 @@ class Decoder:
                 for a model with `modality_heads`. It holds until another is given.
 
         Returns:
-            Logits of each row's next id, [B, V] float32.
+            Logits of each row's next id, [B, V] float32, with `output_mixing` the mixed ones.
 
         Raises:
             ValueError: the number of prompts is not that of rows, or a prompt is too long.
@@ -120,7 +124,12 @@ class Decoder:
         self._rows.set_modality(modality)
         self._rows.begin(prompts)
         self._longest = longest
-        return torch.cat([self._prompt_logits(row) for row in range(self.batch)])
+        logits = torch.cat([self._prompt_logits(row) for row in range(self.batch)])
+        if self._mixer is None:
+            return logits
+        for row in range(self.batch):
+            self._mix_prompt(self._mixer, row)
+        return self._mixer.mix(logits, self._rows.places())
 
     @torch.no_grad()
     def step(self, ids: Tensor, modality: Tensor | None = None) -> Tensor:
@@ -148,9 +157,24 @@ class Decoder:
         if modality is not None:
             self._rows.set_modality(modality)
         self._longest += 1
-        return self._steps.step(ids)
+        if self._mixer is None:
+            return self._steps.step(ids)
+        self._mixer.push(ids)
+        return self._mixer.mix(self._steps.step(ids), self._rows.places())
 
     # --- prompts ---
+
+    def _mix_prompt(self, mixer: RowMixer, row: int) -> None:
+        """Let the mixer read a row's prompt, and what the network made of it."""
+        held, patch = int(self._rows.held[row]), self.model.config.patch
+        places = self._rows.prompt_places(row)
+        first = self._rows.lookback
+        ids = self._rows.ids[row : row + 1, first : first + -(-held // patch) * patch]
+        if (places[:, KIND] == NO_PAYLOAD).all():  # nothing to mix, so nothing is learned from it
+            logits = torch.zeros(held, self.model.config.vocab_size)
+        else:
+            logits = self.model.logits(ids)[0, :held]
+        mixer.read_prompt(row, logits, ids[0, :held], places)
 
     def _prompt_logits(self, row: int) -> Tensor:
         """Run a row's prompt, fill its caches, and return the logits of the next id, [1, V]."""

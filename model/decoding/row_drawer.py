@@ -56,12 +56,14 @@ def row_drawer(
 ) -> RowDrawer:
     """The fastest drawer of `batch` rows of at most `length` ids on the model's device.
 
+    Output mixing runs on the host, which then takes the steps on a GPU, too.
+
     Under autocast, products have autocast's type: make and use a drawer inside one such context.
 
     Args:
         steps: ids that rows are drawn in all, by this drawer and by others of the same model.
     """
-    if model.lm_head.weight.device.type == "cuda":
+    if model.lm_head.weight.device.type == "cuda" and not model.config.output_mixing:
         return StaticRows(model, batch, length, sampler, is_compiled=steps >= COMPILED_STEPS)
     return SteppedRows(model, batch, length, sampler)
 

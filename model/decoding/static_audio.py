@@ -18,19 +18,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bytelm.model.codec_features.kernels import (
-    ERROR_SPANS,
-    FRACTION_BITS,
-    NOISE_FLOOR,
-    PREDICTION_BLOCK,
-    TAPER,
-)
 from bytelm.model.codec_features.state import (
     MOST_CHANNELS,
     ORDER,
     SAMPLES,
     WINDOW,
     FeatureState,
+)
+from bytelm.model.codec_features.tables import (
+    ERROR_SPANS,
+    FRACTION_BITS,
+    NOISE_FLOOR,
+    PREDICTION_BLOCK,
+    TAPER,
 )
 from bytelm.model.decoding.static_formulas import Magnitude, signed
 

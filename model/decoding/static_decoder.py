@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.model.codec_features.incremental import BatchFeatures
-from bytelm.model.codec_features.kernels import NO_DOCUMENTS, read_row
+from bytelm.model.codec_features.kernels import NO_DOCUMENTS, NO_PLACES, read_row
 from bytelm.model.codec_features.layout import FEATURES, NONE
 from bytelm.model.decoding.row_sampler import RowSampler
 from bytelm.model.decoding.static_attention import (
@@ -238,7 +238,7 @@ class StaticDecoder:
         features = np.full((*ids.shape, FEATURES), NONE, np.int16)
         state = BatchFeatures(self.batch, self._patch, self.length).state
         for row, row_ids in enumerate(held_ids):
-            read_row(state, row, row_ids, NO_DOCUMENTS, features[row, : self._held])
+            read_row(state, row, row_ids, NO_DOCUMENTS, features[row, : self._held], NO_PLACES)
         features[:, self._held] = state.features
         self._features.begin(state)
         return torch.from_numpy(features).to(self._device)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bytelm.model.codec_features.kernels import STEPS_PER_DOUBLING
+from bytelm.model.codec_features.tables import STEPS_PER_DOUBLING
 
 
 def image_predictions(back: Callable[[Tensor], Tensor], pixel: Tensor, line: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
+MIXING = {"codec_features": True, "output_mixing": True}
 
 
 def tiny(**options: object) -> Megabyte:
@@ -78,9 +79,11 @@ def by_name(paths: list[Path]) -> dict[str, Path]:
     return {path.name: path for path in paths}
 
 
-@pytest.mark.parametrize("batch", [7, 64])
-def test_files_come_back(files: list[Path], tmp_path: Path, batch: int) -> None:
-    model, out = tiny(), tmp_path / "f.blm"
+@pytest.mark.parametrize(("batch", "options"), [(7, {}), (64, {}), (7, MIXING)])
+def test_files_come_back(
+    files: list[Path], tmp_path: Path, batch: int, options: dict[str, bool]
+) -> None:
+    model, out = tiny(**options), tmp_path / "f.blm"
     lines = compress(model, VIEWS, files, out, keep_files=False, batch=batch)
     assert len(lines) == len(files) + 1
     restored = by_name(decompress(model, out, tmp_path / "back")[0])
@@ -135,13 +138,15 @@ def test_what_a_view_does_not_keep_comes_back_bit_for_bit(
     assert back.read_bytes() == sound.read_bytes()
 
 
-def test_the_size_is_what_evaluation_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, MIXING])
+def test_the_size_is_what_evaluation_says(tmp_path: Path, options: dict[str, bool]) -> None:
     """Files of the demo under an untrained model."""
     chosen = ["image/val/1f199.png", "audio/train/sfx_bd_haus.flac"]
     chosen += ["text/train/sotu_1790_george_washington_n.txt"]
     files = [Path(shutil.copy(DEMO / name, tmp_path)) for name in chosen]
     prepare(files, tmp_path / "set", PrepareOptions(shares=(0.0, 1.0, 0.0)))
-    model = tiny(embedding_std=0.3)  # no id is improbable: the coder spends 24 bits at most on one
+    # No id is improbable: the coder spends 24 bits at most on one.
+    model = tiny(embedding_std=0.3, **options)
     save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})
     scores = evaluate(tmp_path / "model", [str(tmp_path / "set")], "val", 1, "fp32").model
     compress(model, VIEWS, files, tmp_path / "f.blm", keep_files=False, batch=64)

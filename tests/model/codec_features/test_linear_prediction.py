@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bytelm.model.codec_features.kernels import NOISE_FLOOR, PREDICTION_BLOCK, TAPER
 from bytelm.model.codec_features.state import ORDER, WINDOW
+from bytelm.model.codec_features.tables import NOISE_FLOOR, PREDICTION_BLOCK, TAPER
 from bytelm.model.codec_features.vectorized import compute_codec_features
 
 MONO = [261, 0, 0, 31, 64, 1, 1, 0, 0, 0, 0]

@@ -1,0 +1,108 @@
+"""Output mixing over whole documents, and over the rows of a decoder.
+
+Shapes:
+    B rows of a decoder    S patches of P ids, laid flat document by document    V ids
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bytelm.model.codec_features.layout import PLACES
+from bytelm.model.output_mixing import kernels, predictors
+from bytelm.model.output_mixing.state import PREDICTION, new_mixers, new_predictors
+
+
+class DocumentMixer:
+    """Mixes documents that are read one after another.
+
+    Args:
+        length: the most ids of a document.
+    """
+
+    def __init__(self, length: int) -> None:
+        predictors.compile_kernels()
+        kernels.compile_kernels()
+        self._predictors = new_predictors(1, length)
+        self._mixers = new_mixers(1, length)
+
+    def nats(self, logits: Tensor, ids: Tensor, places: Tensor, opens_document: Tensor) -> Tensor:
+        """Nats of the next ids under the mixture.
+
+        Args:
+            logits: [n, V] of the network.
+            ids: [n].
+            places: [n, PLACES] int32, see `codec_features.layout`.
+            opens_document: [n] bool, whether a document begins with the id.
+
+        Returns:
+            [n] float64, on the device of `logits`.
+        """
+        count = len(ids)
+        host_ids = ids.cpu().contiguous().numpy()
+        predictions, nats = np.zeros(count, PREDICTION), np.empty(count)
+        host_places = places.cpu().contiguous().numpy()
+        predictors.predict_ids(self._predictors, 0, host_ids, host_places, predictions)
+        kernels.read_ids(
+            self._mixers,
+            0,
+            logits.detach().float().cpu().contiguous().numpy(),
+            host_ids,
+            predictions,
+            opens_document.cpu().contiguous().numpy(),
+            nats,
+        )
+        return torch.from_numpy(nats).to(logits.device)
+
+
+class RowMixer:
+    """Mixes the next ids of a decoder's rows, each one document from its start.
+
+    Args:
+        batch: B.
+        length: the most ids of a document, as in `DocumentMixer`.
+    """
+
+    def __init__(self, batch: int, length: int) -> None:
+        predictors.compile_kernels()
+        kernels.compile_kernels()
+        self._predictors = new_predictors(batch, length)
+        self._mixers = new_mixers(batch, length)
+
+    def read_prompt(self, row: int, logits: Tensor, ids: Tensor, places: Tensor) -> None:
+        """Start a row with its prompt, [n] ids; logits [n, V] and places as in `DocumentMixer`."""
+        self._mixers.rows["is_used"][row] = 0
+        opens_document = np.zeros(len(ids), np.bool_)
+        host_ids, predictions = ids.cpu().contiguous().numpy(), np.zeros(len(ids), PREDICTION)
+        host_places = places.cpu().contiguous().numpy()
+        host_logits = logits.float().cpu().contiguous().numpy()
+        predictors.predict_ids(self._predictors, row, host_ids, host_places, predictions)
+        nats = np.empty(len(ids))
+        kernels.read_ids(
+            self._mixers, row, host_logits, host_ids, predictions, opens_document, nats
+        )
+
+    def mix(self, logits: Tensor, places: Tensor) -> Tensor:
+        """Mixed logits of every row's next id.
+
+        Args:
+            logits: [B, V] of the network.
+            places: [B, PLACES] int32, of the next ids.
+
+        Returns:
+            [B, V] float32, on the device of `logits`; bytes share the probability that the network
+            gives to all of them, and other ids keep theirs.
+        """
+        assert places.shape == (len(logits), PLACES)
+        mixed = logits.float().cpu().clone().contiguous()
+        predictors.predict_rows(self._predictors, places.numpy())
+        kernels.mix_rows(self._mixers, mixed.numpy(), self._predictors.predictions)
+        return mixed.to(logits.device)
+
+    def push(self, ids: Tensor) -> None:
+        """Take the next id of every row, [B], after `mix`."""
+        host_ids = ids.cpu().contiguous().numpy()
+        kernels.push_ids(self._mixers, host_ids, self._predictors.predictions)
+        predictors.push_ids(self._predictors, host_ids)

@@ -1,0 +1,184 @@
+"""State of output mixing in rows: what `predictors` and `kernels` read and write.
+
+Shapes:
+    B rows of up to T ids    C contexts    I inputs of a mixer    F factors of a regression
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+CONTEXTS = 7
+"""C, contexts with counts of the bits that followed them."""
+REGRESSIONS = 3
+"""Predictions of a pixel's byte or of a sample, each with a logistic distribution around it."""
+MATCH_LEVELS = 32
+"""Lengths of matches that are told apart; level 0 stands for no match."""
+
+PREDICTION = np.dtype(
+    [
+        ("kind", np.int64),  # of the id's payload, as in `codec_features.state`
+        ("size", np.int64),  # bytes of the payload before it
+        ("is_low", np.int64),  # 1 in the low byte of a sample
+        ("high", np.int64),  # there, the signed high byte
+        ("hashes", np.uint64, (CONTEXTS,)),
+        ("contexts", np.int64),  # how many of them the kind has
+        ("expected", np.int64),  # the byte that the match predicts; -1 for none
+        ("level", np.int64),  # of the match's length
+        ("means", np.float64, (REGRESSIONS,)),
+        ("widths", np.float64, (REGRESSIONS,)),  # of the distributions around the means
+    ],
+    align=True,
+)
+"""What the predictors say of an id before it is known, from those before it alone."""
+
+# --- predictors ---
+
+CHANNELS = 6
+"""Channels (bytes of a pixel) with a regression of their own; further ones share the last."""
+FACTORS = 32
+"""F, of samples; pixels have PIXEL_FACTORS."""
+PIXEL_FACTORS = 18
+CASCADE = 256
+"""Samples before that the second stage of the prediction of a sample reads."""
+ACTIVITIES = 16
+"""Levels of how much a pixel's neighbours differ."""
+MATCH_SLOTS = 1 << 16
+
+ROW = np.dtype(
+    [
+        ("place", np.int64, (6,)),  # of the next id, by columns of `codec_features.layout`
+        ("match", np.int64),  # index in the payload of the byte that the match predicts; -1: none
+        ("match_length", np.int64),
+        ("samples", np.int64),  # of all channels
+        ("activity", np.int64),
+    ],
+    align=True,
+)
+"""State of a row's predictors beside its arrays."""
+
+
+class PredictorState(NamedTuple):
+    """State of the predictors of B rows. Threads may work on different rows at a time."""
+
+    rows: npt.NDArray[np.void]
+    """[B] of ROW."""
+    predictions: npt.NDArray[np.void]
+    """[B] of PREDICTION, of each row's next id."""
+    bytes: npt.NDArray[np.uint8]
+    """[B, T] of the payload."""
+    positions: npt.NDArray[np.int32]
+    """[B, MATCH_SLOTS] for hashes of the last bytes, the index in the payload of the byte after
+    them, plus 1; 0 where there is none."""
+    samples: npt.NDArray[np.float64]
+    """[B, CASCADE + T / 2 + 1] samples of the payload, channels interleaved, behind zeros."""
+    neighbours: npt.NDArray[np.float64]
+    """[B, F] what the regression reads at the next byte or sample."""
+    moments: npt.NDArray[np.float64]
+    """[B, CHANNELS, F, F + 1] sums of products of neighbours, and in the last column with what
+    they predict."""
+    factors: npt.NDArray[np.float64]
+    """[B, CHANNELS, F] of the regression."""
+    solver: npt.NDArray[np.float64]
+    """[B, F, F + 1] scratch of the normal equations."""
+    cascade: npt.NDArray[np.float64]
+    """[B, CHANNELS, CASCADE] factors of the second stage."""
+    errors: npt.NDArray[np.float64]
+    """[B, REGRESSIONS, CHANNELS, ACTIVITIES] mean absolute errors: of pixels by activity, of
+    samples a fast mean and a slow one."""
+
+
+def new_predictors(batch: int, length: int) -> PredictorState:
+    """State of the predictors of `batch` rows of up to `length` ids of a payload."""
+    return PredictorState(
+        rows=np.zeros(batch, ROW),
+        predictions=np.zeros(batch, PREDICTION),
+        bytes=np.zeros((batch, length), np.uint8),
+        positions=np.zeros((batch, MATCH_SLOTS), np.int32),
+        samples=np.zeros((batch, CASCADE + length // 2 + 1)),
+        neighbours=np.zeros((batch, FACTORS)),
+        moments=np.zeros((batch, CHANNELS, FACTORS, FACTORS + 1)),
+        factors=np.zeros((batch, CHANNELS, FACTORS)),
+        solver=np.zeros((batch, FACTORS, FACTORS + 1)),
+        cascade=np.zeros((batch, CHANNELS, CASCADE)),
+        errors=np.zeros((batch, REGRESSIONS, CHANNELS, ACTIVITIES)),
+    )
+
+
+# --- mixers ---
+
+NETWORK, MATCH, REGRESSION, BIAS = 0, 1 + CONTEXTS, 2 + CONTEXTS, 2 + CONTEXTS + REGRESSIONS
+"""Inputs of a mixer: the network, from 1 on the contexts, a match, the regressions, a constant."""
+INPUTS = BIAS + 1
+"""I."""
+MOST_COUNT = 30
+"""Counts of a bit go no further."""
+CONFIDENCE_LEVELS = 6
+BIT_SETS = 16
+"""Weights by the bit's position in its byte, and in a sample by the byte."""
+SETS = BIT_SETS + MATCH_LEVELS + CONFIDENCE_LEVELS * (CONTEXTS + 1)
+"""Sets of weights; three of them mix each bit: one by position, one by match, one by how sure the
+network is and how many contexts were seen before."""
+CHOSEN = 3
+KINDS = 4
+"""As `codec_features.state` counts kinds of payloads; each has weights of its own."""
+
+MIXER_ROW = np.dtype(
+    [
+        ("is_used", np.int64),  # whether a document has left anything in the row
+        # Of a bit, by its position in the byte:
+        ("keys", np.uint64, (8, CONTEXTS)),  # hashes of the contexts and the bits before it
+        ("inputs", np.float64, (8, INPUTS)),
+        ("sets", np.int64, (8, CHOSEN)),
+        ("mixed", np.float64, (8, CHOSEN)),  # probabilities by each set
+    ],
+    align=True,
+)
+"""State of a row's mixer beside its arrays."""
+
+
+class MixerState(NamedTuple):
+    """State of the mixers of B rows. Threads may work on different rows at a time."""
+
+    rows: npt.NDArray[np.void]
+    """[B] of MIXER_ROW."""
+    network: npt.NDArray[np.float64]
+    """[B, 512] probabilities of the network for the next byte, as a binary tree: node 1 is any
+    byte, 2 n + bit the half of node n, 256 + x the byte x."""
+    tree: npt.NDArray[np.float64]
+    """[B, 512] the same, mixed."""
+    counts: npt.NDArray[np.uint8]
+    """[B, C, slots, 3] zeros and ones after a context and the bits before, and a check of the hash,
+    0 in free slots."""
+    likelihoods: npt.NDArray[np.float64]
+    """[B, KINDS, C, MOST_COUNT + 1, MOST_COUNT + 1, 3] for each pair of counts the probability of
+    a one, its logit, and how often it was seen."""
+    hits: npt.NDArray[np.float64]
+    """[B, MATCH_LEVELS, 2] how often matches of a length predicted a bit, and out of how many."""
+    weights: npt.NDArray[np.float64]
+    """[B, KINDS, SETS, I]."""
+
+
+def new_mixers(batch: int, length: int) -> MixerState:
+    """State of the mixers of `batch` rows.
+
+    Args:
+        length: the most ids of a document; the tables of counts grow with it, and what they hold
+            depends on their size.
+
+    Memory: 3 MB a row of 12,544 ids; the kernel gives only pages that are used.
+    """
+    slots = 1 << min(max(12, (8 * length).bit_length()), 20)
+    pairs = MOST_COUNT + 1
+    return MixerState(
+        rows=np.zeros(batch, MIXER_ROW),
+        network=np.zeros((batch, 512)),
+        tree=np.zeros((batch, 512)),
+        counts=np.zeros((batch, CONTEXTS, slots, 3), np.uint8),
+        likelihoods=np.zeros((batch, KINDS, CONTEXTS, pairs, pairs, 3)),
+        hits=np.zeros((batch, MATCH_LEVELS, 2)),
+        weights=np.zeros((batch, KINDS, SETS, INPUTS)),
+    )
