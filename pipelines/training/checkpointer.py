@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ FileEntries = dict[str, FileEntry]
 Write = Callable[[], list[Path]]
 """A function that writes files, and returns them."""
 NICENESS = 10
-"""Of the thread that writes: where steps use all cores of a machine, it takes a tenth of one."""
+"""Added to that of the thread that writes: where steps use all cores, it takes a tenth of one."""
+MAX_NICENESS = 19
 
 
 @dataclass
@@ -259,8 +261,12 @@ class Checkpointer:
 def _let_steps_go_first() -> None:
     """Lower this thread's priority. A step waits for the slowest of its threads, so that one which
     shares a core evenly with a writer would take the step's time twice."""
-    if sys.platform == "linux":  # elsewhere threads have no priority of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    if sys.platform != "linux":  # threads have no priority of their own
+        return
+    thread = threading.get_native_id()
+    niceness = min(MAX_NICENESS, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+    with suppress(OSError):  # a sandbox may forbid it, which costs time alone
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
 def _temporary(folder: Path) -> Path:

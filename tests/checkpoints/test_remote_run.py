@@ -11,7 +11,7 @@ import pytest
 from helpers.object_store import BUCKET, ObjectStore, object_store
 
 from bytelm.pipelines.checkpoints.manifest import file_entry, write_checkpoint_manifest
-from bytelm.pipelines.checkpoints.remote_run import CheckpointUploads, Upload
+from bytelm.pipelines.checkpoints.remote_run import CheckpointUploads, Upload, fetch_config
 
 URL = f"s3://{BUCKET}/runs/first"
 
@@ -98,3 +98,11 @@ def test_a_newer_checkpoint_takes_the_place_of_one_that_waits(
     assert [upload.name for upload in ended] == ["step-00000001", "step-00000003"]
     assert ended[-1].passed_over == 1
     assert not uploads.is_held(folders[2])
+
+
+def test_a_url_without_a_runs_config_is_refused(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}"
+    with pytest.raises(ValueError, match=r"has no config\.json of a run: name its CONFIG"):
+        fetch_config(url)
+    (tmp_path / "config.json").write_text('{"train": {"steps": 1}}')
+    assert fetch_config(url) == {"train": {"steps": 1}}

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
+from typing import cast
 
+import pytest
 import safetensors.torch
 import torch
 from helpers.commands import bytelm, metrics, write_config
 
 from bytelm.pipelines.checkpoints.remote_run import fetch_newest
 from bytelm.pipelines.shards.reader import ShardSet
+from bytelm.pipelines.training.checkpointer import NICENESS, Checkpointer
+from bytelm.pipelines.training.engine import Engine
 from bytelm.pipelines.training.state_copy import copied_to_memory
 
 SIZES = {"steps": 8, "checkpoint_every": 2, "keep_last": 2, "keep_every": 4}
@@ -79,3 +85,13 @@ def test_a_copy_shares_bytes_as_the_original_and_stays_when_it_changes() -> None
     assert copied["nested"][1][0].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     assert copied["part"].untyped_storage().data_ptr() == copied["nested"][0].data_ptr()
     assert copied["step"] == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_the_thread_that_writes_lets_steps_go_first(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(cast(Engine, None), tmp_path, {})
+    try:
+        written = checkpointer._thread.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
+    finally:
+        checkpointer.close()
+    assert written == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
