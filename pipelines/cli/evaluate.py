@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bytelm.pipelines.cli.arguments import (
@@ -62,11 +63,15 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     if (status := launch_processes(options, argv)) is not None:
         return status
 
+    from bytelm.pipelines.checkpoints.load import is_url
     from bytelm.pipelines.evaluation.evaluate import evaluate
+    from bytelm.pipelines.evaluation.records import EVALUATIONS_FOLDER
     from bytelm.pipelines.runtime.allocator import keep_freed_memory
     from bytelm.pipelines.runtime.ranks import joined_ranks
+    from bytelm.pipelines.storage.remote import folder_of
 
     keep_freed_memory()
+    run = None if is_url(options.model) else folder_of(options.model)
     with joined_ranks() as ranks:
         evaluation = evaluate(
             options.model,
@@ -77,10 +82,11 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             options.scoring,
             options.limit,
             ranks,
+            run / EVALUATIONS_FOLDER if run else None,
         )
     if ranks.rank == 0:
         _print(evaluation, options.json)
-        _keep(options, evaluation)
+        _keep(run, evaluation)
     return 0
 
 
@@ -95,18 +101,17 @@ def _print(evaluation: Evaluation, as_json: bool) -> None:
         print_evaluation(Console(), evaluation)
 
 
-def _keep(options: argparse.Namespace, evaluation: Evaluation) -> None:
+def _keep(run: Path | None, evaluation: Evaluation) -> None:
     """Keep the evaluation in the folder of its run; a folder that cannot be written is no error.
 
-    The evaluation of a model at a URL is printed only.
+    Args:
+        run: the folder; None for a model at a URL, whose evaluation is printed only.
     """
-    from bytelm.pipelines.checkpoints.load import is_url
     from bytelm.pipelines.evaluation.records import keep_evaluation
-    from bytelm.pipelines.storage.remote import folder_of
 
-    if evaluation.about["step"] is None or is_url(options.model):
+    if evaluation.about["step"] is None or run is None:
         return
     try:
-        keep_evaluation(folder_of(options.model), evaluation)
+        keep_evaluation(run, evaluation)
     except OSError as error:
         print(f"bytelm evaluate: the evaluation is not kept: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import islice
 
 from torch.utils.data import Sampler
@@ -49,16 +49,21 @@ class EvaluationRows(Sampler[list[Position | None]]):
     Every rank has the same number of batches; None pads the last ones.
     """
 
-    def __init__(self, rows: int, batch: int, rank: int, ranks: int):
+    def __init__(self, rows: int, batch: int, rank: int, ranks: int, done: Container[int] = ()):
+        """
+        Args:
+            done: numbers of batches that are left out; batch n has the rows from n * batch on.
+        """
         self.rows = rows
         self.batch = batch
         self.rank = rank
         self.ranks = ranks
+        self._numbers = [n for n in range(-(-rows // batch)) if n not in done]
 
     def __iter__(self) -> Iterator[list[Position | None]]:
-        for first in range(0, self.rows, self.batch * self.ranks):
-            begin = first + self.rank * self.batch
+        for first in range(self.rank, len(self) * self.ranks, self.ranks):
+            begin = self.batch * (self._numbers[first] if first < len(self._numbers) else self.rows)
             yield [(0, r) if r < self.rows else None for r in range(begin, begin + self.batch)]
 
     def __len__(self) -> int:
-        return -(-self.rows // (self.batch * self.ranks))
+        return -(-len(self._numbers) // self.ranks)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Bytes, Sample
 from bytelm.pipelines.evaluation import CHUNK
 from bytelm.pipelines.evaluation.codec_settings import (
@@ -52,6 +51,7 @@ class CodecSizes:
             for part in ("compressed", "payload", "files", "failures")
             for name in self.codecs
         }
+        self._taken = dict(self.counts)
 
     def add(self, kind: str, codec: str, compressed: int | None, payload: int) -> None:
         """Add a file, or the chunks of one.
@@ -66,6 +66,17 @@ class CodecSizes:
         self.counts[f"{kind} failures {codec}"] += compressed is None
         self.counts[f"{kind} compressed {codec}"] += compressed or 0
         self.counts[f"{kind} payload {codec}"] += payload
+
+    def take(self) -> dict[str, int]:
+        """What was added since the last call; see `finished_work.Sums`."""
+        before, self._taken = self._taken, dict(self.counts)
+        return {name: count - before[name] for name, count in self.counts.items()}
+
+    def put(self, taken: Mapping[str, int]) -> None:
+        """Add what `take` returned elsewhere, with the same codecs."""
+        for name, count in taken.items():
+            self.counts[name] += count
+        self._taken = dict(self.counts)
 
     def reduce(self, sum_over_ranks: Callable[[list[Any], torch.dtype], list[Any]]) -> None:
         """Replace every sum by its sum over ranks. Collective: every rank has to call it."""
@@ -99,31 +110,28 @@ class CodecSizes:
 
 
 def measure_codecs(
-    samples: Iterable[tuple[Sample, Bytes]],
-    add_progress: Callable[[int], None],
-    threads: int,
-) -> dict[str, CodecSizes]:
+    documents: Iterable[Sequence[tuple[Sample, Bytes]]], sizes: dict[str, CodecSizes], threads: int
+) -> Iterator[int]:
     """Compress samples, whole and in chunks, with every codec that is installed.
 
     Args:
-        samples: each sample with its payload [n] under the view that the model is scored on.
-        add_progress: is called with the payload bytes of each sample that is done.
+        documents: the samples of each document, each with its payload [n] under the view that the
+            model is scored on.
+        sizes: sums of each modality, to which the samples are added.
         threads: files compressed at once.
-    Returns:
-        the sums of each modality, also of those without samples.
+    Yields:
+        the payload bytes of each document, in order, once it is added.
     Raises:
         OSError: for a full disk.
     """
-    sizes = {name: CodecSizes(name) for name in MODALITIES}
     with _Encoders(threads) as encoders:
-        waiting: deque[_SampleJobs] = deque()
-        for sample, payload in samples:
-            waiting.append(encoders.submit(sample, payload, in_chunks=True))
-            if len(waiting) > 2 * encoders.threads:
-                add_progress(waiting.popleft().add_to(sizes))
+        waiting: deque[list[_SampleJobs]] = deque()
+        for document in documents:
+            waiting.append([encoders.submit(*sample, in_chunks=True) for sample in document])
+            if sum(map(len, waiting)) > 2 * encoders.threads:
+                yield sum(jobs.add_to(sizes) for jobs in waiting.popleft())
         while waiting:
-            add_progress(waiting.popleft().add_to(sizes))
-    return sizes
+            yield sum(jobs.add_to(sizes) for jobs in waiting.popleft())
 
 
 def codec_file_sizes(

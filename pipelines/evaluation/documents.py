@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bytelm.modalities.base import Bytes, Sample
 from bytelm.modalities.framing import Segment
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.evaluation.windows import Document, segment_length
@@ -28,12 +29,18 @@ class StoredDocument:
 
     def load(self, patch: int) -> Document:
         """The document with its payloads; DamageError where the stored bytes are damaged."""
+        return Document(self.segments, [payload for _, payload in self.samples(patch)])
+
+    def samples(self, patch: int) -> list[tuple[Sample, Bytes]]:
+        """The sample of each segment with its payload [n] under the plan's view.
+
+        Raises DamageError where the stored bytes are damaged.
+        """
         samples = (self.shard_set.sample(self.shard, row) for row in self.index)
-        payloads = [
-            segment.modality.to_view(sample, segment.view, patch)
+        return [
+            (sample, segment.modality.to_view(sample, segment.view, patch))
             for segment, sample in zip(self.segments, samples, strict=True)
         ]
-        return Document(self.segments, payloads)
 
 
 def documents_by_shard(plan: Plan) -> Iterator[Iterator[StoredDocument]]:

@@ -7,7 +7,9 @@ Bits are summed as whole numbers of 2^-18 bit (`modalities.evaluation_head`) and
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +23,7 @@ from bytelm.modalities import BY_CODE, MODALITIES
 from bytelm.modalities.base import Bytes, Sample
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.load import load_model, opened_model, settled_location
+from bytelm.pipelines.checkpoints.manifest import CHECKPOINT_MANIFEST
 from bytelm.pipelines.checkpoints.run_folder import checkpoint_step
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
@@ -34,6 +37,7 @@ from bytelm.pipelines.evaluation.codec_sizes import (
     with_weights,
 )
 from bytelm.pipelines.evaluation.documents import documents_by_shard
+from bytelm.pipelines.evaluation.finished_work import FinishedWork
 from bytelm.pipelines.evaluation.intervals import bootstrap_interval
 from bytelm.pipelines.evaluation.pairs import pair_figures, score_pairs
 from bytelm.pipelines.evaluation.passes import Scorer, batches_in_memory
@@ -50,6 +54,7 @@ from bytelm.pipelines.evaluation.segment_sums import (
 )
 from bytelm.pipelines.evaluation.selection import choose_documents, document_count
 from bytelm.pipelines.evaluation.windows import check_scoring
+from bytelm.pipelines.runtime.device import this_device
 from bytelm.pipelines.runtime.environment import versions
 from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.shards.reader import ShardSet, open_set
@@ -66,6 +71,7 @@ def evaluate(
     scoring: str = PLAIN,
     limit: int | None = None,
     ranks: Ranks = ONE_RANK,
+    evaluations: Path | None = None,
 ) -> Evaluation:
     """Score a model and codecs on the documents of a split of one or more sets.
 
@@ -77,6 +83,8 @@ def evaluate(
         batch: rows that a thread of the model computes at once.
         scoring: one of `SCORINGS`; `plain` scores the pieces that training reads.
         limit: documents to score, a sample (`selection.py`); None scores all.
+        evaluations: folder of a run's evaluations, where finished work is kept until the end, so
+            that a call with the same arguments goes on; None keeps none.
     Raises:
         ValueError: for a model or a set that is missing or of another format, an empty split, and
             a scoring that the model does not support.
@@ -86,9 +94,13 @@ def evaluate(
     task = ranks.together(lambda: _open(settled, set_paths, split, scoring, limit))
     most_threads = batches_in_memory(task.model.config, batch)
     nats_of = nats_of_model(task.model, precision)
-    scorer = Scorer(task.plan, nats_of, batch, most_threads, scoring, ranks)
+    facts = _facts(task, batch, precision, scoring)
+    work = FinishedWork(evaluations if task.step is not None else None, facts, ranks)
+    scorer = Scorer(task.plan, nats_of, batch, most_threads, scoring, ranks, work)
     scored = _score(scorer, task.info)
     sizes = _codec_sizes(scorer)
+    if ranks.rank == 0:
+        work.end()
     figures = scored.scores.figures()
     whole = _codec_figures(sizes, "whole")
     return Evaluation(
@@ -116,6 +128,8 @@ class _Task:
     model: Megabyte
     info: DatasetInfo
     step: int | None
+    weights: str
+    """SHA-256 of the manifest of the model's checkpoint; empty where there is none."""
     split: str
     limit: int | None
     plan: Plan
@@ -141,6 +155,8 @@ def _open(
     with opened_model(model_location) as name:
         folder = Path(name)
         model, info = load_model(folder)
+        manifest = folder.parent / CHECKPOINT_MANIFEST
+        weights = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
     check_scoring(scoring, model.config.patch)
     chosen = sets if limit is None else choose_documents(sets, split, limit)
     # One shard after the other: the order of the rows does not matter, and few shards stay open.
@@ -149,6 +165,7 @@ def _open(
         model=model,
         info=info,
         step=checkpoint_step(folder),
+        weights=weights,
         split=split,
         limit=limit,
         plan=Plan([Source(shard_set, split) for shard_set in chosen], config),
@@ -166,6 +183,15 @@ def _check_distinct(sets: Sequence[ShardSet]) -> None:
                     f"{other.location} and {shard_set.location} hold the same documents, which "
                     "would count twice: leave one out"
                 )
+
+
+def _facts(task: _Task, batch: int, precision: str, scoring: str) -> tuple[object, ...]:
+    """All that decides the sums of an evaluation."""
+    roots = tuple(chosen["root"] for chosen in task.sets)
+    codecs = [CodecSizes(name).codecs for name in MODALITIES]
+    machine = str(this_device()), torch.__version__, torch.backends.cpu.get_cpu_capability()
+    settings = task.weights, task.split, task.limit, batch, precision, scoring
+    return *settings, roots, versions()["bytelm"], *machine, codecs
 
 
 def _about(
@@ -225,20 +251,25 @@ def _score(scorer: Scorer, info: DatasetInfo) -> _Scored:
 def _codec_sizes(scorer: Scorer) -> dict[str, CodecSizes]:
     """Sizes of the codecs on the documents of a plan, which ranks share out."""
     plan, ranks = scorer.plan, scorer.ranks
-    with scorer.progress(sum(plan.source_bytes), "bytes") as progress:
-        sizes = measure_codecs(_samples(plan, ranks), progress.add, torch.get_num_threads())
+    sizes = {name: CodecSizes(name) for name in MODALITIES}
+    with scorer.work.of_pass("codecs", list(sizes.values())) as finished:
+        documents = (document for shard in documents_by_shard(plan) for document in shard)
+        share = scorer.missing(documents, finished)
+        numbers: deque[int] = deque()
+
+        def samples() -> Iterator[list[tuple[Sample, Bytes]]]:
+            for number, document in share:
+                numbers.append(number)
+                yield document.samples(plan.config.patch)
+
+        total = sum(plan.source_bytes) - finished.size
+        with scorer.progress(total, "bytes") as progress:
+            for size in measure_codecs(samples(), sizes, torch.get_num_threads()):
+                finished.add(numbers.popleft(), size)
+                progress.add(size)
     for part in sizes.values():
         part.reduce(ranks.sum)
     return sizes
-
-
-def _samples(plan: Plan, ranks: Ranks) -> Iterator[tuple[Sample, Bytes]]:
-    """Each sample of this rank's share with its payload [n] under the plan's view."""
-    documents = (document for shard in documents_by_shard(plan) for document in shard)
-    for document in ranks.share(documents):
-        for row, segment in zip(document.index, document.segments, strict=True):
-            sample = document.shard_set.sample(document.shard, row)
-            yield sample, segment.modality.to_view(sample, segment.view, plan.config.patch)
 
 
 def _codec_figures(sizes: dict[str, CodecSizes], kind: str) -> Figures:

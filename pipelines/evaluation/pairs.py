@@ -41,7 +41,8 @@ def score_pairs(scorer: Scorer, info: DatasetInfo) -> tuple[Segments, Segments]:
         names = [segment.modality.name for segment in document.segments]
         return [[1, 0]] if len(names) == 2 and (names[1], names[0]) in info.pairs else []
 
-    return scorer.score_parts(alone).segments(), scorer.score_parts(turned).segments()
+    sums = scorer.score_parts("alone", alone), scorer.score_parts("turned", turned)
+    return sums[0].segments(), sums[1].segments()
 
 
 def pair_figures(

@@ -21,6 +21,7 @@ from bytelm.pipelines.evaluation.documents import (
     document_groups,
     documents_by_shard,
 )
+from bytelm.pipelines.evaluation.finished_work import FinishedUnits, FinishedWork
 from bytelm.pipelines.evaluation.scoring import NatsOf, Scores, scored_rows, segments_in_row
 from bytelm.pipelines.evaluation.segment_sums import SegmentSums
 from bytelm.pipelines.evaluation.windows import Document, ScoredDocument, score_documents
@@ -66,6 +67,8 @@ class Scorer:
     scoring: str
     """One of `SCORINGS`."""
     ranks: Ranks
+    work: FinishedWork
+    """What an earlier call has scored, which is left out here, and what this one has."""
 
     def score(self) -> tuple[Scores, SegmentSums]:
         """Score this rank's share of the documents.
@@ -79,10 +82,13 @@ class Scorer:
             self._score_windows(scores, sums)
         return scores, sums
 
-    def score_parts(self, parts_of: Parts) -> SegmentSums:
+    def score_parts(self, name: str, parts_of: Parts) -> SegmentSums:
         """Score new documents that are made of segments of this rank's share.
 
         The last segment of each new document counts.
+
+        Args:
+            name: of this pass, see `FinishedWork`.
         """
         sums = SegmentSums(self.plan)
         patch = self.plan.config.patch
@@ -90,17 +96,20 @@ class Scorer:
             [(stored, numbers) for stored in group for numbers in parts_of(stored)]
             for group in self._groups()
         )
-        loaded = (
-            (job, [stored.load(patch).only(numbers) for stored, numbers in job])
-            for job in self.ranks.share(job for job in jobs if job)
-        )
-        with self.progress(self._part_count(parts_of), "parts") as progress:
-            for (job, _), results in self._in_threads(self._score_group, loaded):
-                for (stored, numbers), result in zip(job, results, strict=True):
-                    *_, last = segments_in_row(result.row())
-                    row = stored.index[numbers[-1] : numbers[-1] + 1]
-                    sums.add(stored.source, stored.shard, row, [last])
-                    progress.add(1)
+        with self.work.of_pass(name, [sums]) as finished:
+            loaded = (
+                (number, job, [stored.load(patch).only(numbers) for stored, numbers in job])
+                for number, job in self.missing((job for job in jobs if job), finished)
+            )
+            total = self._part_count(parts_of) - finished.size
+            with self.progress(total, "parts") as progress:
+                for (unit, job, _), results in self._in_threads(self._score_group, loaded):
+                    for (stored, numbers), result in zip(job, results, strict=True):
+                        *_, last = segments_in_row(result.row())
+                        row = stored.index[numbers[-1] : numbers[-1] + 1]
+                        sums.add(stored.source, stored.shard, row, [last])
+                        progress.add(1)
+                    finished.add(unit, len(job))
         return sums
 
     def progress(self, total: int, unit: str) -> Progress:
@@ -108,39 +117,49 @@ class Scorer:
         console = stderr_console() if self.ranks.rank == 0 else None
         return Progress(console, -(-total // self.ranks.count), unit)
 
+    def missing(self, units: Iterable[T], finished: FinishedUnits) -> Iterator[tuple[int, T]]:
+        """This rank's share of the units that are not finished, with their numbers."""
+        return self.ranks.share(u for u in enumerate(units) if u[0] not in finished.done)
+
     def _score_rows(self, scores: Scores, sums: SegmentSums) -> None:
         """Score rows of the plan, as validation during training does."""
-        rows = self.plan.rows(0)
-        positions = EvaluationRows(rows, self.batch, self.ranks.rank, self.ranks.count)
-        loader = make_loader(self.plan, positions, workers=0)
-        batches = zip(positions, loader, strict=True)
-        with self.progress(-(-rows // self.batch), "batches") as progress:
-            for (places, batch), nats in self._in_threads(lambda b: self.nats_of(b[1]), batches):
-                for place, row in zip(places, scored_rows(batch, nats), strict=True):
-                    if place is None:
-                        continue
-                    planned = self.plan.row(*place)
-                    found = list(segments_in_row(row))
-                    sums.add(planned.source, planned.shard, planned.index, found)
-                    for segment in found:
-                        scores.add(segment)
-                progress.add(1)
+        rows, ranks = self.plan.rows(0), self.ranks
+        with self.work.of_pass("rows", [scores, sums]) as finished:
+            positions = EvaluationRows(rows, self.batch, ranks.rank, ranks.count, finished.done)
+            loader = make_loader(self.plan, positions, workers=0)
+            batches = zip(positions, loader, strict=True)
+            scored = self._in_threads(lambda b: self.nats_of(b[1]), batches)
+            with self.progress(-(-rows // self.batch) - finished.size, "batches") as progress:
+                for (places, batch), nats in scored:
+                    for place, row in zip(places, scored_rows(batch, nats), strict=True):
+                        if place is None:
+                            continue
+                        planned = self.plan.row(*place)
+                        found = list(segments_in_row(row))
+                        sums.add(planned.source, planned.shard, planned.index, found)
+                        for segment in found:
+                            scores.add(segment)
+                    if places[0] is not None:
+                        finished.add(places[0][1] // self.batch, 1)
+                    progress.add(1)
 
     def _score_windows(self, scores: Scores, sums: SegmentSums) -> None:
         """Score documents, each id in one of the windows that hold it."""
         count = sum(s.set.counts(s.split).documents for s in self.plan.sources)
-        loaded = (
-            (group, [stored.load(self.plan.config.patch) for stored in group])
-            for group in self.ranks.share(self._groups())
-        )
-        with self.progress(count, "documents") as progress:
-            for (group, _), results in self._in_threads(self._score_group, loaded):
-                for stored, result in zip(group, results, strict=True):
-                    found = list(segments_in_row(result.row()))
-                    sums.add(stored.source, stored.shard, stored.index, found)
-                    for segment in found:
-                        scores.add(segment)
-                    progress.add(1)
+        with self.work.of_pass("windows", [scores, sums]) as finished:
+            loaded = (
+                (number, group, [stored.load(self.plan.config.patch) for stored in group])
+                for number, group in self.missing(self._groups(), finished)
+            )
+            with self.progress(count - finished.size, "documents") as progress:
+                for (unit, group, _), results in self._in_threads(self._score_group, loaded):
+                    for stored, result in zip(group, results, strict=True):
+                        found = list(segments_in_row(result.row()))
+                        sums.add(stored.source, stored.shard, stored.index, found)
+                        for segment in found:
+                            scores.add(segment)
+                        progress.add(1)
+                    finished.add(unit, len(group))
 
     def _in_threads(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
         return map_in_threads(function, items, self.most_threads)
@@ -148,10 +167,10 @@ class Scorer:
     def _groups(self) -> Iterator[list[StoredDocument]]:
         return document_groups(self.plan, GROUP_BATCHES * self.batch)
 
-    def _score_group(self, item: tuple[Any, list[Document]]) -> list[ScoredDocument]:
-        """Score the documents of an item, whose other part goes along."""
+    def _score_group(self, item: tuple[int, Any, list[Document]]) -> list[ScoredDocument]:
+        """Score the documents of an item, whose other parts go along."""
         config = self.plan.config
-        return score_documents(item[1], self.nats_of, config, self.batch, self.scoring)
+        return score_documents(item[2], self.nats_of, config, self.batch, self.scoring)
 
     def _part_count(self, parts_of: Parts) -> int:
         """New documents that all ranks score."""

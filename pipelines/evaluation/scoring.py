@@ -73,6 +73,7 @@ class Scores:
         """
         self.patch = patch
         self.heads: dict[str, EvaluationHead] = {n: m.head(patch) for n, m in MODALITIES.items()}
+        self._taken = self._sums()
 
     def add_batch(self, batch: Batch, nats: Tensor) -> None:
         """Add the segments of a batch; `nats` [B, L] are -log p of each id."""
@@ -87,6 +88,20 @@ class Scores:
     def add(self, found: SegmentInRow) -> None:
         """Add one segment, or the part of one that a row holds, to the head of its modality."""
         self.heads[found.modality.name].update(found.segment)
+
+    def take(self) -> dict[str, list[int]]:
+        """What was added since the last call, by modality; see `finished_work.Sums`."""
+        before, self._taken = self._taken, self._sums()
+        return {name: (sums - before[name]).tolist() for name, sums in self._taken.items()}
+
+    def put(self, taken: dict[str, list[int]]) -> None:
+        """Add what `take` returned elsewhere."""
+        for name, sums in taken.items():
+            self.heads[name].sums += np.array(sums, np.int64)
+        self._taken = self._sums()
+
+    def _sums(self) -> dict[str, npt.NDArray[np.int64]]:
+        return {name: head.sums.copy() for name, head in self.heads.items()}
 
     def reduce(self, sum_over_ranks: Callable[[list[Any], torch.dtype], list[Any]]) -> None:
         """Replace every sum by its sum over ranks. Collective: every rank has to call it."""

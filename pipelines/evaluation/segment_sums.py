@@ -6,6 +6,7 @@ S segments, or pieces of segments
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ class SegmentSums:
     def __init__(self, plan: Plan):
         self._sets = [source.set for source in plan.sources]
         self._pieces: list[tuple[int, ...]] = []
+        self._taken = 0
         self.keys: Keys = {}
 
     def add(self, source: int, shard: Shard, index: Index, found: Sequence[SegmentInRow]) -> None:
@@ -66,6 +68,20 @@ class SegmentSums:
             )
             if place not in self.keys:  # read while the shard is open: a remote one may go
                 self.keys[place] = self._sets[source].key(shard, row)
+
+    def take(self) -> list[Any]:
+        """The pieces since the last call, and the keys of their documents as [place, key]; see
+        `finished_work.Sums`."""
+        pieces, self._taken = self._pieces[self._taken :], len(self._pieces)
+        places = dict.fromkeys((source, shard, number) for source, shard, number, *_ in pieces)
+        return [pieces, [[place, self.keys[place]] for place in places]]
+
+    def put(self, taken: list[Any]) -> None:
+        """Add what `take` returned elsewhere."""
+        pieces, keys = taken
+        self._pieces += map(tuple, pieces)
+        self._taken = len(self._pieces)
+        self.keys.update((tuple(place), key) for place, key in keys)
 
     def segments(self) -> Segments:
         """One entry for each segment."""

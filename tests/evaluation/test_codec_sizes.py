@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,16 @@ def payload_of(sample: Sample) -> Bytes:
 
 
 def measured(*samples: Sample) -> dict[str, CodecSizes]:
-    return measure_codecs([(s, payload_of(s)) for s in samples], lambda size: None, 2)
+    return measured_documents([[(sample, payload_of(sample))] for sample in samples])
+
+
+def measured_documents(
+    documents: Sequence[Sequence[tuple[Sample, Bytes]]],
+) -> dict[str, CodecSizes]:
+    sizes = {name: CodecSizes(name) for name in MODALITIES}
+    done = list(measure_codecs(documents, sizes, 2))
+    assert done == [sum(payload.size for _, payload in samples) for samples in documents]
+    return sizes
 
 
 def words(size: int) -> bytes:
@@ -193,7 +202,7 @@ def test_sums_of_samples_and_ranks_are_those_of_all_samples() -> None:
 
 def test_codecs_of_images_and_sounds_are_left_out_of_lossy_views() -> None:
     for sample in (picture(3), tone(1)):
-        sizes = measure_codecs([(sample, payload_of(sample)[::2])], lambda size: None, 2)
+        sizes = measured_documents([[(sample, payload_of(sample)[::2])]])
         assert set(sizes[sample.modality].bits_per_byte()) <= {*BYTE_COMMANDS, "PPMd"}
 
 
