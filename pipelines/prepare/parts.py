@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from bytelm.pipelines.prepare.set_folder import (
     open_parts_folder,
 )
 from bytelm.pipelines.prepare.staged_input import StagedInput, stage_input
-from bytelm.pipelines.prepare.work_items import WorkItem, items_of_part
+from bytelm.pipelines.prepare.work_items import WorkItem, check_seen, items_of_part, paths_of
 from bytelm.pipelines.runtime.progress import Progress
 from bytelm.pipelines.shards.format import SET_MANIFEST
 
@@ -118,8 +117,7 @@ def _decode_items(
     documents, units = staged.listed.found.documents, staged.listed.units
     own_documents = [d for i in missing if not i.is_table for d in documents[i.first : i.stop]]
     own_units = [u for i in missing if i.is_table for u in units[i.first : i.stop]]
-    paths = [part.path for document in own_documents for part in document.parts if part.path]
-    _check_seen([*paths, *(unit.path for unit in own_units)])
+    check_seen(paths_of([*own_documents, *own_units]), "this machine")
     with (
         DecodePool(options.decode, options.workers) as pool,
         Progress(console, total, "bytes of files", done) as progress,
@@ -128,13 +126,3 @@ def _decode_items(
             missing, own_documents, own_units, options.shares, pool, folder
         ):
             progress.add(item.size, size)
-
-
-def _check_seen(paths: Sequence[str]) -> None:
-    """Raise ValueError where this machine sees none of the files, which another machine may have
-    listed. A single one may have been deleted, which makes it a skipped file."""
-    if paths and not any(map(os.path.exists, paths)):
-        raise ValueError(
-            f"this machine does not see {paths[0]}, which was listed: sources and set must lie on "
-            "a filesystem that all parts see at the same place"
-        )

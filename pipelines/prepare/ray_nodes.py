@@ -10,7 +10,7 @@ import functools
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from bytelm.pipelines.prepare.decode_pool import DecodePool
 from bytelm.pipelines.prepare.documents import SourceDocument
 from bytelm.pipelines.prepare.piece_files import decode_items
 from bytelm.pipelines.prepare.tables import TableUnit
-from bytelm.pipelines.prepare.work_items import WorkItem
+from bytelm.pipelines.prepare.work_items import WorkItem, check_seen, paths_of
 from bytelm.pipelines.shards.format import Shard
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def call_on_node(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]])
         Exception: what the function raises.
     """
     for path, *_ in calls:
-        _check_seen([os.path.dirname(path)])
+        check_seen([os.path.dirname(path)], _this_node())
     return [function(*call) for call in calls]
 
 
@@ -81,8 +81,8 @@ def decode_on_node(
     Raises:
         ValueError: where this node does not see the sources or the folder.
     """
-    _check_seen([str(folder)])
-    _check_seen(_paths(entries))
+    check_seen([str(folder)], _this_node())
+    check_seen(paths_of(entries), _this_node())
     pool = _kept_pool(options)
     documents = [entry for entry in entries if isinstance(entry, SourceDocument)]
     units = [entry for entry in entries if isinstance(entry, TableUnit)]
@@ -102,7 +102,7 @@ def write_on_node(recipe: ShardRecipe, folder: Path, out: Path) -> Shard:
 
     Raises ValueError where this node does not see the set.
     """
-    _check_seen([str(folder)])
+    check_seen([str(folder)], _this_node())
     with tempfile.TemporaryDirectory(dir=folder, prefix="shard-") as temporary:
         shard = write_shard(recipe, folder, Path(temporary))
         for name in (shard.index_name, shard.name):
@@ -123,23 +123,5 @@ def _kept_inspection() -> InspectionProcess:
     return InspectionProcess()
 
 
-def _paths(entries: Sequence[SourceDocument] | Sequence[TableUnit]) -> Iterator[str]:
-    """The paths of the files of documents or units."""
-    for entry in entries:
-        if isinstance(entry, TableUnit):
-            yield entry.path
-        else:
-            yield from (part.path for part in entry.parts if part.path is not None)
-
-
-def _check_seen(paths: Sequence[str] | Iterator[str]) -> None:
-    """Raise ValueError where this node sees none of the paths. A single one may have been deleted
-    since the sources were listed, which makes it a skipped file."""
-    path = ""
-    for path in paths:
-        if os.path.exists(path):
-            return
-    raise ValueError(
-        f"node {socket.gethostname()} does not see {path}: sources and set must lie on a file "
-        "system that all nodes mount at the same place"
-    )
+def _this_node() -> str:
+    return f"node {socket.gethostname()}"

@@ -6,6 +6,7 @@ order. How many processes or parts there are changes nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,34 @@ def work_items(documents: Sequence[SourceDocument], units: Sequence[TableUnit]) 
         *((True, *r) for r in _ranges((unit.size, "") for unit in units)),
     ]
     return [WorkItem(number, *values) for number, values in enumerate(ranges)]
+
+
+def paths_of(entries: Iterable[SourceDocument | TableUnit]) -> Iterator[str]:
+    """The paths of the files of documents and units."""
+    for entry in entries:
+        if isinstance(entry, TableUnit):
+            yield entry.path
+        else:
+            yield from (part.path for part in entry.parts if part.path is not None)
+
+
+def check_seen(paths: Iterable[str], machine: str) -> None:
+    """Raise ValueError where this machine sees none of some paths, which another one has listed. A
+    single one may have been deleted since, which makes it a skipped file.
+
+    Args:
+        paths: of files or folders.
+        machine: names this one.
+    """
+    path = None
+    for path in paths:
+        if os.path.exists(path):
+            return
+    if path is not None:
+        raise ValueError(
+            f"{machine} does not see {path}: sources and set must lie on a filesystem that all "
+            "machines see at the same place"
+        )
 
 
 def items_of_part(items: Sequence[WorkItem], part: int, parts: int) -> list[WorkItem]:
