@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import bytelm, command, environment, metrics, write_config
 from helpers.processes import MARK, kill_marked, marked, wait_until_gone
+from helpers.source_files import hashes, small_source
 
 from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.shards.reader import ShardSet
@@ -275,3 +276,23 @@ def test_a_slurm_job_saves_before_its_time_is_up_and_is_requeued(
     assert start().wait(2 * END_SECONDS) == 0
     assert losses(run) == losses(whole)
     assert requeued.read_text().count("\n") == 1, "a completed run is not requeued"
+
+
+@pytest.mark.long
+def test_tasks_of_a_slurm_array_prepare_the_set_of_one_machine(
+    tmp_path: Path, tools: dict[str, str]
+) -> None:
+    """Slurm's variables are set as its array sets them; the tasks run at the same time."""
+    source = small_source(tmp_path / "source")
+    one, many = tmp_path / "one", tmp_path / "many"
+    bytelm("prepare", source, "--out", one, "--workers", 1)
+    tasks = [
+        subprocess.Popen(
+            [str(CLUSTER / "slurm-prepare.sbatch"), str(source), str(many), "--workers", "1"],
+            env={**tools, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "3"},
+        )
+        for task in range(3)
+    ]
+    assert [task.wait(END_SECONDS) for task in tasks] == [0, 0, 0]
+    bytelm("merge", many)
+    assert hashes(many) == hashes(one)
