@@ -54,8 +54,9 @@ FileEntries = dict[str, FileEntry]
 """Entries of the manifest, by path relative to the checkpoint's folder."""
 Write = Callable[[], list[Path]]
 """A function that writes files, and returns them."""
-NICENESS = 10
-"""Added to that of the thread that writes: where steps use all cores, it takes a tenth of one."""
+NICENESS = 5
+"""Added to that of the thread that writes: where steps use all cores, it takes a quarter of one. With
+more, other processes of the machine would hold it up for so long that the next save waits for it."""
 MAX_NICENESS = 19
 
 
