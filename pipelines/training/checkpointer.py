@@ -55,8 +55,8 @@ FileEntries = dict[str, FileEntry]
 Write = Callable[[], list[Path]]
 """A function that writes files, and returns them."""
 NICENESS = 5
-"""Added to that of the thread that writes: where steps use all cores, it takes a quarter of one. With
-more, other processes of the machine would hold it up for so long that the next save waits for it."""
+"""Added to that of the thread that writes: where steps use all cores, it takes a quarter of one.
+With more, other processes of the machine would hold it up until the next save waits for it."""
 MAX_NICENESS = 19
 
 
