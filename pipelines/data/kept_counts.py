@@ -140,11 +140,13 @@ def _count(shard_set: ShardSet, split: str, config: PlanConfig) -> ShardTable:
 
 
 def _places(shard_set: ShardSet, cache_folder: str) -> list[Store]:
-    """The set's own place, and the cache folder, where there is a home folder for it."""
+    """The set's own place, and the cache folder, where there is a home folder for it; the nearer
+    one first."""
     try:
-        return [shard_set.store, LocalStore(Path(cache_folder).expanduser())]
+        cache = LocalStore(Path(cache_folder).expanduser())
     except RuntimeError:
         return [shard_set.store]
+    return [cache, shard_set.store] if shard_set.is_remote else [shard_set.store, cache]
 
 
 def _keep(folders: Iterable[Path], name: str, data: bytes) -> None:
