@@ -16,6 +16,7 @@ everything else. A worker ends when its pipe does.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import resource
@@ -104,6 +105,7 @@ def main() -> None:
         options: DecodeOptions = connection.recv()
         limit_memory(options)
         tables = _Tables(options)
+        gc.freeze()  # what is imported stays: collections need not look at it
         is_fresh = True
         while True:
             task = connection.recv()

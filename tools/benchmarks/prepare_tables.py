@@ -3,16 +3,18 @@
     python -m bytelm.tools.benchmarks.prepare_tables [--jsonl-mb 2000] [--parquet-mb 1000]
         [--rows-kb 2.7] [--workers 1 2] [--folder DIR]
 
-Makes a JSONL and a Parquet file of about these sizes, and prints two JSON lines for each table and
-number of workers: `name`, `value` in MB/s of the file, `reference` (a bare loop's figure), `ratio`,
-and peak resident bytes of the parent (`parent`) and of the largest worker (`worker`). Needs
-`pip install 'bytelm[tables]'` and three times the sizes on the disk of the folder, which is
+Makes a JSONL and a Parquet file of about these sizes, and prints three JSON lines for each table
+and number of workers: `name`, `value` in MB/s of the file, `reference` (a bare loop's figure),
+`ratio`, and peak resident bytes of the parent (`parent`) and of the largest worker (`worker`).
+Needs `pip install 'bytelm[tables]'` and three times the sizes on the disk of the folder, which is
 temporary by default.
 
     prepare/jsonl/WORKERS          reference: a loop in one process that reads the texts, by
                                    `json.loads` of each line, and writes nothing
     prepare/jsonl-to-tar/WORKERS   reference: the same loop, which adds each text to a tar with
                                    webdataset's writer
+    prepare/jsonl-bound/WORKERS    reference: the loop that writes nothing, and then as many
+                                   bytes as the set has, written plainly and synced
     prepare/parquet..., the same   with pyarrow's `iter_batches` and `to_pylist` of the column
 """
 
@@ -20,12 +22,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,6 +43,8 @@ _RUN = """
 import resource, sys, time
 from pathlib import Path
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
+from bytelm.pipelines.runtime.allocator import keep_freed_memory
+keep_freed_memory()  # as the command does
 source, out, workers = sys.argv[1:]
 start = time.perf_counter()
 prepare([Path(source)], Path(out), PrepareOptions(workers=int(workers)))
@@ -50,12 +56,13 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 
 def table_figures(table: Path, workers: Sequence[int]) -> Iterator[Figure]:
-    """Two figures for each number of workers."""
+    """Three figures for each number of workers."""
     read = _json_texts if table.suffix == ".jsonl" else _parquet_texts
     size, kind = table.stat().st_size / 1e6, table.suffix[1:]
     _count(read(table))  # warms the cache
+    reading = seconds_of(lambda: _count(read(table)))
     references = {
-        kind: size / seconds_of(lambda: _count(read(table))),
+        kind: size / reading,
         f"{kind}-to-tar": size / seconds_of(lambda: _write_tar(read(table), table.parent)),
     }
     for count in workers:
@@ -63,7 +70,10 @@ def table_figures(table: Path, workers: Sequence[int]) -> Iterator[Figure]:
         command = [sys.executable, "-c", _RUN, str(table), str(out), str(count)]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         seconds, parent, worker = map(float, printed.split())
+        set_bytes = sum(path.stat().st_size for path in out.iterdir())
         shutil.rmtree(out)
+        writing = seconds_of(partial(_write_plainly, set_bytes, table.parent))
+        references[f"{kind}-bound"] = size / (reading + writing)
         details = {"parent": int(parent), "worker": int(worker)}
         for name, reference in references.items():
             yield Figure(f"prepare/{name}/{count}", size / seconds, "MB/s", reference, details)
@@ -122,6 +132,16 @@ def _write_tar(texts: Iterable[str], folder: Path) -> None:
     with webdataset.TarWriter(str(path)) as writer:
         for i, text in enumerate(texts):
             writer.write({"__key__": str(i), "txt": text})
+    path.unlink()
+
+
+def _write_plainly(size: int, folder: Path) -> None:
+    """Write `size` bytes to a file, which is removed again, and sync it."""
+    path, chunk = folder / "plain", bytes(1 << 20)
+    with open(path, "wb", buffering=0) as file:
+        for written in range(0, size, len(chunk)):
+            file.write(chunk[: size - written])
+        os.fsync(file.fileno())
     path.unlink()
 
 
