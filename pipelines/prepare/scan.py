@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from bytelm.pipelines.prepare.container_reader import ContainerReader
 from bytelm.pipelines.prepare.documents import BOOKKEEPING, SAME_FILE, SkippedFile, make_key
+from bytelm.pipelines.prepare.file_status import Status, with_status
 from bytelm.pipelines.prepare.patterns import NamePatterns
 from bytelm.pipelines.prepare.splits import divide_folder
 from bytelm.pipelines.prepare.tables import table_format
@@ -145,15 +146,9 @@ class SourceScan:
             source: the source.
             split: split of all its files; None leaves it to its folders.
         """
-        all_admitted = self._patterns.is_empty
         files: list[SourceFile] = []
-        for path, name, folder in self._walk(source, split):
-            if path == self._captions_path:
-                continue
-            self.files += 1
-            if not (all_admitted or self._admits(name)):
-                continue
-            status = self._record(path, name)
+        for path, (name, folder), answer in with_status(self._admitted(source, split)):
+            status = self._record(path, name, answer)
             if status is None:
                 continue
             if folder.is_cache:
@@ -165,6 +160,18 @@ class SourceScan:
             size, key = status.st_size, make_key(stem)
             files.append(SourceFile(name, stem, key, path, None, size, folder.split))
         return files
+
+    def _admitted(
+        self, source: Source, split: str | None
+    ) -> Iterator[tuple[str, tuple[str, _Folder]]]:
+        """Path, name and folder of each file of a source that the patterns let in."""
+        all_admitted = self._patterns.is_empty
+        for path, name, folder in self._walk(source, split):
+            if path == self._captions_path:
+                continue
+            self.files += 1
+            if all_admitted or self._admits(name):
+                yield path, (name, folder)
 
     def read_tars(
         self, files: Sequence[SourceFile], reader: ContainerReader
@@ -312,9 +319,9 @@ class SourceScan:
             )
         return folder, subfolders
 
-    def _record(self, path: str, name: str) -> os.stat_result | None:
+    def _record(self, path: str, name: str, answer: Status) -> os.stat_result | None:
         """Add a file to the hashes, and return its status; None where it is skipped."""
-        status = self._status(path, name)
+        status = self._usable(path, name, answer)
         if status is None:
             self._names.update(f"{name}\0".encode("utf-8", "surrogateescape"))
             return None
@@ -325,21 +332,18 @@ class SourceScan:
             self.newest_ns = status.st_mtime_ns
         return status
 
-    def _status(self, path: str, name: str) -> os.stat_result | None:
+    def _usable(self, path: str, name: str, answer: Status) -> os.stat_result | None:
         """The status of a regular file. Anything else is skipped, and never opened."""
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
+        if isinstance(answer, FileNotFoundError):
             detail = "the link leads nowhere" if os.path.islink(path) else "no such file"
             self._skip(name, "missing", detail)
-            return None
-        except OSError as error:
-            self._skip(name, "unreadable", error.strerror or "no status")
-            return None
-        if not stat.S_ISREG(status.st_mode):
+        elif isinstance(answer, OSError):
+            self._skip(name, "unreadable", answer.strerror or "no status")
+        elif not stat.S_ISREG(answer.st_mode):
             self._skip(name, "unknown kind", "no regular file")
-            return None
-        return status
+        else:
+            return answer
+        return None
 
 
 def is_container(name: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from bytelm.model.flops import training_flops_per_byte
 from bytelm.model.presets import preset
+from bytelm.pipelines.prepare.file_status import THREADS as STATUS_THREADS
 from bytelm.tools import simulate
 from bytelm.tools.simulation.cluster import Cluster, Workload
 from bytelm.tools.simulation.costs import COSTS_FILE, Costs
@@ -37,7 +38,7 @@ def trained(terabytes: float, ranks: int, name: str = "modern-1b") -> dict[str, 
 
 def test_listing_grows_with_the_documents_and_not_with_the_nodes() -> None:
     small, large, on_many = prepared(1, 8), prepared(10, 8), prepared(10, 1024)
-    each = COSTS.prepare.list_file_seconds + Cluster(8).shared_latency
+    each = COSTS.prepare.list_file_seconds + Cluster(8).shared_latency / STATUS_THREADS
     assert small["list/files"].value == pytest.approx(1e7 * each)
     assert large["list/files"].value == pytest.approx(10 * small["list/files"].value)
     assert on_many["list/files"] == large["list/files"]

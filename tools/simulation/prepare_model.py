@@ -5,6 +5,7 @@ Times that overlap are compared and the longest counts; those that follow each o
 
 from __future__ import annotations
 
+from bytelm.pipelines.prepare.file_status import THREADS as STATUS_THREADS
 from bytelm.pipelines.prepare.prepare_state import BLOCK_SHARDS
 from bytelm.pipelines.prepare.work_items import ITEM_BYTES, ITEM_DOCUMENTS
 from bytelm.tools.simulation.cluster import MAX_SHARDS, Cluster, Workload
@@ -91,8 +92,8 @@ class PrepareModel:
 
     @property
     def listing_seconds(self) -> float:
-        """Listing files by one process, which asks for the status of one after the other."""
-        each = self.costs.list_file_seconds + self.cluster.shared_latency
+        """Listing files by one process, whose threads wait for the statuses of several at once."""
+        each = self.costs.list_file_seconds + self.cluster.shared_latency / STATUS_THREADS
         return self.workload.documents * each
 
     @property
@@ -121,7 +122,7 @@ class PrepareModel:
         group_seconds = groups * (self.costs.list_row_group_seconds + self.cluster.shared_latency)
         return [
             Estimate(
-                "list/files", self.listing_seconds, "s", "latency", _long(self.listing_seconds)
+                "list/files", self.listing_seconds, "s", "one process", _long(self.listing_seconds)
             ),
             Estimate("list/files-memory", memory, "bytes", "memory", breaks),
             Estimate("list/parquet", group_seconds, "s", "footers", _long(group_seconds)),
