@@ -205,7 +205,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Speed of training beside other work.")
     parser.add_argument("--steps", type=int, default=12, help="measured steps of each run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=CASES,
+        default=list(CASES),
+        metavar="NAME",
+        help=f"figures to measure, of {', '.join(CASES)}",
+    )
     parser.add_argument("--wait", nargs="+", metavar="SPINS", help="numbers of spins to compare")
     options = parser.parse_args(arguments)
     for wait in options.wait or [None]:
