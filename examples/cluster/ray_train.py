@@ -30,7 +30,9 @@ def train(loop_config: dict[str, Any]) -> None:
         "MASTER_ADDR": os.environ["MASTER_ADDR"],
         "MASTER_PORT": loop_config["port"],
     }
-    command = [sys.executable, "-m", "bytelm", "train", *loop_config["arguments"]]
+    # The rank ends with its worker, which Ray may kill: it would keep the run locked.
+    command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "bytelm", "train"]
+    command += loop_config["arguments"]
     # Paths in a config are relative to the folder that the command is given in.
     folder = loop_config["folder"]
     subprocess.run(command, env={**os.environ, **environment}, cwd=folder, check=True)
