@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from helpers import spec_reader
 from helpers.commands import status, write_config
 from helpers.sets import SetMaker, audio, image, text
@@ -28,6 +29,7 @@ from bytelm.pipelines.data.plan import Plan, Source, open_plan
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.shards.writer import write_set_manifest
 from bytelm.pipelines.storage.cache import CacheConfig
+from bytelm.pipelines.storage.destination import open_destination
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
 CONFIG = PlanConfig(row_length=256, patch=8, views=VIEWS)
@@ -271,6 +273,27 @@ def test_index_counts_for_a_config_and_changes_nothing_else(
     assert {name: after[name] for name in before} == before
     assert sorted(after.keys() - before.keys()) == [path.name for path in counts_of(folder)]
     assert len(counts_of(folder)) == 2
+
+
+def test_index_writes_counts_to_a_url(
+    mixed_set: ShardSet, tmp_path: Path, refuse_counting: Callable[[], None]
+) -> None:
+    url, cache = f"memory://bucket/{tmp_path.name}", tmp_path / "cache"
+    config = write_config(tmp_path / "run.yaml", mixed_set, steps=1, global_batch=1)
+    values = yaml.safe_load(config.read_text())
+    values["data"]["cache_folder"] = str(cache)
+    config.write_text(yaml.safe_dump(values))
+    with open_destination(url) as destination:
+        for path in Path(mixed_set.location).iterdir():
+            destination.upload(path, path.name)
+        for _ in range(2):
+            assert status(["index", url, "--count", str(config)]) == 0
+            refuse_counting()
+        names = {counts_name(mixed_set, split, CONFIG) for split in ("train", "val")}
+        assert {name for name in destination.list() if name.startswith("counts-")} == names
+    remote = ShardSet(url, CacheConfig(cache, 1 << 30))
+    assert row_table(remote, "train", CONFIG, str(cache)).rows.min() > 0
+    assert not counts_of(cache)
 
 
 def test_prepare_counts_for_a_config(
