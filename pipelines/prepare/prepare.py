@@ -20,7 +20,7 @@ from bytelm.pipelines.prepare.captions import Captions, load_captions
 from bytelm.pipelines.prepare.container_reader import ContainerReader
 from bytelm.pipelines.prepare.decode_pool import DecodePool
 from bytelm.pipelines.prepare.documents import SkippedFile, SourceDocument
-from bytelm.pipelines.prepare.download import download_sources
+from bytelm.pipelines.prepare.download import download_sources, downloads_folder
 from bytelm.pipelines.prepare.losses import check_losses, count_losses, list_reasons
 from bytelm.pipelines.prepare.patterns import NamePatterns
 from bytelm.pipelines.prepare.progress import PrepareProgress
@@ -145,7 +145,7 @@ def prepare(
         OSError: where the disk or the store does not take the set.
     """
     target = open_target(out)
-    downloads = target.folder.with_name(f"{target.folder.name}.sources")
+    downloads = downloads_folder(target.folder)
     found_sources = download_sources(sources, downloads, ContainerReader())
     with DecodePool(options.decode, options.workers) as pool:  # starts while sources are scanned
         prepared = _prepare(found_sources, target, options, pool, console)

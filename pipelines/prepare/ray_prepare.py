@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bytelm.pipelines.prepare.assembly import ItemCounts, ShardPlanner, ShardRecipe
-from bytelm.pipelines.prepare.download import download_sources
+from bytelm.pipelines.prepare.download import download_sources, downloads_folder
 from bytelm.pipelines.prepare.merge import finish_set
 from bytelm.pipelines.prepare.piece_files import members_path, read_summary, summary_path
 from bytelm.pipelines.prepare.prepare import (
@@ -78,7 +78,7 @@ def prepare_on_ray(
         OSError: where a disk does not take the set.
     """
     out = out.absolute()  # tasks run in another folder
-    downloads = out.with_name(f"{out.name}.sources")
+    downloads = downloads_folder(out)
     with ray_cluster(address, options.workers) as cluster:
         for _ in range(sum(cluster.nodes().values())):  # while the sources are listed
             cluster.submit(start_decoding, (options.decode,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tarfile
 import threading
@@ -242,6 +243,19 @@ def test_a_part_that_is_run_again_decodes_what_is_missing(tmp_path: Path, source
     assert prepare_part([source], out, OPTIONS, 0, 2).made
     assert not prepare_part([source], out, OPTIONS, 0, 2).made
     assert summary_path(out / PARTS_FOLDER, 0).stat().st_mtime_ns == kept
+
+
+def test_a_full_disk_ends_a_part_and_leaves_no_unfinished_piece(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(temporary: Path, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(piece_files, "rename_durably", refuse)
+    out = tmp_path / "set"
+    with pytest.raises(OSError, match="No space left"):
+        prepare_part([source / "text"], out, OPTIONS, 0, 1)
+    assert not list((out / PARTS_FOLDER).glob("item-*"))
 
 
 def test_losses_count_over_all_parts(tmp_path: Path) -> None:
