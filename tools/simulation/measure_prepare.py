@@ -206,4 +206,9 @@ def _measure_saving(folder: Path, blocks: int) -> tuple[float, float]:
 def _seconds_of_save(folder: Path, state: PrepareState) -> float:
     """Seconds of a save, the mean of several."""
     saves = 10
-    return processor_seconds_of(lambda: [save_state(folder, state) for _ in range(saves)]) / saves
+
+    def save() -> None:
+        for _ in range(saves):
+            save_state(folder, state)
+
+    return processor_seconds_of(save) / saves
