@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import TINY_MODEL, bytelm
+from helpers.commands import TINY_MODEL, bytelm, torchrun
 
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
@@ -28,7 +28,7 @@ def texts(tmp_path: Path, streams: int) -> Path:
     """A folder of texts of some lengths, in folders and not, that fill some streams."""
     folder = tmp_path / "files"
     (folder / "deep").mkdir(parents=True)
-    for number, size in enumerate((48_000 * (streams - 1), 11, 300, 24_000)):
+    for number, size in enumerate((34_000 * (streams - 1), 11, 300, 2_000)):
         (folder / f"{number}.txt").write_text((f"the white whale {number} " * size)[:size])
     (folder / "deep" / "a.txt").write_text("call me ishmael")
     return folder
@@ -40,8 +40,9 @@ def test_processes_write_the_container_and_the_files_of_one(
 ) -> None:
     folder = texts(tmp_path, processes)
     one, many = tmp_path / "one.blm", tmp_path / "many.blm"
-    bytelm("compress", model_folder, folder, "--out", one)
-    bytelm("compress", model_folder, folder, "--out", many, "--processes", processes)
+    options = ("compress", model_folder, folder, "--batch", 8)
+    bytelm(*options, "--out", one)
+    bytelm(*options, "--out", many, "--processes", processes)
     assert one.read_bytes() == many.read_bytes()
     assert len(unpack(one.read_bytes(), "one").streams) == processes
     back = tmp_path / "back"
@@ -50,3 +51,18 @@ def test_processes_write_the_container_and_the_files_of_one(
     assert {path.relative_to(back) for path in back.rglob("*") if path.is_file()} == names
     for name in names:
         assert (back / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.long
+def test_ranks_of_torchrun_write_the_container_and_the_files_of_one(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    folder = texts(tmp_path, streams=2)
+    one, many, back = tmp_path / "one.blm", tmp_path / "many.blm", tmp_path / "back"
+    options = ("compress", model_folder, folder, "--batch", 8)
+    bytelm(*options, "--out", one)
+    torchrun(2, *options, "--out", many)
+    assert one.read_bytes() == many.read_bytes()
+    torchrun(2, "decompress", model_folder, many, "--out", back)
+    for path in folder.rglob("*.txt"):
+        assert (back / path.relative_to(folder)).read_bytes() == path.read_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import TINY_MODEL, bytelm
+from helpers.commands import TINY_MODEL, bytelm, torchrun
 from torch import Tensor
 
 from bytelm.model.config import ModelConfig
@@ -40,6 +40,17 @@ def test_processes_write_the_files_of_one(tmp_path: Path, processes: int) -> Non
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
     assert len(contents(tmp_path / "many")) == 6
     assert many.replace("many", "one") == one
+
+
+@pytest.mark.long
+def test_ranks_of_torchrun_write_the_files_of_one(tmp_path: Path) -> None:
+    model = tiny()
+    save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})
+    prompt = ("--modality", "text", "--prompt", "call me ishmael " * 5, "--max-bytes", 120)
+    options = ("generate", tmp_path / "model", *prompt, "--count", 5)
+    bytelm(*options, "--out", tmp_path / "one")
+    torchrun(2, *options, "--out", tmp_path / "many")
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
 
 
 def test_files_of_a_call_that_ended_are_kept(tmp_path: Path) -> None:

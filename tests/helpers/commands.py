@@ -44,6 +44,13 @@ def bytelm(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[s
     return result
 
 
+def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `bytelm ARGUMENTS` as ranks of torchrun on this machine, and check that they end well."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    line = [sys.executable, *launcher, "-m", "bytelm", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=True, env=environment())
+
+
 def write_config(
     path: Path, shard_set: ShardSet, model: dict[str, Any] | str = TINY_MODEL, **train: Any
 ) -> Path:
