@@ -42,6 +42,7 @@ from bytelm.model.output_mixing.state import (
     CONFIDENCE_LEVELS,
     CONTEXTS,
     INPUTS,
+    KINDS,
     MATCH,
     MATCH_LEVELS,
     MOST_COUNT,
@@ -67,8 +68,16 @@ LEAST, MOST = 2.0**-20, 1 - 2.0**-20
 """Bounds of a probability."""
 MOST_LOGIT = 16.0
 TINY = 1e-300
-NETWORK_WEIGHT, OTHER_WEIGHT, BIAS_INPUT = 0.9, 0.12, 0.3
-"""Weights before anything was learned; one of OTHER_WEIGHT each."""
+BIAS_INPUT = 0.3
+FIRST_WEIGHTS = np.array(
+    [  # by kind: the network, CONTEXTS, the match, REGRESSIONS, the constant
+        [1.0, *[0.0] * 7, 0.0, *[0.0] * 3, 0.0],
+        [0.75, 0.2, 0.12, 0.08, 0.02, 0.05, 0.15, 0.08, 0.05, *[0.0] * 3, 0.0],
+        [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, 0.0, 0.0, 0.4, 0.08, -0.05, 0.0],
+        [0.8, 0.03, 0.03, *[0.0] * 5, 0.0, 0.25, 0.05, 0.02, 0.0],
+    ]
+)
+"""[KINDS, I] weights before anything was learned: means of those after some documents, rounded."""
 RATE, FIRST_RATE, RATE_BYTES = 0.003, 0.02, 2000.0
 """Learning rate of the weights, and what is added at first, half of it after so many bytes."""
 COUNT_PRIOR, COUNT_WORTH, MOST_SEEN = 0.4, 8.0, 250.0
@@ -166,9 +175,9 @@ def _begin_byte(state: MixerState, row: int) -> None:
         return
     state.rows[row].is_used = 1
     state.counts[row] = 0
-    state.weights[row] = OTHER_WEIGHT
-    state.weights[row, :, :, NETWORK] = NETWORK_WEIGHT
-    state.weights[row, :, :, BIAS] = 0.0
+    for kind in range(KINDS):
+        for i in range(INPUTS):
+            state.weights[row, kind, :, i] = FIRST_WEIGHTS[kind, i]
     likelihoods = state.likelihoods[row]
     for zeros in range(MOST_COUNT + 1):
         for ones in range(MOST_COUNT + 1):

@@ -138,14 +138,16 @@ def test_what_a_view_does_not_keep_comes_back_bit_for_bit(
     assert back.read_bytes() == sound.read_bytes()
 
 
-@pytest.mark.parametrize("options", [{}, MIXING])
-def test_the_size_is_what_evaluation_says(tmp_path: Path, options: dict[str, bool]) -> None:
+@pytest.mark.parametrize(("options", "share"), [({}, 1e-5), (MIXING, 1e-3)])
+def test_the_size_is_what_evaluation_says(
+    tmp_path: Path, options: dict[str, bool], share: float
+) -> None:
     """Files of the demo under an untrained model."""
     chosen = ["image/val/1f199.png", "audio/train/sfx_bd_haus.flac"]
     chosen += ["text/train/sotu_1790_george_washington_n.txt"]
     files = [Path(shutil.copy(DEMO / name, tmp_path)) for name in chosen]
     prepare(files, tmp_path / "set", PrepareOptions(shares=(0.0, 1.0, 0.0)))
-    # No id is improbable: the coder spends 24 bits at most on one.
+    # The coder spends 24 bits at most on an id: none is improbable, but a mixture may make one so.
     model = tiny(embedding_std=0.3, **options)
     save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})
     scores = evaluate(tmp_path / "model", [str(tmp_path / "set")], "val", 1, "fp32").model
@@ -153,7 +155,7 @@ def test_the_size_is_what_evaluation_says(tmp_path: Path, options: dict[str, boo
     payload = sum(scores[name]["payload_bytes"] for name in VIEWS)
     coded = scores["total"]["coded_bits_per_byte"] * payload / 8
     words = unpack((tmp_path / "f.blm").read_bytes(), "f.blm").words
-    assert 4 * words.size == pytest.approx(coded, abs=8 + 1e-5 * coded)
+    assert 4 * words.size == pytest.approx(coded, abs=8 + share * coded)
     assert (tmp_path / "f.blm").stat().st_size < coded + 64 * len(files) + 100
 
 
