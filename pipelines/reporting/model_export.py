@@ -27,15 +27,19 @@ from bytelm.pipelines.training.samples import SAMPLES_FILE
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
-def export_model(run: Path, out: Path, license_id: str | None) -> list[str]:
+def export_model(
+    run: Path, out: Path, license_id: str | None, output_mixing: bool = False
+) -> list[str]:
     """Write a run's newest model to a new folder, which appears only once it is whole.
 
     Args:
         license_id: licence of the model, by the hub's id (`mit`, `cc-by-4.0`); None if unknown.
+        output_mixing: switch on `ModelConfig.output_mixing`, which training does without. The card
+            then lacks the run's scores and samples, which are those of the network alone.
     Returns:
         a line for each thing that the model card lacks.
     Raises:
-        ValueError: if there is no run, `out` exists, or the licence is no id.
+        ValueError: if there is no run, `out` exists, the licence is no id, or the model cannot mix.
     """
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out, or remove it")
@@ -53,7 +57,10 @@ def export_model(run: Path, out: Path, license_id: str | None) -> list[str]:
         temporary.mkdir(parents=True)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             shutil.copy(source / name, temporary / name)
-        missing = _write_card(run, step, temporary, out.name, license_id and license_id.lower())
+        if output_mixing:
+            _switch_on_mixing(temporary)
+        license_id = license_id and license_id.lower()
+        missing = _write_card(run, step, temporary, out.name, license_id, not output_mixing)
         _make_durable(temporary)
         rename_durably(temporary, out)
     except BaseException:
@@ -62,12 +69,28 @@ def export_model(run: Path, out: Path, license_id: str | None) -> list[str]:
     return missing
 
 
-def _write_card(run: Path, step: int, folder: Path, name: str, license_id: str | None) -> list[str]:
-    """Write the card and copy the samples; returns a line for each thing that is missing."""
+def _switch_on_mixing(folder: Path) -> None:
+    document = read_model_config(folder)
+    document["model"]["output_mixing"] = True
+    config_from_stored(document["model"])  # refuses a model that cannot mix
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def _write_card(
+    run: Path, step: int, folder: Path, name: str, license_id: str | None, has_results: bool
+) -> list[str]:
+    """Write the card and copy the samples; returns a line for each thing that is missing.
+
+    Args:
+        has_results: the run's scores and samples are those of this model.
+    """
     document = read_model_config(folder)
     data = read_run(run)
-    evaluation = next((e for e in kept_evaluations(data) if e["about"]["step"] == step), None)
-    samples = _copy_samples(run, step, folder / EXPORTED_SAMPLES)
+    evaluation = samples = None
+    if has_results:
+        evaluation = next((e for e in kept_evaluations(data) if e["about"]["step"] == step), None)
+        samples = _copy_samples(run, step, folder / EXPORTED_SAMPLES)
     facts = CardFacts(
         name=name,
         config=config_from_stored(document["model"]),
@@ -80,12 +103,14 @@ def _write_card(run: Path, step: int, folder: Path, name: str, license_id: str |
     )
     (folder / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
     missing = []
-    if evaluation is None:
+    if not has_results:
+        missing.append("scores and samples of the run are those of the network without mixing")
+    elif evaluation is None:
         missing.append(
             f"step {step:,} is not evaluated: `bytelm evaluate {run} --data SET` or `bytelm report "
             f"{run}` first gives the card its table"
         )
-    if samples is None:
+    if has_results and samples is None:
         missing.append(f"the run has no samples of step {step:,}: set train.sample_every")
     if license_id is None:
         missing.append("no licence is named: --license ID")

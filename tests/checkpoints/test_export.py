@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 import yaml
 from helpers.commands import environment, status
 from helpers.run_folders import add_evaluation, documents, write_run
-from helpers.served import write_model
+from helpers.served import TINY, write_model
 from helpers.sets import SetMaker, text
 
 from bytelm.pipelines.checkpoints.manifest import file_entry, write_checkpoint_manifest
+from bytelm.pipelines.checkpoints.pretrained import from_pretrained
 from bytelm.pipelines.checkpoints.run_folder import LATEST_FILE, MODEL_FOLDER
 from bytelm.pipelines.checkpoints.train_state import TrainState, write_state
 
@@ -34,7 +36,7 @@ def run(tmp_path: Path, make_set: SetMaker, monkeypatch: pytest.MonkeyPatch) -> 
     shard_set = make_set([[text(b"a whale")] for _ in range(3)], "whales & <ships>")
     folder = write_run(tmp_path / "run", sets=[str(shard_set.location)])
     checkpoint = folder / "checkpoints" / f"step-{STEP:08d}"
-    write_model(checkpoint / MODEL_FOLDER)
+    write_model(checkpoint / MODEL_FOLDER, replace(TINY, codec_features=True))
     state = TrainState(step=STEP, epoch=0, row=0, plan={}, ranks=1, zero_stage=0)
     write_state(checkpoint, state)
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
@@ -98,6 +100,21 @@ def test_an_export_has_weights_config_card_and_samples(
     assert "whales \\& \\<ships\\>" in card
     assert "licensed as mit" in card
     assert str(run.parent) not in card + str(front)
+
+
+def test_an_exported_model_can_mix_its_outputs(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The card shows no scores and samples of the network alone."""
+    lacks = export(capsys, run, "--out", "mixing", "--output-mixing", "--license", "mit")
+    assert lacks.splitlines() == [
+        "bytelm export: the card lacks something: scores and samples of the run are those of the "
+        "network without mixing"
+    ]
+    model, _ = from_pretrained("mixing")
+    assert model.config.output_mixing
+    assert "1.900" not in read_card(Path("mixing"))[1]
+    assert not Path("mixing/samples").exists()
 
 
 def test_samples_in_the_card_are_texts_and_no_markup(
