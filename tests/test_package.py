@@ -263,7 +263,7 @@ def test_a_prepared_set_is_that_of_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "function", "differing"),
     [
-        ("prepare", bytelm.prepare, {"sources", "out", "show_progress", "part"}),
+        ("prepare", bytelm.prepare, {"sources", "out", "show_progress", "part", "count_for"}),
         (
             "generate",
             bytelm.LanguageModel.generate,

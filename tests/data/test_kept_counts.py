@@ -220,14 +220,14 @@ def test_a_counting_process_that_dies_is_named(
 
 
 SLOW_COUNT = """
-import sys, time
+import os, sys, time
 from bytelm.pipelines.data import counting
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.runtime.signals import end_at_sigterm
 from bytelm.pipelines.shards.reader import ShardSet
 
 def wait(*_):
-    print("counting", flush=True)
+    os.write(1, b"counting\\n")  # whole, also where both processes write at once
     time.sleep(600)
 
 end_at_sigterm()
