@@ -1,4 +1,4 @@
-"""What predictors say of the next byte of a row, from the ids before it, in machine code.
+"""Predictors of the next byte of a row, from the ids before it, in machine code.
 
 A row's state machine takes id after id with their places in their payloads, and leaves a record of
 `state.PREDICTION` for the next one. Nothing here depends on a network.

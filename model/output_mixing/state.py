@@ -33,7 +33,7 @@ PREDICTION = np.dtype(
     ],
     align=True,
 )
-"""What the predictors say of an id before it is known, from those before it alone."""
+"""Predictions of an id, made from those before it alone."""
 
 # --- predictors ---
 
@@ -129,7 +129,7 @@ KINDS = 4
 MIXER_ROW = np.dtype(
     [
         ("is_used", np.int64),  # whether a document has left anything in the row
-        # Of a bit, by its position in the byte:
+        # The eight bits of a byte, by their positions in it:
         ("keys", np.uint64, (8, CONTEXTS)),  # hashes of the contexts and the bits before it
         ("inputs", np.float64, (8, INPUTS)),
         ("sets", np.int64, (8, CHOSEN)),

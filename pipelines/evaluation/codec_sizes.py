@@ -68,7 +68,7 @@ class CodecSizes:
         self.counts[f"{kind} payload {codec}"] += payload
 
     def take(self) -> dict[str, int]:
-        """What was added since the last call; see `finished_work.Sums`."""
+        """Return the part that was added since the last call; see `finished_work.Sums`."""
         before, self._taken = self._taken, dict(self.counts)
         return {name: count - before[name] for name, count in self.counts.items()}
 

@@ -1,4 +1,4 @@
-"""What an evaluation had scored when it ended early, kept beside where its result would stand.
+"""Finished work of an evaluation that ended early, kept beside where its result would stand.
 
 RUN/evaluations/.unfinished-IDENTITY/rows-9f2c01d4-3.json    {"units": [[7, 1], ...], "sums": [...]}
 
@@ -36,7 +36,7 @@ class Sums(Protocol):
     """Sums over the units of a pass."""
 
     def take(self) -> Any:
-        """What was added since the last call, as plain JSON."""
+        """Return the part that was added since the last call, as plain JSON."""
 
     def put(self, taken: Any) -> None:
         """Add what `take` returned in an earlier process; `take` does not return it again."""

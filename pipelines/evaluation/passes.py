@@ -68,7 +68,7 @@ class Scorer:
     """One of `SCORINGS`."""
     ranks: Ranks
     work: FinishedWork
-    """What an earlier call has scored, which is left out here, and what this one has."""
+    """The units that an earlier call has scored, which are left out here, and those of this one."""
 
     def score(self) -> tuple[Scores, SegmentSums]:
         """Score this rank's share of the documents.

@@ -90,7 +90,7 @@ class Scores:
         self.heads[found.modality.name].update(found.segment)
 
     def take(self) -> dict[str, list[int]]:
-        """What was added since the last call, by modality; see `finished_work.Sums`."""
+        """Return the part added since the last call, by modality; see `finished_work.Sums`."""
         before, self._taken = self._taken, self._sums()
         return {name: (sums - before[name]).tolist() for name, sums in self._taken.items()}
 
