@@ -147,8 +147,8 @@ def test_the_size_is_what_evaluation_says(
     chosen += ["text/train/sotu_1790_george_washington_n.txt"]
     files = [Path(shutil.copy(DEMO / name, tmp_path)) for name in chosen]
     prepare(files, tmp_path / "set", PrepareOptions(shares=(0.0, 1.0, 0.0)))
-    # The coder spends 24 bits at most on an id. Of the mixture 36 ids would take up to 31, which is 8
-    # bytes in all; the network alone stays below 17.
+    # The coder spends 24 bits at most on an id. By the mixture 36 ids would take up to 31, and so 8
+    # bytes more in all; the network alone stays below 17.
     model = tiny(embedding_std=0.3, **options)
     save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})
     scores = evaluate(tmp_path / "model", [str(tmp_path / "set")], "val", 1, "fp32").model

@@ -154,6 +154,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, help="where the tables and sets are written")
     options = parser.parse_args()
+    if options.folder and not options.folder.is_dir():
+        parser.error(f"no folder {options.folder}: make it, or leave --folder out")
     row_bytes = int(options.rows_kb * 1000)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for name, megabytes in (("jsonl", options.jsonl_mb), ("parquet", options.parquet_mb)):
