@@ -128,7 +128,7 @@ def test_a_killed_data_worker_ends_the_run_and_resuming_is_exact(
 
 @pytest.mark.parametrize(
     ("stage", "kills"),
-    [(1, 2), (3, 1), pytest.param(1, 10, marks=LONG), pytest.param(3, 10, marks=LONG)],
+    [(1, 2), pytest.param(1, 10, marks=LONG), pytest.param(3, 10, marks=LONG)],
 )
 def test_a_killed_rank_or_command_ends_the_run_and_resuming_is_exact(
     mixed_set: ShardSet, tmp_path: Path, stage: int, kills: int

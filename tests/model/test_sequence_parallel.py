@@ -184,6 +184,7 @@ def test_ranks_that_share_rows_descend_as_one_process(
 # --- the command ---
 
 
+@pytest.mark.long
 def test_a_run_with_shared_rows_resumes_without(mixed_set: ShardSet, tmp_path: Path) -> None:
     """A run with sequence parallelism resumes without it, and the other way round."""
     sizes = {"steps": 8, "global_batch": 2, "eval_every": 4}

@@ -68,7 +68,10 @@ def test_a_set_without_the_option_says_what_is_lost(deep_set: Path, tmp_path: Pa
     assert report["documents"] == 10  # usual.png and usual.wav are a pair
 
 
-@pytest.mark.parametrize("views", [(), VIEWS], ids=["usual views", "deep views"])
+@pytest.mark.parametrize(
+    "views",
+    [pytest.param((), id="usual views", marks=pytest.mark.long), pytest.param(VIEWS, id="deep")],
+)
 def test_deep_sets_train_generate_and_compress(
     deep_set: Path, tmp_path: Path, views: tuple[str, ...]
 ) -> None:

@@ -68,7 +68,7 @@ def take_backend(backend: str) -> None:
     compilation.compiler_problem = lambda device: ""
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_every_zero_stage_has_the_eager_losses(
     mixed_set: ShardSet, tmp_path: Path, ranks: int
 ) -> None:
