@@ -6,7 +6,7 @@ STAMP := .venv/installed
 PROGRAMS := chromium:chromium flac:flac wavpack:wavpack cjxl:libjxl-tools cwebp:webp zstd:zstd brotli:brotli
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::http::Timeout=20
 
-.PHONY: demo test test-long lint docs setup clean
+.PHONY: demo small test test-long lint docs setup clean
 
 setup: $(STAMP)
 	@missing=; \
@@ -29,6 +29,19 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/bytelm demo
+
+# The bundled model anew, an hour on two cores, from CORPORA: a folder with text_sotu, demo,
+# image_emoji64 and audio_speech (examples/models/small/README.md).
+small: $(STAMP)
+	$(BIN)/bytelm prepare $(CORPORA)/text_sotu --out sets/text_sotu
+	$(BIN)/bytelm prepare $(CORPORA)/demo --exclude manifest.json --out sets/demo
+	$(BIN)/bytelm prepare $(CORPORA)/image_emoji64 --exclude captions.json --out sets/emoji
+	$(BIN)/bytelm prepare $(CORPORA)/image_emoji64 --captions $(CORPORA)/image_emoji64/captions.json \
+	  --out sets/emoji_captioned
+	$(BIN)/bytelm prepare $(CORPORA)/audio_speech --exclude captions.json --out sets/speech
+	$(BIN)/bytelm train examples/models/small/train.yaml --out runs/small
+	$(BIN)/bytelm export runs/small --out models/small --dtype bf16 --output-mixing
+	cp models/small/model.safetensors models/small/config.json examples/models/small/
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """One MEGABYTE model on the raw bytes of images, audio and text.
 
-    model = bytelm.load("runs/first")
+    model = bytelm.load("small")  # comes with the package; or the folder of a run
     bits_per_byte = model.score("The whale").mean() / math.log(2)
     texts = model.generate("text", prompt="The whale ", count=2)
     packed = model.compress(data)
@@ -35,8 +35,9 @@ def load(
     """Load a model.
 
     Args:
-        location: a run's folder, an exported model's folder, the URL of a run or of a checkpoint,
-            or the id of a Hugging Face repository.
+        location: a run's folder, an exported model's folder, the name of a bundled model (`small`,
+            unless a run or a model is in a folder of that name), the URL of a run or of a
+            checkpoint, or the id of a Hugging Face repository.
         device: where the model computes; None takes the GPU if there is one.
     Raises:
         ValueError: for a model that is missing, damaged or of another format version.

@@ -14,36 +14,43 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DATA = (".json", ".yaml", ".css", ".js", ".j2")
+MODELS = Path("examples", "models")
 FILES_OF_THE_BUILD = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository's code, so that a build leaves nothing in the repository."""
+    """A copy of the repository's code, so that a build leaves nothing in the repository, with a
+    model beside the bundled ones."""
     source = tmp_path_factory.mktemp("source")
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     folders = [ROOT / "bytelm", *(p.resolve() for p in (ROOT / "bytelm").iterdir() if p.is_dir())]
     for folder in folders:
         if folder.name != "__pycache__":
-            shutil.copytree(folder, source / folder.name, symlinks=True, ignore=ignore)
+            target = source / folder.relative_to(ROOT)
+            shutil.copytree(folder, target, symlinks=True, ignore=ignore)
+    for name in ("model.safetensors", "config.json", "README.md", "NOTICE.md"):
+        (source / MODELS / "second").mkdir(exist_ok=True)
+        (source / MODELS / "second" / name).write_text("a stand-in")
     for name in FILES_OF_THE_BUILD:
         shutil.copy(ROOT / name, source)
     return source
 
 
 def package_files(source: Path) -> set[str]:
-    """Names of the code and data below `bytelm/`, links followed."""
+    """Names of the code, data and models below `bytelm/`, links followed."""
     return {
         (Path(folder) / name).relative_to(source).as_posix()
         for folder, _, names in os.walk(source / "bytelm", followlinks=True)
         for name in names
-        if name.endswith((".py", "py.typed", *DATA))
+        if name.endswith((".py", "py.typed", *DATA)) or Path(folder).parent.name == "models"
     }
 
 
 def test_the_wheel_holds_the_package(source: Path, tmp_path: Path) -> None:
     expected = package_files(source)
     assert {"bytelm/py.typed", "bytelm/ds_configs/zero1.json", "bytelm/tools/demo.yaml"} < expected
+    assert "bytelm/models/second/model.safetensors" in expected
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps"]
     build += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(build, check=True)

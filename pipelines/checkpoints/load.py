@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bytelm.model.megabyte import Megabyte
+from bytelm.pipelines.checkpoints.bundled_models import bundled_model
 from bytelm.pipelines.checkpoints.pretrained import CONFIG_FILE, from_pretrained
 from bytelm.pipelines.checkpoints.remote_model import fetched_model, newest_checkpoint
 from bytelm.pipelines.checkpoints.run_folder import (
@@ -28,8 +29,8 @@ def load_model(location: str | Path) -> tuple[Megabyte, DatasetInfo]:
     """Load a model in evaluation mode, onto the GPU if there is one, and what it was trained on.
 
     Args:
-        location: a run's folder, an exported model, the URL of a run or of a checkpoint, or the id
-            of a repository of the Hugging Face hub.
+        location: a run's folder, an exported model, the name of a bundled model, the URL of a run
+            or of a checkpoint, or the id of a repository of the Hugging Face hub.
     Raises:
         ValueError: if it is missing, damaged or of another format version.
         OSError: if an object store fails.
@@ -57,14 +58,14 @@ def settled_location(location: str | Path, ranks: Ranks) -> str | Path:
         if ranks.rank:
             return ""
         url = str(location)
-        return newest_checkpoint(url) if is_url(location) else model_folder(folder_of(url))
+        return newest_checkpoint(url) if is_url(location) else _local_model(url)
 
     return ranks.gather(ranks.together(choose))[0]
 
 
 @contextmanager
 def opened_model(location: str | Path) -> Iterator[str]:
-    """Find the folder of the model that a user names, as `load_model` does; see `model_folder`.
+    """Find the folder of the model that a user names, as `load_model` does.
 
     The model of a URL is fetched and checked, and its files stay until the end of the body.
     """
@@ -72,7 +73,18 @@ def opened_model(location: str | Path) -> Iterator[str]:
         with fetched_model(str(location)) as folder:
             yield str(folder)
     else:
-        yield model_folder(folder_of(str(location)))
+        yield _local_model(str(location))
+
+
+def _local_model(location: str) -> str:
+    """The folder of a bundled model, or what `model_folder` returns.
+
+    A folder of the same name comes first if it holds a run or a model.
+    """
+    path = folder_of(location)
+    is_taken = (path / CONFIG_FILE).is_file() or has_checkpoint(path)
+    bundled = None if is_taken else bundled_model(location)
+    return str(bundled) if bundled else model_folder(path)
 
 
 def is_url(location: str | Path) -> bool:

@@ -65,7 +65,8 @@ def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str,
     """Load a model from a local folder or a Hugging Face repository.
 
     Returns:
-        The model in evaluation mode, and the further keys of its config.json.
+        The model in evaluation mode and in fp32, whatever its weights are stored in, and the
+        further keys of its config.json.
     Raises:
         ValueError: if the source is missing, damaged, or of another format version.
     """
@@ -78,11 +79,12 @@ def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str,
     with torch.device("meta"):
         model = Megabyte(config)
     try:
-        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        stored = safetensors.torch.load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{folder / WEIGHTS_FILE} cannot be read ({error}): export the model again"
         ) from error
+    state = {name: tensor.float() for name, tensor in stored.items()}
     byte_embedding = f"stages.{len(config.stages) - 1}.byte_embed.weight"
     if config.tie_embeddings and byte_embedding in state:
         state[_OUTPUT_WEIGHT] = state[byte_embedding]
@@ -106,7 +108,10 @@ def _folder_of(source: str | os.PathLike[str]) -> Path:
     if folder.exists():
         raise ValueError(f"{source} is a file: give the folder that holds {CONFIG_FILE}")
     if not re.fullmatch(r"[\w][\w.-]*/[\w.-]+", str(source)):
-        raise ValueError(f"no model at {source}: give an exported folder or a repository's id")
+        raise ValueError(
+            f"no model at {source}: give the folder of a run or of an exported model, the name of "
+            "a bundled one, or a repository's id"
+        )
     import huggingface_hub  # takes half a second, which a local folder does not need
 
     try:

@@ -96,8 +96,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a run's folder, an exported model's folder, the URL of a run or a checkpoint (s3, "
-        "gs, az, hf), or a Hugging Face repository",
+        help="a run's folder, an exported model's folder, the name of a bundled model (small), the "
+        "URL of a run or a checkpoint (s3, gs, az, hf), or a Hugging Face repository",
     )
 
 

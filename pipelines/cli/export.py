@@ -26,13 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the exported model mix its distribution of each byte with those of predictors: "
         "fewer bits on files unlike its training data, slower steps",
     )
+    parser.add_argument(
+        "--dtype",
+        default="fp32",
+        choices=["fp32", "bf16"],
+        help="numbers in which the weights are stored: bf16 takes half of the space, and a loaded "
+        "model computes with the rounded weights in fp32",
+    )
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Export the model, say what its card lacks, and print its folder."""
     from bytelm.pipelines.reporting.model_export import export_model
 
-    for line in export_model(options.run, options.out, options.license, options.output_mixing):
+    lacks = export_model(
+        options.run, options.out, options.license, options.output_mixing, options.dtype
+    )
+    for line in lacks:
         print(f"bytelm export: the card lacks something: {line}", file=sys.stderr)
     print(options.out)
     return 0

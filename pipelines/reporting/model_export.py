@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
+
 from bytelm.model.stored_names import config_from_stored
 from bytelm.pipelines.checkpoints.load import model_folder
 from bytelm.pipelines.checkpoints.manifest import file_entry
@@ -24,11 +27,17 @@ from bytelm.pipelines.reporting.run_evaluation import kept_evaluations
 from bytelm.pipelines.storage.files import fsync_folder, rename_durably
 from bytelm.pipelines.training.samples import SAMPLES_FILE
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Numbers in which weights are stored. A loaded model has them in fp32."""
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def export_model(
-    run: Path, out: Path, license_id: str | None, output_mixing: bool = False
+    run: Path,
+    out: Path,
+    license_id: str | None,
+    output_mixing: bool = False,
+    dtype: str = "fp32",
 ) -> list[str]:
     """Write a run's newest model to a new folder, which appears only once it is whole.
 
@@ -36,6 +45,8 @@ def export_model(
         license_id: licence of the model, by the hub's id (`mit`, `cc-by-4.0`); None if unknown.
         output_mixing: switch on `ModelConfig.output_mixing`, which training does without. The card
             then lacks the run's scores and samples, which are those of the network alone.
+        dtype: one of `DTYPES`, in which the weights are stored. At bf16 the card lacks scores and
+            samples too, which are those of the weights that were rounded.
     Returns:
         a line for each thing that the model card lacks.
     Raises:
@@ -59,8 +70,11 @@ def export_model(
             shutil.copy(source / name, temporary / name)
         if output_mixing:
             _switch_on_mixing(temporary)
+        if dtype != "fp32":
+            _round_weights(temporary / WEIGHTS_FILE, DTYPES[dtype])
+        has_results = dtype == "fp32" and not output_mixing
         license_id = license_id and license_id.lower()
-        missing = _write_card(run, step, temporary, out.name, license_id, not output_mixing)
+        missing = _write_card(run, step, temporary, out.name, license_id, has_results)
         _make_durable(temporary)
         rename_durably(temporary, out)
     except BaseException:
@@ -75,6 +89,12 @@ def _switch_on_mixing(folder: Path) -> None:
     config_from_stored(document["model"])  # refuses a model that cannot mix
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def _round_weights(path: Path, dtype: torch.dtype) -> None:
+    weights = safetensors.torch.load_file(path)
+    rounded = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    safetensors.torch.save_file(rounded, path)
 
 
 def _write_card(
@@ -104,7 +124,9 @@ def _write_card(
     (folder / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
     missing = []
     if not has_results:
-        missing.append("scores and samples of the run are those of the network without mixing")
+        missing.append(
+            "scores and samples of the run are those of its weights in fp32 and without mixing"
+        )
     elif evaluation is None:
         missing.append(
             f"step {step:,} is not evaluated: `bytelm evaluate {run} --data SET` or `bytelm report "

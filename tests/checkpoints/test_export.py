@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from helpers.commands import environment, status
 from helpers.run_folders import add_evaluation, documents, write_run
@@ -108,13 +109,27 @@ def test_an_exported_model_can_mix_its_outputs(
     """The card shows no scores and samples of the network alone."""
     lacks = export(capsys, run, "--out", "mixing", "--output-mixing", "--license", "mit")
     assert lacks.splitlines() == [
-        "bytelm export: the card lacks something: scores and samples of the run are those of the "
-        "network without mixing"
+        "bytelm export: the card lacks something: scores and samples of the run are those of its "
+        "weights in fp32 and without mixing"
     ]
     model, _ = from_pretrained("mixing")
     assert model.config.output_mixing
     assert "1.900" not in read_card(Path("mixing"))[1]
     assert not Path("mixing/samples").exists()
+
+
+def test_weights_can_be_stored_in_bf16(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A loaded model has the rounded numbers in fp32."""
+    export(capsys, run, "--out", "whole", "--license", "mit")
+    lacks = export(capsys, run, "--out", "half", "--dtype", "bf16", "--license", "mit")
+    assert "weights in fp32" in lacks
+    whole, half = (Path(name, "model.safetensors").stat().st_size for name in ("whole", "half"))
+    assert half < 0.6 * whole
+    expected = from_pretrained("whole")[0].state_dict()
+    for name, tensor in from_pretrained("half")[0].state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, expected[name].bfloat16().float())
+    assert not torch.equal(tensor, expected[name])
 
 
 def test_samples_in_the_card_are_texts_and_no_markup(
