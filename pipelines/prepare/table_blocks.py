@@ -5,10 +5,12 @@ A row that is not plainly one sound text is read by `table_rows.py`, which knows
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from bytelm.pipelines.prepare.table_rows import (
@@ -26,6 +28,7 @@ BLOCK_LINES = 1024
 BLOCK_BYTES = 1 << 22
 """Bytes of the texts of a block of Parquet rows, unless it is one row."""
 
+_NONE = np.empty(0, np.int64)
 _NO_PLAIN_TEXT = (ValueError, TypeError, LookupError, AttributeError)
 """Errors of a line that has no JSON, no object, no such field or no string in it. orjson refuses
 some lines that `json` takes, such as those with NaN."""
@@ -34,7 +37,7 @@ some lines that `json` takes, such as those with NaN."""
 class TextBlock(NamedTuple):
     """Consecutive rows of a unit."""
 
-    numbers: Sequence[int]
+    numbers: npt.NDArray[np.int64]
     """Rows that are sound texts."""
     texts: Sequence[bytes | memoryview]
     """The text of each of these."""
@@ -60,13 +63,13 @@ def read_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
         yield from _parquet_blocks(unit, first, limit)
     else:
         for row in read_rows(unit, first, limit):
-            yield TextBlock((), (), (row,), 0, row.number + 1)
+            yield TextBlock(_NONE, (), (row,), 0, row.number + 1)
 
 
 def _json_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
     """The lines of a byte range."""
     position, data = range_bytes(unit, first, limit)
-    lines = data.split(b"\n")
+    lines = io.BytesIO(data).readlines()  # eight times as fast as `split`
     for start in range(0, len(lines), BLOCK_LINES):
         block = _lines_block(unit, position, lines[start : start + BLOCK_LINES], limit)
         yield block
@@ -74,32 +77,31 @@ def _json_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]
 
 
 def _lines_block(unit: TableUnit, position: int, lines: Sequence[bytes], limit: int) -> TextBlock:
-    """Lines of which the first begins at `position`."""
-    field = unit.fields.text
-    numbers: list[int] = []
+    """Lines with their ends, of which the first begins at `position`."""
+    field, loads = unit.fields.text, orjson.loads
     texts: list[bytes] = []
-    others: list[Row] = []
-    size = 0
     for line in lines:
-        is_object = line.startswith(b"{") and len(line) <= limit
-        text = _plain_text(line, field) if is_object else b""
-        if text and b"\0" not in text:
-            numbers.append(position)
-            texts.append(text)
-            size += len(line)
-        elif other := json_row(position, line, unit.fields, limit):
-            others.append(other)
-        position += len(line) + 1
-    return TextBlock(numbers, texts, others, size, position)
-
-
-def _plain_text(line: bytes, field: str | None) -> bytes:
-    """The text of a line; empty where the line is not plainly sound."""
-    try:
-        text: bytes = orjson.loads(line)[field].encode()
-    except _NO_PLAIN_TEXT:
-        return b""
-    return text
+        try:
+            texts.append(loads(line)[field].encode())
+        except _NO_PLAIN_TEXT:
+            texts.append(b"")
+    lengths = np.fromiter(map(len, lines), np.int64, len(lines))
+    ends = position + np.cumsum(lengths)
+    is_sound = np.array([bool(text) and b"\0" not in text for text in texts])
+    is_sound &= lengths <= limit  # without its end, a line may be as long as that
+    numbers = ends - lengths
+    sound = np.flatnonzero(is_sound)
+    line_ends = np.ones(len(lines), np.int64)
+    line_ends[-1] = lines[-1].endswith(b"\n")
+    others = [
+        row
+        for i in np.flatnonzero(~is_sound).tolist()
+        if (row := json_row(int(numbers[i]), lines[i].removesuffix(b"\n"), unit.fields, limit))
+    ]
+    if len(sound) < len(lines):
+        texts = [texts[row] for row in sound.tolist()]
+    size = int((lengths - line_ends)[sound].sum())
+    return TextBlock(numbers[sound], texts, others, size, int(ends[-1]))
 
 
 def _parquet_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
@@ -118,7 +120,7 @@ def _column_blocks(number: int, column: Any, limit: int) -> Iterator[TextBlock]:
 
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         for row, value in enumerate(column.to_pylist(), number):
-            yield TextBlock((), (), (Row(row, 0, (value, None, None)),), 0, row + 1)
+            yield TextBlock(_NONE, (), (Row(row, 0, (value, None, None)),), 0, row + 1)
         return
     offset_type = np.int32 if pa.types.is_binary(column.type) else np.int64
     _, offset_buffer, data_buffer = column.buffers()
@@ -135,7 +137,7 @@ def _column_blocks(number: int, column: Any, limit: int) -> Iterator[TextBlock]:
         sound = first + np.flatnonzero(is_sound)
         starts, ends = offsets[sound].tolist(), offsets[sound + 1].tolist()
         yield TextBlock(
-            numbers=(number + sound).tolist(),
+            numbers=number + sound,
             texts=[view[start:end] for start, end in zip(starts, ends, strict=True)],
             others=[
                 _binary_row(number + row, column[row].as_py())

@@ -144,7 +144,7 @@ class UnitDecoder:
             task.unit, self._position.first, options.limits.max_bytes
         )
         self._builders: dict[str, tuple[list[int], PieceBuilder]] = {}  # of other rows
-        self._numbers: list[int] = []  # of the rows that are one text
+        self._numbers: list[npt.NDArray[np.int64]] = []  # of the rows that are one text
         self._texts: list[bytes | memoryview] = []
         self._instalment = Instalment()
 
@@ -191,8 +191,8 @@ class UnitDecoder:
     def _finish_texts(self) -> list[bytes | memoryview]:
         """The same where each row is one text."""
         unit, position = self._unit, self._position
-        numbers = np.array(self._numbers, np.int64)
-        keys = [f"{unit.key}{number}" for number in self._numbers]
+        numbers = np.concatenate(self._numbers)
+        keys = [f"{unit.key}{number}" for number in numbers.tolist()]
         if unit.split:
             splits = np.full(len(keys), SPLITS.index(unit.split))
         else:
@@ -219,7 +219,7 @@ class UnitDecoder:
 
     def _add_block(self, block: TextBlock) -> int:
         """Add rows of one text each; returns about the bytes of their documents."""
-        self._numbers += block.numbers
+        self._numbers.append(block.numbers)
         self._texts += block.texts
         self._instalment.read_bytes += block.size
         size = sum(map(len, block.texts)) + 3 * BLOCK_BYTES * len(block.texts)
@@ -232,7 +232,7 @@ class UnitDecoder:
             except MediaError as error:
                 self._count_bad(row, error)
             else:
-                self._numbers.append(row.number)
+                self._numbers.append(np.array([row.number]))
                 self._texts.append(text)
                 size += len(text) + 3 * BLOCK_BYTES
         return size

@@ -83,6 +83,7 @@ class TableDecoding:
         self._owners: dict[int, Worker | None] = {}  # of each open unit
         self._rows: dict[int, int] = {}  # row after the last instalment of each open unit
         self._ready: dict[int, list[Instalment]] = {}  # of units that are not yet done
+        self._ready_bytes = 0
         self._refused: dict[int, dict[int, tuple[str, str]]] = {}
         self._deaths: Counter[tuple[int, int, int]] = Counter()  # by unit, row and what was done
         self._deaths_at_start = 0
@@ -105,6 +106,7 @@ class TableDecoding:
             self._send_requests(number)
             ready = self._ready.pop(number, [])
             for instalment in ready:
+                self._ready_bytes -= instalment.size
                 yield number, instalment
             if ready and ready[-1].is_end:
                 number += 1
@@ -124,7 +126,7 @@ class TableDecoding:
             self._continue(unit)
 
     def _is_full(self) -> bool:
-        return sum(i.size for ready in self._ready.values() for i in ready) >= READY_BYTES
+        return self._ready_bytes >= READY_BYTES
 
     def _may_open(self, number: int) -> bool:
         """Whether a further unit may be opened."""
@@ -177,6 +179,7 @@ class TableDecoding:
 
     def _take(self, unit: int, instalment: Instalment) -> None:
         self._ready.setdefault(unit, []).append(instalment)
+        self._ready_bytes += instalment.size
         self._rows[unit] = instalment.stop
         if instalment.is_end:
             del self._owners[unit], self._rows[unit]

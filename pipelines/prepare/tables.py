@@ -116,8 +116,8 @@ def row_split(key: str, shares: tuple[float, float, float]) -> str:
 
 def row_splits(keys: Sequence[str], shares: tuple[float, float, float]) -> npt.NDArray[np.int64]:
     """[keys] what `row_split` says of each key, as its place in SPLITS."""
-    ends = b"".join([hashlib.sha256(key.encode()).digest()[-8:] for key in keys])
-    positions = np.frombuffer(ends, ">u8") / 2.0**64
+    digests = b"".join([hashlib.sha256(key).digest() for key in map(str.encode, keys)])
+    positions = np.frombuffer(digests, ">u8")[3::4] / 2.0**64
     return (positions >= shares[0]).astype(np.int64) + (positions >= shares[0] + shares[1])
 
 

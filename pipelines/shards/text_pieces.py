@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header, Sample
@@ -51,10 +52,13 @@ def text_piece(
     index["first_crc"] = np.cumsum(chunks) - chunks
     index["offset"] = ends - padding - sizes
     index["size"] = sizes
-    checksums = [checksum for text in texts for checksum in chunk_checksums(text)]
+    checksums = np.fromiter(map(isal_zlib.crc32, texts), "<u4", count).repeat(chunks)
+    for row in np.flatnonzero(chunks > 1).tolist():
+        first = int(index["first_crc"][row])
+        checksums[first : first + int(chunks[row])] = chunk_checksums(texts[row])
     parts: list[bytes | memoryview] = [b""] * (3 * count)
     parts[::3], parts[1::3], parts[2::3] = beginnings, texts, padding_parts(padding)
-    return parts, ShardPiece(b"", ends, index, np.array(checksums, "<u4"))
+    return parts, ShardPiece(b"", ends, index, checksums)
 
 
 def _beginnings(

@@ -49,6 +49,8 @@ LINES = [
     b'{"text": NaN}',
     b'{"text": "a", "score": NaN}',
     b'{"text": "' + b"x" * LIMIT + b'"}',
+    b'{"text": "' + b"y" * (LIMIT - 12) + b'"}',
+    b'{"text": "' + b"z" * (LIMIT - 11) + b'"}',
     b"[" * 50,
     b'{"text": "the end"}',
 ]
@@ -105,7 +107,7 @@ def test_lines_of_every_kind(
     unit = unit_of(path, "jsonl")
     rows = outcomes_by_row(read_rows(unit, 0, LIMIT))
     assert len(rows) == len(LINES) - 2  # two are blank
-    assert sum(isinstance(text, bytes) for text, _ in rows.values()) == 8
+    assert sum(isinstance(text, bytes) for text, _ in rows.values()) == 9
     for first in [0, *rows]:
         assert outcomes_by_block(unit, first) == {n: row for n, row in rows.items() if n >= first}
 
