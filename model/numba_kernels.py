@@ -2,7 +2,8 @@
 
 Numba keeps what it compiled beside the source (in NUMBA_CACHE_DIR if that is set, or below the
 user's cache folder where the source's is read-only). It looks for changes in the file of a kernel
-alone, not in those of what the kernel calls: what a kernel calls stands in the kernel's file.
+alone, not in those of what the kernel calls: what a kernel calls stands in the kernel's file, or in
+modules that `kernel` is told.
 
 Kernels allocate nothing, so that arrays need no counts of references, which numba would keep at
 every call of a part and which cost more than the work between them.
@@ -10,11 +11,14 @@ every call of a part and which cost more than the work between them.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numba
@@ -27,11 +31,17 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
 """`_nrt` is numba's runtime, which allocates and counts references."""
 
 
-def kernel(function: Function) -> Function:
+def kernel(function: Function, parts: Sequence[ModuleType] = ()) -> Function:
     """Compile what Python calls, at its first call; it runs without the interpreter's lock.
 
     A kernel is called with arguments of the same types everywhere: others are compiled anew.
+
+    Args:
+        parts: other modules with parts that the kernel calls, also by way of other parts.
     """
+    if parts:  # numba names the cached code by the function: other parts, another name
+        sources = "".join(map(inspect.getsource, parts))
+        function.__qualname__ += "_" + hashlib.sha256(sources.encode()).hexdigest()[:16]
     try:
         return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # there is no folder in which a cache could be kept

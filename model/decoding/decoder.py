@@ -59,12 +59,15 @@ class Decoder:
         model: in evaluation mode if it has dropout. The decoder copies its weights as they are.
         batch: B.
         length: the most ids that a row can hold; by default the model's context.
+        mixes: return mixed logits where the model has `output_mixing`; else those of the network.
 
     Raises:
         ValueError: `batch` or `length` is out of range, or the model has dropout and is training.
     """
 
-    def __init__(self, model: Megabyte, batch: int, length: int | None = None) -> None:
+    def __init__(
+        self, model: Megabyte, batch: int, length: int | None = None, *, mixes: bool = True
+    ) -> None:
         config = model.config
         self.length = config.context if length is None else length
         if batch < 1:
@@ -90,13 +93,19 @@ class Decoder:
             self._steps = CompiledSteps(model, self._rows, self.length, self._slots)
         else:
             self._steps = ModuleSteps(model, self._rows, self._slots)
-        self._mixer = RowMixer(batch, config.context) if config.output_mixing else None
+        is_mixed = mixes and config.output_mixing
+        self._mixer = RowMixer(batch, config.context) if is_mixed else None
         self._longest = -1  # ids of the longest row; -1 before `prefill`
 
     @property
     def positions(self) -> Tensor:
         """[B] int64, the number of ids that each row holds."""
         return torch.from_numpy(self._rows.held.copy()).to(self._rows.ids.device)
+
+    @property
+    def places(self) -> Tensor:
+        """Places of the rows' next ids in their payloads, [B, PLACES], for a model that mixes."""
+        return self._rows.places()
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Tensor], modality: Tensor | None = None) -> Tensor:

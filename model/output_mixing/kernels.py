@@ -17,7 +17,7 @@ Predictors:
 below LEAST_MASS, the network alone decides the rest, so that a whole distribution takes few of its
 255 decisions.
 
-All kernels stand in this file: see `numba_kernels`.
+The kernels of this file and of `bit_coder_kernel` are compiled together: see `numba_kernels`.
 
 Shapes:
     B rows    n ids of a part of a row    V ids    other letters: see `state`
@@ -35,12 +35,16 @@ import numpy.typing as npt
 
 from bytelm.model.codec_features.state import BYTES, NO_PAYLOAD, PIXELS
 from bytelm.model.numba_kernels import compiling, kernel, kernel_part
+from bytelm.model.output_mixing import bit_coder_kernel
+from bytelm.model.output_mixing.bit_coder_kernel import code_bit
 from bytelm.model.output_mixing.state import (
     BIAS,
     BIT_SETS,
     CHOSEN,
     CONFIDENCE_LEVELS,
     CONTEXTS,
+    FIRST_WEIGHTS,
+    IDLE,
     INPUTS,
     KINDS,
     MATCH,
@@ -50,7 +54,9 @@ from bytelm.model.output_mixing.state import (
     PREDICTION,
     REGRESSION,
     REGRESSIONS,
+    CoderState,
     MixerState,
+    new_coder,
     new_mixers,
 )
 
@@ -69,21 +75,13 @@ LEAST, MOST = 2.0**-20, 1 - 2.0**-20
 MOST_LOGIT = 16.0
 TINY = 1e-300
 BIAS_INPUT = 0.3
-FIRST_WEIGHTS = np.array(
-    [  # by kind: the network, CONTEXTS, the match, REGRESSIONS, the constant
-        [1.0, *[0.0] * 7, 0.0, *[0.0] * 3, 0.0],
-        [0.75, 0.2, 0.12, 0.08, 0.02, 0.05, 0.15, 0.08, 0.05, *[0.0] * 3, 0.0],
-        [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, 0.0, 0.0, 0.4, 0.08, -0.05, 0.0],
-        [0.8, 0.03, 0.03, *[0.0] * 5, 0.0, 0.25, 0.05, 0.02, 0.0],
-    ]
-)
-"""[KINDS, I] weights before anything was learned: means of those after some documents, rounded."""
 RATE, FIRST_RATE, RATE_BYTES = 0.003, 0.02, 2000.0
 """Learning rate of the weights, and what is added at first, half of it after so many bytes."""
 COUNT_PRIOR, COUNT_WORTH, MOST_SEEN = 0.4, 8.0, 250.0
 """Adaptive maps: a count that stands for nothing seen, observations that it is worth, memory."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
+_kernel = partial(kernel, parts=[bit_coder_kernel])
 _sum_kernel = partial(kernel_part, fastmath={"contract", "reassoc", "nsz"})
 """For sums of products, which the compiler may add up in lanes."""
 
@@ -96,15 +94,18 @@ def compile_kernels() -> None:
     with compiling():
         state, predictions = new_mixers(1, 16), np.zeros(1, PREDICTION)
         logits, ids = np.zeros((1, 264), np.float32), np.zeros(1, np.int64)
-        read_ids(state, 0, logits, ids, predictions, np.ones(1, np.bool_), np.empty(1))
+        idle = new_coder(IDLE, np.zeros(0, np.uint32))
+        read_ids(state, 0, idle, logits, ids, predictions, np.ones(1, np.bool_), np.empty(1))
+        code_ids(state, idle, ids, ids, logits, predictions)
         mix_rows(state, logits, predictions)
-        push_ids(state, ids, predictions)
+        push_ids(state, idle, ids, predictions)
 
 
-@kernel
+@_kernel
 def read_ids(
     state: MixerState,
     row: int,
+    idle: CoderState,
     logits: Floats,
     ids: Ints,
     predictions: Predictions,
@@ -114,6 +115,7 @@ def read_ids(
     """Take a row's next ids, and write the nats of each.
 
     Args:
+        idle: a coder.
         logits: [n, V] of the network.
         ids: [n].
         predictions: [n] of PREDICTION.
@@ -128,11 +130,40 @@ def read_ids(
         total = _read_network(state, row, of_id, highest)
         nats[index] = math.log(total) + highest - of_id[id_]
         if predictions[index].kind != NO_PAYLOAD and id_ < 256:
-            bits = _learn_byte(state, row, id_, predictions[index])
-            nats[index] = bits - math.log(max(state.network[row, 1], TINY))
+            _, mass = _code_byte(state, row, idle, id_, predictions[index])
+            nats[index] = -math.log(mass) - math.log(max(state.network[row, 1], TINY))
 
 
-@kernel
+@_kernel
+def code_ids(
+    state: MixerState,
+    coder: CoderState,
+    rows: Ints,
+    ids: Ints,
+    logits: Floats,
+    predictions: Predictions,
+) -> None:
+    """Code the next ids of some rows, and take them; a decoder writes them.
+
+    Args:
+        rows, ids: [R].
+        logits: [B, V] of the network.
+        predictions: [B] of PREDICTION.
+    """
+    for index in range(len(rows)):
+        row = rows[index]
+        of_row, id_ = logits[row], ids[index]
+        highest = _highest(of_row)
+        _read_network(state, row, of_row, highest)
+        if not code_bit(coder, 1 if id_ < 256 else 0, state.network[row, 1]):
+            ids[index] = _code_other_id(coder, of_row, highest, id_)
+        elif predictions[row].kind == NO_PAYLOAD:
+            ids[index] = _code_network_byte(state, row, coder, id_)
+        else:
+            ids[index], _ = _code_byte(state, row, coder, id_, predictions[row])
+
+
+@_kernel
 def mix_rows(state: MixerState, logits: Floats, predictions: Predictions) -> None:
     """Replace every row's logits of the next id [B, V] by mixed ones.
 
@@ -157,12 +188,12 @@ def mix_rows(state: MixerState, logits: Floats, predictions: Predictions) -> Non
             of_row[i] = math.log(max(tree[256 + i] * total, TINY)) + highest
 
 
-@kernel
-def push_ids(state: MixerState, ids: Ints, predictions: Predictions) -> None:
+@_kernel
+def push_ids(state: MixerState, idle: CoderState, ids: Ints, predictions: Predictions) -> None:
     """Take the next id of every row, [B], after `mix_rows` with the same predictions."""
     for row in range(len(ids)):
         if predictions[row].kind != NO_PAYLOAD and ids[row] < 256:
-            _learn_byte(state, row, ids[row], predictions[row])
+            _code_byte(state, row, idle, ids[row], predictions[row])
 
 
 # --- documents and the network ---
@@ -239,9 +270,7 @@ def _probability(
         depth: how many bits the node has.
         mass: probability of the node's bits.
     """
-    network = state.network[row]
-    both = network[2 * node] + network[2 * node + 1]
-    of_network = _clip(network[2 * node + 1] / both, LEAST, MOST) if both > 0.0 else 0.5
+    of_network = _network_probability(state, row, node)
     if mass < LEAST_MASS:
         return of_network
     _fill_inputs(state, row, node, depth, _logit(of_network), prediction)
@@ -252,6 +281,13 @@ def _probability(
         r.mixed[depth, i] = 1.0 / (1.0 + math.exp(-logit))
         total += logit
     return _clip(1.0 / (1.0 + math.exp(-total / CHOSEN)), LEAST, MOST)
+
+
+@kernel_part
+def _network_probability(state: MixerState, row: int, node: int) -> float:
+    """The same by the network alone."""
+    zero, one = state.network[row, 2 * node], state.network[row, 2 * node + 1]
+    return _clip(one / (zero + one), LEAST, MOST) if zero + one > 0.0 else 0.5
 
 
 @_sum_kernel
@@ -370,34 +406,37 @@ def _sigmoid(logit: float) -> float:
 
 
 @kernel_part
-def _learn_byte(state: MixerState, row: int, byte: int, prediction: Prediction) -> float:
-    """Learn from the bits of the next byte, all at once; returns their nats.
+def _code_byte(
+    state: MixerState, row: int, coder: CoderState, byte: int, prediction: Prediction
+) -> tuple[int, float]:
+    """Code the next byte and learn from its bits, all at once; returns it and its probability.
 
     What a byte's first bits teach does not change the odds of its last ones, so that the whole
     distribution over bytes can be made before any of them is known.
     """
     _begin_byte(state, row)
-    mass, mixed = 1.0, 0
+    mass, mixed, node = 1.0, 0, 1
     for depth in range(8):
-        node, bit = (256 | byte) >> (8 - depth), byte >> (7 - depth) & 1
         if mass >= LEAST_MASS:
             mixed += 1
         one = _probability(state, row, node, depth, mass, prediction)
+        bit = code_bit(coder, byte >> (7 - depth) & 1, one)
         mass *= one if bit else 1.0 - one
+        node = 2 * node + bit
     for depth in range(8):
-        bit = byte >> (7 - depth) & 1
+        before, bit = node >> (8 - depth), node >> (7 - depth) & 1
         if depth < mixed:
             _learn_weights(state, row, depth, bit, prediction)
         else:
-            _fill_contexts(state, row, (256 | byte) >> (8 - depth), depth, prediction)
+            _fill_contexts(state, row, before, depth, prediction)
         _learn_counts(state, row, depth, bit, prediction)
-        expected = _expected_bit(prediction, (256 | byte) >> (8 - depth), depth)
+        expected = _expected_bit(prediction, before, depth)
         if expected >= 0:
             hits = state.hits[row, prediction.level]
             hits[1] = min(hits[1] + 1.0, MOST_SEEN)
             hits[0] += ((1.0 if expected == bit else 0.0) - hits[0]) / (hits[1] + 1.5)
             hits[0] = _clip(hits[0], 0.002, 0.9998)
-    return -math.log(mass)
+    return node - 256, mass
 
 
 @kernel_part
@@ -433,3 +472,29 @@ def _learn_counts(
         count[bit] = min(count[bit] + 1, MOST_COUNT)
         if count[1 - bit] > 2:  # the newest bits tell more
             count[1 - bit] = min((count[1 - bit] + 3) // 2, 14)
+
+
+# --- without mixing ---
+
+
+@kernel_part
+def _code_network_byte(state: MixerState, row: int, coder: CoderState, byte: int) -> int:
+    """Code a byte under the network's own distribution; returns it."""
+    node = 1
+    for depth in range(8):
+        one = _network_probability(state, row, node)
+        node = 2 * node + code_bit(coder, byte >> (7 - depth) & 1, one)
+    return node - 256
+
+
+@kernel_part
+def _code_other_id(coder: CoderState, logits: Floats, highest: float, id_: int) -> int:
+    """Code an id that is no byte under the network's own distribution; returns it."""
+    for other in range(256, len(logits) - 1):
+        rest = 0.0
+        for i in range(other, len(logits)):
+            rest += math.exp(logits[i] - highest)
+        own = math.exp(logits[other] - highest)
+        if code_bit(coder, 1 if id_ == other else 0, own / rest if rest > 0.0 else 0.5):
+            return other
+    return len(logits) - 1

@@ -7,11 +7,13 @@ Shapes:
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bytelm.model.codec_features.layout import PLACES
 from bytelm.model.output_mixing import kernels, predictors
+from bytelm.model.output_mixing.bit_coder import IDLE_CODER, BitCoder
 from bytelm.model.output_mixing.state import PREDICTION, new_mixers, new_predictors
 
 
@@ -48,6 +50,7 @@ class DocumentMixer:
         kernels.read_ids(
             self._mixers,
             0,
+            IDLE_CODER,
             logits.detach().float().cpu().contiguous().numpy(),
             host_ids,
             predictions,
@@ -68,12 +71,14 @@ class RowMixer:
     def __init__(self, batch: int, length: int) -> None:
         predictors.compile_kernels()
         kernels.compile_kernels()
+        self._rows = np.arange(batch)
         self._predictors = new_predictors(batch, length)
         self._mixers = new_mixers(batch, length)
 
     def read_prompt(self, row: int, logits: Tensor, ids: Tensor, places: Tensor) -> None:
         """Start a row with its prompt, [n] ids; logits [n, V] and places as in `DocumentMixer`."""
         self._mixers.rows["is_used"][row] = 0
+        self._predictors.rows["before"][row] = 0
         opens_document = np.zeros(len(ids), np.bool_)
         host_ids, predictions = ids.cpu().contiguous().numpy(), np.zeros(len(ids), PREDICTION)
         host_places = places.cpu().contiguous().numpy()
@@ -81,7 +86,7 @@ class RowMixer:
         predictors.predict_ids(self._predictors, row, host_ids, host_places, predictions)
         nats = np.empty(len(ids))
         kernels.read_ids(
-            self._mixers, row, host_logits, host_ids, predictions, opens_document, nats
+            self._mixers, row, IDLE_CODER, host_logits, host_ids, predictions, opens_document, nats
         )
 
     def mix(self, logits: Tensor, places: Tensor) -> Tensor:
@@ -97,12 +102,44 @@ class RowMixer:
         """
         assert places.shape == (len(logits), PLACES)
         mixed = logits.float().cpu().clone().contiguous()
-        predictors.predict_rows(self._predictors, places.numpy())
+        predictors.predict_rows(self._predictors, self._rows, places.numpy())
         kernels.mix_rows(self._mixers, mixed.numpy(), self._predictors.predictions)
         return mixed.to(logits.device)
+
+    def code(
+        self,
+        coder: BitCoder,
+        rows: npt.NDArray[np.int64],
+        ids: npt.NDArray[np.uint16],
+        logits: Tensor,
+        places: Tensor,
+    ) -> npt.NDArray[np.int64]:
+        """Code the next ids of some rows under the mixture, and take them.
+
+        Args:
+            rows, ids: [R]; a decoder reads no ids.
+            logits, places: as in `mix`.
+
+        Returns:
+            the ids, which a decoder reads.
+        """
+        coded = ids.astype(np.int64)
+        host_logits = logits.float().cpu().contiguous().numpy()
+        predictors.predict_rows(self._predictors, rows, places.numpy())
+        state, predictions = coder.state_for(len(ids)), self._predictors.predictions
+        kernels.code_ids(self._mixers, state, rows, coded, host_logits, predictions)
+        predictors.push_ids(self._predictors, rows, coded)
+        return coded
+
+    def go_on(self) -> None:
+        """Let the rows' next payloads be further pieces of the documents that they hold.
+
+        The rows must have room for the whole documents: `length` is that of these.
+        """
+        self._predictors.rows["before"] = self._predictors.rows["held"]
 
     def push(self, ids: Tensor) -> None:
         """Take the next id of every row, [B], after `mix`."""
         host_ids = ids.cpu().contiguous().numpy()
-        kernels.push_ids(self._mixers, host_ids, self._predictors.predictions)
-        predictors.push_ids(self._predictors, host_ids)
+        kernels.push_ids(self._mixers, IDLE_CODER, host_ids, self._predictors.predictions)
+        predictors.push_ids(self._predictors, self._rows, host_ids)

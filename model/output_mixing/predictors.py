@@ -83,8 +83,8 @@ def compile_kernels() -> None:
         state, ids = new_predictors(1, 16), np.zeros(1, np.int64)
         places = np.zeros((1, PLACES), np.int32)
         predict_ids(state, 0, ids, places, np.zeros(1, PREDICTION))
-        predict_rows(state, places)
-        push_ids(state, ids)
+        predict_rows(state, ids, places)
+        push_ids(state, ids, ids)
 
 
 @kernel
@@ -100,17 +100,17 @@ def predict_ids(
 
 
 @kernel
-def predict_rows(state: PredictorState, places: Places) -> None:
-    """Predict every row's next id, with places [B, PLACES], in `state.predictions`."""
-    for row in range(len(places)):
+def predict_rows(state: PredictorState, rows: Ints, places: Places) -> None:
+    """Predict the next id of some rows [R], with places [B, PLACES], in `state.predictions`."""
+    for row in rows:
         _predict(state, row, places[row])
 
 
 @kernel
-def push_ids(state: PredictorState, ids: Ints) -> None:
-    """Take the next id of every row, [B], after `predict_rows`."""
-    for row in range(len(ids)):
-        _push_id(state, row, ids[row])
+def push_ids(state: PredictorState, rows: Ints, ids: Ints) -> None:
+    """Take the next id of some rows, [R] both, after `predict_rows`."""
+    for index in range(len(rows)):
+        _push_id(state, rows[index], ids[index])
 
 
 # --- ids ---
@@ -121,11 +121,12 @@ def _predict(state: PredictorState, row: int, place: Places) -> None:
     r, prediction = state.rows[row], state.predictions[row]
     for column in range(PLACES):
         r.place[column] = place[column]
+    r.place[SIZE] += r.before
     prediction.kind, prediction.is_low = place[KIND], place[IS_LOW]
-    prediction.size, prediction.expected = place[SIZE], -1
+    prediction.size, prediction.expected = r.place[SIZE], -1
     if place[KIND] == NO_PAYLOAD:
         return
-    if place[SIZE] == 0:
+    if r.place[SIZE] == 0:
         _begin_payload(state, row)
     if place[KIND] == SAMPLES:
         if not place[IS_LOW]:
@@ -164,6 +165,7 @@ def _push_id(state: PredictorState, row: int, id_: int) -> None:
         return
     byte = id_ if id_ < 256 else 0
     state.bytes[row, size] = byte
+    r.held = size + 1
     if kind == SAMPLES:
         if r.place[IS_LOW] and size:
             _learn_sample(

@@ -55,6 +55,8 @@ ROW = np.dtype(
         ("match_length", np.int64),
         ("samples", np.int64),  # of all channels
         ("activity", np.int64),
+        ("held", np.int64),  # bytes of the payload so far
+        ("before", np.int64),  # of which so many belong to earlier pieces of the document
     ],
     align=True,
 )
@@ -126,6 +128,16 @@ CHOSEN = 3
 KINDS = 4
 """As `codec_features.state` counts kinds of payloads; each has weights of its own."""
 
+FIRST_WEIGHTS = np.array(
+    [  # by kind: the network, CONTEXTS, the match, REGRESSIONS, the constant
+        [1.0, *[0.0] * 7, 0.0, *[0.0] * 3, 0.0],
+        [0.75, 0.2, 0.12, 0.08, 0.02, 0.05, 0.15, 0.08, 0.05, *[0.0] * 3, 0.0],
+        [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, 0.0, 0.0, 0.4, 0.08, -0.05, 0.0],
+        [0.8, 0.03, 0.03, *[0.0] * 5, 0.0, 0.25, 0.05, 0.02, 0.0],
+    ]
+)
+"""[KINDS, I] weights before anything was learned: means of those after some documents, rounded."""
+
 MIXER_ROW = np.dtype(
     [
         ("is_used", np.int64),  # whether a document has left anything in the row
@@ -182,3 +194,40 @@ def new_mixers(batch: int, length: int) -> MixerState:
         hits=np.zeros((batch, MATCH_LEVELS, 2)),
         weights=np.zeros((batch, KINDS, SETS, INPUTS)),
     )
+
+
+# --- coders ---
+
+IDLE, ENCODE, DECODE = range(3)
+"""Jobs of a coder of decisions; an idle one lets every decision pass."""
+
+CODER = np.dtype(
+    [
+        ("job", np.int64),
+        ("low", np.uint64),  # of an encoder: the lower end of the interval, beyond its words
+        ("range", np.uint64),  # the interval's size
+        ("ahead", np.uint64),  # of a decoder: how far above the lower end its words lie
+        ("count", np.int64),  # words that were written or read
+    ],
+    align=True,
+)
+"""State of a range coder of binary decisions."""
+
+
+class CoderState(NamedTuple):
+    """A range coder of binary decisions."""
+
+    coder: npt.NDArray[np.void]
+    """[1] of CODER."""
+    words: npt.NDArray[np.uint32]
+    """Words from the start of the stream; an encoder's has room behind them."""
+
+
+def new_coder(job: int, words: npt.NDArray[np.uint32]) -> CoderState:
+    """A coder before the first decision, of words to read, or of room for words to write."""
+    coder = np.zeros(1, CODER)
+    coder["job"], coder["range"] = job, np.uint64(2**64 - 1)
+    if job == DECODE:
+        first, second = (int(w) for w in np.concatenate([words[:2], np.zeros(2, np.uint32)])[:2])
+        coder["ahead"], coder["count"] = np.uint64(first << 32 | second), 2
+    return CoderState(coder, words)

@@ -26,9 +26,11 @@ from bytelm.modalities.base import Bytes, Modality
 from bytelm.modalities.framing import MAX_ENDS, Framed, Segment, Span
 from bytelm.model.decoding.decoder import Decoder
 from bytelm.model.megabyte import Megabyte
+from bytelm.model.output_mixing.bit_coder import BitDecoder, BitEncoder
+from bytelm.model.output_mixing.mixer import RowMixer
 from bytelm.pipelines.compression.container import Container, Words
 from bytelm.pipelines.compression.documents import Document
-from bytelm.pipelines.compression.range_coding import Coder, Ids, RangeDecoder, RangeEncoder
+from bytelm.pipelines.compression.range_coding import Ids, RangeDecoder, RangeEncoder
 from bytelm.pipelines.runtime.ranks import Ranks
 
 STREAM_IDS = 1 << 15
@@ -38,6 +40,12 @@ PREFILL_THREADS = 1
 """Threads of PyTorch's products. In fp32 on a CPU the steps behind them are those of a kernel whose
 rows do not depend on the number of threads, so that a process may have any."""
 ONE_RANK = Ranks()
+
+StreamEncoder = RangeEncoder | BitEncoder
+StreamDecoder = RangeDecoder | BitDecoder
+Coder = StreamEncoder | StreamDecoder
+"""Coders of a stream: of binary decisions where the model mixes its outputs. Both sides of the
+compressor run the same code with them."""
 
 Advance = Callable[[int], object]
 """Called with the number of payload ids and ends that were just coded."""
@@ -113,7 +121,7 @@ def encode_documents(
     headers = [_Row(kind, ids, known=1) for kind, ids in zip(kinds, openings, strict=True)]
     words: dict[int, Words] = {}
     for number, batches in ranks.share(enumerate(coder.streams(documents))):
-        encoder = RangeEncoder()
+        encoder = coder.encoder()
         if number == 0:
             coder.code_rows(encoder, soms)
             coder.code_rows(encoder, headers)
@@ -147,7 +155,7 @@ def decode_documents(
             raise ValueError("another number of streams than its files need")
         streams = zip(container.streams, planned, strict=True)
         for number, (words, batches) in ranks.share(enumerate(streams)):
-            decoder = RangeDecoder(words) if number else first_decoder
+            decoder = coder.decoder(words) if number else first_decoder
             coder.code_payloads(decoder, batches)
             if not decoder.is_at_end:
                 raise ValueError("words are left when all is decoded")
@@ -166,9 +174,9 @@ def decode_documents(
 
 def _decode_openings(
     coder: _DocumentCoder, container: Container
-) -> tuple[list[Document], RangeDecoder]:
+) -> tuple[list[Document], StreamDecoder]:
     """Documents without payloads, and the decoder of the first stream behind their headers."""
-    decoder, entries = RangeDecoder(container.streams[0]), container.entries
+    decoder, entries = coder.decoder(container.streams[0]), container.entries
     text = MODALITIES["text"]  # stands in until the SOM is known
     soms = [_Row(text, np.zeros(1, np.uint16), known=0) for _ in entries]
     coder.code_rows(decoder, soms)
@@ -232,6 +240,14 @@ class _DocumentCoder:
     """Threads of the products that more of them would sum up otherwise."""
     advance: Advance
 
+    def encoder(self) -> StreamEncoder:
+        """An encoder of a new stream."""
+        return BitEncoder() if self.model.config.output_mixing else RangeEncoder()
+
+    def decoder(self, words: Words) -> StreamDecoder:
+        """A decoder of a stream's words."""
+        return BitDecoder(words) if self.model.config.output_mixing else RangeDecoder(words)
+
     def streams(self, documents: Sequence[Document]) -> list[list[list[_Piece]]]:
         """The batches of pieces that each stream holds; one stream at least.
 
@@ -270,8 +286,21 @@ class _DocumentCoder:
             self._code_batch(coder, rows[first : first + self.batch], lambda coded: None)
 
     @torch.no_grad()
-    def _code_batch(self, coder: Coder, rows: Sequence[_Row], advance: Advance) -> None:
-        """Step rows together, and code in each step the ids [R] that are not known."""
+    def _code_batch(
+        self,
+        coder: Coder,
+        rows: Sequence[_Row],
+        advance: Advance,
+        mixer: RowMixer | None = None,
+    ) -> None:
+        """Step rows together, and code in each step the ids [R] that are not known.
+
+        Args:
+            mixer: of a model that mixes; by default the rows begin anew. One that has coded earlier
+                pieces of the rows' documents, and was told to `go_on`, mixes with what it learned.
+        """
+        if mixer is None and self.model.config.output_mixing:
+            mixer = RowMixer(len(rows), self.model.config.context)
         device = self.model.lm_head.weight.device
         lengths = np.array([len(row.ids) for row in rows])
         known = np.array([row.known for row in rows])
@@ -282,18 +311,25 @@ class _DocumentCoder:
         codes = torch.tensor([row.modality.code for row in rows], device=device)
         nothing = torch.zeros(0, dtype=torch.int64, device=device)
 
-        decoder = Decoder(self.model, len(rows), longest)
+        decoder = Decoder(self.model, len(rows), longest, mixes=False)
         with _torch_threads(self.threads):
             logits = decoder.prefill([nothing] * len(rows), torch.zeros_like(codes))
         for position in range(longest):
             if position:
                 previous = torch.from_numpy(ids[:, position - 1].astype(np.int64)).to(device)
                 logits = decoder.step(previous, codes if position == 1 else None)
-            coded = np.flatnonzero((known <= position) & (position < lengths))
-            if coded.size:
+            coded = np.flatnonzero((known <= position) & (position < lengths))  # [R]
+            if coded.size == 0:
+                continue
+            own = ids[coded, position]
+            if isinstance(coder, BitEncoder | BitDecoder):
+                assert mixer is not None
+                own = mixer.code(coder, coded, own, logits, decoder.places)
+            else:
                 probabilities = logits.double().softmax(dim=1).cpu().numpy()[coded]  # [R, V]
-                ids[coded, position] = coder.code(ids[coded, position], probabilities)
-                advance(coded.size)
+                own = coder.code(own, probabilities)
+            ids[coded, position] = own
+            advance(coded.size)
         for padded, row in zip(ids, rows, strict=True):
             row.ids[:] = padded[: len(row.ids)]
 

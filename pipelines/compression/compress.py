@@ -322,6 +322,7 @@ def _pack(
             entries=tuple(document.entry for document in documents),
             words=np.concatenate(streams),
             first_streams=tuple(map(len, streams[:-1])),
+            is_mixed=model.config.output_mixing,
         )
     )
 
@@ -333,6 +334,10 @@ def _unpack(model: Megabyte, packed: bytes, where: str) -> Container:
         raise ValueError(
             f"{where} was compressed with the model {container.model.hex()}, and this one is "
             f"{expected.hex()}: give the model that compressed it"
+        )
+    if container.is_mixed != model.config.output_mixing:
+        raise ValueError(
+            f"{where} was compressed by an earlier way of mixing: use the bytelm that made it"
         )
     return container
 

@@ -3,8 +3,9 @@
     "BLM", format u8, 16 bytes of the model's SHA-256, length u32 of the description,
     description (deflated JSON), words u32 of the range coder, CRC-32 of everything before it
 
-All numbers are big-endian. A container of several streams of words (`coding`) has format 3, one
-whose names have folders (`a/b.txt`) format 2, another one format 1.
+All numbers are big-endian. A container of a model that mixes its outputs has format 4, one of
+several streams of words (`coding`) format 3, one whose names have folders (`a/b.txt`) format 2,
+another one format 1.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MAGIC = b"BLM"
 FLAT_FORMAT = 1
 FOLDER_FORMAT = 2
 STREAMS_FORMAT = 3
+BITS_FORMAT = 4
 MAX_NAME_BYTES = 255
 """Limit of file systems for a name in a folder."""
 MAX_PATH_BYTES = 3000
@@ -76,6 +78,8 @@ class Container:
     """The range coder's output, one stream behind the other."""
     first_streams: tuple[int, ...] = ()
     """Words of each stream but the last, which has the rest."""
+    is_mixed: bool = False
+    """Whether the words are those of binary decisions under mixed outputs."""
 
     @property
     def streams(self) -> list[Words]:
@@ -119,6 +123,8 @@ def pack(container: Container) -> bytes:
     version = FOLDER_FORMAT if has_folders else FLAT_FORMAT
     if container.first_streams:
         version, description["first_streams"] = STREAMS_FORMAT, container.first_streams
+    if container.is_mixed:
+        version = BITS_FORMAT
     deflated = zlib.compress(json.dumps(description, separators=(",", ":")).encode(), 9)
     fixed = _FIXED.pack(MAGIC, version, container.model, len(deflated))
     packed = fixed + deflated + container.words.astype(">u4").tobytes()
@@ -136,9 +142,9 @@ def unpack(packed: bytes, where: str) -> Container:
     if len(content) < _FIXED.size or _CRC.pack(zlib.crc32(content)) != crc:
         raise DamageError(f"{where} is damaged or cut: its checksum is wrong")
     _, version, model, size = _FIXED.unpack_from(content)
-    if not FLAT_FORMAT <= version <= STREAMS_FORMAT:
+    if not FLAT_FORMAT <= version <= BITS_FORMAT:
         raise ValueError(
-            f"{where} has format {version}, this bytelm reads {FLAT_FORMAT} to {STREAMS_FORMAT}: "
+            f"{where} has format {version}, this bytelm reads {FLAT_FORMAT} to {BITS_FORMAT}: "
             "use the one that made it"
         )
     deflated, words = content[_FIXED.size :][:size], content[_FIXED.size + size :]
@@ -156,6 +162,7 @@ def unpack(packed: bytes, where: str) -> Container:
             ),
             words=np.frombuffer(words, ">u4").astype(np.uint32),
             first_streams=tuple(map(int, description.get("first_streams", ()))),
+            is_mixed=version == BITS_FORMAT,
         )
     except (ValueError, TypeError, KeyError, zlib.error) as error:
         raise DamageError(f"{where} is damaged: its description is none ({error})") from error

@@ -1,11 +1,11 @@
-"""Range coding of ids under the model's probabilities.
+"""Range coding of ids under the probabilities of a model that does not mix its outputs.
+
+Those of mixed outputs are coded by binary decisions: `model/output_mixing/bit_coder.py`.
 
 R ids of a step    V ids of the vocabulary
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import constriction
 import numpy as np
@@ -17,13 +17,6 @@ _CATEGORICAL = constriction.stream.model.Categorical(perfect=False)
 """Probabilities [R, V] rounded to 24 bits, none of them to zero."""
 Ids = npt.NDArray[np.uint16]
 Probabilities = npt.NDArray[np.float64]
-
-
-class Coder(Protocol):
-    """An encoder or a decoder, so that both sides of the compressor run the same code."""
-
-    def code(self, ids: Ids, probabilities: Probabilities) -> Ids:
-        """Code ids [R] under probabilities [R, V]; returns the ids, which a decoder reads."""
 
 
 class RangeEncoder:

@@ -14,12 +14,12 @@ from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.compression.container import unpack
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
+MIXING = {"codec_features": True, "output_mixing": True}
 
 
-@pytest.fixture
-def model_folder(tmp_path: Path) -> Path:
+def model_folder(tmp_path: Path, **options: bool) -> Path:
     torch.manual_seed(4)
-    model = Megabyte(ModelConfig.from_dict({**TINY_MODEL, "init_std": 0.2}))
+    model = Megabyte(ModelConfig.from_dict({**TINY_MODEL, "init_std": 0.2, **options}))
     save_pretrained(model, model.config, tmp_path / "model", {"views": VIEWS})
     return tmp_path / "model"
 
@@ -34,19 +34,26 @@ def texts(tmp_path: Path, streams: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, {}),
+        pytest.param(3, {}, marks=pytest.mark.long),
+        pytest.param(2, MIXING, marks=pytest.mark.long),
+    ],
+)
 def test_processes_write_the_container_and_the_files_of_one(
-    model_folder: Path, tmp_path: Path, processes: int
+    tmp_path: Path, processes: int, options: dict[str, bool]
 ) -> None:
-    folder = texts(tmp_path, processes)
+    model, folder = model_folder(tmp_path, **options), texts(tmp_path, processes)
     one, many = tmp_path / "one.blm", tmp_path / "many.blm"
-    options = ("compress", model_folder, folder, "--batch", 8)
+    options = ("compress", model, folder, "--batch", 8)
     bytelm(*options, "--out", one)
     bytelm(*options, "--out", many, "--processes", processes)
     assert one.read_bytes() == many.read_bytes()
     assert len(unpack(one.read_bytes(), "one").streams) == processes
     back = tmp_path / "back"
-    bytelm("decompress", model_folder, many, "--out", back, "--processes", processes)
+    bytelm("decompress", model, many, "--out", back, "--processes", processes)
     names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     assert {path.relative_to(back) for path in back.rglob("*") if path.is_file()} == names
     for name in names:
@@ -54,15 +61,13 @@ def test_processes_write_the_container_and_the_files_of_one(
 
 
 @pytest.mark.long
-def test_ranks_of_torchrun_write_the_container_and_the_files_of_one(
-    model_folder: Path, tmp_path: Path
-) -> None:
-    folder = texts(tmp_path, streams=2)
+def test_ranks_of_torchrun_write_the_container_and_the_files_of_one(tmp_path: Path) -> None:
+    model, folder = model_folder(tmp_path), texts(tmp_path, streams=2)
     one, many, back = tmp_path / "one.blm", tmp_path / "many.blm", tmp_path / "back"
-    options = ("compress", model_folder, folder, "--batch", 8)
+    options = ("compress", model, folder, "--batch", 8)
     bytelm(*options, "--out", one)
     torchrun(2, *options, "--out", many)
     assert one.read_bytes() == many.read_bytes()
-    torchrun(2, "decompress", model_folder, many, "--out", back)
+    torchrun(2, "decompress", model, many, "--out", back)
     for path in folder.rglob("*.txt"):
         assert (back / path.relative_to(folder)).read_bytes() == path.read_bytes()
