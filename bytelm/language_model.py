@@ -113,7 +113,8 @@ class LanguageModel:
             batch: results drawn at once; None takes as many as half of the free memory holds.
             seed: seed of the first result; each further one adds 1.
             temperature: divides the logits; 0 takes the likeliest byte. None, here and in the next
-                three, takes the modality's default (`generation.sampling_defaults`).
+                three, takes what `bytelm calibrate` measured for this model, or else the modality's
+                default (`generation.sampling_defaults`).
             top_k: draw from the k likeliest bytes only; 0 for all.
             top_p: draw from the likeliest bytes whose probabilities add up to this.
             min_p: draw from bytes with at least this share of the likeliest byte's probability.
@@ -135,7 +136,15 @@ class LanguageModel:
         Raises:
             ValueError: for options that do not fit each other, the model or its training set.
         """
-        sampling = sampling_for(modality, temperature, top_k, top_p, min_p)
+        sampling = sampling_for(
+            self.dataset_info,
+            modality,
+            is_finished=prompt is not None,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+        )
         options = GenerateOptions(
             modality=modality,
             prompt=prompt,

@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *{"pipelines/errors.py", "pipelines/runtime"},
     },
     "pipelines/evaluation": {*UP_TO_DATA, "pipelines/checkpoints", "pipelines/config.py"},
-    "pipelines/generation": UP_TO_DATA,
+    "pipelines/generation": {*UP_TO_DATA, "pipelines/evaluation"},
     "pipelines/compression": UP_TO_DATA,
     "pipelines/training": {*UP_TO_TRAINING, "pipelines/generation"},
     "pipelines/reporting": UP_TO_COMPRESSION,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from bytelm.model.config import ModelConfig
+from bytelm.model.initialisation import model_without_weights
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.stored_names import config_from_stored, stored_config, stored_parameter
 from bytelm.pipelines.storage.files import replace_atomic, write_atomic
@@ -76,8 +76,7 @@ def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str,
         config = config_from_stored(document["model"])
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
-    with torch.device("meta"):
-        model = Megabyte(config)
+    model = model_without_weights(config)
     try:
         stored = safetensors.torch.load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
@@ -98,6 +97,20 @@ def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str,
     model.tie_output()
     extra = {key: value for key, value in document.items() if key not in ("format", "model")}
     return model.eval(), extra
+
+
+def save_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
+    """Write settings of sampling into the config.json of an exported model; see `DatasetInfo`.
+
+    Args:
+        sampling: settings by modality; those of other modalities stay.
+    Raises:
+        ValueError: the folder holds no model.
+    """
+    document = read_model_config(folder)
+    document["sampling"] = {**document.get("sampling", {}), **sampling}
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(folder / CONFIG_FILE, text.encode())
 
 
 def _folder_of(source: str | os.PathLike[str]) -> Path:

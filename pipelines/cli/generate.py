@@ -21,6 +21,7 @@ from bytelm.pipelines.cli.processes import add_processes, launch_processes
 
 if TYPE_CHECKING:
     from bytelm.model.megabyte import Megabyte
+    from bytelm.pipelines.data.dataset_info import DatasetInfo
     from bytelm.pipelines.generation.options import GenerateOptions
     from bytelm.pipelines.generation.request import Request
     from bytelm.pipelines.runtime.ranks import Ranks
@@ -30,9 +31,10 @@ MAX_SEED = 1 << 62
 MAX_SIDE = 65535
 HELP = "Generate texts, images or sounds. Every file is valid."
 SAMPLING_HELP = (
-    "Each option replaces one value of the modality's defaults: text temperature 1, min-p 0.05; "
-    "image temperature 0.9; audio temperature 0.9. The model's own distribution is "
-    "--temperature 1 --top-k 0 --top-p 1 --min-p 0."
+    "Each option replaces one value of the model's own settings, if `bytelm calibrate` measured "
+    "some, or of the modality's defaults: text temperature 1, min-p 0.05; image temperature 0.9; "
+    "audio temperature 0.9. The model's own distribution is --temperature 1 --top-k 0 --top-p 1 "
+    "--min-p 0."
 )
 """A text, since the defaults themselves are beside torch, which takes a second to import."""
 
@@ -210,13 +212,13 @@ def _generate(options: argparse.Namespace, ranks: Ranks) -> list[Path]:
     from bytelm.pipelines.generation.generate import generate_files
     from bytelm.pipelines.generation.options import build_requests
 
-    def prepare() -> tuple[Megabyte, list[Request]]:
+    def prepare() -> tuple[Megabyte, GenerateOptions, list[Request]]:
         model, dataset_info = load_model(location)
-        return model, build_requests(model, dataset_info, chosen)
+        chosen = _generate_options(options, dataset_info)
+        return model, chosen, build_requests(model, dataset_info, chosen)
 
-    chosen = _generate_options(options)
     location = settled_location(options.model, ranks)
-    model, requests = ranks.together(prepare)
+    model, chosen, requests = ranks.together(prepare)
     suffix = "flac" if options.flac else None
     paths = generate_files(
         model,
@@ -263,7 +265,7 @@ def _check_modality(options: argparse.Namespace) -> None:
                 )
 
 
-def _generate_options(options: argparse.Namespace) -> GenerateOptions:
+def _generate_options(options: argparse.Namespace, dataset_info: DatasetInfo) -> GenerateOptions:
     from bytelm.pipelines.generation.options import GenerateOptions
     from bytelm.pipelines.generation.sampling_defaults import sampling_for
 
@@ -276,7 +278,13 @@ def _generate_options(options: argparse.Namespace) -> GenerateOptions:
         batch=options.batch,
         seed=options.seed,
         sampling=sampling_for(
-            options.modality, options.temperature, options.top_k, options.top_p, options.min_p
+            dataset_info,
+            options.modality,
+            is_finished=options.prompt is not None,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
         ),
         precision=options.precision,
         max_bytes=options.max_bytes,

@@ -31,6 +31,7 @@ from typing import NoReturn
 
 import bytelm
 from bytelm.pipelines.cli import (
+    calibrate,
     completion,
     compress,
     config,
@@ -72,6 +73,7 @@ COMMANDS: dict[str, ModuleType] = {
     "decompress": decompress,
     "serve": serve,
     "export": export,
+    "calibrate": calibrate,
     "push": push,
     "demo": demo,
     "doctor": doctor,

@@ -1,18 +1,22 @@
-"""Facts about a model's training set: views, headers, and pairs of segments.
+"""Facts about a model's training set: views, headers, pairs of segments, and settings of sampling.
 
 The exported model's config holds it:
 
     {"views": {"image": "raster", ...},
      "seen": {"modalities": ["audio", "image", "text"],
               "headers": {"image": [[64, 64, 3], ...], "audio": [[16000, 1]]},
-              "pairs": [["text", "image"]]}}
+              "pairs": [["text", "image"]]},
+     "sampling": {"image": {"new": {"temperature": 0.95, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
+                            "finished": {...}}}}
+
+Only models that `bytelm calibrate` has measured have `sampling`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,8 @@ from bytelm.modalities.base import Header
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.shards.format import Index
 
+NEW, FINISHED = "new", "finished"
+"""Payloads that are drawn from their first byte on, and those that go on from a prompt."""
 MAX_SHARDS = 64
 """Shards of each set that are read; documents are in random order, so the first ones suffice."""
 MAX_HEADERS = 1024
@@ -40,6 +46,9 @@ class DatasetInfo:
     """Modalities of segments that followed one another in a document."""
     modalities: frozenset[str]
     """Modalities of all segments."""
+    sampling: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    """Settings of sampling with which draws cost what such data cost, by modality and by NEW or
+    FINISHED; empty where nobody has measured them."""
 
     @classmethod
     def of(cls, plan: Plan) -> DatasetInfo:
@@ -73,7 +82,8 @@ class DatasetInfo:
             "headers": headers,
             "pairs": sorted(map(list, self.pairs)),
         }
-        return {"views": dict(self.views), "seen": seen}
+        extra = {"views": dict(self.views), "seen": seen}
+        return {**extra, "sampling": dict(self.sampling)} if self.sampling else extra
 
     @classmethod
     def from_extra(cls, extra: Mapping[str, Any]) -> DatasetInfo:
@@ -90,7 +100,7 @@ class DatasetInfo:
         }
         pairs = frozenset((first, second) for first, second in seen["pairs"])
         modalities = frozenset(seen.get("modalities", [*headers, "text"]))
-        return cls(extra["views"], headers, pairs, modalities)
+        return cls(extra["views"], headers, pairs, modalities, extra.get("sampling", {}))
 
 
 def _header(fields: Sequence[str], values: Sequence[int]) -> Header:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from bytelm.modalities import MODALITIES, framing
-from bytelm.modalities.base import Sample
+from bytelm.modalities.base import Bytes, Header, Sample
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.evaluation.scoring import nats_of_model
@@ -29,9 +29,26 @@ def sample_nats(
     Raises:
         ValueError: for a view that the sample does not have.
     """
-    codec, patch = MODALITIES[sample.modality], model.config.patch
-    payload = codec.to_view(sample, view, patch)
-    document = Document([framing.Segment(codec, sample.header, view, payload.size)], [payload])
+    payload = MODALITIES[sample.modality].to_view(sample, view, model.config.patch)
+    return payload_nats(model, sample.modality, sample.header, view, payload, before_row)
+
+
+def payload_nats(
+    model: Megabyte,
+    modality: str,
+    header: Header,
+    view: str,
+    payload: Bytes,
+    before_row: Callable[[], object] = lambda: None,
+) -> npt.NDArray[np.float64]:
+    """[n] nats, -log p of each byte of a payload [n], or of the beginning of one, as `sample_nats`.
+
+    Args:
+        header: header of the whole payload.
+    """
+    patch = model.config.patch
+    segment = framing.Segment(MODALITIES[modality], header, view, payload.size)
+    document = Document([segment], [payload])
     compute = nats_of_model(model, "fp32")
 
     def nats_of(batch: Batch) -> Tensor:

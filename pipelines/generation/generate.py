@@ -112,9 +112,9 @@ def generate_samples(
 ) -> Iterator[tuple[int, Sample]]:
     """Generate one sample for each request and its seed.
 
-    Requests that differ in no more than header and length are drawn together, those of about the
-    same length first. Yields the number of the request and its sample, in the order in which they
-    are drawn.
+    Requests that differ in no more than header, length and the prompt's bytes are drawn together,
+    those of about the same length first. Yields the number of the request and its sample, in the
+    order in which they are drawn.
 
     Args:
         show, advance, batch: see `generate_payloads`.
@@ -203,6 +203,36 @@ def generate_payloads(
             watch,
         )
     return payloads
+
+
+def draw_payloads(
+    model: Megabyte,
+    requests: Sequence[Request],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    precision: str,
+    batch: int | None = None,
+) -> list[bytes]:
+    """Draw a payload for each request and its seed, prompts included; see `generate_payloads`.
+
+    A request's size may be less than its header asks for: the payload is then the beginning of one.
+    """
+    payloads: dict[int, bytes] = {}
+    batches = _batches(model, requests, precision, batch)
+    steps = sum(max(requests[i].room for i in numbers) for numbers in batches)
+    for numbers in batches:
+        drawn = _draw_payloads(
+            model,
+            [requests[number] for number in numbers],
+            [seeds[number] for number in numbers],
+            sampling,
+            precision,
+            steps,
+            show=None,
+            advance=lambda drawn: None,
+        )
+        payloads.update(zip(numbers, drawn, strict=True))
+    return [payloads[number] for number in range(len(requests))]
 
 
 def _shared_batches(

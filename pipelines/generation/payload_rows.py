@@ -30,15 +30,17 @@ class Piece:
 
 
 def can_share_rows(request: Request, other: Request) -> bool:
-    """Whether both are drawn by the same steps: all that differs is the header and the length."""
+    """Whether both are drawn by the same steps: all that differs is the header, the length and the
+    bytes of the prompt."""
     if request is other:
         return True
-    return (request.modality, request.view, request.prompt, request.condition) == (
-        other.modality,
-        other.view,
-        other.prompt,
-        other.condition,
-    ) and np.array_equal(request.guide.allowed, other.guide.allowed)
+    kind = (request.modality, request.view, len(request.prompt), request.condition)
+    if kind != (other.modality, other.view, len(other.prompt), other.condition):
+        return False
+    guide = request.guide
+    return np.array_equal(guide.allowed, other.guide.allowed) and (
+        request.prompt == other.prompt or guide.follow(request.prompt) == guide.follow(other.prompt)
+    )
 
 
 class PayloadRows:
@@ -56,7 +58,8 @@ class PayloadRows:
         self._lengths = np.full(len(requests), self._begun)  # [B]
         self._longest = max(request.size for request in requests)
         self._payload = np.zeros((len(requests), self._longest), np.uint8)  # valid up to `position`
-        self._payload[:, : self._begun] = np.frombuffer(requests[0].prompt, np.uint8)
+        for row, request in zip(self._payload, requests, strict=True):
+            row[: self._begun] = np.frombuffer(request.prompt, np.uint8)
 
     @property
     def room(self) -> list[int]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from bytelm.modalities.base import DecodeOptions, Header, Sample
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.generation.options import GenerateOptions
-from bytelm.pipelines.generation.sampling_defaults import DEFAULT_SAMPLING
+from bytelm.pipelines.generation.sampling_defaults import default_sampling
 from bytelm.pipelines.serving.controls import (
     Playground,
     RunButtons,
@@ -40,17 +40,18 @@ from bytelm.pipelines.serving.uploads import (
 
 def add_image_tab(playground: Playground) -> None:
     """Complete an image from its top; without one, draw a new one."""
+    info = playground.loaded.dataset_info
     with gr.Row():
         with gr.Column():
             upload = gr.File(label="Image", file_count="single", height=120)
             share = gr.Slider(5, 95, 50, step=5, label="Kept from the top (%)")
             preview = gr.HTML(js_on_load=None)
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Images")
-            sampling = sampling_controls(DEFAULT_SAMPLING["image"])
+            sampling = sampling_controls(default_sampling(info, "image", is_finished=True))
             run, stop = run_buttons("Complete")
         with gr.Column():
             status, result = result_area()
-    known = known_headers(playground.loaded.dataset_info, "image")
+    known = known_headers(info, "image")
 
     def show_upload(file: str | None, percent: float) -> Markup | str:
         if file is None:
@@ -80,6 +81,7 @@ def add_image_tab(playground: Playground) -> None:
 
 def add_sound_tab(playground: Playground) -> None:
     """Complete a sound from its start; without one, draw a new one."""
+    info = playground.loaded.dataset_info
     with gr.Row():
         with gr.Column():
             upload = gr.File(label="Sound", file_count="single", height=120)
@@ -87,11 +89,11 @@ def add_sound_tab(playground: Playground) -> None:
             preview = gr.HTML(js_on_load=None)
             seconds = gr.Slider(0.1, MAX_SECONDS, 1, step=0.1, label="Length in all (s)")
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Sounds")
-            sampling = sampling_controls(DEFAULT_SAMPLING["audio"])
+            sampling = sampling_controls(default_sampling(info, "audio", is_finished=True))
             run, stop = run_buttons("Complete")
         with gr.Column():
             status, result = result_area()
-    known = known_headers(playground.loaded.dataset_info, "audio")
+    known = known_headers(info, "audio")
 
     def show_upload(file: str | None, kept_seconds: float) -> Markup | str:
         if file is None:
@@ -121,12 +123,13 @@ def add_sound_tab(playground: Playground) -> None:
 
 def add_text_tab(playground: Playground) -> None:
     """Go on with a text."""
+    info = playground.loaded.dataset_info
     with gr.Row():
         with gr.Column():
             prompt = gr.Textbox(label="Beginning", lines=4, max_length=MAX_TEXT_BYTES)
             size = gr.Slider(16, MAX_TEXT_BYTES, 512, step=16, label="Longest text (bytes)")
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Texts")
-            sampling = sampling_controls(DEFAULT_SAMPLING["text"])
+            sampling = sampling_controls(default_sampling(info, "text", is_finished=True))
             run, stop = run_buttons("Complete")
         with gr.Column():
             status, result = result_area()
@@ -145,6 +148,7 @@ def add_text_tab(playground: Playground) -> None:
 
 def add_caption_tab(playground: Playground, modality: str) -> None:
     """Draw an image or a sound that follows a caption."""
+    info = playground.loaded.dataset_info
     noun = {"image": "image", "audio": "sound"}[modality]
     with gr.Row():
         with gr.Column():
@@ -153,7 +157,7 @@ def add_caption_tab(playground: Playground, modality: str) -> None:
                 0.1, MAX_SECONDS, 1, step=0.1, label="Length (s)", visible=modality == "audio"
             )
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label=f"{noun.capitalize()}s")
-            sampling = sampling_controls(DEFAULT_SAMPLING[modality])
+            sampling = sampling_controls(default_sampling(info, modality, is_finished=False))
             run, stop = run_buttons("Draw")
         with gr.Column():
             status, result = result_area()
@@ -176,16 +180,16 @@ def add_caption_tab(playground: Playground, modality: str) -> None:
 
 def add_description_tab(playground: Playground) -> None:
     """Draw a text that describes a file."""
+    info = playground.loaded.dataset_info
     with gr.Row():
         with gr.Column():
             upload = gr.File(label="Image or sound", file_count="single", height=120)
             size = gr.Slider(16, MAX_TEXT_BYTES, 256, step=16, label="Longest text (bytes)")
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Texts")
-            sampling = sampling_controls(DEFAULT_SAMPLING["text"])
+            sampling = sampling_controls(default_sampling(info, "text", is_finished=False))
             run, stop = run_buttons("Describe")
         with gr.Column():
             status, result = result_area()
-    info = playground.loaded.dataset_info
 
     def make_work(file: str | None, max_bytes: float, number: float, *rest: Any) -> Work:
         def work(job: Job) -> Drawing:

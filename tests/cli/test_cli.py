@@ -34,6 +34,7 @@ COMMANDS = (
     "decompress",
     "serve",
     "export",
+    "calibrate",
     "push",
     "demo",
     "doctor",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from bytelm.model.decoding.sampling import Sampling
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.cli.generate import SAMPLING_HELP
 from bytelm.pipelines.config import ViewsConfig
+from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.generation.sampling_defaults import DEFAULT_SAMPLING, sampling_for
 
 LENGTHS = {"text": ("--max-bytes", "200"), "image": ("--size", "9x7"), "audio": ("--rate", "99")}
@@ -56,13 +58,15 @@ def test_a_command_without_options_draws_with_the_defaults(
 
 
 def test_an_option_replaces_one_value_of_the_defaults() -> None:
+    info = DatasetInfo(vars(ViewsConfig()), {}, frozenset(), frozenset())
     for modality, defaults in DEFAULT_SAMPLING.items():
-        assert sampling_for(modality) == defaults
-        assert sampling_for(modality, temperature=0.0).temperature == 0.0
-        changed = sampling_for(modality, top_k=7, top_p=0.5, min_p=0.25)
+        chosen = partial(sampling_for, info, modality, is_finished=False)
+        assert chosen() == defaults
+        assert chosen(temperature=0.0).temperature == 0.0
+        changed = chosen(top_k=7, top_p=0.5, min_p=0.25)
         assert changed == Sampling(defaults.temperature, 7, 0.5, 0.25)
     with pytest.raises(ValueError, match="no modality 'video': choose one of text, image, audio"):
-        sampling_for("video")
+        sampling_for(info, "video", is_finished=False)
 
 
 def test_the_help_names_each_default() -> None:
