@@ -1,0 +1,313 @@
+"""The whole table of results by one command: JSON lines, and a page of tables.
+
+    python -m bytelm.tools.experiments.results --small|--full --work DIR [--only PART,...]
+        [--kind FOLDER]... [FOLDER ...]
+
+FOLDERs are as for `quality_table.py`: the demo's files by default. The parts are
+
+    quality   `quality_table.py`: our models beside other byte models after equal time
+    val       a model trained on the FOLDERs for M minutes, on all of their `val`: alone, mixing in
+              its output and with its weights counted, beside codecs of each file and whole archives
+    kinds     the demo's model on kinds of files that are not in its sets (`other_kinds.py`, or each
+              `--kind FOLDER`): alone and mixing, beside codecs of each file
+    samples   bits of what the demo's model draws beside those of real files, by steps of training
+    scaling   `scaling.py`: bits per byte against training FLOPs
+
+`--small` takes some minutes on two cores and shows that all of it runs; `--full` about eight hours.
+Finished figures are kept in DIR, and the same command continues after a stop; another version of
+the code needs another DIR. What this machine lacks (a codec, a package, other models) is named.
+
+Prints a JSON line a figure and writes DIR/results.md. Names and references of `quality` and
+`scaling` are those of the scripts. All others are bits/byte:
+
+    val/SET/MODALITY/COLUMN         `reference` is the best codec's of single files
+    kinds/KIND/MODALITY/COLUMN      the same; COLUMN is network, mixed, adapted, or a codec
+    samples/MODALITY/STEPS/drawn    bits that the model gives what it drew; `reference` is what it
+                                    gives real files
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from bytelm.modalities import MODALITIES
+from bytelm.pipelines.evaluation.evaluate import evaluate
+from bytelm.pipelines.evaluation.records import Evaluation
+from bytelm.pipelines.runtime.optional_packages import can_import
+from bytelm.pipelines.shards.reader import ShardSet
+from bytelm.pipelines.storage.files import write_atomic
+from bytelm.tools.benchmarks.measure import Figure
+from bytelm.tools.benchmarks.peers import PEERS
+from bytelm.tools.experiments.command_line import add_work
+from bytelm.tools.experiments.corpora import prepare_sets
+from bytelm.tools.experiments.models import SEARCH_SPACES
+from bytelm.tools.experiments.other_kinds import FolderKind, Kind, kind_set, recorded_kinds
+from bytelm.tools.experiments.result_cells import (
+    Cells,
+    FigureDict,
+    experiment_figures,
+)
+from bytelm.tools.experiments.result_tables import results_page
+from bytelm.tools.experiments.set_archives import archive_sizes
+from bytelm.tools.experiments.trained_models import (
+    TrainedModel,
+    demo_model,
+    demo_sets,
+    model_of_minutes,
+)
+from bytelm.tools.repository import DEMO_FILES
+
+SPLIT = "val"
+PEER_MODULES = {"megabyte-pytorch": "MEGABYTE_pytorch", "mblm": "mblm"}
+PEERS_REMEDY = "pip install 'bytelm[bench]'"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Lengths of the trainings and numbers of samples."""
+
+    quality: tuple[str, ...]
+    """Options of `quality_table.py`."""
+    scaling: tuple[str, ...]
+    val_minutes: float
+    demo_steps: int
+    kinds: int
+    """Recorded kinds of each modality."""
+    prompts: int
+    count: int
+    """Continuations of each prompt."""
+
+
+SMALL = Scale(
+    quality=("--minutes", "0.1", "--seeds", "1", "--search-fraction", "0.1"),
+    scaling=("--minutes", "0.4", "--seeds", "0"),
+    val_minutes=1.0,
+    demo_steps=30,
+    kinds=1,
+    prompts=1,
+    count=1,
+)
+FULL = Scale(
+    quality=("--minutes", "3", "--seeds", "2", "--search-fraction", "0.1667"),
+    scaling=("--minutes", "20", "--seeds", "0,1"),
+    val_minutes=60.0,
+    demo_steps=1_500,
+    kinds=20,
+    prompts=4,
+    count=4,
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked for."""
+
+    work: Path
+    scale: Scale
+    folders: list[Path]
+    kinds: Sequence[Kind]
+    cells: Cells
+
+
+def main() -> None:
+    """Make what is missing, print it, and write the page."""
+    parser = _parser()
+    options = parser.parse_args()
+    parts = options.only.split(",")
+    for part in parts:
+        if part not in PARTS:
+            parser.error(f"no part {part!r}: choose from {', '.join(PARTS)}")
+    for folder in [*options.folders, *options.kind]:
+        if not folder.is_dir():
+            parser.error(f"{folder} is no folder")
+    console = Console(stderr=True, highlight=False)
+    cells = Cells(options.work / "cells", console)
+    scale = FULL if options.full else SMALL
+    own_kinds = [FolderKind(folder) for folder in options.kind]
+    task = Task(
+        options.work, scale, options.folders, own_kinds or recorded_kinds(scale.kinds), cells
+    )
+    figures: list[FigureDict] = []
+    for part in parts:
+        for figure in PARTS[part](task):
+            print(json.dumps(figure), flush=True)
+            figures.append(figure)
+        page = results_page(figures, cells.absent)
+        write_atomic(options.work / "results.md", page.encode())
+    console.print(options.work / "results.md")
+    if cells.absent:
+        console.print(f"without {', '.join(cells.absent)}: the same command tries them again")
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="The whole table of results.")
+    demo = [DEMO_FILES / modality for modality in MODALITIES]
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        default=demo,
+        metavar="FOLDER",
+        help="files of one modality below `train` and `val`; the demo's by default",
+    )
+    add_work(parser)
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--small", action="store_true", help="short trainings, a few minutes")
+    length.add_argument("--full", action="store_true", help="the trainings of the record, hours")
+    parser.add_argument("--only", default=",".join(PARTS), metavar="PART,...", help="parts to make")
+    parser.add_argument(
+        "--kind",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="a kind of one's own, in place of the recorded ones; may be given several times",
+    )
+    return parser
+
+
+# --- other experiments ---
+
+
+def _quality(task: Task) -> Iterator[FigureDict]:
+    missing = [peer for peer in PEERS if not can_import(PEER_MODULES[peer])]
+    for peer in missing:
+        task.cells.absent[f"quality/{peer}"] = PEERS_REMEDY
+    names = [name for name in SEARCH_SPACES if name not in missing]
+    arguments = [*task.scale.quality, "--only", ",".join(names)]
+    yield from _experiment(task, "quality", "quality_table", arguments)
+
+
+def _scaling(task: Task) -> Iterator[FigureDict]:
+    yield from _experiment(task, "scaling", "scaling", list(task.scale.scaling))
+
+
+def _experiment(
+    task: Task, part: str, module: str, arguments: Sequence[str]
+) -> Iterator[FigureDict]:
+    """The figures of another experiment on the folders; it keeps its runs by itself."""
+    folders = [str(folder) for folder in task.folders]
+    words = [*folders, "--work", str(task.work / part), *arguments]
+    make = partial(experiment_figures, module, *words)
+    yield from task.cells.figures(part, [*folders, *arguments], make)
+
+
+# --- one model on sets ---
+
+
+def _val(task: Task) -> Iterator[FigureDict]:
+    """The model of the folders on their `val`."""
+    sets = list(prepare_sets(task.folders, task.work, task.cells.console))
+    paths = [task.work / "sets" / name for name in sets]
+    model = partial(model_of_minutes, task.work, paths, task.scale.val_minutes)
+    for path in paths:
+        name, root = f"val/{path.name}", ShardSet(path).root
+        made_from = [root, task.scale.val_minutes]
+        yield from task.cells.figures(name, made_from, partial(_scores, name, model, path))
+        yield from task.cells.figures(f"{name}/archives", [root], partial(_archives, name, path))
+
+
+def _kinds(task: Task) -> Iterator[FigureDict]:
+    """The demo's model on other kinds."""
+    model = partial(demo_model, task.work, task.scale.demo_steps)
+    for kind in task.kinds:
+        name = f"kinds/{kind.name}"
+        make = partial(_kind_scores, task, name, model, kind)
+        yield from task.cells.figures(name, [kind.source, task.scale.demo_steps], make)
+
+
+def _kind_scores(
+    task: Task, name: str, model: Callable[[], TrainedModel], kind: Kind
+) -> list[FigureDict]:
+    figures = _scores(name, model, kind_set(kind, task.work, task.cells.console))
+    return [{**figure, "source": kind.source} for figure in figures]
+
+
+def _scores(name: str, model: Callable[[], TrainedModel], shard_set: Path) -> list[FigureDict]:
+    """Figures of a set's `val` for each way to use a model, and of codecs on single files."""
+    trained = model()
+    models = {"network": trained.run, "mixed": trained.mixed}
+    figures: dict[str, FigureDict] = {}
+    for way, location in models.items():
+        evaluation = evaluate(location, [str(shard_set)], SPLIT, batch=1, precision="auto")
+        figures |= {figure["name"]: figure for figure in _evaluation_figures(name, way, evaluation)}
+    return list(figures.values())
+
+
+def _evaluation_figures(name: str, way: str, evaluation: Evaluation) -> Iterator[FigureDict]:
+    """A figure of the model, one with its weights, and one of each codec, by modality."""
+    for modality, codecs in evaluation.codecs.items():
+        best = min(codecs, key=codecs.__getitem__)
+        scores = evaluation.model[modality]
+        details = {
+            "bytes": int(scores["payload_bytes"]),
+            "documents": len(evaluation.documents),
+            "best_codec": best,
+        }
+        values = {
+            way: scores["bits_per_byte"],
+            f"{way}, weights counted": evaluation.with_weights[modality]["bits_per_byte"],
+            **codecs,
+        }
+        for column, value in values.items():
+            full = f"{name}/{modality}/{column}"
+            yield Figure(full, value, "bits/byte", codecs[best], details).as_dict()
+
+
+def _archives(name: str, path: Path) -> list[FigureDict]:
+    """Figures of a set's `val` in one archive."""
+    shard_set = ShardSet(path)
+    counts = shard_set.counts(SPLIT).bytes
+    (modality,) = [modality for modality in MODALITIES if counts[modality]]
+    return [
+        Figure(f"{name}/{modality}/{codec}", 8 * size / counts[modality], "bits/byte").as_dict()
+        for codec, size in archive_sizes(shard_set, SPLIT).items()
+    ]
+
+
+# --- samples ---
+
+
+def _samples(task: Task) -> Iterator[FigureDict]:
+    """What the demo's model draws, at each of its checkpoints."""
+    steps = task.scale.demo_steps
+    for modality in MODALITIES:
+        name = f"samples/{modality}"
+        made_from = [steps, task.scale.prompts, task.scale.count]
+        yield from task.cells.figures(name, made_from, partial(_sample_bits, task, modality))
+
+
+def _sample_bits(task: Task, modality: str) -> Iterator[FigureDict]:
+    """Bits of drawn files beside real ones, at temperature 1."""
+    (data,) = [path for path in demo_sets(task.work) if path.name == modality]
+    for step, model in demo_model(task.work, task.scale.demo_steps).by_step().items():
+        lengths = ["--prompts", task.scale.prompts, "--count", task.scale.count]
+        settings = ["--settings", '[{"temperature": 1.0}]']
+        figures = experiment_figures(
+            "sampling", model, "--data", data, "--modality", modality, *settings, *lengths
+        )
+        (bits,) = [figure for figure in figures if figure["name"].endswith("/bits")]
+        name = f"samples/{modality}/{step}/drawn"
+        yield Figure(name, bits["value"], "bits/byte", bits["reference"]).as_dict()
+
+
+PARTS: dict[str, Callable[[Task], Iterator[FigureDict]]] = {
+    "quality": _quality,
+    "val": _val,
+    "kinds": _kinds,
+    "samples": _samples,
+    "scaling": _scaling,
+}
+
+
+if __name__ == "__main__":
+    main()
