@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from helpers.sets import SetMaker, audio, image, text
 from helpers.tiny_models import tiny_model
@@ -51,7 +52,7 @@ def test_a_cell_is_made_once_and_one_that_failed_again(tmp_path: Path) -> None:
     def figures(value: int) -> list[dict[str, Any]]:
         cells = Cells(tmp_path / "cells", QUIET)
         found = cells.figures("kinds/a", [value], lambda: make(value))
-        assert bool(cells.absent) == (value < 0)
+        assert bool(cells.absent) == cells.has_failed == (value < 0)
         return found
 
     assert figures(1) == figures(1) == [{"name": "kinds/a", "value": 1}]
@@ -112,11 +113,12 @@ def test_each_modality_has_three_recorded_kinds_and_more() -> None:
 
 @pytest.mark.parametrize("kind", [k for k in RECORDED if isinstance(k, MadeKind)], ids=str)
 def test_made_files_are_the_same_each_time_and_become_a_set(kind: MadeKind, tmp_path: Path) -> None:
-    assert list(kind.make()) == list(kind.make())
+    files = list(kind.make())
+    assert files == list(kind.make())
     shard_set = ShardSet(kind_set(kind, tmp_path, QUIET))
     assert shard_set.counts("val").bytes[kind.modality] > 0
     assert shard_set.counts("train").documents == 0
-    assert shard_set.counts("val").documents == len(list(kind.make()))
+    assert shard_set.counts("val").documents == len(files)
 
 
 def test_a_table_of_a_package_is_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +185,20 @@ def put_demo_model(work: Path) -> None:
         save_pretrained(model, model.config, folder / name, {"views": vars(ViewsConfig())})
 
 
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Folders of a few texts and images, divided into train and val."""
+    rng = np.random.default_rng(0)
+    for split, size, side in (("train", 9_000, 60), ("val", 300, 9)):
+        (tmp_path / "letters" / split).mkdir(parents=True)
+        letters = rng.integers(97, 123, size, "u1").tobytes()
+        (tmp_path / "letters" / split / "a.txt").write_bytes(letters)
+        (tmp_path / "dots" / split).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (side, side, 3), "u1")
+        PIL.Image.fromarray(pixels).save(tmp_path / "dots" / split / "a.png")
+    return [tmp_path / "letters", tmp_path / "dots"]
+
+
 Command = Callable[..., list[dict[str, Any]]]
 
 
@@ -193,41 +209,52 @@ def results(
     """Runs the command in this process, and returns its figures."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def run(*words: object) -> list[dict[str, Any]]:
+    def run(*words: object, status: int = 0) -> list[dict[str, Any]]:
         work = ["--work", str(tmp_path / "work")]
         monkeypatch.setattr(sys, "argv", ["results", "--small", *work, *map(str, words)])
-        main()
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == status
+        lines = [] if status else capsys.readouterr().out.splitlines()
+        return [json.loads(line) for line in lines]
 
     return run
 
 
 def test_the_command_scores_a_kind_of_ones_own_and_keeps_its_figures(
-    tmp_path: Path, results: Command
+    tmp_path: Path, folders: list[Path], results: Command
 ) -> None:
     put_demo_model(tmp_path / "work")
-    folder = tmp_path / "tales"
-    folder.mkdir()
-    letters = np.random.default_rng(0).integers(97, 123, 300, "u1").tobytes()
-    (folder / "a.txt").write_bytes(letters)
-
-    first = results("--only", "kinds", "--kind", folder)
+    kind = folders[0] / "val"
+    first = results("--only", "kinds", "--kind", kind)
     figures = {figure["name"]: figure for figure in first}
     names = ("network", "mixed", "mixed, weights counted", "xz")
-    assert {f"kinds/tales/text/{name}" for name in names} <= set(figures)
-    assert figures["kinds/tales/text/network"]["bytes"] == 300
+    assert {f"kinds/val/text/{name}" for name in names} <= set(figures)
+    assert figures["kinds/val/text/network"]["bytes"] == 300
     page = (tmp_path / "work" / "results.md").read_text()
-    assert "| tales | text | 300 |" in page
+    assert "| val | text | 300 |" in page
 
     shutil.rmtree(tmp_path / "work" / "models")
-    assert results("--only", "kinds", "--kind", folder) == first, "figures were made again"
+    assert results("--only", "kinds", "--kind", kind) == first, "figures were made again"
+
+
+@pytest.mark.long
+def test_the_small_table_has_all_parts(
+    tmp_path: Path, folders: list[Path], results: Command
+) -> None:
+    figures = results("--kind", folders[0] / "val", *folders)
+    parts = {tuple(figure["name"].split("/")[:2]) for figure in figures}
+    for part in ("quality", "scaling"):
+        assert {(part, "text"), (part, "image")} <= parts
+    assert {("val", "letters"), ("val", "dots"), ("kinds", "val")} <= parts
+    assert {("samples", modality) for modality in MODALITIES} <= parts
+    page = (tmp_path / "work" / "results.md").read_text()
+    assert page.count("\n## ") + page.startswith("## ") == 5
 
 
 def test_a_wrong_part_or_folder_is_one_line(
     tmp_path: Path, results: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in (["--only", "sounds"], ["--kind", str(tmp_path / "gone")]):
-        with pytest.raises(SystemExit) as ended:
-            results(*words)
-        assert ended.value.code == 2
+        results(*words, status=2)
         assert words[1].split("/")[-1] in capsys.readouterr().err.splitlines()[-1]

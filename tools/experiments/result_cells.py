@@ -2,7 +2,7 @@
 
     WORK/cells/NAME-HASH.json    the figures of one cell, with what they were made from
 
-A cell whose file exists is not made again. A cell that fails is named, and the others go on.
+A cell whose file exists is not made again. One that cannot be made is named, and the others go on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Cells:
         self.folder = folder
         self.console = console
         self.absent: dict[str, str] = {}
-        """Why a cell has no figures, by its name."""
+        """Why something has no figures, by its name."""
+        self.has_failed = False
+        """Whether a command failed, which is more than a thing that this machine lacks."""
 
     def figures(
         self, name: str, made_from: object, make: Callable[[], Iterable[FigureDict]]
@@ -44,7 +46,8 @@ class Cells:
         Args:
             made_from: all that decides the figures, as plain JSON.
         Returns:
-            none for a cell that failed, of which `absent` has the reason then.
+            none for a cell that this machine cannot make or whose command failed; `absent` has the
+            reason then.
         """
         digest = hashlib.sha256(json.dumps([name, made_from]).encode()).hexdigest()[:16]
         path = self.folder / f"{name.replace('/', '-')}-{digest}.json"
@@ -56,6 +59,7 @@ class Cells:
             figures = list(make())
         except (ValueError, CommandError) as error:
             self.absent[name] = str(error)
+            self.has_failed |= isinstance(error, CommandError)
             self.console.print(f"no {name}: {error}", highlight=False, soft_wrap=True)
             return []
         path.parent.mkdir(parents=True, exist_ok=True)
