@@ -19,7 +19,7 @@ from bytelm.pipelines.prepare.shard_limits import begins_shard, rows_that_fit
 from bytelm.pipelines.prepare.table_progress import TableProgress
 from bytelm.pipelines.prepare.tables import TableUnit
 from bytelm.pipelines.prepare.tally import Tally
-from bytelm.pipelines.shards.format import SPLITS, Shard
+from bytelm.pipelines.shards.format import SPLITS, Shard, shard_name
 from bytelm.pipelines.shards.writer import ShardWriter
 
 
@@ -48,7 +48,7 @@ class ShardRecipe:
     @property
     def name(self) -> str:
         """The name of its tar."""
-        return f"{self.split}-{self.number:06d}.tar"
+        return shard_name(self.split, self.number)
 
     @property
     def items(self) -> set[int]:

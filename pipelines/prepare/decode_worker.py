@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import mmap
 import os
 import resource
 import signal
@@ -98,7 +99,8 @@ def main() -> None:
 
     The pipe brings the options and then batches, which use the two files in turn.
     """
-    pipe, *memories = map(int, sys.argv[1:])
+    pipe, *descriptors = map(int, sys.argv[1:])
+    memories = [_SampleFile(descriptor) for descriptor in descriptors]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it for all
     silence()
     with Connection(pipe) as connection, contextlib.suppress(EOFError, OSError):
@@ -109,7 +111,8 @@ def main() -> None:
         is_fresh = True
         while True:
             task = connection.recv()
-            samples = _SampleFile(memories[0])
+            samples = memories[0]
+            samples.clear()
             result: BatchResult | Instalment
             if isinstance(task, TableTask):
                 result = tables.read(task, samples, is_fresh)
@@ -135,8 +138,7 @@ class _Tables:
         self._watch.begin_instalment(samples, task.unit.size)
         if task.position is not None:
             self._open[task.number] = UnitDecoder(task, self._options, self._watch)
-        instalment, members = self._open[task.number].read(is_fresh)
-        samples.append_parts(members)
+        instalment = self._open[task.number].read(samples, is_fresh)
         if instalment.is_end:
             del self._open[task.number]
         limit_time(0)
@@ -167,6 +169,11 @@ class _SampleFile:
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
+        self._mapping: mmap.mmap | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew, for another task."""
         self._begun = 0
         self.size = PROGRESS_BYTES
 
@@ -186,6 +193,15 @@ class _SampleFile:
         assert written == size
         self.size += size
         return SampleInfo(replace(sample, data=b""), size)
+
+    def reserve(self, size: int) -> memoryview:
+        """See MemberMemory. The parent may have made the file shorter since the last task."""
+        start, self.size = self.size, self.size + size
+        if os.fstat(self._descriptor).st_size < self.size:
+            os.ftruncate(self._descriptor, self.size)
+        if self._mapping is None or len(self._mapping) < self.size:
+            self._mapping = mmap.mmap(self._descriptor, self.size)
+        return memoryview(self._mapping)[start : self.size]
 
     def append_parts(self, parts: Sequence[bytes | memoryview]) -> None:
         """Store the bytes of a table's documents."""

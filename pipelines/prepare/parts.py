@@ -79,7 +79,7 @@ def prepare_part(
 
     def list_usable() -> PrepareInput:
         listed = _list_sources(sources, out, options)
-        check_input(listed, options.max_bad_share)
+        check_input(listed, options)
         return listed
 
     open_parts_folder(out)

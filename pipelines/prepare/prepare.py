@@ -29,6 +29,7 @@ from bytelm.pipelines.prepare.scan import Source
 from bytelm.pipelines.prepare.set_folder import SKIPPED_LIST
 from bytelm.pipelines.prepare.set_target import FolderTarget, SetTarget, open_target
 from bytelm.pipelines.prepare.set_writer import SetWriter
+from bytelm.pipelines.prepare.shard_limits import check_shard_count
 from bytelm.pipelines.prepare.sources import FoundDocuments, find_documents
 from bytelm.pipelines.prepare.table_pool import TablePosition
 from bytelm.pipelines.prepare.table_scan import TableScan
@@ -182,7 +183,7 @@ def _prepare(
     found, units = listed.found, listed.units
     if (shard_set := target.complete_set()) is not None:
         return _same_set(shard_set, listed, target.is_older(found.newest_ns))
-    check_input(listed, options.max_bad_share)
+    check_input(listed, options)
     with target.held():
         state = target.resume(listed.fingerprint)
         with (
@@ -213,10 +214,14 @@ def list_input(
     return PrepareInput(found, units, input_hash, _fingerprint(found, input_hash))
 
 
-def check_input(listed: PrepareInput, max_bad_share: float) -> None:
-    """Raise ValueError where nothing is to be decoded, or too much is lost already."""
+def check_input(listed: PrepareInput, options: PrepareOptions) -> None:
+    """Raise ValueError where nothing is to be decoded, or too much for the numbers of shards, or
+    too much is lost already."""
     skipped = listed.found.skipped
-    check_losses(count_losses(listed.found, skipped), skipped, max_bad_share)
+    check_losses(count_losses(listed.found, skipped), skipped, options.max_bad_share)
+    rows = sum(unit.size for unit in listed.units)  # nobody knows them yet, but each has a byte
+    shards = len(listed.found.documents) + rows
+    check_shard_count(shards, listed.found.size, options.shard_bytes)
     if not listed.found.documents and not listed.units:
         raise ValueError(f"nothing to prepare: {list_reasons(skipped)}")
 

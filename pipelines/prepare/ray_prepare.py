@@ -90,7 +90,7 @@ def prepare_on_ray(
         if (out / SET_MANIFEST).exists():
             prepared = complete_set(out, listed)
         else:
-            check_input(listed, options.max_bad_share)
+            check_input(listed, options)
             with locked_folder(out):
                 prepared = _RayPreparation(listed, out, options, tasks, console).run()
     shutil.rmtree(downloads, ignore_errors=True)

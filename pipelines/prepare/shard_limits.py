@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from bytelm.pipelines.shards.format import MAX_SHARDS
+
 
 def begins_shard(document_size: int, shard_size: int, shard_bytes: int) -> bool:
     """Whether a document of files goes to a new shard.
@@ -37,3 +39,21 @@ def rows_that_fit(
     start = int(ends[first - 1]) if first else 0
     stop = int(np.searchsorted(ends, start + shard_bytes - shard_size, side="right"))
     return max(stop, first if shard_size else first + 1)
+
+
+def check_shard_count(shards: int, source_bytes: int, shard_bytes: int) -> None:
+    """Refuse sources before they are decoded that fill more shards than there are numbers for.
+
+    Args:
+        shards: the most shards that the documents need.
+        source_bytes: bytes of the sources. What they become may be larger.
+        shard_bytes: the limit of a shard.
+    """
+    if min(shards, source_bytes // shard_bytes) < MAX_SHARDS:
+        return
+    least = -(-source_bytes // MAX_SHARDS // 1_000_000) * 2
+    raise ValueError(
+        f"the sources have {source_bytes / 1e9:,.0f} GB, which is more than {MAX_SHARDS:,} shards "
+        f"of {shard_bytes / 1e6:g} MB, the most that a split can have: choose a larger --shard-mb, "
+        f"such as {least}"
+    )

@@ -5,7 +5,6 @@ A row that is not plainly one sound text is read by `table_rows.py`, which knows
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from bytelm.pipelines.prepare.table_rows import (
     binary_column,
     json_row,
     parquet_batches,
-    range_bytes,
+    range_lines,
     read_rows,
 )
 from bytelm.pipelines.prepare.tables import JSONL, PARQUET, TableUnit
@@ -68,8 +67,7 @@ def read_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
 
 def _json_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
     """The lines of a byte range."""
-    position, data = range_bytes(unit, first, limit)
-    lines = io.BytesIO(data).readlines()  # eight times as fast as `split`
+    position, lines = range_lines(unit, first, limit)
     for start in range(0, len(lines), BLOCK_LINES):
         block = _lines_block(unit, position, lines[start : start + BLOCK_LINES], limit)
         yield block
@@ -125,7 +123,7 @@ def _column_blocks(number: int, column: Any, limit: int) -> Iterator[TextBlock]:
     offset_type = np.int32 if pa.types.is_binary(column.type) else np.int64
     _, offset_buffer, data_buffer = column.buffers()
     offsets = np.frombuffer(offset_buffer, offset_type)[column.offset :][: len(column) + 1]
-    view = memoryview(data_buffer or b"")
+    view = memoryview(data_buffer or b"").cast("B")
     data = np.frombuffer(view, np.uint8)
     sizes = np.diff(offsets)
     is_text = column.is_valid().to_numpy(zero_copy_only=False) & (sizes > 0) & (sizes <= limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -126,6 +126,16 @@ class RowWatch(Protocol):
         """The row is decoded, and further rows are read."""
 
 
+class MemberMemory(Protocol):
+    """Takes the bytes of an instalment's members, one split after the other."""
+
+    def reserve(self, size: int) -> memoryview:
+        """Memory for the next `size` bytes, whatever stood there before."""
+
+    def append_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Store the next bytes."""
+
+
 class UnitDecoder:
     """Decodes the rows of one unit from a position on."""
 
@@ -148,10 +158,11 @@ class UnitDecoder:
         self._texts: list[bytes | memoryview] = []
         self._instalment = Instalment()
 
-    def read(self, is_fresh: bool) -> tuple[Instalment, list[bytes | memoryview]]:
-        """The next instalment and the bytes of its members, for one split after the other.
+    def read(self, memory: MemberMemory, is_fresh: bool) -> Instalment:
+        """The next instalment.
 
         Args:
+            memory: takes the bytes of its members.
             is_fresh: whether the process has decoded nothing yet. A row for which another process
                 has too little memory ends the instalment, and is tried again in a fresh one.
         """
@@ -175,21 +186,16 @@ class UnitDecoder:
         except Exception as error:  # a reader's bug costs this unit only
             self._refuse_rest(MediaError("decoder failed", one_line(error)))
         instalment.stop = self._next_row
-        return instalment, self._finish_pieces()
-
-    def _finish_pieces(self) -> list[bytes | memoryview]:
-        """Put the pieces of all splits into the instalment; returns the bytes of their members."""
         if self._texts:
-            return self._finish_texts()
-        parts: list[bytes | memoryview] = []
+            self._finish_texts(memory)
         for split, (numbers, builder) in self._builders.items():
-            members, piece = builder.finish()
-            parts += members
-            self._instalment.splits[split] = _split_rows(np.array(numbers, np.int64), piece)
-        return parts
+            parts, piece = builder.finish()
+            memory.append_parts(parts)
+            instalment.splits[split] = _split_rows(np.array(numbers, np.int64), piece)
+        return instalment
 
-    def _finish_texts(self) -> list[bytes | memoryview]:
-        """The same where each row is one text."""
+    def _finish_texts(self, memory: MemberMemory) -> None:
+        """Put the rows that are one text into the instalment."""
         unit, position = self._unit, self._position
         numbers = np.concatenate(self._numbers)
         keys = [f"{unit.key}{number}" for number in numbers.tolist()]
@@ -205,17 +211,15 @@ class UnitDecoder:
         order = np.lexsort((numbers, splits))
         order = order[is_new[order]]
         if not len(order):
-            return []
+            return
         rows = order.tolist()
-        parts, piece = text_piece(
-            [keys[row] for row in rows], unit.name, [self._texts[row] for row in rows]
-        )
+        texts = [self._texts[row] for row in rows]
+        piece = text_piece([keys[row] for row in rows], unit.name, texts, memory.reserve)
         limits = np.searchsorted(splits[order], np.arange(len(SPLITS) + 1)).tolist()
         for split, first, stop in zip(SPLITS, limits[:-1], limits[1:], strict=True):
             if first < stop:
                 split_rows = _split_rows(numbers[order[first:stop]], piece.part(first, stop))
                 self._instalment.splits[split] = split_rows
-        return parts
 
     def _add_block(self, block: TextBlock) -> int:
         """Add rows of one text each; returns about the bytes of their documents."""

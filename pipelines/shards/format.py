@@ -29,6 +29,8 @@ SHARD_FORMAT = 2
 SET_MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 30
 SPLITS = ("train", "val", "test")
+MAX_SHARDS = 10**6
+"""Shards of a split, whose numbers have six digits."""
 
 CRC_CHUNK = 1 << 14
 """Bytes of a member that share a checksum; a member's last chunk is shorter."""
@@ -89,6 +91,16 @@ class Shard:
     def index_blob(self) -> Blob:
         """The index as a store delivers it."""
         return Blob(self.index_name, self.index_size, self.index_sha256)
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of a shard's tar. ValueError where the split has too many shards for names."""
+    if number >= MAX_SHARDS:
+        raise ValueError(
+            f"the split {split} needs more than {MAX_SHARDS:,} shards: prepare the set again with "
+            "a larger --shard-mb, or make several sets"
+        )
+    return f"{split}-{number:06d}.tar"
 
 
 def index_bytes(index: Index, checksums: Checksums) -> bytes:

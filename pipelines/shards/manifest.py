@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from bytelm.modalities import BY_CODE
 from bytelm.pipelines.errors import DamageError
-from bytelm.pipelines.shards.format import SET_FORMAT, SET_MANIFEST, SPLITS, Shard
+from bytelm.pipelines.shards.format import SET_FORMAT, SET_MANIFEST, SPLITS, Shard, shard_name
 from bytelm.pipelines.storage.blob import Blob
 from bytelm.pipelines.storage.lru import LruCache
 from bytelm.pipelines.storage.store import Store
@@ -269,7 +269,7 @@ def _with_checksum(text: bytes) -> bytes:
 
 def _entry_of(shard: Shard) -> tuple[Any, ...]:
     """A shard as a row of PART_DTYPE."""
-    assert shard.name == _name(shard.split, shard.number), shard.name
+    assert shard.name == shard_name(shard.split, shard.number), shard.name
     return (
         SPLITS.index(shard.split),
         shard.number,
@@ -287,7 +287,7 @@ def _shard_of(entry: np.void) -> Shard:
     split = SPLITS[entry["split"]]
     sizes = zip(BY_CODE, entry["bytes"].tolist(), strict=True)
     return Shard(
-        name=_name(split, int(entry["number"])),
+        name=shard_name(split, int(entry["number"])),
         split=split,
         size=int(entry["size"]),
         sha256=entry["sha256"].tobytes().hex(),
@@ -296,7 +296,3 @@ def _shard_of(entry: np.void) -> Shard:
         documents=int(entry["documents"]),
         bytes={modality.name: size for modality, size in sizes},
     )
-
-
-def _name(split: str, number: int) -> str:
-    return f"{split}-{number:06d}.tar"

@@ -21,6 +21,7 @@ from bytelm.pipelines.shards.format import (
     Shard,
     chunk_checksums,
     index_bytes,
+    shard_name,
 )
 from bytelm.pipelines.shards.manifest import manifest_files
 from bytelm.pipelines.shards.pieces import ShardPiece, add_document, index_row
@@ -35,7 +36,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, split: str, number: int):
-        self.name = f"{split}-{number:06d}.tar"
+        self.name = shard_name(split, number)
         self.split = split
         self._path = folder / self.name
         self._temporary = self._path.with_name(self.name + ".tmp")

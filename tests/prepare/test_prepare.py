@@ -341,3 +341,18 @@ def test_progress_is_shown(
     prepare([source], tmp_path / "set", PrepareOptions(), console)
     assert "B/s" in shown.getvalue()
     assert ("40/40" if terminal else "40 of 40 documents") in shown.getvalue()
+
+
+def test_more_shards_than_there_are_numbers_for_are_refused_early(tmp_path: Path) -> None:
+    table = tmp_path / "table.jsonl"
+    table.write_text('{"text": "a"}\n' * 80_000)
+    with pytest.raises(ValueError, match=r"more than 1,000,000 shards .* --shard-mb, such as 2"):
+        prepare([table], tmp_path / "set", PrepareOptions(shard_bytes=1))
+    assert list(tmp_path.glob("set/*")) == []
+
+
+def test_few_documents_have_few_shards_whatever_their_size(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    txt(source / "long.txt", "words " * 200_000)
+    prepare([source], tmp_path / "set", PrepareOptions(shard_bytes=1))
+    assert len(ShardSet(tmp_path / "set").shards) == 1

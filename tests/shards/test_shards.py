@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bytelm.modalities.base import Header, Sample
 from bytelm.pipelines.errors import DamageError
-from bytelm.pipelines.shards.format import INDEX_DTYPE, SET_MANIFEST
+from bytelm.pipelines.shards.format import INDEX_DTYPE, MAX_SHARDS, SET_MANIFEST
 from bytelm.pipelines.shards.reader import ShardSet, header_of, open_set
 from bytelm.pipelines.shards.writer import ShardWriter, write_set_manifest
 
@@ -212,3 +212,9 @@ def test_large_samples_keep_their_offsets(make_set: SetMaker) -> None:
     ]
     shard_set = make_set([[s] for s in samples], per_shard=9)
     assert [d[0].data for d in stored(shard_set)] == [s.data for s in samples]
+
+
+def test_a_shard_whose_number_has_no_six_digits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the split train needs more than 1,000,000 shards"):
+        ShardWriter(tmp_path, "train", MAX_SHARDS)
+    assert list(tmp_path.iterdir()) == []

@@ -279,20 +279,26 @@ def test_a_slurm_job_saves_before_its_time_is_up_and_is_requeued(
 
 
 @pytest.mark.long
-def test_tasks_of_a_slurm_array_prepare_the_set_of_one_machine(
+def test_tasks_of_slurm_arrays_prepare_the_set_of_one_machine(
     tmp_path: Path, tools: dict[str, str]
 ) -> None:
-    """Slurm's variables are set as its array sets them; the tasks run at the same time."""
+    """Slurm's variables are set as its arrays set them; the tasks run at the same time."""
+
+    def run_array(*arguments: str) -> None:
+        tasks = [
+            subprocess.Popen(
+                [str(CLUSTER / "slurm-prepare.sbatch"), *arguments],
+                env={**tools, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "3"},
+            )
+            for task in range(3)
+        ]
+        assert [task.wait(END_SECONDS) for task in tasks] == [0, 0, 0]
+
     source = small_source(tmp_path / "source")
     one, many = tmp_path / "one", tmp_path / "many"
     bytelm("prepare", source, "--out", one, "--workers", 1)
-    tasks = [
-        subprocess.Popen(
-            [str(CLUSTER / "slurm-prepare.sbatch"), str(source), str(many), "--workers", "1"],
-            env={**tools, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "3"},
-        )
-        for task in range(3)
-    ]
-    assert [task.wait(END_SECONDS) for task in tasks] == [0, 0, 0]
+    run_array(str(source), str(many), "--workers", "1")
+    run_array("--merge", str(many))
+    assert list(many.glob("*.tar")), "the second array writes the shards"
     bytelm("merge", many)
     assert hashes(many) == hashes(one)
