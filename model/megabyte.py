@@ -107,6 +107,8 @@ class Megabyte(nn.Module):
             module, nn.Linear | nn.Conv1d | nn.Embedding | StartEmbedding | ModalityHead
         ):
             return False
+        if module.weight.is_meta:
+            return True  # no numbers; PyTorch would import its compiler, which takes seconds
         std = self.config.init_std
         if isinstance(module, nn.Embedding) and all(
             module is not stage.position_embed for stage in self.stages

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from bytelm.model.flops import Activations, activations
-from bytelm.model.megabyte import Megabyte
+from bytelm.model.initialisation import model_without_weights
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.runtime.device import resolve_precision, this_device
 from bytelm.pipelines.training.optimizer import hidden_matrices
@@ -114,8 +112,7 @@ class _Counts:
 
 
 def _counts(config: RunConfig) -> _Counts:
-    with torch.device("meta"):
-        model = Megabyte(config.model)
+    model = model_without_weights(config.model)
     weights = sum(p.numel() for p in model.parameters())
     by_muon = 0
     if config.optimizer.name == "muon":

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Sample
+from bytelm.model.initialisation import model_without_weights
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import plural
 from bytelm.pipelines.data.dataset_info import DatasetInfo
@@ -163,8 +164,7 @@ class SampleDrawer:
 
     def _model(self, weights: dict[str, Tensor]) -> Megabyte:
         """A model of the run's present weights, in evaluation mode."""
-        with torch.device("meta"):
-            model = Megabyte(self._engine.config.model)
+        model = model_without_weights(self._engine.config.model)
         model.load_state_dict(weights, assign=True)
         model.tie_output()
         return model.to(self._engine.device).eval()

@@ -1,4 +1,4 @@
-"""Loading and using a model needs none of the packages of training."""
+"""Loading and using a model needs none of the packages of training, and none that takes seconds."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ assert main(["evaluate", folder, "--data", shard_set, "--split", "val", "--json"
 """
 
 
+HEAVY = """
+import sys
+
+import bytelm
+
+bytelm.load(sys.argv[1]).compress(b"whale")
+print(sorted({"torch._dynamo", "sympy", "huggingface_hub"} & set(sys.modules)))
+"""
+
+
 def test_a_model_is_used_where_deepspeed_and_webdataset_cannot_be_imported(
     make_set: SetMaker, tmp_path: Path
 ) -> None:
@@ -46,3 +56,10 @@ def test_a_model_is_used_where_deepspeed_and_webdataset_cannot_be_imported(
     )
     assert result.returncode == 0, result.stderr
     assert '"bits_per_byte"' in result.stdout
+
+
+def test_a_model_in_a_folder_loads_without_pytorchs_compiler(tmp_path: Path) -> None:
+    """The compiler takes seconds to import, longer than all else before the first byte."""
+    model = write_model(tmp_path / "model")
+    line = [sys.executable, "-c", HEAVY, str(model)]
+    assert subprocess.check_output(line, env=environment(), text=True) == "[]\n"
