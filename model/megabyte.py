@@ -176,7 +176,11 @@ class Megabyte(nn.Module):
         return layout.scatter(all_nats.index_copy(0, local[reach:], nats), len(ids))
 
     def logits(
-        self, ids: Tensor, document: Tensor | None = None, modality: Tensor | None = None
+        self,
+        ids: Tensor,
+        document: Tensor | None = None,
+        modality: Tensor | None = None,
+        codec_features: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, T, V] float32 of every id given those before it, for small inputs.
 
@@ -187,7 +191,7 @@ class Megabyte(nn.Module):
         if document is None:
             document = torch.zeros(len(ids), 1, dtype=torch.int32, device=ids.device)
         layout = self._fit_layout(ids, document, None)
-        patches = self._patches(ids, document, modality, None, layout)
+        patches = self._patches(ids, document, modality, codec_features, layout)
         stage_0_output = self._run_stage_0(patches, self._stage_0_context(layout))
         hidden, _ = self._run_lower_stages(stage_0_output, patches, [])
         logits = self.output(hidden, patches.heads.flatten())

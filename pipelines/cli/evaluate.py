@@ -15,7 +15,7 @@ from bytelm.pipelines.cli.arguments import (
     add_precision,
 )
 from bytelm.pipelines.cli.processes import add_processes, launch_processes
-from bytelm.pipelines.evaluation import PLAIN, SCORINGS
+from bytelm.pipelines.evaluation import ADAPT, PLAIN, SCORINGS
 
 if TYPE_CHECKING:
     from bytelm.pipelines.evaluation.records import Evaluation
@@ -47,12 +47,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows that a thread of the model scores at once",
     )
     add_precision(parser)
-    parser.add_argument(
+    scoring = parser.add_mutually_exclusive_group()
+    scoring.add_argument(
         "--scoring",
         default=PLAIN,
         choices=SCORINGS,
         help="plain: pieces, as in training; sliding: windows that overlap by half; strided: every "
         "window again half a patch later; both: sliding and strided, at four times the cost",
+    )
+    scoring.add_argument(
+        "--adapt",
+        dest="scoring",
+        action="store_const",
+        const=ADAPT,
+        help="let the model learn from each document while it scores it, as `compress --adapt` "
+        "does; it begins each one anew",
     )
     add_processes(parser, "documents")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -10,7 +10,8 @@ import numpy as np
 from bytelm.modalities.base import Bytes, Sample
 from bytelm.modalities.framing import Segment
 from bytelm.pipelines.data.plan import Plan
-from bytelm.pipelines.evaluation.windows import Document, segment_length
+from bytelm.pipelines.data.windows import segment_length
+from bytelm.pipelines.evaluation.windows import Document
 from bytelm.pipelines.shards.format import Index, Shard
 from bytelm.pipelines.shards.reader import ShardSet
 

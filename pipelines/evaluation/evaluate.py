@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from bytelm.pipelines.checkpoints.run_folder import checkpoint_step
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
-from bytelm.pipelines.evaluation import PLAIN
+from bytelm.pipelines.evaluation import ADAPT, PLAIN
+from bytelm.pipelines.evaluation.adaptive_scoring import documents_in_memory, score_adapting
 from bytelm.pipelines.evaluation.codec_sizes import (
     CodecSizes,
     codec_versions,
@@ -81,7 +83,8 @@ def evaluate(
     Args:
         model_location: as `load_model` takes it.
         batch: rows that a thread of the model computes at once.
-        scoring: one of `SCORINGS`; `plain` scores the pieces that training reads.
+        scoring: one of `SCORINGS`; `plain` scores the pieces that training reads. `ADAPT` scores
+            each document by a copy of the model that learns from it, beginning at the model anew.
         limit: documents to score, a sample (`selection.py`); None scores all.
         evaluations: folder of a run's evaluations, where finished work is kept until the end, so
             that a call with the same arguments goes on; None keeps none.
@@ -92,11 +95,14 @@ def evaluate(
     """
     settled = settled_location(model_location, ranks)
     task = ranks.together(lambda: _open(settled, set_paths, split, scoring, limit))
-    most_threads = batches_in_memory(task.model.config, batch)
-    nats_of = nats_of_model(task.model, precision)
+    model = task.model
+    is_adapting = scoring == ADAPT
+    most = documents_in_memory(model) if is_adapting else batches_in_memory(model.config, batch)
     facts = _facts(task, batch, precision, scoring)
     work = FinishedWork(evaluations if task.step is not None else None, facts, ranks)
-    scorer = Scorer(task.plan, nats_of, batch, most_threads, scoring, ranks, work)
+    nats_of = nats_of_model(model, precision)
+    adapting = partial(score_adapting, model=model, precision=precision)
+    scorer = Scorer(task.plan, nats_of, adapting, batch, most, scoring, ranks, work)
     scored = _score(scorer, task.info)
     sizes = _codec_sizes(scorer)
     if ranks.rank == 0:

@@ -15,7 +15,7 @@ from bytelm.model.flops import step_bytes
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.data.samplers import EvaluationRows
-from bytelm.pipelines.evaluation import PLAIN
+from bytelm.pipelines.evaluation import ADAPT, PLAIN
 from bytelm.pipelines.evaluation.documents import (
     StoredDocument,
     document_groups,
@@ -60,12 +60,14 @@ class Scorer:
 
     plan: Plan
     nats_of: NatsOf
+    score_adapting: Callable[[Document], ScoredDocument]
+    """Scores a document by a model that learns from it, for `ADAPT`."""
     batch: int
     """Rows that a thread computes at once."""
     most_threads: int
-    """Batches that memory allows at once (`batches_in_memory`)."""
+    """Batches that memory allows at once (`batches_in_memory`), or documents with `ADAPT`."""
     scoring: str
-    """One of `SCORINGS`."""
+    """One of `SCORINGS`, or `ADAPT`."""
     ranks: Ranks
     work: FinishedWork
     """The units that an earlier call has scored, which are left out here, and those of this one."""
@@ -169,8 +171,10 @@ class Scorer:
 
     def _score_group(self, item: tuple[int, Any, list[Document]]) -> list[ScoredDocument]:
         """Score the documents of an item, whose other parts go along."""
-        config = self.plan.config
-        return score_documents(item[2], self.nats_of, config, self.batch, self.scoring)
+        documents = item[2]
+        if self.scoring == ADAPT:
+            return [self.score_adapting(document) for document in documents]
+        return score_documents(documents, self.nats_of, self.plan.config, self.batch, self.scoring)
 
     def _part_count(self, parts_of: Parts) -> int:
         """New documents that all ranks score."""

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from bytelm.modalities import framing
@@ -29,11 +28,10 @@ from bytelm.modalities.evaluation_head import Floats, Ints
 from bytelm.modalities.framing import Framed, Segment, Span
 from bytelm.pipelines.data.batch import Batch
 from bytelm.pipelines.data.packing import PlanConfig
+from bytelm.pipelines.data.windows import Positions, window_spans
 from bytelm.pipelines.evaluation import BOTH, PLAIN, SLIDING, STRIDED
 from bytelm.pipelines.evaluation.codec_outcomes import ABSENT
 from bytelm.pipelines.evaluation.scoring import NatsOf, ScoredRow, scored_rows
-
-Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def score_documents(
     The batches, and so the last digits of the nats, depend on these documents alone.
     """
     rows = _WindowRows(plan.row_length, plan.patch)
-    scored = [_unscored(document, plan.patch) for document in documents]
+    scored = [unscored(document, plan.patch) for document in documents]
     for document, result in zip(documents, scored, strict=True):
         for window in windows(document, plan.row_length, plan.patch, scoring):
             rows.add(result, window)
@@ -126,7 +124,7 @@ def score_documents(
 
 def score_document(document: Document, nats_of: NatsOf, length: int, patch: int) -> ScoredDocument:
     """Score one document in plain pieces of at most `length` ids, one after the other."""
-    scored = _unscored(document, patch)
+    scored = unscored(document, patch)
     rows = _WindowRows(min(length, len(scored.nats)), patch)
     for window in windows(document, length, patch, PLAIN):
         rows.add(scored, window)
@@ -136,96 +134,13 @@ def score_document(document: Document, nats_of: NatsOf, length: int, patch: int)
 
 def windows(document: Document, length: int, patch: int, scoring: str) -> Iterator[Window]:
     """The windows of a document, of at most `length` ids; every id counts in one of them."""
-    total = sum(segment_length(segment, patch) for segment in document.segments)
-    is_counted = np.zeros(total, np.bool_)
-    for spans, positions in _candidates(document.segments, length, patch, scoring):
-        counts = (positions >= 0) & ~is_counted[positions]
-        is_counted[positions[counts]] = True
-        yield Window(document.frame(spans, patch), np.where(counts, positions, -1))
+    overlap, shift = scoring in (SLIDING, BOTH), scoring in (STRIDED, BOTH)
+    for spans, positions in window_spans(document.segments, length, patch, overlap, shift):
+        yield Window(document.frame(spans, patch), positions)
 
 
-def segment_length(segment: Segment, patch: int) -> int:
-    """Ids of a whole segment: its preamble and its body."""
-    opening = framing.preamble_length(segment.modality, patch)
-    return opening + framing.body_length(segment.size, patch)
-
-
-def _candidates(
-    segments: Sequence[Segment], length: int, patch: int, scoring: str
-) -> Iterator[tuple[list[Span], Positions]]:
-    """Spans of each window, and the positions [n] that count unless an earlier window has them."""
-    parts = [(segment.modality, segment.size) for segment in segments]
-    segment = start = 0
-    while segment < len(segments):
-        spans = next(framing.split_document(parts, patch, lambda: length, segment, start))
-        positions = _positions(spans, segments, patch)
-        if scoring in (STRIDED, BOTH):
-            yield from _strided(spans, positions, segments, length, patch)
-        else:
-            yield spans, positions
-        segment, start = _end(spans[-1], segments, patch)
-        if scoring in (SLIDING, BOTH) and segment < len(segments):
-            segment, start = _middle(spans, segments, patch)
-
-
-def _strided(
-    spans: list[Span], positions: Positions, segments: Sequence[Segment], length: int, patch: int
-) -> Iterator[tuple[list[Span], Positions]]:
-    """A window and its repetition half a patch later, each with the positions that count there."""
-    shifted_spans = [_shifted(spans[0], segments, length, patch)]
-    shifted = _positions(shifted_spans, segments, patch)
-    in_first_half = np.arange(len(positions)) % patch < patch // 2
-    yield spans, np.where(in_first_half | ~np.isin(positions, shifted), positions, -1)
-    yield shifted_spans, np.where(np.isin(shifted, positions), shifted, -1)
-
-
-def _shifted(span: Span, segments: Sequence[Segment], length: int, patch: int) -> Span:
-    """The span that begins half a patch later, with as much of its segment as fits a window."""
-    segment, start = segments[span.segment], span.start + patch // 2
-    rest = framing.up_to_patch(framing.body_length(segment.size, patch) - start, patch)
-    room = length - framing.preamble_length(segment.modality, patch)
-    return Span(span.segment, start, min(rest, room))
-
-
-def _end(span: Span, segments: Sequence[Segment], patch: int) -> tuple[int, int]:
-    """Segment and body id that follow a span."""
-    end = span.start + span.length
-    if end == framing.body_length(segments[span.segment].size, patch):
-        return span.segment + 1, 0
-    return span.segment, end
-
-
-def _middle(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> tuple[int, int]:
-    """Segment and body id in the middle of a window, at the start of a patch."""
-    openings = [framing.preamble_length(segments[s.segment].modality, patch) for s in spans]
-    total = sum(openings) + sum(span.length for span in spans)
-    rest = total // 2 // patch * patch
-    for span, opening in zip(spans, openings, strict=True):
-        if rest < opening + span.length:
-            break
-        rest -= opening + span.length
-    # A window that did not move would be scored forever.
-    least = patch if span is spans[0] else 0
-    return span.segment, span.start + max(rest - opening, least)
-
-
-def _positions(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> Positions:
-    """[n], position in the document of each id of a piece; -1 of filler behind a body and of
-    preambles that repeat a segment's header."""
-    begins = np.cumsum([0, *(segment_length(segment, patch) for segment in segments)])
-    positions = []
-    for span in spans:
-        segment, begin = segments[span.segment], begins[span.segment]
-        opening = framing.preamble_length(segment.modality, patch)
-        preamble = begin + np.arange(opening)
-        positions.append(preamble if span.start == 0 else np.full(opening, -1))
-        body = span.start + np.arange(span.length)
-        is_present = body < framing.body_length(segment.size, patch)
-        positions.append(np.where(is_present, begin + opening + body, -1))
-    return np.concatenate(positions)
-
-
-def _unscored(document: Document, patch: int) -> ScoredDocument:
+def unscored(document: Document, patch: int) -> ScoredDocument:
+    """A document whose nats are to be filled in."""
     spans = [
         Span(i, 0, framing.body_length(segment.size, patch))
         for i, segment in enumerate(document.segments)
@@ -239,6 +154,18 @@ def _unscored(document: Document, patch: int) -> ScoredDocument:
         patch_position=np.zeros(count, np.int64),
         match=np.full(count, ABSENT, np.uint8),
         error=np.full(count, ABSENT, np.uint8),
+    )
+
+
+def batch_of(rows: Sequence[Framed]) -> Batch:
+    """A batch of rows of equal length."""
+    return Batch(
+        ids=torch.from_numpy(np.stack([row.ids for row in rows])),
+        patch_modality=torch.from_numpy(np.stack([row.patch_modality for row in rows])),
+        document=torch.from_numpy(np.stack([row.document for row in rows])),
+        role=torch.from_numpy(np.stack([row.role for row in rows])),
+        origins=[None] * len(rows),
+        damage=[],
     )
 
 
@@ -263,7 +190,7 @@ class _WindowRows:
         """Fill in the nats of all ids that count, and drop the rows."""
         for first in range(0, len(self._rows), batch):
             rows = self._rows[first : first + batch]
-            window_batch = self._batch(rows)
+            window_batch = batch_of([self._frame(row) for row in rows])
             scored = scored_rows(window_batch, nats_of(window_batch))
             for row, scored_row in zip(rows, scored, strict=True):
                 begin = 0
@@ -272,17 +199,6 @@ class _WindowRows:
                     document.fill(window.positions, scored_row, slice(begin, end))
                     begin = end
         self._rows, self._room = [], 0
-
-    def _batch(self, rows: Sequence[Sequence[tuple[ScoredDocument, Window]]]) -> Batch:
-        framed = [self._frame(row) for row in rows]
-        return Batch(
-            ids=torch.from_numpy(np.stack([row.ids for row in framed])),
-            patch_modality=torch.from_numpy(np.stack([row.patch_modality for row in framed])),
-            document=torch.from_numpy(np.stack([row.document for row in framed])),
-            role=torch.from_numpy(np.stack([row.role for row in framed])),
-            origins=[None] * len(rows),
-            damage=[],
-        )
 
     def _frame(self, windows: Sequence[tuple[ScoredDocument, Window]]) -> Framed:
         row = Framed.padding(self._length, self._patch)

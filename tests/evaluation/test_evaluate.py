@@ -26,7 +26,7 @@ from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
 from bytelm.pipelines.data.samplers import EvaluationRows
-from bytelm.pipelines.evaluation import SCORINGS, SLIDING
+from bytelm.pipelines.evaluation import ADAPT, SCORINGS, SLIDING
 from bytelm.pipelines.evaluation import evaluate as evaluation
 from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.evaluation.scoring import NatsOf, Scores, nats_of_model
@@ -137,7 +137,7 @@ def test_documents_and_maps_add_up_to_the_figures(mixed_set: ShardSet, model_fol
                 assert total == pytest.approx(figures["bits_per_byte"] * sum(bit_map["bytes"]))
 
 
-@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("scoring", [*SCORINGS, ADAPT])
 def test_a_document_has_the_same_bits_whichever_are_scored_beside_it(
     scoring: str, mixed_set: ShardSet, model_folder: Path
 ) -> None:

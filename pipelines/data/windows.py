@@ -1,0 +1,116 @@
+"""Windows of a document: parts of it, framed as pieces, that may overlap.
+
+N ids of a document, framed as one piece    n ids of a window    P ids of a patch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bytelm.modalities import framing
+from bytelm.modalities.framing import Segment, Span
+
+Positions = npt.NDArray[np.int64]
+
+
+def window_spans(
+    segments: Sequence[Segment], length: int, patch: int, overlap: bool, shift: bool
+) -> Iterator[tuple[list[Span], Positions]]:
+    """The windows of a document, of at most `length` ids; every id counts in one of them.
+
+    Args:
+        overlap: a window begins in the middle of the window before it.
+        shift: each window is repeated half a patch later.
+    Yields:
+        the spans of a window, and [n] the position in the document of each id that counts in it;
+        -1 of the others.
+    """
+    is_counted = np.zeros(sum(segment_length(segment, patch) for segment in segments), np.bool_)
+    for spans, positions in _candidates(segments, length, patch, overlap, shift):
+        counts = (positions >= 0) & ~is_counted[positions]
+        is_counted[positions[counts]] = True
+        yield spans, np.where(counts, positions, -1)
+
+
+def segment_length(segment: Segment, patch: int) -> int:
+    """Ids of a whole segment: its preamble and its body."""
+    opening = framing.preamble_length(segment.modality, patch)
+    return opening + framing.body_length(segment.size, patch)
+
+
+def _candidates(
+    segments: Sequence[Segment], length: int, patch: int, overlap: bool, shift: bool
+) -> Iterator[tuple[list[Span], Positions]]:
+    """Spans of each window, and the positions [n] that count unless an earlier window has them."""
+    parts = [(segment.modality, segment.size) for segment in segments]
+    segment = start = 0
+    while segment < len(segments):
+        spans = next(framing.split_document(parts, patch, lambda: length, segment, start))
+        positions = _positions(spans, segments, patch)
+        if shift:
+            yield from _strided(spans, positions, segments, length, patch)
+        else:
+            yield spans, positions
+        segment, start = _end(spans[-1], segments, patch)
+        if overlap and segment < len(segments):
+            segment, start = _middle(spans, segments, patch)
+
+
+def _strided(
+    spans: list[Span], positions: Positions, segments: Sequence[Segment], length: int, patch: int
+) -> Iterator[tuple[list[Span], Positions]]:
+    """A window and its repetition half a patch later, each with the positions that count there."""
+    shifted_spans = [_shifted(spans[0], segments, length, patch)]
+    shifted = _positions(shifted_spans, segments, patch)
+    in_first_half = np.arange(len(positions)) % patch < patch // 2
+    yield spans, np.where(in_first_half | ~np.isin(positions, shifted), positions, -1)
+    yield shifted_spans, np.where(np.isin(shifted, positions), shifted, -1)
+
+
+def _shifted(span: Span, segments: Sequence[Segment], length: int, patch: int) -> Span:
+    """The span that begins half a patch later, with as much of its segment as fits a window."""
+    segment, start = segments[span.segment], span.start + patch // 2
+    rest = framing.up_to_patch(framing.body_length(segment.size, patch) - start, patch)
+    room = length - framing.preamble_length(segment.modality, patch)
+    return Span(span.segment, start, min(rest, room))
+
+
+def _end(span: Span, segments: Sequence[Segment], patch: int) -> tuple[int, int]:
+    """Segment and body id that follow a span."""
+    end = span.start + span.length
+    if end == framing.body_length(segments[span.segment].size, patch):
+        return span.segment + 1, 0
+    return span.segment, end
+
+
+def _middle(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> tuple[int, int]:
+    """Segment and body id in the middle of a window, at the start of a patch."""
+    openings = [framing.preamble_length(segments[s.segment].modality, patch) for s in spans]
+    total = sum(openings) + sum(span.length for span in spans)
+    rest = total // 2 // patch * patch
+    for span, opening in zip(spans, openings, strict=True):
+        if rest < opening + span.length:
+            break
+        rest -= opening + span.length
+    # A window that did not move would be scored forever.
+    least = patch if span is spans[0] else 0
+    return span.segment, span.start + max(rest - opening, least)
+
+
+def _positions(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> Positions:
+    """[n], position in the document of each id of a piece; -1 of filler behind a body and of
+    preambles that repeat a segment's header."""
+    begins = np.cumsum([0, *(segment_length(segment, patch) for segment in segments)])
+    positions = []
+    for span in spans:
+        segment, begin = segments[span.segment], begins[span.segment]
+        opening = framing.preamble_length(segment.modality, patch)
+        preamble = begin + np.arange(opening)
+        positions.append(preamble if span.start == 0 else np.full(opening, -1))
+        body = span.start + np.arange(span.length)
+        is_present = body < framing.body_length(segment.size, patch)
+        positions.append(np.where(is_present, begin + opening + body, -1))
+    return np.concatenate(positions)
