@@ -4,8 +4,9 @@
     URL/checkpoints/step-00000100/...               the files of a checkpoint
     URL/checkpoints/step-00000100/manifest.json     written last: without it there is no checkpoint
 
-One thread uploads one checkpoint at a time. If a newer one is offered meanwhile, it waits; if one
-waits already, the newer one takes its place.
+One thread uploads one checkpoint at a time, at a low priority, so that steps which use all
+cores of a machine go first. If a newer one is offered meanwhile, it waits; if one waits already,
+the newer one takes its place.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from bytelm.pipelines.checkpoints.run_folder import (
     parse_config,
     steps_to_remove,
 )
+from bytelm.pipelines.storage.background import NICENESS, lower_priority
 from bytelm.pipelines.storage.cache import StoreClosedError
 from bytelm.pipelines.storage.destination import Destination, open_destination
 from bytelm.pipelines.storage.files import rename_durably
@@ -64,7 +66,7 @@ class CheckpointUploads:
 
     def __init__(self, url: str, run: Path, keep_last: int, keep_every: int):
         """Raises ValueError for a URL to which nothing can be written."""
-        self._destination = open_destination(url)
+        self._destination = open_destination(url, in_background=True)
         self._run = run
         self._keep = keep_last, keep_every
         self._changed = threading.Condition()
@@ -110,6 +112,7 @@ class CheckpointUploads:
         self._thread.join()
 
     def _work(self) -> None:
+        lower_priority(NICENESS)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting is not None or self._is_closed)

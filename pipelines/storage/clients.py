@@ -90,9 +90,21 @@ class Writer:
     PermissionError or OSError where it cannot, and StoreClosedError once `stop` is set.
     """
 
-    def __init__(self, protocol: str, stop: threading.Event):
+    def __init__(
+        self,
+        protocol: str,
+        stop: threading.Event,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ):
+        """
+        Args:
+            protocol: scheme of the URLs.
+            stop: ends all calls once it is set.
+            loop: runs the requests, where the client has asynchronous ones; None for fsspec's own.
+        """
         self._protocol = protocol
         self._stop = stop
+        self._loop = loop
 
     def put_file(self, path: Path, url: str) -> None:
         """Upload a file, which becomes visible whole; large ones go in parts where the store has
@@ -153,7 +165,7 @@ class Writer:
         """
         limit = 10 * TIMEOUT_SECONDS + size / SLOWEST_BYTES_PER_SECOND
         try:
-            client = _filesystem(self._protocol)
+            client = _filesystem(self._protocol, self._loop)
             if not client.async_impl:
                 return getattr(client, method)(*arguments, **options)
             call = getattr(client, f"_{method}")(*arguments, **options)
@@ -180,17 +192,25 @@ class Writer:
         return future.result()
 
 
-def _filesystem(protocol: str) -> Any:
-    """The client of a protocol. fsspec keeps one for each process, thread and set of options."""
+def _filesystem(protocol: str, loop: asyncio.AbstractEventLoop | None = None) -> Any:
+    """The client of a protocol. fsspec keeps one for each process, thread and set of options.
+
+    Args:
+        protocol: scheme of the URLs.
+        loop: runs the requests of s3, gs and az; None for fsspec's own.
+    """
     wait = TIMEOUT_SECONDS
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if loop is not None:
+        options["loop"] = loop
     if protocol == "s3":
         config = {"connect_timeout": wait, "read_timeout": wait, "retries": {"max_attempts": 0}}
-        s3 = fsspec.filesystem("s3", config_kwargs=config, use_listings_cache=False)
+        s3 = fsspec.filesystem("s3", config_kwargs=config, **options)
         s3.retries = 1
         return s3
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=wait, sock_read=wait)
     if protocol == "gs":
-        return fsspec.filesystem("gs", requests_timeout=timeout, use_listings_cache=False)
+        return fsspec.filesystem("gs", requests_timeout=timeout, **options)
     if protocol in ("http", "https"):
         return fsspec.filesystem(
             protocol,
@@ -198,7 +218,7 @@ def _filesystem(protocol: str) -> Any:
             headers={"Accept-Encoding": "identity"},
         )
     if protocol == "az":
-        return fsspec.filesystem("az", use_listings_cache=False)
+        return fsspec.filesystem("az", **options)
     if protocol == "hf":
         return fsspec.filesystem("hf", use_listings_cache=False)
     return fsspec.filesystem(protocol)

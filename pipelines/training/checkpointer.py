@@ -9,13 +9,10 @@ and all of them call `advance` when none is.
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +39,7 @@ from bytelm.pipelines.checkpoints.run_folder import (
 )
 from bytelm.pipelines.checkpoints.train_state import TrainState, write_state
 from bytelm.pipelines.errors import CheckpointError
+from bytelm.pipelines.storage.background import lower_priority
 from bytelm.pipelines.storage.files import rename_durably, write_atomic
 from bytelm.pipelines.training.engine import Engine
 from bytelm.pipelines.training.state_copy import (
@@ -57,7 +55,6 @@ Write = Callable[[], list[Path]]
 NICENESS = 5
 """Added to that of the thread that writes: where steps use all cores, it takes a quarter of one.
 With more, other processes of the machine would hold it up until the next save waits for it."""
-MAX_NICENESS = 19
 
 
 @dataclass
@@ -91,7 +88,7 @@ class Checkpointer:
         """Says of a checkpoint's folder whether an upload reads it, so that it has to stay."""
         self._save: _Save | None = None
         self._job: Future[FileEntries]
-        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_let_steps_go_first)
+        self._thread = ThreadPoolExecutor(1, "checkpoint", lower_priority, (NICENESS,))
         self._cancelled = threading.Event()
 
     def newest_usable(self) -> UsableCheckpoint:
@@ -257,17 +254,6 @@ class Checkpointer:
                 # Renamed first: half a folder under a checkpoint's name would be a damaged one.
                 path.rename(_temporary(path))
                 shutil.rmtree(_temporary(path))
-
-
-def _let_steps_go_first() -> None:
-    """Lower this thread's priority. A step waits for the slowest of its threads, so that one which
-    shares a core evenly with a writer would take the step's time twice."""
-    if sys.platform != "linux":  # threads have no priority of their own
-        return
-    thread = threading.get_native_id()
-    niceness = min(MAX_NICENESS, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
-    with suppress(OSError):  # a sandbox may forbid it, which costs time alone
-        os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
 def _temporary(folder: Path) -> Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ import pytest
 from helpers.object_store import BUCKET, ObjectStore, object_store
 
 from bytelm.pipelines.storage import clients, retries
+from bytelm.pipelines.storage.background import MAX_NICENESS, NICENESS, background_loop
 from bytelm.pipelines.storage.cache import StoreClosedError
 from bytelm.pipelines.storage.clients import TransientError
 from bytelm.pipelines.storage.destination import check_stored, open_destination
@@ -148,3 +152,22 @@ def test_an_object_with_other_bytes_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(TransientError, match="arrived"):
             check_stored(info, path, "gs://b/file")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_requests_in_the_background_run_at_a_low_priority(s3: ObjectStore, tmp_path: Path) -> None:
+    """The object is written, and by a thread that steps of a training go before."""
+    source = tmp_path / "source"
+    source.write_bytes(bytes(1000))
+
+    async def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with open_destination(f"s3://{BUCKET}/runs/set", in_background=True) as destination:
+        destination.upload(source, "model.bin")
+        assert destination.list() == {"model.bin": 1000}
+    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    there = asyncio.run_coroutine_threadsafe(niceness(), background_loop()).result(60)
+    assert there == min(MAX_NICENESS, here + NICENESS)
+    client = clients._filesystem("s3", background_loop())
+    assert client.loop is background_loop()

@@ -13,6 +13,9 @@ cores.
     checkpoints/wait      longest wait of a step for a save, which copies the state to memory;
                           reference: seconds of a step
     checkpoints/upload    MB/s to the server
+    checkpoints/cpu       processor seconds that writing and uploading a checkpoint take of the
+                          training's process; reference: what the server takes for it, which a real
+                          store does not take of this machine
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -33,6 +37,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import fsspec  # type: ignore[import-untyped]  # it has no types
+import psutil  # type: ignore[import-untyped]  # nor has this
 
 from bytelm.pipelines.config import config_from_dict
 from bytelm.pipelines.runtime.allocator import keep_freed_memory
@@ -48,6 +53,8 @@ URL = "s3://bucket/run"
 WARM_UP_STEPS = 3
 """Steps that are not measured."""
 SERVER_SECONDS = 60.0
+BACKGROUND_THREADS = ("checkpoint", "uploads", "background requests")
+"""Starts of the names of the threads that write and upload."""
 
 
 @dataclass
@@ -64,23 +71,30 @@ class Times:
     """Bytes per second of each upload."""
     size: int = 0
     """Bytes of a checkpoint."""
+    processor: dict[str, float] = field(default_factory=dict)
+    """Seconds of each thread that writes or uploads."""
 
 
 def checkpoint_figures(model: str, steps: int, every: int) -> Iterator[Figure]:
     """Figures of a run of a preset of `steps` measured steps with a save after every `every`."""
-    with tempfile.TemporaryDirectory() as temporary, _server():
+    with tempfile.TemporaryDirectory() as temporary, _server() as server:
         folder = Path(temporary)
         run_bytelm("prepare", DEMO_FILES / "text", "--out", folder / "text")
+        served = _processor_seconds(server)
         times = in_fresh_process(_train, folder, model, WARM_UP_STEPS + steps, every)
+        served = _processor_seconds(server) - served
     alone = mean(times.alone)
     counts = {"steps_beside": len(times.beside), "steps_alone": len(times.alone)}
     yield Figure("checkpoints/step", mean(times.beside), "s", alone, counts)
     yield Figure("checkpoints/wait", max(times.waits), "s", alone, {"checkpoint_bytes": times.size})
     yield Figure("checkpoints/upload", mean(times.uploads) / 1e6, "MB/s")
+    count = len(times.uploads)
+    own = {name: seconds / count for name, seconds in times.processor.items()}
+    yield Figure("checkpoints/cpu", sum(own.values()), "s", served / count, own)
 
 
 @contextmanager
-def _server() -> Iterator[None]:
+def _server() -> Iterator[psutil.Process]:
     """An S3 server with an empty bucket, which the environment names."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -101,10 +115,23 @@ def _server() -> Iterator[None]:
                 break
             time.sleep(0.1)
         fsspec.filesystem("s3").mkdir("bucket")
-        yield
+        yield psutil.Process(server.pid)
     finally:
         server.kill()
         server.wait()
+
+
+def _processor_seconds(process: psutil.Process) -> float:
+    """Processor time that a process has taken so far."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def _thread_seconds() -> dict[str, float]:
+    """Processor time so far of this process's threads that write and upload, by their names."""
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    found = [(names.get(t.id, ""), t.user_time + t.system_time) for t in psutil.Process().threads()]
+    return {name: seconds for name, seconds in found if name.startswith(BACKGROUND_THREADS)}
 
 
 class _MeasuredTrainer(Trainer):
@@ -122,6 +149,7 @@ class _MeasuredTrainer(Trainer):
             steps = self.times.beside if self.is_beside or is_busy else self.times.alone
             steps.append(now - self.began - self.waited)
         self.began, self.waited, self.is_beside = now, 0.0, is_busy
+        self.times.processor |= _thread_seconds()
         return super()._next_micro_batches()
 
     def save(self) -> None:
