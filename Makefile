@@ -25,6 +25,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,docs]'
+	$(BIN)/python -m bytelm.tools.compile_kernels
 	touch $@
 
 demo: $(STAMP)

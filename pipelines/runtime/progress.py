@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SILENT_SECONDS = 2.0
 LINE_SECONDS = 10.0
 """Seconds between two lines."""
+START_SHARE = 0.05
+"""Share of the work below which a first unit that takes SILENT_SECONDS is not counted in the speed:
+most of its time went into the start, as the compilation of kernels."""
 LONG_SECONDS = 1800.0
 """Expected duration from which a warning is due."""
 BYTES = "bytes"
@@ -48,6 +51,7 @@ class Progress:
         self._done = self._done_at_start = done
         self._bytes = 0
         self._is_warned = False
+        self._is_first = True
         self._start_time = time.monotonic()
         self._next_line = self._start_time + SILENT_SECONDS
         if self._bar:
@@ -74,6 +78,10 @@ class Progress:
         if self._console is None:
             return
         now = time.monotonic()
+        if self._is_slow_start(now):
+            self._done_at_start, self._bytes = self._done, 0
+            self._start_time, self._next_line = now, now + SILENT_SECONDS
+        self._is_first = False
         if self._bar:
             self._bar.update(self._task, completed=self._done, speed=self._speed(now))
         if now < self._next_line:
@@ -87,6 +95,11 @@ class Progress:
                 soft_wrap=True,
             )
         self._next_line = now + LINE_SECONDS
+
+    def _is_slow_start(self, now: float) -> bool:
+        done = self._done - self._done_at_start
+        is_slow = now - self._start_time >= SILENT_SECONDS
+        return self._is_first and is_slow and done < START_SHARE * self._total
 
     def _warn_if_long(self, now: float) -> None:
         left = self._seconds_left(now)

@@ -50,6 +50,18 @@ def test_a_line_comes_after_two_seconds_and_then_every_ten(clock: Clock) -> None
     ]
 
 
+def test_a_start_that_takes_long_is_not_counted(clock: Clock) -> None:
+    """The first byte waits for the compilation of kernels."""
+    console = plain()
+    with Progress(console, 1_000) as counting:
+        clock.now += 40
+        counting.add(1)
+        for _ in range(5):
+            clock.now += 1
+            counting.add(100)
+    assert shown(console) == ["201 of 1,000 bytes, 100.0 B/s, 8 s left"]
+
+
 def test_short_work_and_work_without_a_console_print_nothing(clock: Clock) -> None:
     console = plain()
     with Progress(console, 3) as counting, Progress(None, 3) as silent:
@@ -68,14 +80,15 @@ def test_hours_are_announced_once(clock: Clock) -> None:
             counting.add(120)
     warnings = [line for line in shown(console) if "Ctrl-C" in line]
     assert warnings == ["this takes about 3 h at 12.0 B/s: Ctrl-C to stop"]
-    assert len(shown(console)) == 6
+    assert len(shown(console)) == 5
 
 
 def test_a_terminal_has_a_bar_and_the_warning(clock: Clock) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with Progress(console, 10**9) as counting:
-        clock.now += 5
-        counting.add(10)
+        for _ in range(2):
+            clock.now += 5
+            counting.add(10)
     text = "".join(shown(console))
     assert "Ctrl-C to stop" in text
     assert "2.0 B/s" in text
