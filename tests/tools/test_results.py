@@ -228,7 +228,7 @@ def test_the_command_scores_a_kind_of_ones_own_and_keeps_its_figures(
     kind = folders[0] / "val"
     first = results("--only", "kinds", "--kind", kind)
     figures = {figure["name"]: figure for figure in first}
-    names = ("network", "mixed", "mixed, weights counted", "xz")
+    names = ("network", "mixed", "adapted", "mixed, weights counted", "xz")
     assert {f"kinds/val/text/{name}" for name in names} <= set(figures)
     assert figures["kinds/val/text/network"]["bytes"] == 300
     page = (tmp_path / "work" / "results.md").read_text()

@@ -8,6 +8,8 @@ from typing import Any
 NONE = "-"
 ANCHORS = {"text": "xz", "image": "WebP", "audio": "FLAC"}
 """The codec of each modality that everybody has."""
+WAYS = ("network", "mixed", "adapted")
+"""Ways to use a model, as `results.py` names them."""
 FigureDict = dict[str, Any]
 
 
@@ -51,8 +53,8 @@ def _equal_time(figures: Mapping[tuple[str, ...], FigureDict]) -> list[list[str]
     for model in models:
         cells = []
         for part in parts:
-            figure = figures.get((part, model), {})
-            spread = figure.get("spread")
+            figure = figures.get((part, model))
+            spread = figure["spread"] if figure else None
             cells.append(_number(figure) + ("" if spread is None else f" ± {spread:.3f}"))
         rows.append([model, *cells])
     return rows
@@ -63,32 +65,30 @@ def _val(figures: Mapping[tuple[str, ...], FigureDict]) -> list[list[str]]:
     sets = list(dict.fromkeys((name, modality) for name, modality, _ in figures))
     columns = dict.fromkeys(column for *_, column in figures)
     rows = [
-        [column, *(_number(figures.get((*of_set, column), {})) for of_set in sets)]
-        for column in columns
+        [column, *(_number(figures.get((*of_set, column))) for of_set in sets)]
+        for column in sorted(columns, key=lambda column: not column.startswith(WAYS))
     ]
     return [["", *(name for name, _ in sets)], *rows]
 
 
 def _other_kinds(figures: Mapping[tuple[str, ...], FigureDict]) -> list[list[str]]:
     """A row for each kind: the ways of the model, the anchor and the best codec."""
-    ways = [
-        way
-        for way in ("network", "mixed", "adapted")
-        if any(column == way for *_, column in figures)
-    ]
+    ways = [way for way in WAYS if any(column == way for *_, column in figures)]
     rows = [["kind", "", "bytes", *ways, "xz, WebP or FLAC", "best codec", "over the best"]]
-    for kind, modality in dict.fromkeys((kind, modality) for kind, modality, _ in figures):
-        of_kind = {column: f for (*of, column), f in figures.items() if of == [kind, modality]}
-        best = of_kind[of_kind[ways[0]]["best_codec"]]
+    for of, modality in dict.fromkeys((kind, modality) for kind, modality, _ in figures):
+        scores = {way: figures.get((of, modality, way)) for way in ways}
+        known = [score for score in scores.values() if score]
+        if not known:
+            continue
         anchor = ANCHORS[modality]
-        ratios = [f"{of_kind[way]['ratio'] - 1:+.1%}" for way in ways]
+        over = [f"{score['ratio'] - 1:+.1%}" if score else NONE for score in scores.values()]
         rows.append(
             [
-                *(kind, modality, f"{best['bytes']:,}"),
-                *(_number(of_kind[way]) for way in ways),
-                f"{anchor} {_number(of_kind.get(anchor, {}))}",
-                f"{best['best_codec']} {_number(best)}",
-                ", ".join(ratios),
+                *(of, modality, f"{known[0]['bytes']:,}"),
+                *map(_number, scores.values()),
+                f"{anchor} {_number(figures.get((of, modality, anchor)))}",
+                f"{known[0]['best_codec']} {known[0]['reference']:.3f}",
+                ", ".join(over),
             ]
         )
     return rows
@@ -112,5 +112,5 @@ def _scaling(figures: Mapping[tuple[str, ...], FigureDict]) -> list[list[str]]:
     return rows
 
 
-def _number(figure: Mapping[str, Any]) -> str:
+def _number(figure: Mapping[str, Any] | None) -> str:
     return f"{figure['value']:.3f}" if figure else NONE

@@ -7,9 +7,10 @@ FOLDERs are as for `quality_table.py`: the demo's files by default. The parts ar
 
     quality   `quality_table.py`: our models beside other byte models after equal time
     val       a model trained on the FOLDERs for M minutes, on all of their `val`: alone, mixing in
-              its output and with its weights counted, beside codecs of each file and whole archives
+              its output, and learning while it scores, with its weights counted too, beside codecs
+              of each file and of whole archives
     kinds     the demo's model on kinds of files that are not in its sets (`other_kinds.py`, or each
-              `--kind FOLDER`): alone and mixing, beside codecs of each file
+              `--kind FOLDER`), in the same ways, beside codecs of each file
     samples   bits of what the demo's model draws beside those of real files, by steps of training
     scaling   `scaling.py`: bits per byte against training FLOPs
 
@@ -40,8 +41,8 @@ from pathlib import Path
 from rich.console import Console
 
 from bytelm.modalities import MODALITIES
+from bytelm.pipelines.evaluation import ADAPT, PLAIN
 from bytelm.pipelines.evaluation.evaluate import evaluate
-from bytelm.pipelines.evaluation.records import Evaluation
 from bytelm.pipelines.runtime.optional_packages import can_import
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.storage.files import write_atomic
@@ -71,6 +72,9 @@ PEER_MODULES = {"megabyte-pytorch": "MEGABYTE_pytorch", "mblm": "mblm"}
 PEERS_REMEDY = "pip install 'bytelm[bench]'"
 STRONGEST = {"xz", "PPMd", "WebP", "JPEG XL e9", "FLAC", "WavPack"}
 """Codecs of single files, the best of which is the reference; brotli brings a dictionary along."""
+FIRST_WAY = "network"
+WAYS = {FIRST_WAY: (False, PLAIN), "mixed": (True, PLAIN), "adapted": (True, ADAPT)}
+"""Ways to use a model: whether its output is mixed, and how it is scored."""
 
 
 @dataclass(frozen=True)
@@ -209,61 +213,53 @@ def _experiment(
 
 def _val(task: Task) -> Iterator[FigureDict]:
     """The model of the folders on their `val`."""
-    sets = list(prepare_sets(task.folders, task.work, task.cells.console))
+    sets = prepare_sets(task.folders, task.work, task.cells.console)
     paths = [task.work / "sets" / name for name in sets]
-    model = partial(model_of_minutes, task.work, paths, task.scale.val_minutes)
     for path in paths:
-        name, root = f"val/{path.name}", ShardSet(path).root
-        made_from = [root, task.scale.val_minutes]
-        yield from task.cells.figures(name, made_from, partial(_scores, name, model, path))
+        name, root = f"val/{path.name}", sets[path.name].root
+        for way in WAYS:
+            make = partial(_val_scores, task, paths, path, way)
+            yield from task.cells.figures(f"{name}/{way}", [root, task.scale.val_minutes], make)
         yield from task.cells.figures(f"{name}/archives", [root], partial(_archives, name, path))
+
+
+def _val_scores(task: Task, paths: Sequence[Path], path: Path, way: str) -> list[FigureDict]:
+    model = model_of_minutes(task.work, paths, task.scale.val_minutes)
+    return _scores(f"val/{path.name}", way, model, path)
 
 
 def _kinds(task: Task) -> Iterator[FigureDict]:
     """The demo's model on other kinds."""
-    model = partial(demo_model, task.work, task.scale.demo_steps)
     for kind in task.kinds:
-        name = f"kinds/{kind.name}"
-        make = partial(_kind_scores, task, name, model, kind)
-        yield from task.cells.figures(name, [kind.source, task.scale.demo_steps], make)
+        for way in WAYS:
+            name, made_from = f"kinds/{kind.name}/{way}", [kind.source, task.scale.demo_steps]
+            yield from task.cells.figures(name, made_from, partial(_kind_scores, task, kind, way))
 
 
-def _kind_scores(
-    task: Task, name: str, model: Callable[[], TrainedModel], kind: Kind
-) -> list[FigureDict]:
-    figures = _scores(name, model, kind_set(kind, task.work, task.cells.console))
-    return [{**figure, "source": kind.source} for figure in figures]
+def _kind_scores(task: Task, kind: Kind, way: str) -> list[FigureDict]:
+    path = kind_set(kind, task.work, task.cells.console)
+    model = demo_model(task.work, task.scale.demo_steps)
+    return _scores(f"kinds/{kind.name}", way, model, path)
 
 
-def _scores(name: str, model: Callable[[], TrainedModel], shard_set: Path) -> list[FigureDict]:
-    """Figures of a set's `val` for each way to use a model, and of codecs on single files."""
-    trained = model()
-    models = {"network": trained.run, "mixed": trained.mixed}
-    figures: dict[str, FigureDict] = {}
-    for way, location in models.items():
-        evaluation = evaluate(location, [str(shard_set)], SPLIT, batch=1, precision="auto")
-        figures |= {figure["name"]: figure for figure in _evaluation_figures(name, way, evaluation)}
-    return list(figures.values())
-
-
-def _evaluation_figures(name: str, way: str, evaluation: Evaluation) -> Iterator[FigureDict]:
-    """A figure of the model, one with its weights, and one of each codec, by modality."""
+def _scores(name: str, way: str, model: TrainedModel, shard_set: Path) -> list[FigureDict]:
+    """Figures of a model on a set's `val`, used one of the WAYS; the first has codecs' too."""
+    is_mixing, scoring = WAYS[way]
+    location = model.mixed if is_mixing else model.run
+    evaluation = evaluate(location, [str(shard_set)], SPLIT, 1, "auto", scoring)
+    figures: list[FigureDict] = []
     for modality, codecs in evaluation.codecs.items():
         best = min(STRONGEST & codecs.keys(), key=codecs.__getitem__)
         scores = evaluation.model[modality]
-        details = {
-            "bytes": int(scores["payload_bytes"]),
-            "documents": len(evaluation.documents),
-            "best_codec": best,
-        }
-        values = {
-            way: scores["bits_per_byte"],
-            f"{way}, weights counted": evaluation.with_weights[modality]["bits_per_byte"],
-            **codecs,
-        }
+        details = {"bytes": int(scores["payload_bytes"]), "best_codec": best}
+        with_weights = evaluation.with_weights[modality]["bits_per_byte"]
+        values = {way: scores["bits_per_byte"], f"{way}, weights counted": with_weights}
+        if way == FIRST_WAY:
+            values |= codecs
         for column, value in values.items():
             full = f"{name}/{modality}/{column}"
-            yield Figure(full, value, "bits/byte", codecs[best], details).as_dict()
+            figures.append(Figure(full, value, "bits/byte", codecs[best], details).as_dict())
+    return figures
 
 
 def _archives(name: str, path: Path) -> list[FigureDict]:
