@@ -58,7 +58,7 @@ def test_statistics_tell_colours_edges_pitch_and_silence() -> None:
     tone, silence = 0.5 * np.sin(2 * np.pi * 200 * seconds), np.zeros(4000)
     found = {name: sound_statistics(wave, 8000) for name, wave in (("t", tone), ("s", silence))}
     assert np.isfinite([*found.values()]).all()
-    assert 200 == pytest.approx(found["t"][10], rel=0.03)
+    assert found["t"][10] == pytest.approx(200, rel=0.03)
     assert (found["t"][4], found["s"][4]) == (0.0, 1.0)
 
 
