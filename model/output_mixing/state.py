@@ -42,8 +42,12 @@ CHANNELS = 6
 FACTORS = 32
 """F, of samples; pixels have PIXEL_FACTORS."""
 PIXEL_FACTORS = 18
-CASCADE = 256
-"""Samples before that the second stage of the prediction of a sample reads."""
+FITS = 2
+"""Regressions of a channel, with memories of their own; pixels have one."""
+TAPS = 256
+"""The most values before that a filter of samples reads."""
+STAGES = 2
+"""Filters behind a regression of samples."""
 ACTIVITIES = 16
 """Levels of how much a pixel's neighbours differ."""
 MATCH_SLOTS = 1 << 16
@@ -55,6 +59,7 @@ ROW = np.dtype(
         ("match_length", np.int64),
         ("samples", np.int64),  # of all channels
         ("activity", np.int64),
+        ("sums", np.float64, (1 + STAGES,)),  # of a sample: the regression, and with each filter
         ("held", np.int64),  # bytes of the payload so far
         ("before", np.int64),  # of which so many belong to earlier pieces of the document
     ],
@@ -76,18 +81,20 @@ class PredictorState(NamedTuple):
     """[B, MATCH_SLOTS] for hashes of the last bytes, the index in the payload of the byte after
     them, plus 1; 0 where there is none."""
     samples: npt.NDArray[np.float64]
-    """[B, CASCADE + T / 2 + 1] samples of the payload, channels interleaved, behind zeros."""
+    """[B, TAPS + T / 2 + 1] samples of the payload, channels interleaved, behind zeros."""
+    rests: npt.NDArray[np.float64]
+    """[B, STAGES, TAPS + T / 2 + 1] what the stages before each filter left of them."""
     neighbours: npt.NDArray[np.float64]
     """[B, F] what the regression reads at the next byte or sample."""
     moments: npt.NDArray[np.float64]
-    """[B, CHANNELS, F, F + 1] sums of products of neighbours, and in the last column with what
-    they predict."""
+    """[B, FITS, CHANNELS, F, F + 1] sums of products of neighbours; in the last column, of those
+    with what they predict."""
     factors: npt.NDArray[np.float64]
-    """[B, CHANNELS, F] of the regression."""
+    """[B, FITS, CHANNELS, F] of the regressions."""
     solver: npt.NDArray[np.float64]
     """[B, F, F + 1] scratch of the normal equations."""
-    cascade: npt.NDArray[np.float64]
-    """[B, CHANNELS, CASCADE] factors of the second stage."""
+    filters: npt.NDArray[np.float64]
+    """[B, CHANNELS, STAGES, TAPS] factors of the filters of samples, the newest value's last."""
     errors: npt.NDArray[np.float64]
     """[B, REGRESSIONS, CHANNELS, ACTIVITIES] mean absolute errors: of pixels by activity, of
     samples a fast mean and a slow one."""
@@ -100,12 +107,13 @@ def new_predictors(batch: int, length: int) -> PredictorState:
         predictions=np.zeros(batch, PREDICTION),
         bytes=np.zeros((batch, length), np.uint8),
         positions=np.zeros((batch, MATCH_SLOTS), np.int32),
-        samples=np.zeros((batch, CASCADE + length // 2 + 1)),
+        samples=np.zeros((batch, TAPS + length // 2 + 1)),
+        rests=np.zeros((batch, STAGES, TAPS + length // 2 + 1)),
         neighbours=np.zeros((batch, FACTORS)),
-        moments=np.zeros((batch, CHANNELS, FACTORS, FACTORS + 1)),
-        factors=np.zeros((batch, CHANNELS, FACTORS)),
+        moments=np.zeros((batch, FITS, CHANNELS, FACTORS, FACTORS + 1)),
+        factors=np.zeros((batch, FITS, CHANNELS, FACTORS)),
         solver=np.zeros((batch, FACTORS, FACTORS + 1)),
-        cascade=np.zeros((batch, CHANNELS, CASCADE)),
+        filters=np.zeros((batch, CHANNELS, STAGES, TAPS)),
         errors=np.zeros((batch, REGRESSIONS, CHANNELS, ACTIVITIES)),
     )
 
@@ -115,7 +123,9 @@ def new_predictors(batch: int, length: int) -> PredictorState:
 NETWORK, MATCH, REGRESSION, BIAS = 0, 1 + CONTEXTS, 2 + CONTEXTS, 2 + CONTEXTS + REGRESSIONS
 """Inputs of a mixer: the network, from 1 on the contexts, a match, the regressions, a constant."""
 INPUTS = BIAS + 1
-"""I."""
+"""Inputs in use."""
+WIDTH = -(-INPUTS // 16) * 16
+"""I, inputs with zeros behind them: sums over so many run in lanes."""
 MOST_COUNT = 30
 """Counts of a bit go no further."""
 CONFIDENCE_LEVELS = 6
@@ -133,19 +143,29 @@ FIRST_WEIGHTS = np.array(
         [1.0, *[0.0] * 7, 0.0, *[0.0] * 3, 0.0],
         [0.75, 0.2, 0.12, 0.08, 0.02, 0.05, 0.15, 0.08, 0.05, *[0.0] * 3, 0.0],
         [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, 0.0, 0.0, 0.4, 0.08, -0.05, 0.0],
-        [0.8, 0.03, 0.03, *[0.0] * 5, 0.0, 0.25, 0.05, 0.02, 0.0],
+        [0.8, 0.03, 0.03, *[0.0] * 5, 0.0, 0.1, 0.15, 0.1, 0.0],
     ]
 )
 """[KINDS, I] weights before anything was learned: means of those after some documents, rounded."""
 
+EDGES = -(-2 * REGRESSIONS // 8) * 8
+"""Two for each regression, and more that fill the lanes."""
+FRESH, ENDED, OPEN = range(3)
+"""Rows that no document has used, whose document has ended, and in a document."""
+
 MIXER_ROW = np.dtype(
     [
-        ("is_used", np.int64),  # whether a document has left anything in the row
+        ("phase", np.int64),
+        ("zeros", np.float32, (WIDTH,)),  # of the next bit by each predictor, the odds against
+        ("ones", np.float32, (WIDTH,)),  # and for a one, in any unit,
+        ("tails", np.float32, (WIDTH,)),  # and what their logit lacks
+        ("edges", np.float32, (EDGES,)),  # of the next bit's halves, under the regressions
         # The eight bits of a byte, by their positions in it:
-        ("keys", np.uint64, (8, CONTEXTS)),  # hashes of the contexts and the bits before it
-        ("inputs", np.float64, (8, INPUTS)),
+        ("slots", np.int64, (8, CONTEXTS)),  # of the counts of each context
+        ("checks", np.int64, (8, CONTEXTS)),
+        ("inputs", np.float32, (8, WIDTH)),
         ("sets", np.int64, (8, CHOSEN)),
-        ("mixed", np.float64, (8, CHOSEN)),  # probabilities by each set
+        ("mixed", np.float32, (8, CHOSEN + 1)),  # probabilities by each set and by all
     ],
     align=True,
 )
@@ -157,20 +177,20 @@ class MixerState(NamedTuple):
 
     rows: npt.NDArray[np.void]
     """[B] of MIXER_ROW."""
-    network: npt.NDArray[np.float64]
-    """[B, 512] probabilities of the network for the next byte, as a binary tree: node 1 is any
-    byte, 2 n + bit the half of node n, 256 + x the byte x."""
+    network: npt.NDArray[np.float32]
+    """[B, 512] the network's next byte as a binary tree: node 1 is any byte, 2 n + bit the half of
+    node n, 256 + x the byte x. In units of the likeliest id's probability."""
     tree: npt.NDArray[np.float64]
-    """[B, 512] the same, mixed."""
+    """[B, 512] mixed probabilities of the same nodes."""
     counts: npt.NDArray[np.uint8]
     """[B, C, slots, 3] zeros and ones after a context and the bits before, and a check of the hash,
     0 in free slots."""
-    likelihoods: npt.NDArray[np.float64]
-    """[B, KINDS, C, MOST_COUNT + 1, MOST_COUNT + 1, 3] for each pair of counts the probability of
-    a one, its logit, and how often it was seen."""
+    likelihoods: npt.NDArray[np.float32]
+    """[B, KINDS, C, MOST_COUNT + 1, MOST_COUNT + 1, 2] for each pair of counts the probability of
+    a one, and how often it was seen."""
     hits: npt.NDArray[np.float64]
     """[B, MATCH_LEVELS, 2] how often matches of a length predicted a bit, and out of how many."""
-    weights: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float32]
     """[B, KINDS, SETS, I]."""
 
 
@@ -187,12 +207,12 @@ def new_mixers(batch: int, length: int) -> MixerState:
     pairs = MOST_COUNT + 1
     return MixerState(
         rows=np.zeros(batch, MIXER_ROW),
-        network=np.zeros((batch, 512)),
+        network=np.zeros((batch, 512), np.float32),
         tree=np.zeros((batch, 512)),
         counts=np.zeros((batch, CONTEXTS, slots, 3), np.uint8),
-        likelihoods=np.zeros((batch, KINDS, CONTEXTS, pairs, pairs, 3)),
+        likelihoods=np.zeros((batch, KINDS, CONTEXTS, pairs, pairs, 2), np.float32),
         hits=np.zeros((batch, MATCH_LEVELS, 2)),
-        weights=np.zeros((batch, KINDS, SETS, INPUTS)),
+        weights=np.zeros((batch, KINDS, SETS, WIDTH), np.float32),
     )
 
 
