@@ -11,7 +11,6 @@ every call of a part and which cost more than the work between them.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import os
@@ -28,8 +27,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 NOTICE_SECONDS = 2.0
 """Compilation that takes longer is announced."""
-_OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
-"""`_nrt` is numba's runtime, which allocates and counts references."""
+_OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
+"""`_nrt` is numba's runtime, which allocates and counts references. Divisions by zero give what
+they give in NumPy: a check of each would keep loops from running in lanes."""
 
 
 def kernel(function: Function, parts: Sequence[ModuleType] = ()) -> Function:
@@ -49,20 +49,24 @@ def kernel(function: Function, parts: Sequence[ModuleType] = ()) -> Function:
         return numba.njit(**_OPTIONS)(function)
 
 
-def kernel_part(function: Function, fastmath: Set[str] = frozenset()) -> Function:
+def kernel_part(
+    function: Function, fastmath: Set[str] = frozenset(), is_inlined: bool = False
+) -> Function:
     """Compile what kernels call; it is kept as a part of them.
 
     Args:
         fastmath: what the compiler may do to floating-point numbers, in LLVM's words.
+        is_inlined: put it wherever it is called. A call of it otherwise copies its arguments, and
+            an array is a dozen of them.
     """
-    return numba.njit(fastmath=set(fastmath), **_OPTIONS)(function)
+    return numba.njit(fastmath=set(fastmath), forceinline=is_inlined, **_OPTIONS)(function)
 
 
 @contextmanager
 def compiling() -> Iterator[None]:
     """Say on stderr that kernels are compiled, where the body takes over NOTICE_SECONDS.
 
-    A process says it once, and of the ranks of a machine only the first one.
+    Of the ranks of a machine only the first one says it.
     """
     notice = threading.Timer(NOTICE_SECONDS, _announce)
     notice.daemon = True
@@ -73,8 +77,6 @@ def compiling() -> Iterator[None]:
         notice.cancel()
 
 
-@functools.cache
 def _announce() -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        notice = "compiling kernels, once on this machine (up to a minute)"
-        print(notice, file=sys.stderr, flush=True)
+        print("compiling kernels, once on this machine", file=sys.stderr, flush=True)

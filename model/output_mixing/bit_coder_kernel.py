@@ -8,6 +8,8 @@ carry can change them, and a carry goes back into those that have left (Martin, 
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from bytelm.model.numba_kernels import kernel_part
@@ -17,10 +19,11 @@ SHARE_BITS = np.uint64(24)
 """Bits of a coded probability."""
 WORD_BITS = np.uint64(32)
 LEAST_RANGE, MOST_WORD = np.uint64(1 << 32), np.uint32(0xFFFFFFFF)
+_part = partial(kernel_part, is_inlined=True)
 _ONE, _MOST_SHARE = np.uint64(1), np.uint64((1 << 24) - 1)
 
 
-@kernel_part
+@_part
 def code_bit(coder: CoderState, bit: int, one: float) -> int:
     """Code a decision whose probability of a one is `one`; returns it, which a decoder reads."""
     c = coder.coder[0]
@@ -41,7 +44,7 @@ def code_bit(coder: CoderState, bit: int, one: float) -> int:
     return bit
 
 
-@kernel_part
+@_part
 def _skip(coder: CoderState, distance: np.uint64) -> None:
     """Raise the interval's lower end."""
     c = coder.coder[0]
@@ -57,7 +60,7 @@ def _skip(coder: CoderState, distance: np.uint64) -> None:
         coder.words[index] += np.uint32(1)
 
 
-@kernel_part
+@_part
 def _shift(coder: CoderState) -> None:
     """Write the upper word, or read the next one; zeros follow the last."""
     c = coder.coder[0]

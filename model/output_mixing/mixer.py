@@ -14,7 +14,13 @@ from torch import Tensor
 from bytelm.model.codec_features.layout import PLACES
 from bytelm.model.output_mixing import kernels, predictors
 from bytelm.model.output_mixing.bit_coder import IDLE_CODER, BitCoder
-from bytelm.model.output_mixing.state import PREDICTION, new_mixers, new_predictors
+from bytelm.model.output_mixing.state import (
+    ENDED,
+    FRESH,
+    PREDICTION,
+    new_mixers,
+    new_predictors,
+)
 
 
 class DocumentMixer:
@@ -77,7 +83,8 @@ class RowMixer:
 
     def read_prompt(self, row: int, logits: Tensor, ids: Tensor, places: Tensor) -> None:
         """Start a row with its prompt, [n] ids; logits [n, V] and places as in `DocumentMixer`."""
-        self._mixers.rows["is_used"][row] = 0
+        if self._mixers.rows["phase"][row] != FRESH:
+            self._mixers.rows["phase"][row] = ENDED
         self._predictors.rows["before"][row] = 0
         opens_document = np.zeros(len(ids), np.bool_)
         host_ids, predictions = ids.cpu().contiguous().numpy(), np.zeros(len(ids), PREDICTION)

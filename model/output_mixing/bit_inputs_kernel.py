@@ -1,0 +1,166 @@
+"""Logits of the next bit by every predictor, as a part of kernels.
+
+Of a context there are counts of the bits that followed it. An adaptive map makes them a
+probability: how often a one came after such counts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bytelm.model.codec_features.state import BYTES, PIXELS
+from bytelm.model.numba_kernels import kernel_part
+from bytelm.model.output_mixing.float_kernel import clip, exp, log
+from bytelm.model.output_mixing.state import (
+    BIT_SETS,
+    CONFIDENCE_LEVELS,
+    CONTEXTS,
+    EDGES,
+    MATCH,
+    MATCH_LEVELS,
+    MOST_COUNT,
+    NETWORK,
+    REGRESSION,
+    REGRESSIONS,
+    WIDTH,
+    MixerState,
+)
+
+Floats = npt.NDArray[np.float32]
+Prediction = Any
+"""A record of `state.PREDICTION`."""
+
+LEAST, MOST = np.float32(2.0**-20), np.float32(1 - 2.0**-20)
+"""Bounds of a probability."""
+MOST_INPUT = np.float32(np.log(2.0**20))
+COUNT_WORTH, MOST_SEEN = np.float32(8.0), np.float32(250.0)
+"""Adaptive maps: observations that a first probability is worth, memory."""
+ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
+
+_part = partial(kernel_part, is_inlined=True)
+_lane_kernel = partial(kernel_part, fastmath={"contract"})
+
+
+@_part
+def fill_inputs(state: MixerState, row: int, node: int, depth: int, prediction: Prediction) -> None:
+    """Set the logits of all predictors for the bit after a node's bits, and choose the weights."""
+    r, network = state.rows[row], state.network[row]
+    inputs, sets = r.inputs[depth], r.sets[depth]
+    r.zeros[NETWORK], r.ones[NETWORK] = network[2 * node], network[2 * node + 1]
+    seen = fill_contexts(state, row, node, depth, prediction)
+    expected = expected_bit(prediction, node, depth)
+    level = prediction.level if expected >= 0 else 0
+    r.zeros[MATCH] = r.ones[MATCH] = HALF
+    if expected >= 0:
+        hit = np.float32(state.hits[row, level, 0])
+        r.ones[MATCH] = hit if expected else ONE - hit
+        r.zeros[MATCH] = ONE - r.ones[MATCH]
+    if prediction.kind != BYTES:
+        _fill_regressions(state, row, node, depth, prediction)
+    _fill_logits(r.zeros, r.ones, r.tails, inputs)
+    confidence = max(0, min(int(np.float32(0.75) * abs(inputs[NETWORK])), CONFIDENCE_LEVELS - 1))
+    sets[0] = depth + 8 * prediction.is_low
+    sets[1] = BIT_SETS + level
+    sets[2] = BIT_SETS + MATCH_LEVELS + confidence * (CONTEXTS + 1) + seen
+
+
+@_lane_kernel
+def _fill_logits(zeros: Floats, ones: Floats, tails: Floats, logits: Floats) -> None:
+    """Logits [I] of odds; none where they are even."""
+    for i in range(WIDTH):
+        logits[i] = clip(tails[i] + log(ones[i] / zeros[i]), -MOST_INPUT, MOST_INPUT)
+
+
+@_part
+def fill_contexts(
+    state: MixerState, row: int, node: int, depth: int, prediction: Prediction
+) -> int:
+    """Find the counts of the contexts, and set their odds; returns how many were seen before."""
+    r, last, seen = state.rows[row], state.counts.shape[2] - 1, 0
+    slots, checks = r.slots[depth], r.checks[depth]
+    for i in range(CONTEXTS):
+        r.zeros[1 + i] = r.ones[1 + i] = HALF
+    for i in range(prediction.contexts):
+        key = (prediction.hashes[i] ^ np.uint64(node)) * _FACTOR
+        key ^= key >> np.uint64(29)
+        slots[i] = np.int64(key >> np.uint64(40)) & last
+        checks[i] = np.int64(key & np.uint64(255)) | 1  # tells most other keys of the slot apart
+        count = state.counts[row, i, slots[i]]
+        if count[2] == checks[i]:
+            seen += 1
+            one = state.likelihoods[row, prediction.kind, i, count[0], count[1], 0]
+            r.zeros[1 + i], r.ones[1 + i] = ONE - one, one
+    return seen
+
+
+@_part
+def learn_counts(state: MixerState, row: int, depth: int, bit: int, prediction: Prediction) -> None:
+    """Count a bit in every context, and how right the counts before it were."""
+    slots, checks = state.rows[row].slots[depth], state.rows[row].checks[depth]
+    for i in range(prediction.contexts):
+        count = state.counts[row, i, slots[i]]
+        if count[2] == checks[i]:
+            entry = state.likelihoods[row, prediction.kind, i, count[0], count[1]]
+            entry[1] = min(entry[1] + ONE, MOST_SEEN)
+            one = entry[0] + (np.float32(bit) - entry[0]) / (entry[1] + COUNT_WORTH)
+            entry[0] = clip(one, np.float32(0.0005), np.float32(0.9995))
+        else:
+            count[0], count[1], count[2] = 0, 0, checks[i]
+        count[bit] = min(count[bit] + 1, MOST_COUNT)
+        if count[1 - bit] > 2:  # the newest bits tell more
+            count[1 - bit] = min((count[1 - bit] + 3) // 2, 14)
+
+
+@_part
+def expected_bit(prediction: Prediction, node: int, depth: int) -> int:
+    """The bit after a node's `depth` bits in the byte that the match predicts; -1 if they differ
+    or there is no match."""
+    byte = prediction.expected | 256
+    if prediction.expected < 0 or byte >> (8 - depth) != node:
+        return -1
+    return byte >> (7 - depth) & 1
+
+
+@_part
+def _fill_regressions(
+    state: MixerState, row: int, node: int, depth: int, prediction: Prediction
+) -> None:
+    """Set the odds by logistic distributions around the predictions.
+
+    A node's bytes are an interval [begin, end), in widths of the distribution around its mean, and
+    a one is the upper half; of a sample's first bit the lower. The odds of the upper half are
+    e^half (1 + e^begin) / (1 + e^end), here without large exponentials.
+    """
+    r, size, is_negative = state.rows[row], 256 >> depth, False
+    low = (node << (8 - depth)) - 256.5
+    if prediction.kind != PIXELS:
+        if prediction.is_low:
+            low += 256.0 * prediction.high
+        elif depth == 0:
+            low, size, is_negative = -32768.5, 65536, True
+        else:
+            low = 256.0 * (low - 255.5 if low > 127.0 else low + 0.5) - 0.5
+            size *= 256
+    for i in range(REGRESSIONS):
+        scale = 1.0 / prediction.widths[i]
+        begin, half = (low - prediction.means[i]) * scale, 0.5 * size * scale
+        end = begin + 2.0 * half
+        tail = half + max(begin, 0.0) - max(end, 0.0)
+        r.tails[REGRESSION + i] = -tail if is_negative else tail
+        r.edges[2 * i], r.edges[2 * i + 1] = abs(begin), abs(end)
+    _fill_sums(r.edges)
+    for i in range(REGRESSIONS):
+        begin, end = r.edges[2 * i], r.edges[2 * i + 1]
+        r.zeros[REGRESSION + i] = begin if is_negative else end
+        r.ones[REGRESSION + i] = end if is_negative else begin
+
+
+@_lane_kernel
+def _fill_sums(edges: Floats) -> None:
+    for i in range(EDGES):
+        edges[i] = ONE + exp(-edges[i])
