@@ -11,7 +11,7 @@ Shapes:
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +20,28 @@ from torch import Tensor
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 
-WINDOW = 2048
-"""Ids of a window, of which half are new. Shorter ones step more often and see less."""
-RATE = 1e-3
-"""Learning rate."""
 BETAS = 0.9, 0.99
 """Decay of Adam's means: a document has tens to thousands of steps."""
 MAX_GRAD_NORM = 1.0
 
 
-def window_length(config: ModelConfig) -> int:
-    """Ids of a window of a model, a multiple of its patch."""
-    return min(WINDOW // config.patch * config.patch or config.patch, config.context)
+@dataclass(frozen=True)
+class Adaptation:
+    """Settings of learning. A decoder needs those of the encoder."""
+
+    rate: float
+    """Learning rate."""
+    window: int
+    """Ids of a window, of which half are new. Shorter ones step more often and see less."""
+
+    def window_length(self, config: ModelConfig) -> int:
+        """Ids of a window of a model, whole patches of its context."""
+        whole = max(self.window // config.patch, 4) * config.patch
+        return min(whole, config.context)
+
+
+TRAINED, UNTRAINED = Adaptation(5e-4, 2048), Adaptation(3e-3, 1024)
+"""Settings for a trained model, and for one whose weights are random."""
 
 
 class Learner:
@@ -40,10 +50,11 @@ class Learner:
     Its figures are the same to the last bit in each run on a CPU with one thread.
     """
 
-    def __init__(self, model: Megabyte) -> None:
+    def __init__(self, model: Megabyte, adaptation: Adaptation) -> None:
         self.model = copy.deepcopy(model).requires_grad_()
         self.model.config = replace(model.config, output_mixing=False)
-        self._optimizer = torch.optim.Adam(self.model.parameters(), RATE, BETAS, fused=True)
+        rate = adaptation.rate
+        self._optimizer = torch.optim.Adam(self.model.parameters(), rate, BETAS, fused=True)
 
     def logits(self, ids: Tensor, modality: Tensor, codec_features: Tensor | None) -> Tensor:
         """Logits [n, V] of the ids of a window, with what `learn` needs of them.

@@ -20,6 +20,7 @@ from bytelm.pipelines.checkpoints.run_folder import (
     newest_usable,
     saved_config,
 )
+from bytelm.pipelines.checkpoints.untrained import is_untrained, saved_untrained
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.storage.remote import folder_of, is_remote
@@ -30,7 +31,8 @@ def load_model(location: str | Path) -> tuple[Megabyte, DatasetInfo]:
 
     Args:
         location: a run's folder, an exported model, the name of a bundled model, the URL of a run
-            or of a checkpoint, or the id of a repository of the Hugging Face hub.
+            or of a checkpoint, the id of a repository of the Hugging Face hub, or a preset and seed
+            of random weights (`untrained`).
     Raises:
         ValueError: if it is missing, damaged or of another format version.
         OSError: if an object store fails.
@@ -58,6 +60,8 @@ def settled_location(location: str | Path, ranks: Ranks) -> str | Path:
         if ranks.rank:
             return ""
         url = str(location)
+        if is_untrained(location):
+            return url
         return newest_checkpoint(url) if is_url(location) else _local_model(url)
 
     return ranks.gather(ranks.together(choose))[0]
@@ -69,7 +73,10 @@ def opened_model(location: str | Path) -> Iterator[str]:
 
     The model of a URL is fetched and checked, and its files stay until the end of the body.
     """
-    if is_url(location):
+    if is_untrained(location):
+        with saved_untrained(str(location)) as saved:
+            yield saved
+    elif is_url(location):
         with fetched_model(str(location)) as folder:
             yield str(folder)
     else:

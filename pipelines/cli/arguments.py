@@ -97,7 +97,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="a run's folder, an exported model's folder, the name of a bundled model (small), the "
-        "URL of a run or a checkpoint (s3, gs, az, hf), or a Hugging Face repository",
+        "URL of a run or a checkpoint (s3, gs, az, hf), a Hugging Face repository, or preset:NAME "
+        "for random weights that learn from what they code",
     )
 
 

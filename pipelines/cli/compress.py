@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         help="pieces that are coded at once; decompression needs memory for as many",
     )
+    parser.add_argument(
+        "--adapt",
+        action="store_true",
+        help="let a copy of the model learn from each file while it codes it; smaller, and slower "
+        "both ways",
+    )
     add_processes(parser, "pieces of the files")
 
 
@@ -49,6 +55,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         return status
 
     from bytelm.pipelines.checkpoints.load import load_model, settled_location
+    from bytelm.pipelines.checkpoints.untrained import adaptation_of
     from bytelm.pipelines.compression.compress import compress
     from bytelm.pipelines.compression.inputs import STANDARD
     from bytelm.pipelines.runtime.ranks import joined_ranks
@@ -64,6 +71,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             options.keep_files,
             options.batch,
             ranks,
+            adaptation_of(location) if options.adapt else None,
         )
     for line in lines if ranks.rank == 0 else ():
         print(line, file=sys.stderr if options.out == STANDARD else sys.stdout)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +17,11 @@ import numpy as np
 
 from bytelm.modalities.base import Sample
 from bytelm.modalities.framing import MAX_ENDS
+from bytelm.model.adaptation import Adaptation
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.compression.coding import (
     ONE_RANK,
     PREFILL_THREADS,
-    Advance,
     decode_documents,
     encode_documents,
 )
@@ -31,6 +32,7 @@ from bytelm.pipelines.compression.container import (
     pack,
     unpack,
 )
+from bytelm.pipelines.compression.document_coder import Advance
 from bytelm.pipelines.compression.documents import (
     Document,
     decode_sample,
@@ -54,6 +56,7 @@ def compress_documents(
     keep_files: bool = False,
     batch: int = 64,
     advance: Advance = lambda coded: None,
+    adaptation: Adaptation | None = None,
 ) -> bytes:
     """Compress the contents of files into one container.
 
@@ -68,6 +71,8 @@ def compress_documents(
         batch: most pieces that step together; decompression needs memory for as many.
         advance: called with the number of payload ids and ends that were just coded; an error that
             it raises ends the coding.
+        adaptation: how a copy of the model learns from each document while it codes it, on the CPU;
+            None: it does not.
     Returns:
         the container.
     Raises:
@@ -77,7 +82,7 @@ def compress_documents(
     _require_batch(batch)
     encoded = _encode_files(documents, views, keep_files, model.config.patch)
     _require_distinct_names(encoded, [name for name, _ in documents])
-    return _pack(model, encoded, batch, advance)
+    return _pack(model, encoded, batch, advance, adaptation)
 
 
 def decompress_documents(model: Megabyte, packed: bytes) -> list[tuple[str, bytes]]:
@@ -108,6 +113,7 @@ def compress(
     keep_files: bool,
     batch: int,
     ranks: Ranks = ONE_RANK,
+    adaptation: Adaptation | None = None,
 ) -> list[str]:
     """Compress files into one container file, as `compress_documents` does.
 
@@ -140,7 +146,7 @@ def compress(
     documents, sources, left_out = ranks.together(read)
     _require_same(ranks, [document.entry for document in documents], "files")
     with _progress(ranks, [document.entry for document in documents]) as progress:
-        packed = _pack(model, documents, batch, progress.add, ranks)
+        packed = _pack(model, documents, batch, progress.add, adaptation, ranks)
     if ranks.rank == 0:
         _write_container(out, packed)
     lines = [
@@ -309,10 +315,13 @@ def _pack(
     documents: Sequence[Document],
     batch: int,
     advance: Advance,
+    adaptation: Adaptation | None,
     ranks: Ranks = ONE_RANK,
 ) -> bytes:
     """Code documents and pack them into a container."""
-    streams = encode_documents(model, documents, batch, advance, ranks)
+    if adaptation is not None:
+        model, batch = _on_cpu(model), 1
+    streams = encode_documents(model, documents, batch, advance, ranks, adaptation)
     return pack(
         Container(
             model=model_hash(model),
@@ -323,8 +332,15 @@ def _pack(
             words=np.concatenate(streams),
             first_streams=tuple(map(len, streams[:-1])),
             is_mixed=model.config.output_mixing,
+            adaptation=adaptation,
         )
     )
+
+
+def _on_cpu(model: Megabyte) -> Megabyte:
+    """The model, or a copy of it, where gradients are the same in each run."""
+    is_there = model.lm_head.weight.device.type == "cpu"
+    return model if is_there else copy.deepcopy(model).cpu()
 
 
 def _unpack(model: Megabyte, packed: bytes, where: str) -> Container:
@@ -350,6 +366,8 @@ def _restore(
 
     One rank has all files of a folder, so that files in each other's way are written in order.
     """
+    if container.adaptation is not None:
+        model = _on_cpu(model)
     try:
         documents = decode_documents(model, container, advance, ranks)
         tops = {entry.name.partition("/")[0]: None for entry in container.entries}

@@ -3,7 +3,8 @@
     "BLM", format u8, 16 bytes of the model's SHA-256, length u32 of the description,
     description (deflated JSON), words u32 of the range coder, CRC-32 of everything before it
 
-All numbers are big-endian. A container of a model that mixes its outputs has format 4, one of
+All numbers are big-endian. A container of documents that the model learned from while it coded them
+has format 5, one of a model that mixes its outputs has format 4, one of
 several streams of words (`coding`) format 3, one whose names have folders (`a/b.txt`) format 2,
 another one format 1.
 """
@@ -14,12 +15,13 @@ import json
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bytelm.model.adaptation import Adaptation
 from bytelm.pipelines.errors import DamageError
 
 MAGIC = b"BLM"
@@ -27,6 +29,7 @@ FLAT_FORMAT = 1
 FOLDER_FORMAT = 2
 STREAMS_FORMAT = 3
 BITS_FORMAT = 4
+ADAPTED_FORMAT = 5
 MAX_NAME_BYTES = 255
 """Limit of file systems for a name in a folder."""
 MAX_PATH_BYTES = 3000
@@ -36,6 +39,7 @@ MAX_DESCRIPTION_BYTES = 1 << 28
 MAX_PAYLOAD_BYTES = (1 << 32) - 1
 """Limit of the 32-bit payload offset in a piece's header."""
 MAX_THREADS = 4096
+MAX_WINDOW = 1 << 32
 
 _FIXED = struct.Struct(f">3sB{HASH_BYTES}sI")
 _CRC = struct.Struct(">I")
@@ -80,6 +84,8 @@ class Container:
     """Words of each stream but the last, which has the rest."""
     is_mixed: bool = False
     """Whether the words are those of binary decisions under mixed outputs."""
+    adaptation: Adaptation | None = None
+    """How the model learned from each document while it coded it."""
 
     @property
     def streams(self) -> list[Words]:
@@ -125,6 +131,9 @@ def pack(container: Container) -> bytes:
         version, description["first_streams"] = STREAMS_FORMAT, container.first_streams
     if container.is_mixed:
         version = BITS_FORMAT
+    if container.adaptation is not None:
+        version, description["is_mixed"] = ADAPTED_FORMAT, container.is_mixed
+        description["adaptation"] = asdict(container.adaptation)
     deflated = zlib.compress(json.dumps(description, separators=(",", ":")).encode(), 9)
     fixed = _FIXED.pack(MAGIC, version, container.model, len(deflated))
     packed = fixed + deflated + container.words.astype(">u4").tobytes()
@@ -142,9 +151,9 @@ def unpack(packed: bytes, where: str) -> Container:
     if len(content) < _FIXED.size or _CRC.pack(zlib.crc32(content)) != crc:
         raise DamageError(f"{where} is damaged or cut: its checksum is wrong")
     _, version, model, size = _FIXED.unpack_from(content)
-    if not FLAT_FORMAT <= version <= BITS_FORMAT:
+    if not FLAT_FORMAT <= version <= ADAPTED_FORMAT:
         raise ValueError(
-            f"{where} has format {version}, this bytelm reads {FLAT_FORMAT} to {BITS_FORMAT}: "
+            f"{where} has format {version}, this bytelm reads {FLAT_FORMAT} to {ADAPTED_FORMAT}: "
             "use the one that made it"
         )
     deflated, words = content[_FIXED.size :][:size], content[_FIXED.size + size :]
@@ -162,7 +171,18 @@ def unpack(packed: bytes, where: str) -> Container:
             ),
             words=np.frombuffer(words, ">u4").astype(np.uint32),
             first_streams=tuple(map(int, description.get("first_streams", ()))),
-            is_mixed=version == BITS_FORMAT,
+            is_mixed=bool(description.get("is_mixed", version == BITS_FORMAT)),
+            adaptation=_adaptation(description.get("adaptation")),
         )
     except (ValueError, TypeError, KeyError, zlib.error) as error:
         raise DamageError(f"{where} is damaged: its description is none ({error})") from error
+
+
+def _adaptation(stored: dict[str, Any] | None) -> Adaptation | None:
+    """The settings of learning in a description; ValueError for impossible ones."""
+    if stored is None:
+        return None
+    rate, window = float(stored["rate"]), int(stored["window"])
+    if not (0.0 < rate <= 1.0 and 0 < window <= MAX_WINDOW):
+        raise ValueError(f"learning at the rate {rate} in windows of {window}")
+    return Adaptation(rate, window)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bytelm.modalities import framing
 from bytelm.modalities.framing import Segment, Span
-from bytelm.model.adaptation import Learner, window_length
+from bytelm.model.adaptation import Adaptation, Learner
 from bytelm.model.codec_features.layout import KIND, SIZE
 from bytelm.model.codec_features.state import NO_PAYLOAD
 from bytelm.model.codec_features.vectorized import compute_codec_features, compute_places
@@ -35,20 +35,22 @@ MIXING_BYTES = 1 << 28
 """Memory of the mixing of a long document, about."""
 
 
-def documents_in_memory(model: Megabyte) -> int:
+def documents_in_memory(model: Megabyte, adaptation: Adaptation) -> int:
     """Documents that this process's part of the free memory holds at once, but one at least."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    window = replace(model.config, context=window_length(model.config))
+    window = replace(model.config, context=adaptation.window_length(model.config))
     size = 4 * 4 * parameters + step_bytes(window, number=4) + MIXING_BYTES
     return max(1, available_bytes() // (sharing_ranks() * size))
 
 
-def score_adapting(document: Document, model: Megabyte, precision: str) -> ScoredDocument:
+def score_adapting(
+    document: Document, model: Megabyte, precision: str, adaptation: Adaptation
+) -> ScoredDocument:
     """Score a document by a copy of the model that learns from it."""
     patch, device = model.config.patch, model.lm_head.weight.device
-    scored, learner = unscored(document, patch), Learner(model)
+    scored, learner = unscored(document, patch), Learner(model, adaptation)
     mixer = DocumentMixer(len(scored.nats)) if model.config.output_mixing else None
-    length = window_length(model.config)
+    length = adaptation.window_length(model.config)
     for spans, positions in window_spans(document.segments, length, patch, True, False):
         batch = batch_of([document.frame(spans, patch)])
         if model.config.codec_features:

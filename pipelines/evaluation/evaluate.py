@@ -26,6 +26,7 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.load import load_model, opened_model, settled_location
 from bytelm.pipelines.checkpoints.manifest import CHECKPOINT_MANIFEST
 from bytelm.pipelines.checkpoints.run_folder import checkpoint_step
+from bytelm.pipelines.checkpoints.untrained import adaptation_of
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
@@ -96,12 +97,14 @@ def evaluate(
     settled = settled_location(model_location, ranks)
     task = ranks.together(lambda: _open(settled, set_paths, split, scoring, limit))
     model = task.model
-    is_adapting = scoring == ADAPT
-    most = documents_in_memory(model) if is_adapting else batches_in_memory(model.config, batch)
+    adaptation = adaptation_of(model_location)
+    most = batches_in_memory(model.config, batch)
+    if scoring == ADAPT:
+        most = documents_in_memory(model, adaptation)
     facts = _facts(task, batch, precision, scoring)
     work = FinishedWork(evaluations if task.step is not None else None, facts, ranks)
     nats_of = nats_of_model(model, precision)
-    adapting = partial(score_adapting, model=model, precision=precision)
+    adapting = partial(score_adapting, model=model, precision=precision, adaptation=adaptation)
     scorer = Scorer(task.plan, nats_of, adapting, batch, most, scoring, ranks, work)
     scored = _score(scorer, task.info)
     sizes = _codec_sizes(scorer)

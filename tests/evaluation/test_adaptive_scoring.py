@@ -15,7 +15,7 @@ from helpers.tiny_models import OPTIONS, tiny_config
 from bytelm.modalities import MODALITIES
 from bytelm.modalities.base import Header
 from bytelm.modalities.framing import Segment
-from bytelm.model import adaptation
+from bytelm.model.adaptation import Adaptation
 from bytelm.model.codec_features.vectorized import compute_places
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.output_mixing.mixer import DocumentMixer
@@ -27,6 +27,8 @@ from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.evaluation.windows import Document
 
 PATCH = 4
+FAST = Adaptation(rate=0.01, window=128)
+"""Learning that shows within a few small windows."""
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
 
 
@@ -43,43 +45,36 @@ def pair(size: int) -> Document:
     return Document([Segment(MODALITIES["text"], Header(), "utf8", size), image], [words, pixels])
 
 
-@pytest.fixture
-def fast_learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Learning that shows within a few small windows."""
-    monkeypatch.setattr(adaptation, "RATE", 0.01)
-
-
-def test_ids_are_scored_before_the_model_learns_from_them(fast_learning: None) -> None:
+def test_ids_are_scored_before_the_model_learns_from_them() -> None:
     """A change of a late byte leaves the nats of all bytes before it as they are."""
     model, document = new_model(output_mixing=True), pair(300)
     changed = Document(document.segments, [document.payloads[0].copy(), document.payloads[1]])
     changed.payloads[0][250] ^= 1
-    first, second = (score_adapting(d, model, "fp32").nats for d in (document, changed))
-    position = int(np.flatnonzero(score_adapting(document, model, "fp32").framed.payload)[250])
+    first, second = (score_adapting(d, model, "fp32", FAST).nats for d in (document, changed))
+    position = int(
+        np.flatnonzero(score_adapting(document, model, "fp32", FAST).framed.payload)[250]
+    )
     assert np.array_equal(first[:position], second[:position])
     assert not np.array_equal(first[position:], second[position:])
 
 
 @pytest.mark.parametrize("mixing", [False, True])
-def test_a_document_teaches_and_leaves_the_model_as_it_is(
-    mixing: bool, fast_learning: None
-) -> None:
+def test_a_document_teaches_and_leaves_the_model_as_it_is(mixing: bool) -> None:
     model, document = new_model(output_mixing=mixing), pair(900)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    scored = score_adapting(document, model, "fp32")
+    scored = score_adapting(document, model, "fp32", FAST)
     words = scored.nats[scored.framed.payload][:900]
     assert words[-200:].mean() < 0.5 * words[:200].mean()
-    again = score_adapting(document, model, "fp32")
+    again = score_adapting(document, model, "fp32", FAST)
     assert np.array_equal(scored.nats[scored.framed.scored], again.nats[scored.framed.scored])
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_mixing_is_that_of_the_whole_document(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixing_is_that_of_the_whole_document() -> None:
     """Without steps of the network, against one mixer that reads the document's ids in one go."""
-    monkeypatch.setattr(adaptation, "RATE", 0.0)
     model, document = new_model(output_mixing=True), pair(400)
-    scored = score_adapting(document, model, "fp32")
+    scored = score_adapting(document, model, "fp32", Adaptation(0.0, 128))
     ids = torch.from_numpy(scored.framed.ids.astype(np.int64))
     logits = torch.zeros(len(ids), model.config.vocab_size)
     for spans, positions in window_spans(document.segments, 128, PATCH, True, False):
@@ -120,5 +115,7 @@ def test_the_command_scores_each_document_alone_in_any_number_of_processes(
 
 def test_a_window_is_whole_patches_of_the_context() -> None:
     config = new_model().config
-    assert adaptation.window_length(config) == 128
-    assert adaptation.window_length(replace(config, context=1 << 16)) == adaptation.WINDOW
+    assert Adaptation(1.0, 1000).window_length(config) == 128
+    assert Adaptation(1.0, 99).window_length(config) == 96
+    assert Adaptation(1.0, 1).window_length(config) == 4 * PATCH
+    assert Adaptation(1.0, 1000).window_length(replace(config, context=1 << 16)) == 1000

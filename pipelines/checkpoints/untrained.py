@@ -1,0 +1,64 @@
+"""Models of random weights, named by a preset and a seed: they learn from what they code.
+
+preset:modern-demo      the seed is 0
+preset:modern-demo:7
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from bytelm.model.adaptation import TRAINED, UNTRAINED, Adaptation
+from bytelm.model.megabyte import Megabyte
+from bytelm.model.presets import preset
+from bytelm.pipelines.checkpoints.pretrained import save_pretrained
+
+PREFIX = "preset:"
+VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
+MAX_SEED = (1 << 63) - 1
+
+
+def is_untrained(location: str | Path) -> bool:
+    """Whether a model's location names a preset and not a trained model."""
+    return isinstance(location, str) and location.startswith(PREFIX)
+
+
+def adaptation_of(location: str | Path) -> Adaptation:
+    """How the model at a location learns from what it codes."""
+    return UNTRAINED if is_untrained(location) else TRAINED
+
+
+def untrained_model(location: str) -> Megabyte:
+    """The model of random weights that a location names, the same for each call.
+
+    Its outputs are mixed if the preset has the codec features that mixing needs.
+
+    Raises:
+        ValueError: for an unknown preset, and for a seed that is none.
+    """
+    name, _, text = location.removeprefix(PREFIX).partition(":")
+    config = preset(name)
+    if text and not (text.isdecimal() and int(text) <= MAX_SEED):
+        raise ValueError(
+            f"{location} has the seed {text!r}: give a whole number of at most {MAX_SEED:,}, as "
+            f"{PREFIX}{name}:7"
+        )
+    mixing = config.codec_features and not config.modality_heads
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(text or 0))
+        return Megabyte(replace(config, output_mixing=mixing)).eval()
+
+
+@contextmanager
+def saved_untrained(location: str) -> Iterator[str]:
+    """The folder of `untrained_model`, which stays until the end of the body."""
+    model = untrained_model(location)
+    with TemporaryDirectory() as folder:
+        save_pretrained(model, model.config, folder, {"views": VIEWS})
+        yield folder
