@@ -6,7 +6,7 @@ import numpy as np
 
 from bytelm.model.codec_features.layout import SIZE
 from bytelm.model.numba_kernels import kernel_part
-from bytelm.model.output_mixing.state import MATCH_LEVELS, MATCH_SLOTS, PredictorState
+from bytelm.model.output_mixing.state import MATCH_LEVELS, PredictorState
 
 LONGEST_CHECK, LONGEST_MATCH = 32, 400
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
@@ -35,7 +35,7 @@ def find_match(state: PredictorState, row: int, least: int) -> None:
         key = np.uint64(0)
         for i in range(1, least + 1):
             key = stir(key, data[size - i])
-        slot = np.int64(key >> np.uint64(40)) & (MATCH_SLOTS - 1)
+        slot = np.int64(key >> np.uint64(40)) & (state.positions.shape[1] - 1)
         candidate = state.positions[row, slot] - 1
         if r.match < 0 and candidate >= 0:
             length, most = 0, min(LONGEST_CHECK, candidate)

@@ -50,7 +50,7 @@ STAGES = 2
 """Filters behind a regression of samples."""
 ACTIVITIES = 16
 """Levels of how much a pixel's neighbours differ."""
-MATCH_SLOTS = 1 << 16
+LEAST_MATCH_SLOTS, MOST_MATCH_SLOTS = 1 << 16, 1 << 22
 
 ROW = np.dtype(
     [
@@ -78,7 +78,7 @@ class PredictorState(NamedTuple):
     bytes: npt.NDArray[np.uint8]
     """[B, T] of the payload."""
     positions: npt.NDArray[np.int32]
-    """[B, MATCH_SLOTS] for hashes of the last bytes, the index in the payload of the byte after
+    """[B, slots] for hashes of the last bytes, the index in the payload of the byte after
     them, plus 1; 0 where there is none."""
     samples: npt.NDArray[np.float64]
     """[B, TAPS + T / 2 + 1] samples of the payload, channels interleaved, behind zeros."""
@@ -102,11 +102,12 @@ class PredictorState(NamedTuple):
 
 def new_predictors(batch: int, length: int) -> PredictorState:
     """State of the predictors of `batch` rows of up to `length` ids of a payload."""
+    slots = min(max(LEAST_MATCH_SLOTS, 1 << length.bit_length()), MOST_MATCH_SLOTS)
     return PredictorState(
         rows=np.zeros(batch, ROW),
         predictions=np.zeros(batch, PREDICTION),
         bytes=np.zeros((batch, length), np.uint8),
-        positions=np.zeros((batch, MATCH_SLOTS), np.int32),
+        positions=np.zeros((batch, slots), np.int32),
         samples=np.zeros((batch, TAPS + length // 2 + 1)),
         rests=np.zeros((batch, STAGES, TAPS + length // 2 + 1)),
         neighbours=np.zeros((batch, FACTORS)),
@@ -201,9 +202,10 @@ def new_mixers(batch: int, length: int) -> MixerState:
         length: the most ids of a document; the tables of counts grow with it, and what they hold
             depends on their size.
 
-    Memory: 3 MB a row of 12,544 ids; the kernel gives only pages that are used.
+    Memory: 3 MB a row of 12,544 ids, 90 MB one of 500,000 and more; the kernel gives only pages
+    that are used.
     """
-    slots = 1 << min(max(12, (8 * length).bit_length()), 20)
+    slots = 1 << min(max(12, (8 * length).bit_length()), 22)
     pairs = MOST_COUNT + 1
     return MixerState(
         rows=np.zeros(batch, MIXER_ROW),

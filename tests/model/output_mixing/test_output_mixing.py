@@ -19,6 +19,7 @@ from bytelm.model.codec_features.vectorized import compute_places
 from bytelm.model.config import ModelConfig
 from bytelm.model.decoding.decoder import Decoder
 from bytelm.model.megabyte import Megabyte
+from bytelm.model.output_mixing.state import new_predictors
 
 PATCH, CONTEXT = 4, 640
 MODERN = {"tie_embeddings": False, "codec_features": True, "cross_patch_attention": 4}
@@ -193,3 +194,9 @@ def test_older_configs_do_not_mix() -> None:
     values = tiny_config("two", **MODERN).to_dict()
     del values["output_mixing"]
     assert not ModelConfig.from_dict(values).output_mixing
+
+
+def test_matches_have_room_for_a_long_document() -> None:
+    """Hashes of a million bytes mostly have slots of their own; the table of a row stays small."""
+    for length, slots in ((12_544, 1 << 16), (1_000_000, 1 << 20)):
+        assert new_predictors(1, length).positions.shape == (1, slots)
