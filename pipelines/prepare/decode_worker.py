@@ -95,9 +95,9 @@ def cpu_seconds(size: int) -> float:
 
 
 def main() -> None:
-    """Run a worker. The arguments are descriptors: of the pipe, and of two files in memory.
+    """Run a worker. The arguments are descriptors: of the pipe, and of files in memory.
 
-    The pipe brings the options and then batches, which use the two files in turn.
+    The pipe brings the options and then tasks, each with the number of the file for its answer.
     """
     pipe, *descriptors = map(int, sys.argv[1:])
     memories = [_SampleFile(descriptor) for descriptor in descriptors]
@@ -110,8 +110,8 @@ def main() -> None:
         gc.freeze()  # what is imported stays: collections need not look at it
         is_fresh = True
         while True:
-            task = connection.recv()
-            samples = memories[0]
+            slot, task = connection.recv()
+            samples = memories[slot]
             samples.clear()
             result: BatchResult | Instalment
             if isinstance(task, TableTask):
@@ -121,7 +121,6 @@ def main() -> None:
             connection.send(result)
             if result.is_last:
                 return
-            memories.reverse()
             is_fresh = False
 
 

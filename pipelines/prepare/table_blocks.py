@@ -5,8 +5,8 @@ A row that is not plainly one sound text is read by `table_rows.py`, which knows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from bytelm.pipelines.prepare.table_rows import (
     arrow_errors,
     binary_column,
     json_row,
+    packed_lines,
     parquet_batches,
     range_lines,
     read_rows,
@@ -26,6 +27,8 @@ from bytelm.pipelines.prepare.tables import JSONL, PARQUET, TableUnit
 BLOCK_LINES = 1024
 BLOCK_BYTES = 1 << 22
 """Bytes of the texts of a block of Parquet rows, unless it is one row."""
+
+T = TypeVar("T")
 
 _NONE = np.empty(0, np.int64)
 _NO_PLAIN_TEXT = (ValueError, TypeError, LookupError, AttributeError)
@@ -57,49 +60,93 @@ def read_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
         MediaError, OSError, MemoryError: see read_rows.
     """
     if unit.format == (JSONL, ""):
-        yield from _json_blocks(unit, first, limit)
+        yield from _range_blocks(unit, first, limit)
+    elif unit.format.kind == JSONL:
+        yield from _packed_blocks(unit, first, limit)
     elif unit.format.kind == PARQUET:
         yield from _parquet_blocks(unit, first, limit)
     else:
-        for row in read_rows(unit, first, limit):
-            yield TextBlock(_NONE, (), (row,), 0, row.number + 1)
+        for rows in _batches(read_rows(unit, first, limit), lambda row: row.size):
+            yield TextBlock(_NONE, (), rows, 0, rows[-1].stop)
 
 
-def _json_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
-    """The lines of a byte range."""
+def _range_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
+    """The lines of a byte range, numbered by their first byte."""
     position, lines = range_lines(unit, first, limit)
     for start in range(0, len(lines), BLOCK_LINES):
-        block = _lines_block(unit, position, lines[start : start + BLOCK_LINES], limit)
-        yield block
-        position = block.stop
+        some = lines[start : start + BLOCK_LINES]
+        lengths = np.fromiter(map(len, some), np.int64, len(some))
+        ends = position + np.cumsum(lengths)
+        sizes = lengths - 1  # without the end of the line, which the last one may lack
+        sizes[-1] = len(some[-1].removesuffix(b"\n"))
+        position = int(ends[-1])
+        yield _lines_block(unit, some, sizes, ends - lengths, limit)._replace(stop=position)
 
 
-def _lines_block(unit: TableUnit, position: int, lines: Sequence[bytes], limit: int) -> TextBlock:
-    """Lines with their ends, of which the first begins at `position`."""
+def _packed_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
+    """The lines of a compressed file, numbered by the lines before them."""
+    number = first
+    for lines in _batches(packed_lines(unit, first, limit), len):
+        sizes = np.fromiter(map(len, lines), np.int64, len(lines))
+        yield _lines_block(unit, lines, sizes, number + np.arange(len(lines)), limit)
+        number += len(lines)
+
+
+def _batches(items: Iterator[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Consecutive items, up to BLOCK_LINES or some BLOCK_BYTES of them. Where reading them raises
+    an error, those before it come first."""
+    batch: list[T] = []
+    size, error = 0, None
+    try:
+        for item in items:
+            batch.append(item)
+            size += size_of(item)
+            if len(batch) == BLOCK_LINES or size >= BLOCK_BYTES:
+                yield batch
+                batch, size = [], 0
+    except Exception as cause:
+        error = cause
+    if batch:
+        yield batch
+    if error:
+        raise error
+
+
+def _lines_block(
+    unit: TableUnit,
+    lines: Sequence[bytes],
+    sizes: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.int64],
+    limit: int,
+) -> TextBlock:
+    """The rows of lines.
+
+    Args:
+        unit: which they belong to.
+        lines: [lines] with their ends.
+        sizes: [lines] bytes of each that are the row's.
+        numbers: [lines] of each row.
+        limit: bytes of the longest row.
+    """
     field, loads = unit.fields.text, orjson.loads
     texts: list[bytes] = []
     for line in lines:
         try:
-            texts.append(loads(line)[field].encode())
+            texts.append(loads(line)[field].encode() if line.startswith(b"{") else b"")
         except _NO_PLAIN_TEXT:
             texts.append(b"")
-    lengths = np.fromiter(map(len, lines), np.int64, len(lines))
-    ends = position + np.cumsum(lengths)
     is_sound = np.array([bool(text) and b"\0" not in text for text in texts])
-    is_sound &= lengths <= limit  # without its end, a line may be as long as that
-    numbers = ends - lengths
-    sound = np.flatnonzero(is_sound)
-    line_ends = np.ones(len(lines), np.int64)
-    line_ends[-1] = lines[-1].endswith(b"\n")
-    others = [
-        row
-        for i in np.flatnonzero(~is_sound).tolist()
-        if (row := json_row(int(numbers[i]), lines[i].removesuffix(b"\n"), unit.fields, limit))
-    ]
-    if len(sound) < len(lines):
-        texts = [texts[row] for row in sound.tolist()]
-    size = int((lengths - line_ends)[sound].sum())
-    return TextBlock(numbers[sound], texts, others, size, int(ends[-1]))
+    is_sound &= sizes <= limit
+    sound, unsound = np.flatnonzero(is_sound), np.flatnonzero(~is_sound)
+    others = []
+    for i, number, size in zip(
+        unsound.tolist(), numbers[unsound].tolist(), sizes[unsound].tolist(), strict=True
+    ):
+        if row := json_row(number, lines[i][:size], unit.fields, limit):
+            others.append(row)
+    if len(unsound):
+        texts = [texts[i] for i in sound.tolist()]
+    return TextBlock(numbers[sound], texts, others, int(sizes[sound].sum()), int(numbers[-1]) + 1)
 
 
 def _parquet_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
@@ -121,12 +168,15 @@ def _column_blocks(number: int, column: Any, limit: int) -> Iterator[TextBlock]:
             yield TextBlock(_NONE, (), (Row(row, 0, (value, None, None)),), 0, row + 1)
         return
     offset_type = np.int32 if pa.types.is_binary(column.type) else np.int64
-    _, offset_buffer, data_buffer = column.buffers()
+    valid_bits, offset_buffer, data_buffer = column.buffers()
     offsets = np.frombuffer(offset_buffer, offset_type)[column.offset :][: len(column) + 1]
     view = memoryview(data_buffer or b"").cast("B")
     data = np.frombuffer(view, np.uint8)
     sizes = np.diff(offsets)
-    is_text = column.is_valid().to_numpy(zero_copy_only=False) & (sizes > 0) & (sizes <= limit)
+    is_text = (sizes > 0) & (sizes <= limit)
+    if valid_bits is not None:
+        bits = np.unpackbits(np.frombuffer(valid_bits, np.uint8), bitorder="little")
+        is_text &= bits[column.offset :][: len(column)].astype(bool)
     first = 0
     while first < len(sizes):
         end = int(offsets[first]) + BLOCK_BYTES

@@ -226,7 +226,8 @@ class UnitDecoder:
         self._numbers.append(block.numbers)
         self._texts += block.texts
         self._instalment.read_bytes += block.size
-        size = sum(map(len, block.texts)) + 3 * BLOCK_BYTES * len(block.texts)
+        texts: list[bytes | memoryview] = []
+        numbers: list[int] = []
         for row in block.others:
             self._instalment.read_bytes += row.size
             try:
@@ -236,10 +237,12 @@ class UnitDecoder:
             except MediaError as error:
                 self._count_bad(row, error)
             else:
-                self._numbers.append(np.array([row.number]))
-                self._texts.append(text)
-                size += len(text) + 3 * BLOCK_BYTES
-        return size
+                numbers.append(row.number)
+                texts.append(text)
+        self._numbers.append(np.array(numbers, np.int64))
+        self._texts += texts
+        count = len(block.texts) + len(texts)
+        return sum(map(len, (*block.texts, *texts))) + 3 * BLOCK_BYTES * count
 
     def _add(self, row: Row) -> int:
         """Add a row's document, or count the row as bad; returns about its document's bytes."""

@@ -171,8 +171,7 @@ class TableDecoding:
         assert isinstance(instalment, Instalment)
         self._deaths_at_start = 0
         for rows in instalment.splits.values():
-            members = memory.read(rows.size)
-            rows.piece = replace(rows.piece, members=memoryview(members))
+            rows.piece = replace(rows.piece, members=memory.view(rows.size))
         self._take(task.number, instalment)
         if instalment.is_last:
             self._replace(worker)

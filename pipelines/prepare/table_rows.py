@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from bytelm.modalities.base import MediaError
@@ -64,15 +64,26 @@ def read_rows(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
         CSV: _read_csv,
         PARQUET: _read_parquet,
     }
-    try:
+    with _packing_errors():
         yield from readers[unit.format.kind](unit, first, limit)
+
+
+@contextmanager
+def _packing_errors() -> Iterator[None]:
+    """Raises MediaError for the errors of gzip about the content of a file."""
+    try:
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = "truncated" if isinstance(error, EOFError) else "damaged"
         raise MediaError(reason, f"the rest of the compressed rows: {error}") from error
 
 
 def _read_json_lines(unit: TableUnit, first: int, limit: int) -> Iterator[Row]:
-    for number, line in _lines(unit, first, limit):
+    if unit.format.compression:
+        lines: Iterator[tuple[int, bytes]] = enumerate(packed_lines(unit, first, limit), first)
+    else:
+        lines = _range_lines(unit, first, limit)
+    for number, line in lines:
         if row := json_row(number, line, unit.fields, limit):
             yield row
 
@@ -104,15 +115,11 @@ def json_values(line: bytes, fields: TableFields) -> tuple[Any, Any, Any] | Medi
     return get(fields.text), get(fields.image), get(fields.audio)
 
 
-def _lines(unit: TableUnit, first: int, limit: int) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each line from `first` on; of a line over the limit, its first bytes."""
-    if not unit.format.compression:
-        yield from _range_lines(unit, first, limit)
-        return
-    with open_table(unit.path, unit.format.compression) as file:
-        for number, line in enumerate(json_lines(file, limit)):
-            if number >= first:
-                yield number, line
+def packed_lines(unit: TableUnit, first: int, limit: int) -> Iterator[bytes]:
+    """The lines of a compressed file from number `first` on, with their ends; of one over the
+    limit, its first bytes. Raises MediaError where the file is damaged."""
+    with _packing_errors(), open_table(unit.path, unit.format.compression) as file:
+        yield from islice(json_lines(file, limit), first, None)
 
 
 def json_lines(file: BinaryIO, limit: int) -> Iterator[bytes]:
@@ -329,15 +336,16 @@ def _column_values(column: Any) -> list[Any]:
 
 
 def binary_column(column: Any) -> Any:
-    """A column with strings as bytes, since one of invalid UTF-8 must not cost the others."""
+    """A column with strings as bytes, since one of invalid UTF-8 must not cost the others. A view
+    needs no import of pyarrow.compute, as a cast does."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type):
-        column = column.cast(pa.binary())
+        column = column.view(pa.binary())
     elif pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
+        column = column.view(pa.large_binary())
     return column
 
 

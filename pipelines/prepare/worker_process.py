@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.prepare.decode_worker import BATCH_SAMPLE_BYTES, PROGRESS_BYTES
 
 REQUESTS_PER_WORKER = 2
+MEMORIES_PER_WORKER = 8
+"""Files in memory: for the answer to each request, and for answers that are still in use."""
 START_ATTEMPTS = 3
 
 _KEPT_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
@@ -32,8 +40,9 @@ class Worker:
         self.connection, child_connection = multiprocessing.Pipe()
         self.requests: deque[object] = deque()
         """Requests to the process, the oldest first."""
-        self._memories = deque(os.memfd_create("samples") for _ in range(REQUESTS_PER_WORKER))
-        descriptors = (child_connection.fileno(), *self._memories)
+        self._slots: deque[int] = deque()  # numbers of the files for the answers to `requests`
+        self._memories = [SampleMemory() for _ in range(MEMORIES_PER_WORKER)]
+        descriptors = (child_connection.fileno(), *(m.descriptor for m in self._memories))
         command = [sys.executable, "-P", "-c", _MAIN, *map(str, descriptors)]
         with child_connection:
             self._process = subprocess.Popen(
@@ -47,12 +56,11 @@ class Worker:
 
     def send(self, request: object, message: object) -> None:
         """Send a message, and remember the request; OSError where the worker has died."""
-        memory = self._memories[len(self.requests)]
-        if os.fstat(memory).st_size > 2 * BATCH_SAMPLE_BYTES:
-            os.ftruncate(memory, PROGRESS_BYTES)
-        os.pwrite(memory, bytes(PROGRESS_BYTES), 0)
+        slot = self._free_slots()[0]
+        self._memories[slot].clear()
         self.requests.append(request)
-        self.connection.send(message)
+        self._slots.append(slot)
+        self.connection.send((slot, message))
 
     def receive(self) -> tuple[object, Any, SampleMemory]:
         """The oldest request, the answer, and the samples, which are to be read before the next
@@ -61,13 +69,23 @@ class Worker:
         Raises EOFError or OSError where it has died.
         """
         answer = self.connection.recv()
-        memory = SampleMemory(self._memories[0])
-        self._memories.rotate(-1)
+        slot = self._slots.popleft()
+        memory = self._memories[slot]
+        memory.begin_reading(may_lend=len(self._free_slots()) > REQUESTS_PER_WORKER)
         return self.requests.popleft(), answer, memory
+
+    def _free_slots(self) -> list[int]:
+        """Numbers of the files in memory that hold nothing that is in use; at least one where a
+        request may be sent."""
+        return [
+            slot
+            for slot, memory in enumerate(self._memories)
+            if slot not in self._slots and not memory.is_lent
+        ]
 
     def begun(self) -> int:
         """The number that the process has set for its oldest request, or 0; see PROGRESS_BYTES."""
-        return int.from_bytes(os.pread(self._memories[0], PROGRESS_BYTES, 0))
+        return self._memories[self._slots[0]].begun()
 
     def exit_code(self) -> int:
         """Wait for the end of the process; its exit status, or a signal's number, negative."""
@@ -79,22 +97,59 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for memory in self._memories:
-            os.close(memory)
+            os.close(memory.descriptor)
 
 
 class SampleMemory:
-    """The bytes of an answer's samples in a file in memory, read from its start."""
+    """A file in memory, to which a worker writes the samples of an answer. They are read from its
+    start, or lent as views, while which the file is not written again."""
 
-    def __init__(self, descriptor: int):
-        self._descriptor = descriptor
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("samples")
         self._offset = PROGRESS_BYTES
+        self._may_lend = False
+        self._mapping: mmap.mmap | None = None
+        self._lent: Callable[[], npt.NDArray[np.uint8] | None] = lambda: None
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether a view is in use."""
+        return self._lent() is not None
+
+    def clear(self) -> None:
+        """Make it ready for an answer."""
+        if os.fstat(self.descriptor).st_size > 2 * BATCH_SAMPLE_BYTES:
+            os.ftruncate(self.descriptor, PROGRESS_BYTES)
+        os.pwrite(self.descriptor, bytes(PROGRESS_BYTES), 0)
+
+    def begun(self) -> int:
+        """The number that the worker has set, or 0; see PROGRESS_BYTES."""
+        return int.from_bytes(os.pread(self.descriptor, PROGRESS_BYTES, 0))
+
+    def begin_reading(self, may_lend: bool) -> None:
+        """The answer has come; `may_lend` says whether views are not copies."""
+        self._offset, self._may_lend = PROGRESS_BYTES, may_lend
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes."""
-        data = os.pread(self._descriptor, size, self._offset)
+        """A copy of the next `size` bytes."""
+        data = os.pread(self.descriptor, size, self._offset)
         assert len(data) == size
         self._offset += size
         return data
+
+    def view(self, size: int) -> memoryview:
+        """The next `size` bytes where they lie, or a copy where too many files are lent."""
+        if not self._may_lend:
+            return memoryview(self.read(size))
+        stored = os.fstat(self.descriptor).st_size
+        if self._mapping is None or len(self._mapping) < stored:
+            self._mapping = mmap.mmap(self.descriptor, stored, prot=mmap.PROT_READ)
+        whole = self._lent()
+        if whole is None:
+            whole = np.frombuffer(self._mapping, np.uint8)
+            self._lent = weakref.ref(whole)  # which its views keep alive
+        start, self._offset = self._offset, self._offset + size
+        return whole.data[start : self._offset]
 
 
 def cause_of_death(exit_code: int) -> str:

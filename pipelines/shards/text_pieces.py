@@ -43,7 +43,7 @@ def text_piece(
     """
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     lengths = np.fromiter(map(len, keys), np.int64, len(keys))
-    groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+    groups = [np.flatnonzero(lengths == length) for length in sorted(set(lengths.tolist()))]
     beginnings = [
         _beginnings([keys[row] for row in rows.tolist()], source, sizes[rows]) for rows in groups
     ]

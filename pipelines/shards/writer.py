@@ -109,9 +109,9 @@ class IndexBuilder:
         self._checksum_arrays.append(piece.checksums)
         self._first_crc += len(piece.checksums)
         self._documents += len(piece.ends)
-        for code in np.unique(index["modality"]):
-            size = index["size"][index["modality"] == code].sum()
-            self._bytes[BY_CODE[code].name] += int(size)
+        for modality in BY_CODE:
+            sizes = index["size"][index["modality"] == modality.code]
+            self._bytes[modality.name] += int(sizes.sum())
 
     def _gather(self) -> None:
         """Turn the segments that were added one by one into arrays."""

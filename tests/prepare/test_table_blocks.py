@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -89,10 +90,10 @@ def outcomes_by_block(unit: TableUnit, first: int) -> dict[int, tuple[Outcome, i
     return {number: (found[number], sizes[number]) for number in found}
 
 
-def unit_of(path: Path, kind: str) -> TableUnit:
+def unit_of(path: Path, kind: str, compression: str = "") -> TableUnit:
     size = path.stat().st_size
     return TableUnit(
-        *(path.name, "a-b", str(path), TableFormat(kind, "")),
+        *(path.name, "a-b", str(path), TableFormat(kind, compression)),
         *(TableFields("text"), None, 0, size, 0, None, size),
     )
 
@@ -110,6 +111,33 @@ def test_lines_of_every_kind(
     assert sum(isinstance(text, bytes) for text, _ in rows.values()) == 9
     for first in [0, *rows]:
         assert outcomes_by_block(unit, first) == {n: row for n, row in rows.items() if n >= first}
+
+
+@pytest.mark.parametrize("block_lines", [1, 3, 1024])
+def test_compressed_lines_of_every_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_lines: int
+) -> None:
+    monkeypatch.setattr(table_blocks, "BLOCK_LINES", block_lines)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n".join(LINES)))
+    unit = unit_of(path, "jsonl", "gz")
+    rows = outcomes_by_row(read_rows(unit, 0, LIMIT))
+    assert len(rows) == len(LINES) - 2
+    for first in [0, *rows]:
+        assert outcomes_by_block(unit, first) == {n: row for n, row in rows.items() if n >= first}
+
+
+@pytest.mark.parametrize("size", [100, 250_000])
+def test_lines_before_damage_come_before_it_is_told(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    lines = "".join(f'{{"text": "line {i} of many"}}\n' for i in range(100_000))
+    path.write_bytes(gzip.compress(lines.encode())[:size])
+    found: list[bytes] = []
+    blocks = read_blocks(unit_of(path, "jsonl", "gz"), 0, LIMIT)
+    with pytest.raises(MediaError, match="the rest of the compressed rows"):
+        found.extend(bytes(text) for block in blocks for text in block.texts)
+    assert found[:3] == [b"line 0 of many", b"line 1 of many", b"line 2 of many"][: len(found)]
+    assert (len(found) > 80_000) == (size > 100)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 40, 1 << 20])

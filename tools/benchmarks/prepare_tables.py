@@ -5,7 +5,9 @@
 
 Makes a JSONL and a Parquet file of about these sizes, and prints three JSON lines for each table
 and number of workers: `name`, `value` in MB/s of the file, `reference` (a bare loop's figure),
-`ratio`, and peak resident bytes of the parent (`parent`) and of the largest worker (`worker`).
+`ratio`, peak resident bytes of the parent (`parent`) and of the largest worker (`worker`), and the
+processor time of both, the start of workers included, for each MB of the file in ms (`cpu`): on two
+cores a MB takes half of that at least.
 Needs `pip install 'bytelm[tables]'` and three times the sizes on the disk of the folder, which is
 temporary by default.
 
@@ -46,12 +48,14 @@ from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
 from bytelm.pipelines.runtime.allocator import keep_freed_memory
 keep_freed_memory()  # as the command does
 source, out, workers = sys.argv[1:]
-start = time.perf_counter()
+start, busy = time.perf_counter(), time.process_time()
 prepare([Path(source)], Path(out), PrepareOptions(workers=int(workers)))
 print(time.perf_counter() - start)
+children = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(time.process_time() - busy + children.ru_utime + children.ru_stime)
 status = Path("/proc/self/status").read_text()  # getrusage counts the benchmark before exec, too
 print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+print(children.ru_maxrss * 1024)
 """
 
 
@@ -69,12 +73,13 @@ def table_figures(table: Path, workers: Sequence[int]) -> Iterator[Figure]:
         out = table.with_name("set")
         command = [sys.executable, "-c", _RUN, str(table), str(out), str(count)]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        seconds, parent, worker = map(float, printed.split())
+        seconds, busy, parent, worker = map(float, printed.split())
         set_bytes = sum(path.stat().st_size for path in out.iterdir())
         shutil.rmtree(out)
         writing = seconds_of(partial(_write_plainly, set_bytes, table.parent))
         references[f"{kind}-bound"] = size / (reading + writing)
-        details = {"parent": int(parent), "worker": int(worker)}
+        cpu = round(1000 * busy / size, 2)
+        details = {"parent": int(parent), "worker": int(worker), "cpu": cpu}
         for name, reference in references.items():
             yield Figure(f"prepare/{name}/{count}", size / seconds, "MB/s", reference, details)
 
