@@ -1,11 +1,11 @@
 """A copy of a model that learns from a document while the document is coded.
 
-The document is read in windows that overlap by half. After each one the copy takes a step of Adam
-(arXiv:1412.6980) on the mean nats of the window's new ids, as in dynamic evaluation
+The document is read in windows that grow, and then move on. After each one the copy takes a step of
+Adam (arXiv:1412.6980) on the mean nats of the window's new ids, as in dynamic evaluation
 (arXiv:1709.07432). A decoder takes the same steps, since it knows the ids by then.
 
 Shapes:
-    n ids of a window    V vocabulary
+    n ids of a window    m of them, the last ones    V vocabulary
 """
 
 from __future__ import annotations
@@ -32,15 +32,24 @@ class Adaptation:
     rate: float
     """Learning rate."""
     window: int
-    """Ids of a window, of which half are new. Shorter ones step more often and see less."""
+    """Ids of a window at most."""
+    step: int
+    """New ids of a window, behind those of earlier ones."""
 
     def window_length(self, config: ModelConfig) -> int:
-        """Ids of a window of a model, whole patches of its context."""
-        whole = max(self.window // config.patch, 4) * config.patch
-        return min(whole, config.context)
+        """Ids of a window of a model at most: whole patches of its context."""
+        return min(self._whole(self.window, config), config.context)
+
+    def step_length(self, config: ModelConfig) -> int:
+        """New ids of a window of a model."""
+        return min(self._whole(self.step, config), config.context)
+
+    def _whole(self, ids: int, config: ModelConfig) -> int:
+        """So many ids in whole patches, with room for two preambles at least."""
+        return max(ids // config.patch, 4) * config.patch
 
 
-TRAINED, UNTRAINED = Adaptation(5e-4, 2048), Adaptation(3e-3, 1024)
+TRAINED, UNTRAINED = Adaptation(5e-4, 4096, 1024), Adaptation(3e-3, 2048, 512)
 """Settings for a trained model, and for one whose weights are random."""
 
 
@@ -56,21 +65,23 @@ class Learner:
         rate = adaptation.rate
         self._optimizer = torch.optim.Adam(self.model.parameters(), rate, BETAS, fused=True)
 
-    def logits(self, ids: Tensor, modality: Tensor, codec_features: Tensor | None) -> Tensor:
-        """Logits [n, V] of the ids of a window, with what `learn` needs of them.
+    def logits(
+        self, ids: Tensor, modality: Tensor, codec_features: Tensor | None, first: int
+    ) -> Tensor:
+        """Logits [m, V] of the ids of a window from `first` on, with what `learn` needs.
 
         Arguments are those of `Megabyte.forward` for a batch of one row.
         """
         with torch.enable_grad():
-            return self.model.logits(ids, None, modality, codec_features)[0]
+            return self.model.last_logits(ids, modality, codec_features, first)
 
     def learn(self, logits: Tensor, ids: Tensor, is_new: Tensor) -> None:
-        """Take a step on the ids of a window that no window before had.
+        """Take a step on the new ids of a window.
 
         Args:
-            logits: [n, V] of `logits`, by the weights as they are.
-            ids: [n] int64.
-            is_new: [n] bool; with none the weights stay.
+            logits: [m, V] of `logits`, by the weights as they are.
+            ids: [m] int64.
+            is_new: [m] bool; with none the weights stay.
         """
         if not is_new.any():
             return

@@ -176,11 +176,7 @@ class Megabyte(nn.Module):
         return layout.scatter(all_nats.index_copy(0, local[reach:], nats), len(ids))
 
     def logits(
-        self,
-        ids: Tensor,
-        document: Tensor | None = None,
-        modality: Tensor | None = None,
-        codec_features: Tensor | None = None,
+        self, ids: Tensor, document: Tensor | None = None, modality: Tensor | None = None
     ) -> Tensor:
         """Logits [B, T, V] float32 of every id given those before it, for small inputs.
 
@@ -191,11 +187,34 @@ class Megabyte(nn.Module):
         if document is None:
             document = torch.zeros(len(ids), 1, dtype=torch.int32, device=ids.device)
         layout = self._fit_layout(ids, document, None)
-        patches = self._patches(ids, document, modality, codec_features, layout)
+        patches = self._patches(ids, document, modality, None, layout)
         stage_0_output = self._run_stage_0(patches, self._stage_0_context(layout))
         hidden, _ = self._run_lower_stages(stage_0_output, patches, [])
         logits = self.output(hidden, patches.heads.flatten())
         return layout.scatter(rearrange(logits, "(S P) V -> S P V", P=self.config.patch), len(ids))
+
+    def last_logits(
+        self, ids: Tensor, modality: Tensor | None, codec_features: Tensor | None, first: int
+    ) -> Tensor:
+        """The network's logits [T - first, V] of the last ids of one document.
+
+        The stages below stage 0 run for the patches of these ids alone, and those that they reach.
+
+        Args:
+            ids, modality, codec_features: as in `forward`, with B = 1.
+            first: index of the first of these ids, a multiple of P.
+        """
+        assert len(ids) == 1
+        assert first % self.config.patch == 0
+        document = torch.zeros(1, 1, dtype=torch.int32, device=ids.device)
+        layout = self._fit_layout(ids, document, None)
+        patches = self._patches(ids, document, modality, codec_features, layout)
+        stage_0_output = self._run_stage_0(patches, self._stage_0_context(layout))
+        begin = max(first // self.config.patch - self.config.reach, 0)
+        last = patches[begin:]
+        hidden, _ = self._run_lower_stages(stage_0_output[begin:], last, [])
+        reached = first - begin * self.config.patch
+        return self.output(hidden[reached:], last.heads.flatten()[reached:])
 
     def output(self, hidden: Tensor, heads: Tensor) -> Tensor:
         """Logits [S, V], at least in float32, of the last stage's output [S, D].

@@ -32,7 +32,7 @@ from bytelm.pipelines.compression.document_coder import (
     torch_threads,
 )
 from bytelm.pipelines.compression.documents import Document
-from bytelm.pipelines.data.windows import Positions, segment_length, window_spans
+from bytelm.pipelines.data.windows import Positions, growing_window_spans, segment_length
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,20 @@ class AdaptiveCoder(DocumentCoder):
 
     def _code_document(self, coder: Coder, document: Document) -> None:
         config, segment = self.model.config, document.segment
-        patch, length = config.patch, self.adaptation.window_length(config)
-        learner = Learner(self.model, self.adaptation)
+        patch, adaptation = config.patch, self.adaptation
+        learner = Learner(self.model, adaptation)
         ids_in_all = segment_length(segment, patch)
         mixer = RowMixer(1, ids_in_all) if config.output_mixing else None
-        for (span,), positions in window_spans([segment], length, patch, overlap=True, shift=False):
+        sizes = adaptation.window_length(config), adaptation.step_length(config)
+        for (span,), positions in growing_window_spans([segment], *sizes, patch):
             stop = min(span.start + span.length, segment.size + MAX_ENDS)
             piece = Piece(document, span.start, stop)
             framed = piece.frame(patch)
-            row = payload_row(piece, framed, patch, int(np.argmax(positions >= 0)))
+            first = int(np.argmax(positions >= 0))
+            row = payload_row(piece, framed, patch, first)
             self._code_window(coder, learner, row, mixer, span.start)
             piece.store(row, framed)
-            _learn(learner, piece.frame(patch), positions)
+            _learn(learner, piece.frame(patch), positions, first)
 
     @torch.no_grad()
     def _code_window(
@@ -87,9 +89,9 @@ class AdaptiveCoder(DocumentCoder):
             self.advance(1)
 
 
-def _learn(learner: Learner, framed: Framed, positions: Positions) -> None:
-    """Learn from the new ids of a window."""
+def _learn(learner: Learner, framed: Framed, positions: Positions, first: int) -> None:
+    """Learn from the new ids of a window, which are those from `first` on."""
     ids = torch.from_numpy(framed.ids.astype(np.int64))
-    is_new = torch.from_numpy((positions >= 0) & framed.scored)
-    logits = learner.logits(ids[None], torch.from_numpy(framed.modality)[None], None)
-    learner.learn(logits, ids, is_new)
+    is_new = torch.from_numpy((positions >= 0) & framed.scored)[first:]
+    logits = learner.logits(ids[None], torch.from_numpy(framed.modality)[None], None, first)
+    learner.learn(logits, ids[first:], is_new)

@@ -182,7 +182,7 @@ def _adaptation(stored: dict[str, Any] | None) -> Adaptation | None:
     """The settings of learning in a description; ValueError for impossible ones."""
     if stored is None:
         return None
-    rate, window = float(stored["rate"]), int(stored["window"])
-    if not (0.0 < rate <= 1.0 and 0 < window <= MAX_WINDOW):
-        raise ValueError(f"learning at the rate {rate} in windows of {window}")
-    return Adaptation(rate, window)
+    rate, window, step = float(stored["rate"]), int(stored["window"]), int(stored["step"])
+    if not (0.0 < rate <= 1.0 and 0 < step <= window <= MAX_WINDOW):
+        raise ValueError(f"learning at the rate {rate} from {step} ids in windows of {window}")
+    return Adaptation(rate, window, step)

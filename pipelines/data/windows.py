@@ -5,7 +5,7 @@ N ids of a document, framed as one piece    n ids of a window    P ids of a patc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,15 @@ def window_spans(
         the spans of a window, and [n] the position in the document of each id that counts in it;
         -1 of the others.
     """
-    is_counted = np.zeros(sum(segment_length(segment, patch) for segment in segments), np.bool_)
-    for spans, positions in _candidates(segments, length, patch, overlap, shift):
-        counts = (positions >= 0) & ~is_counted[positions]
-        is_counted[positions[counts]] = True
-        yield spans, np.where(counts, positions, -1)
+    return _counted_once(_candidates(segments, length, patch, overlap, shift), segments, patch)
+
+
+def growing_window_spans(
+    segments: Sequence[Segment], length: int, step: int, patch: int
+) -> Iterator[tuple[list[Span], Positions]]:
+    """Windows that begin with the document and grow by `step` ids to `length`, then move on by as
+    many: each has about `step` new ids behind all that fit. Yields what `window_spans` does."""
+    return _counted_once(_growing(segments, length, step, patch), segments, patch)
 
 
 def segment_length(segment: Segment, patch: int) -> int:
@@ -41,14 +45,49 @@ def segment_length(segment: Segment, patch: int) -> int:
     return opening + framing.body_length(segment.size, patch)
 
 
+def _counted_once(
+    windows: Iterable[tuple[list[Span], Positions]], segments: Sequence[Segment], patch: int
+) -> Iterator[tuple[list[Span], Positions]]:
+    """The windows with -1 for the positions that an earlier one has."""
+    is_counted = np.zeros(sum(segment_length(segment, patch) for segment in segments), np.bool_)
+    for spans, positions in windows:
+        counts = (positions >= 0) & ~is_counted[positions]
+        is_counted[positions[counts]] = True
+        yield spans, np.where(counts, positions, -1)
+
+
+def _growing(
+    segments: Sequence[Segment], length: int, step: int, patch: int
+) -> Iterator[tuple[list[Span], Positions]]:
+    """Spans and positions [n] of each window, whichever an earlier one has."""
+    room, segment, start = step, 0, 0
+    while True:
+        spans = _spans(segments, room, patch, segment, start)
+        yield spans, _positions(spans, segments, patch)
+        if _end(spans[-1], segments, patch)[0] == len(segments):
+            return
+        if room + step <= length:
+            room += step
+        else:
+            opening = framing.preamble_length(segments[segment].modality, patch)
+            segment, start = _ahead(spans, segments, patch, opening + step)
+
+
+def _spans(
+    segments: Sequence[Segment], length: int, patch: int, segment: int, start: int
+) -> list[Span]:
+    """Spans of the window of at most `length` ids that begins at a body id of a segment."""
+    parts = [(segment.modality, segment.size) for segment in segments]
+    return next(framing.split_document(parts, patch, lambda: length, segment, start))
+
+
 def _candidates(
     segments: Sequence[Segment], length: int, patch: int, overlap: bool, shift: bool
 ) -> Iterator[tuple[list[Span], Positions]]:
     """Spans of each window, and the positions [n] that count unless an earlier window has them."""
-    parts = [(segment.modality, segment.size) for segment in segments]
     segment = start = 0
     while segment < len(segments):
-        spans = next(framing.split_document(parts, patch, lambda: length, segment, start))
+        spans = _spans(segments, length, patch, segment, start)
         positions = _positions(spans, segments, patch)
         if shift:
             yield from _strided(spans, positions, segments, length, patch)
@@ -56,7 +95,8 @@ def _candidates(
             yield spans, positions
         segment, start = _end(spans[-1], segments, patch)
         if overlap and segment < len(segments):
-            segment, start = _middle(spans, segments, patch)
+            half = _length(spans, segments, patch) // 2 // patch * patch
+            segment, start = _ahead(spans, segments, patch, half)
 
 
 def _strided(
@@ -86,12 +126,19 @@ def _end(span: Span, segments: Sequence[Segment], patch: int) -> tuple[int, int]
     return span.segment, end
 
 
-def _middle(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> tuple[int, int]:
-    """Segment and body id in the middle of a window, at the start of a patch."""
-    openings = [framing.preamble_length(segments[s.segment].modality, patch) for s in spans]
-    total = sum(openings) + sum(span.length for span in spans)
-    rest = total // 2 // patch * patch
-    for span, opening in zip(spans, openings, strict=True):
+def _length(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> int:
+    """Ids of a window, with its preambles."""
+    openings = (framing.preamble_length(segments[s.segment].modality, patch) for s in spans)
+    return sum(openings) + sum(span.length for span in spans)
+
+
+def _ahead(
+    spans: Sequence[Span], segments: Sequence[Segment], patch: int, ids: int
+) -> tuple[int, int]:
+    """Segment and body id that a window, with its preambles, has `ids` after its start."""
+    rest = ids
+    for span in spans:
+        opening = framing.preamble_length(segments[span.segment].modality, patch)
         if rest < opening + span.length:
             break
         rest -= opening + span.length

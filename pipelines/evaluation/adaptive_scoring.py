@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from bytelm.model.flops import step_bytes
 from bytelm.model.layers import cross_entropy
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.output_mixing.mixer import DocumentMixer
-from bytelm.pipelines.data.windows import window_spans
+from bytelm.pipelines.data.windows import growing_window_spans
 from bytelm.pipelines.evaluation.scoring import scored_rows
 from bytelm.pipelines.evaluation.windows import Document, ScoredDocument, batch_of, unscored
 from bytelm.pipelines.runtime.device import autocast
@@ -50,26 +51,28 @@ def score_adapting(
     patch, device = model.config.patch, model.lm_head.weight.device
     scored, learner = unscored(document, patch), Learner(model, adaptation)
     mixer = DocumentMixer(len(scored.nats)) if model.config.output_mixing else None
-    length = adaptation.window_length(model.config)
-    for spans, positions in window_spans(document.segments, length, patch, True, False):
+    sizes = adaptation.window_length(model.config), adaptation.step_length(model.config)
+    for spans, positions in growing_window_spans(document.segments, *sizes, patch):
         batch = batch_of([document.frame(spans, patch)])
         if model.config.codec_features:
             batch.codec_features = compute_codec_features(batch.ids, batch.document, patch)
         ids, _, modality, features, _ = batch.inputs(device)
-        is_new = torch.from_numpy(positions >= 0)
+        first = int(np.argmax(positions >= 0))
+        is_new = torch.from_numpy(positions[first:] >= 0)
+        new_ids = ids[0, first:]
         with autocast(device, precision):
-            logits = learner.logits(ids, modality, features)
+            logits = learner.logits(ids, modality, features, first)
         nats = torch.zeros(len(positions), dtype=torch.float64)
         if mixer is None:
-            nats[is_new] = cross_entropy(logits.detach(), ids[0]).double().cpu()[is_new]
+            nats[first:] = cross_entropy(logits.detach(), new_ids).double().cpu()
         else:
-            places = _places(ids, spans, document.segments, patch)
-            opens_document = torch.from_numpy(positions == 0)
-            new = (x[is_new] for x in (logits.detach(), ids[0], places, opens_document))
-            nats[is_new] = mixer.nats(*new).cpu()
+            places = _places(ids, spans, document.segments, patch)[first:]
+            opens_document = torch.from_numpy(positions[first:] == 0)
+            new = (x[is_new] for x in (logits.detach(), new_ids, places, opens_document))
+            nats[first:][is_new] = mixer.nats(*new).cpu()
         (row,) = scored_rows(batch, nats[None])
         scored.fill(positions, row, slice(None))
-        learner.learn(logits, ids[0], (is_new & batch.scored[0]).to(device))
+        learner.learn(logits, new_ids, (is_new & batch.scored[0, first:]).to(device))
     return scored
 
 

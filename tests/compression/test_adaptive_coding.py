@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
 MIXING = {"codec_features": True, "output_mixing": True}
-FAST = Adaptation(rate=0.01, window=96)
+FAST = Adaptation(rate=0.01, window=96, step=48)
 
 
 def tiny(**options: object) -> Megabyte:
@@ -107,12 +108,16 @@ def test_impossible_settings_are_damage() -> None:
     model = tiny()
     container = unpack(compress_documents(model, VIEWS, [("a", b"b")], adaptation=FAST), "it")
     assert container.adaptation == FAST
-    for adaptation in (Adaptation(-1.0, 96), Adaptation(0.1, 0), Adaptation(float("nan"), 96)):
+    for adaptation in (
+        Adaptation(-1.0, 96, 48),
+        Adaptation(0.1, 96, 0),
+        Adaptation(math.nan, 96, 48),
+    ):
         packed = pack(dataclasses.replace(container, adaptation=adaptation))
         with pytest.raises(DamageError, match="its description is none"):
             decompress_documents(model, packed)
-    other = pack(dataclasses.replace(container, adaptation=Adaptation(0.5, 96)))
-    assert unpack(other, "it").adaptation == Adaptation(0.5, 96)
+    other = pack(dataclasses.replace(container, adaptation=Adaptation(0.5, 96, 48)))
+    assert unpack(other, "it").adaptation == Adaptation(0.5, 96, 48)
 
 
 def test_the_commands(tmp_path: Path) -> None:

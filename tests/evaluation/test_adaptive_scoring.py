@@ -20,14 +20,14 @@ from bytelm.model.codec_features.vectorized import compute_places
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.output_mixing.mixer import DocumentMixer
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
-from bytelm.pipelines.data.windows import window_spans
+from bytelm.pipelines.data.windows import growing_window_spans
 from bytelm.pipelines.evaluation import ADAPT, SLIDING
 from bytelm.pipelines.evaluation.adaptive_scoring import score_adapting
 from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.evaluation.windows import Document
 
 PATCH = 4
-FAST = Adaptation(rate=0.01, window=128)
+FAST = Adaptation(rate=0.01, window=96, step=32)
 """Learning that shows within a few small windows."""
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
 
@@ -74,10 +74,10 @@ def test_a_document_teaches_and_leaves_the_model_as_it_is(mixing: bool) -> None:
 def test_mixing_is_that_of_the_whole_document() -> None:
     """Without steps of the network, against one mixer that reads the document's ids in one go."""
     model, document = new_model(output_mixing=True), pair(400)
-    scored = score_adapting(document, model, "fp32", Adaptation(0.0, 128))
+    scored = score_adapting(document, model, "fp32", Adaptation(0.0, 96, 32))
     ids = torch.from_numpy(scored.framed.ids.astype(np.int64))
     logits = torch.zeros(len(ids), model.config.vocab_size)
-    for spans, positions in window_spans(document.segments, 128, PATCH, True, False):
+    for spans, positions in growing_window_spans(document.segments, 96, 32, PATCH):
         framed = document.frame(spans, PATCH)
         is_new = torch.from_numpy(positions >= 0)
         with torch.no_grad():
@@ -115,7 +115,8 @@ def test_the_command_scores_each_document_alone_in_any_number_of_processes(
 
 def test_a_window_is_whole_patches_of_the_context() -> None:
     config = new_model().config
-    assert Adaptation(1.0, 1000).window_length(config) == 128
-    assert Adaptation(1.0, 99).window_length(config) == 96
-    assert Adaptation(1.0, 1).window_length(config) == 4 * PATCH
-    assert Adaptation(1.0, 1000).window_length(replace(config, context=1 << 16)) == 1000
+    adaptation = Adaptation(1.0, 1000, 99)
+    assert adaptation.window_length(config) == 128
+    assert adaptation.window_length(replace(config, context=1 << 16)) == 1000
+    assert adaptation.step_length(config) == 96
+    assert Adaptation(1.0, 1, 1).step_length(config) == 4 * PATCH
