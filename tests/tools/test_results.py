@@ -164,6 +164,8 @@ def test_the_page_has_a_table_of_each_part() -> None:
             for column, value in (("network", 2.0), ("mixed", 0.7), ("xz", 0.9), ("PPMd", 0.8))
         ),
         figure("samples/image/500/drawn", 1.4, 1.3),
+        figure("samples/image/500/taken for real", 0.3),
+        figure("samples/text/500/drawn", 2.4, 2.3),
         figure("scaling/text/128x2", 2.1, 2.11, flops=5e12),
     ]
     page = results_page(figures, {"kinds/icons": "no apt-get on this machine"})
@@ -171,7 +173,7 @@ def test_the_page_has_a_table_of_each_part() -> None:
     assert "| mixed | 1.500 |\n| zpaq -m5, one archive | 1.800 |\n" in page
     row = "json | text | 59,868 | 2.000 | 0.700 | xz 0.900 | PPMd 0.800 | +150.0%, -12.5%"
     assert f"| {row} |\n" in page
-    assert "| image | 500 | 1.400 | 1.300 |\n" in page
+    assert "| image | 500 | 1.400 | 1.300 | 30% |\n| text | 500 | 2.400 | 2.300 | - |\n" in page
     assert "| text | 128x2 | 5e+12 | 2.100 | 2.110 |\n" in page
     assert page.endswith("- no kinds/icons: no apt-get on this machine\n")
     assert "## Scaling" not in results_page(figures[:1], {})

@@ -96,9 +96,12 @@ def _other_kinds(figures: Mapping[tuple[str, ...], FigureDict]) -> list[list[str
 
 def _samples(figures: Mapping[tuple[str, ...], FigureDict]) -> list[list[str]]:
     """A row for each modality and number of steps."""
-    rows = [["modality", "steps", "drawn", "real"]]
-    for (modality, step, _), figure in figures.items():
-        rows.append([modality, step, _number(figure), f"{figure['reference']:.3f}"])
+    rows = [["modality", "steps", "drawn", "real", "taken for real"]]
+    for modality, step in dict.fromkeys((modality, step) for modality, step, _ in figures):
+        bits = figures[modality, step, "drawn"]
+        taken = figures.get((modality, step, "taken for real"))
+        share = f"{taken['value']:.0%}" if taken else NONE
+        rows.append([modality, step, _number(bits), f"{bits['reference']:.3f}", share])
     return rows
 
 

@@ -11,7 +11,8 @@ FOLDERs are as for `quality_table.py`: the demo's files by default. The parts ar
               of each file and of whole archives
     kinds     the demo's model on kinds of files that are not in its sets (`other_kinds.py`, or each
               `--kind FOLDER`), in the same ways, beside codecs of each file
-    samples   bits of what the demo's model draws beside those of real files, by steps of training
+    samples   bits of what the demo's model draws at temperature 1 beside those of real files, by
+              steps of training (`sampling.py`)
     scaling   `scaling.py`: bits per byte against training FLOPs
 
 `--small` takes some minutes on two cores and shows that all of it runs; `--full` about eight hours.
@@ -25,7 +26,8 @@ Prints a JSON line a figure and writes DIR/results.md. Names and references of `
     val/SET/MODALITY/COLUMN         `reference` is the best codec's of single files (`STRONGEST`)
     kinds/KIND/MODALITY/COLUMN      the same; COLUMN is network, mixed, adapted, or a codec
     samples/MODALITY/STEPS/drawn    bits that the model gives what it drew; `reference` is what it
-                                    gives real files
+                                    gives real files; `taken for real` is the share of a
+                                    classifier of colours, edges, levels and pitch
 """
 
 from __future__ import annotations
@@ -89,8 +91,7 @@ class Scale:
     kinds: int
     """Recorded kinds of each modality."""
     prompts: int
-    count: int
-    """Continuations of each prompt."""
+    """Files of each modality that are continued."""
 
 
 SMALL = Scale(
@@ -99,8 +100,7 @@ SMALL = Scale(
     val_minutes=1.0,
     demo_steps=30,
     kinds=1,
-    prompts=1,
-    count=1,
+    prompts=6,
 )
 FULL = Scale(
     quality=("--minutes", "3", "--seeds", "2", "--search-fraction", "0.1667"),
@@ -108,8 +108,7 @@ FULL = Scale(
     val_minutes=60.0,
     demo_steps=1_500,
     kinds=20,
-    prompts=4,
-    count=4,
+    prompts=16,
 )
 
 
@@ -281,22 +280,23 @@ def _samples(task: Task) -> Iterator[FigureDict]:
     steps = task.scale.demo_steps
     for modality in MODALITIES:
         name = f"samples/{modality}"
-        made_from = [steps, task.scale.prompts, task.scale.count]
-        yield from task.cells.figures(name, made_from, partial(_sample_bits, task, modality))
+        made_from = [steps, task.scale.prompts]
+        yield from task.cells.figures(name, made_from, partial(_sample_figures, task, modality))
 
 
-def _sample_bits(task: Task, modality: str) -> Iterator[FigureDict]:
-    """Bits of drawn files beside real ones, at temperature 1."""
+def _sample_figures(task: Task, modality: str) -> Iterator[FigureDict]:
+    """Bits of drawn files, and the share that a classifier takes for real, beside real ones."""
     (data,) = [path for path in demo_sets(task.work) if path.name == modality]
     for step, model in demo_model(task.work, task.scale.demo_steps).by_step().items():
-        lengths = ["--prompts", task.scale.prompts, "--count", task.scale.count]
+        arguments = ["--data", data, "--modality", modality, "--prompts", task.scale.prompts]
         settings = ["--settings", '[{"temperature": 1.0}]']
-        figures = experiment_figures(
-            "sampling", model, "--data", data, "--modality", modality, *settings, *lengths
-        )
-        (bits,) = [figure for figure in figures if figure["name"].endswith("/bits")]
-        name = f"samples/{modality}/{step}/drawn"
-        yield Figure(name, bits["value"], "bits/byte", bits["reference"]).as_dict()
+        printed = experiment_figures("sampling", model, *arguments, *settings)
+        by_name = {figure["name"].split("/")[-1]: figure for figure in printed}
+        name, bits = f"samples/{modality}/{step}", by_name["bits"]
+        drawn, real = bits["value"], bits["reference"]
+        yield Figure(f"{name}/drawn", drawn, "bits/byte", real).as_dict()
+        if "taken" in by_name:
+            yield Figure(f"{name}/taken for real", by_name["taken"]["value"], "").as_dict()
 
 
 PARTS: dict[str, Callable[[Task], Iterator[FigureDict]]] = {
