@@ -1,4 +1,7 @@
-"""Draw the plots of docs/benchmarks.md from the tables on that page: `python docs/plots.py`.
+"""Draw the plots of the site from the tables on its pages: `python docs/plots.py`.
+
+    images/quality.svg, images/hour.svg    docs/benchmarks.md
+    images/other-kinds.svg                 docs/results.md
 
 Colours are from the palette of Okabe and Ito, which colour-blind readers can tell apart; ours
 differs from the others in lightness too.
@@ -23,10 +26,12 @@ class Bars:
 
     title: str
     values: dict[str, float]
+    ours: tuple[str, ...] = ("modern", "bytelm")
+    """Names whose bars stand out."""
 
 
 def main(out: Path) -> None:
-    """Write both plots to a folder."""
+    """Write all plots to a folder."""
     page = (DOCS / "benchmarks.md").read_text("utf-8")
     quality = table_after(page, "## Quality at equal time, 2026-11-28")
     entrants = [short_name(row[0]) for row in quality[1:]]
@@ -43,6 +48,13 @@ def main(out: Path) -> None:
         [Bars(row[0], positive(hour[0][2:], row[2:])) for row in hour[1:]],
         out / "hour.svg",
         "Bits per byte on unseen files after one hour of training on two cores, beside codecs",
+    )
+    kinds = table_after((DOCS / "results.md").read_text("utf-8"), "## Other kinds")
+    draw(
+        [over_the_best(kinds, modality) for modality in ("text", "image", "audio")],
+        out / "other-kinds.svg",
+        "Size by the demo's model over that by the best codec, for kinds it was not trained on",
+        "size over the best codec's (lower is better)",
     )
 
 
@@ -72,8 +84,21 @@ def positive(names: list[str], cells: list[str]) -> dict[str, float]:
     return dict(sorted(values.items(), key=lambda item: item[1]))
 
 
-def draw(panels: list[Bars], path: Path, description: str) -> None:
-    """Write panels of horizontal bars over one axis of bits per byte."""
+def over_the_best(kinds: list[list[str]], modality: str) -> Bars:
+    """The last way's bits over the best codec's, of each kind of a modality."""
+    column = kinds[0].index("over the best")
+    last = {row[0]: row[column].split(", ")[-1] for row in kinds[1:] if row[1] == modality}
+    values = {name: 1 + float(change.rstrip("%")) / 100 for name, change in last.items()}
+    return Bars(modality, values, ours=tuple(values))
+
+
+def draw(
+    panels: list[Bars],
+    path: Path,
+    description: str,
+    axis_label: str = "bits per byte (lower is better)",
+) -> None:
+    """Write panels of horizontal bars over one axis."""
     top = max(value for panel in panels for value in panel.values.values())
     ticks = range(int(top) + 2)
     scale = (WIDTH - LEFT - RIGHT) / ticks[-1]
@@ -89,13 +114,13 @@ def draw(panels: list[Bars], path: Path, description: str) -> None:
         x = LEFT + tick * scale
         parts.append(f'<path d="M{x:.1f} 16V{axis}" stroke="{GRID}"/>')
         parts.append(text(x, axis + 20, str(tick), anchor="middle"))
-    parts.append(text(LEFT, axis + 45, "bits per byte (lower is better)", size=17))
+    parts.append(text(LEFT, axis + 45, axis_label, size=17))
     y = 16
     for panel in panels:
         parts.append(text(14, y + 26, panel.title, weight=600, size=19))
         y += HEAD
         for name, value in panel.values.items():
-            ours = name in ("modern", "bytelm")
+            ours = name in panel.ours
             end = LEFT + value * scale
             parts.append(text(LEFT - 8, y + 17, name, anchor="end", weight=600 if ours else 400))
             parts.append(
