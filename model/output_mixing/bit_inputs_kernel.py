@@ -52,7 +52,7 @@ def fill_inputs(state: MixerState, row: int, node: int, depth: int, prediction: 
     r, network = state.rows[row], state.network[row]
     inputs, sets = r.inputs[depth], r.sets[depth]
     r.zeros[NETWORK], r.ones[NETWORK] = network[2 * node], network[2 * node + 1]
-    seen = fill_contexts(state, row, node, depth, prediction)
+    seen = _fill_contexts(state, row, node, depth, prediction)
     expected = expected_bit(prediction, node, depth)
     level = prediction.level if expected >= 0 else 0
     r.zeros[MATCH] = r.ones[MATCH] = HALF
@@ -77,43 +77,69 @@ def _fill_logits(zeros: Floats, ones: Floats, tails: Floats, logits: Floats) -> 
 
 
 @_part
-def fill_contexts(
-    state: MixerState, row: int, node: int, depth: int, prediction: Prediction
-) -> int:
-    """Find the counts of the contexts, and set their odds; returns how many were seen before."""
-    r, last, seen = state.rows[row], state.counts.shape[2] - 1, 0
-    slots, checks = r.slots[depth], r.checks[depth]
-    for i in range(CONTEXTS):
-        r.zeros[1 + i] = r.ones[1 + i] = HALF
+def _half(node: int, depth: int) -> int:
+    """Index of the half of a byte in which the bit after a node's bits lies."""
+    return 0 if depth < 4 else (node >> (depth - 4)) - 15
+
+
+@_part
+def _node_of_half(node: int, depth: int) -> int:
+    """The node of its half of a byte, 1 to 15."""
+    first = 1 << (depth & 3)
+    return first | (node & (first - 1))
+
+
+@_part
+def find_slots(state: MixerState, row: int, node: int, depth: int, prediction: Prediction) -> None:
+    """Find the counts of the contexts for the half of a byte that begins after a node's bits."""
+    r, half, last = state.rows[row], _half(node, depth), state.counts.shape[2] - 1
     for i in range(prediction.contexts):
         key = (prediction.hashes[i] ^ np.uint64(node)) * _FACTOR
         key ^= key >> np.uint64(29)
-        slots[i] = np.int64(key >> np.uint64(40)) & last
-        checks[i] = np.int64(key & np.uint64(255)) | 1  # tells most other keys of the slot apart
-        count = state.counts[row, i, slots[i]]
-        if count[2] == checks[i]:
+        slot, check = np.int64(key >> np.uint64(40)) & last, np.int64(key & np.uint64(255)) | 1
+        r.slots[half, i], r.checks[half, i] = slot, check
+        r.is_known[half, i] = state.counts[row, i, slot, 0] == check
+
+
+@_part
+def _fill_contexts(
+    state: MixerState, row: int, node: int, depth: int, prediction: Prediction
+) -> int:
+    """Set the odds by the contexts; returns how many of them were seen before."""
+    r, half, at = state.rows[row], _half(node, depth), 2 * _node_of_half(node, depth)
+    seen = 0
+    for i in range(CONTEXTS):
+        r.zeros[1 + i] = r.ones[1 + i] = HALF
+    for i in range(prediction.contexts):
+        count = state.counts[row, i, r.slots[half, i]]
+        if r.is_known[half, i] and count[at] + count[at + 1]:
             seen += 1
-            one = state.likelihoods[row, prediction.kind, i, count[0], count[1], 0]
+            one = state.likelihoods[row, prediction.kind, i, count[at], count[at + 1], 0]
             r.zeros[1 + i], r.ones[1 + i] = ONE - one, one
     return seen
 
 
 @_part
-def learn_counts(state: MixerState, row: int, depth: int, bit: int, prediction: Prediction) -> None:
-    """Count a bit in every context, and how right the counts before it were."""
-    slots, checks = state.rows[row].slots[depth], state.rows[row].checks[depth]
+def learn_counts(
+    state: MixerState, row: int, node: int, depth: int, bit: int, prediction: Prediction
+) -> None:
+    """Count the bit after a node's bits in every context, and how right the counts were."""
+    r, half, at = state.rows[row], _half(node, depth), 2 * _node_of_half(node, depth)
     for i in range(prediction.contexts):
-        count = state.counts[row, i, slots[i]]
-        if count[2] == checks[i]:
-            entry = state.likelihoods[row, prediction.kind, i, count[0], count[1]]
+        count = state.counts[row, i, r.slots[half, i]]
+        if not r.is_known[half, i]:
+            count[:] = 0
+            count[0] = r.checks[half, i]
+            r.is_known[half, i] = 1
+        if count[at] + count[at + 1]:
+            entry = state.likelihoods[row, prediction.kind, i, count[at], count[at + 1]]
             entry[1] = min(entry[1] + ONE, MOST_SEEN)
             one = entry[0] + (np.float32(bit) - entry[0]) / (entry[1] + COUNT_WORTH)
             entry[0] = clip(one, np.float32(0.0005), np.float32(0.9995))
-        else:
-            count[0], count[1], count[2] = 0, 0, checks[i]
-        count[bit] = min(count[bit] + 1, MOST_COUNT)
-        if count[1 - bit] > 2:  # the newest bits tell more
-            count[1 - bit] = min((count[1 - bit] + 3) // 2, 14)
+        same, other = at + bit, at + 1 - bit
+        count[same] = min(count[same] + 1, MOST_COUNT)
+        if count[other] > 2:  # the newest bits tell more
+            count[other] = min((count[other] + 3) // 2, 14)
 
 
 @_part

@@ -42,8 +42,8 @@ from bytelm.model.output_mixing.bit_inputs_kernel import (
     LEAST,
     MOST,
     expected_bit,
-    fill_contexts,
     fill_inputs,
+    find_slots,
     learn_counts,
 )
 from bytelm.model.output_mixing.float_kernel import clip, exp, log, sigmoid
@@ -296,6 +296,8 @@ def _code_byte(
     _begin_byte(state, row)
     mass, mixed, node = 1.0, 0, 1
     for depth in range(8):
+        if depth % 4 == 0:
+            find_slots(state, row, node, depth, prediction)
         if mass >= LEAST_MASS:
             one = float(_probability(state, row, node, depth, prediction))
             mixed += 1
@@ -309,9 +311,7 @@ def _code_byte(
         before, bit = node >> (8 - depth), node >> (7 - depth) & 1
         if depth < mixed:
             _learn_weights(state, row, depth, bit, prediction.kind, np.float32(rate))
-        else:
-            fill_contexts(state, row, before, depth, prediction)
-        learn_counts(state, row, depth, bit, prediction)
+        learn_counts(state, row, before, depth, bit, prediction)
         expected = expected_bit(prediction, before, depth)
         if expected >= 0:
             hits = state.hits[row, prediction.level]
@@ -350,6 +350,8 @@ def _fill_tree(state: MixerState, row: int, prediction: Prediction) -> None:
     for depth in range(8):
         for node in range(1 << depth, 2 << depth):
             if tree[node] >= LEAST_MASS:
+                if depth % 4 == 0:
+                    find_slots(state, row, node, depth, prediction)
                 one = float(_probability(state, row, node, depth, prediction))
             else:
                 one = float(_network_probability(state, row, node))

@@ -6,6 +6,7 @@ Shapes:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -149,6 +150,10 @@ FIRST_WEIGHTS = np.array(
 )
 """[KINDS, I] weights before anything was learned: means of those after some documents, rounded."""
 
+HALVES = 17
+"""A byte's first four bits, and the last four after each of sixteen first ones."""
+SLOT_BYTES = 32
+"""Bytes of a slot: a check of the hash, and two counts for each of 15 nodes of half a byte."""
 EDGES = -(-2 * REGRESSIONS // 8) * 8
 """Two for each regression, and more that fill the lanes."""
 FRESH, ENDED, OPEN = range(3)
@@ -161,9 +166,11 @@ MIXER_ROW = np.dtype(
         ("ones", np.float32, (WIDTH,)),  # and for a one, in any unit,
         ("tails", np.float32, (WIDTH,)),  # and what their logit lacks
         ("edges", np.float32, (EDGES,)),  # of the next bit's halves, under the regressions
+        # By the half of a byte, the second one by the bits of the first:
+        ("slots", np.int64, (HALVES, CONTEXTS)),  # of each context's counts
+        ("checks", np.int64, (HALVES, CONTEXTS)),  # of its hash
+        ("is_known", np.int64, (HALVES, CONTEXTS)),  # whether the slot is that of the context
         # The eight bits of a byte, by their positions in it:
-        ("slots", np.int64, (8, CONTEXTS)),  # of the counts of each context
-        ("checks", np.int64, (8, CONTEXTS)),
         ("inputs", np.float32, (8, WIDTH)),
         ("sets", np.int64, (8, CHOSEN)),
         ("mixed", np.float32, (8, CHOSEN + 1)),  # probabilities by each set and by all
@@ -184,8 +191,8 @@ class MixerState(NamedTuple):
     tree: npt.NDArray[np.float64]
     """[B, 512] mixed probabilities of the same nodes."""
     counts: npt.NDArray[np.uint8]
-    """[B, C, slots, 3] zeros and ones after a context and the bits before, and a check of the hash,
-    0 in free slots."""
+    """[B, C, slots, SLOT_BYTES]: at 0 a check of the hash of a context and of the byte's first four
+    bits if there are any, at 2 n the zeros and ones after the bits of node n; 0 in free slots."""
     likelihoods: npt.NDArray[np.float32]
     """[B, KINDS, C, MOST_COUNT + 1, MOST_COUNT + 1, 2] for each pair of counts the probability of
     a one, and how often it was seen."""
@@ -202,20 +209,28 @@ def new_mixers(batch: int, length: int) -> MixerState:
         length: the most ids of a document; the tables of counts grow with it, and what they hold
             depends on their size.
 
-    Memory: 3 MB a row of 12,544 ids, 90 MB one of 500,000 and more; the kernel gives only pages
+    Memory: 7 MB a row of 12,544 ids, 235 MB one of 500,000 and more; the kernel gives only pages
     that are used.
     """
-    slots = 1 << min(max(12, (8 * length).bit_length()), 22)
+    slots = 1 << min(max(10, (2 * length).bit_length()), 20)
     pairs = MOST_COUNT + 1
     return MixerState(
         rows=np.zeros(batch, MIXER_ROW),
         network=np.zeros((batch, 512), np.float32),
         tree=np.zeros((batch, 512)),
-        counts=np.zeros((batch, CONTEXTS, slots, 3), np.uint8),
+        counts=_aligned_zeros(batch, CONTEXTS, slots, SLOT_BYTES),
         likelihoods=np.zeros((batch, KINDS, CONTEXTS, pairs, pairs, 2), np.float32),
         hits=np.zeros((batch, MATCH_LEVELS, 2)),
         weights=np.zeros((batch, KINDS, SETS, WIDTH), np.float32),
     )
+
+
+def _aligned_zeros(*shape: int) -> npt.NDArray[np.uint8]:
+    """Zeros that begin with a line of the processor's caches, so that no slot lies in two."""
+    size = math.prod(shape)
+    room = np.zeros(size + 64, np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + size].reshape(shape)
 
 
 # --- coders ---
