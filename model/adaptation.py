@@ -49,7 +49,7 @@ class Adaptation:
         return max(ids // config.patch, 4) * config.patch
 
 
-TRAINED, UNTRAINED = Adaptation(5e-4, 4096, 1024), Adaptation(3e-3, 2048, 512)
+TRAINED, UNTRAINED = Adaptation(3e-4, 4096, 1024), Adaptation(3e-3, 2048, 512)
 """Settings for a trained model, and for one whose weights are random."""
 
 
