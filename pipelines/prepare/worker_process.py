@@ -127,8 +127,10 @@ class SampleMemory:
         return int.from_bytes(os.pread(self.descriptor, PROGRESS_BYTES, 0))
 
     def begin_reading(self, may_lend: bool) -> None:
-        """The answer has come; `may_lend` says whether views are not copies."""
-        self._offset, self._may_lend = PROGRESS_BYTES, may_lend
+        """The answer has come; `may_lend` says whether views need not be copies. Large answers are
+        copied, so that their files are used again, and cut, before others grow."""
+        is_small = os.fstat(self.descriptor).st_size <= BATCH_SAMPLE_BYTES
+        self._offset, self._may_lend = PROGRESS_BYTES, may_lend and is_small
 
     def read(self, size: int) -> bytes:
         """A copy of the next `size` bytes."""
@@ -138,7 +140,7 @@ class SampleMemory:
         return data
 
     def view(self, size: int) -> memoryview:
-        """The next `size` bytes where they lie, or a copy where too many files are lent."""
+        """The next `size` bytes where they lie, or a copy."""
         if not self._may_lend:
             return memoryview(self.read(size))
         stored = os.fstat(self.descriptor).st_size

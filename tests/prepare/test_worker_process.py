@@ -11,7 +11,7 @@ import pytest
 from bytelm.modalities.base import DecodeOptions
 from bytelm.pipelines.prepare import tables
 from bytelm.pipelines.prepare.decode_pool import DecodePool
-from bytelm.pipelines.prepare.decode_worker import PROGRESS_BYTES
+from bytelm.pipelines.prepare.decode_worker import BATCH_SAMPLE_BYTES, PROGRESS_BYTES
 from bytelm.pipelines.prepare.table_pool import TablePosition
 from bytelm.pipelines.prepare.tables import (
     JSONL,
@@ -39,10 +39,14 @@ def test_a_memory_is_lent_as_long_as_any_part_of_a_view_is_in_use() -> None:
     assert not memory.is_lent
 
 
-def test_a_memory_that_may_not_be_lent_is_copied() -> None:
+@pytest.mark.parametrize(
+    ("size", "may_lend"), [(6, False), (BATCH_SAMPLE_BYTES, True)], ids=["all in use", "large"]
+)
+def test_what_is_not_lent_is_copied(size: int, may_lend: bool) -> None:
     memory = SampleMemory()
+    os.ftruncate(memory.descriptor, PROGRESS_BYTES + size)
     os.pwrite(memory.descriptor, b"before", PROGRESS_BYTES)
-    memory.begin_reading(may_lend=False)
+    memory.begin_reading(may_lend)
     view = memory.view(6)
     assert not memory.is_lent
     os.pwrite(memory.descriptor, b"behind", PROGRESS_BYTES)
