@@ -35,6 +35,8 @@ class Adaptation:
     """Ids of a window at most."""
     step: int
     """New ids of a window, behind those of earlier ones."""
+    preset: str = ""
+    """Preset and seed of random weights that learn, as `preset:modern-demo:0`."""
 
     def window_length(self, config: ModelConfig) -> int:
         """Ids of a window of a model at most: whole patches of its context."""

@@ -30,8 +30,11 @@ def is_untrained(location: str | Path) -> bool:
 
 
 def adaptation_of(location: str | Path) -> Adaptation:
-    """How the model at a location learns from what it codes."""
-    return UNTRAINED if is_untrained(location) else TRAINED
+    """How the model at a location learns from what it codes; ValueError as `untrained_model`."""
+    if not is_untrained(location):
+        return TRAINED
+    name, seed = _parsed(str(location))
+    return replace(UNTRAINED, preset=f"{PREFIX}{name}:{seed}")
 
 
 def untrained_model(location: str) -> Megabyte:
@@ -42,17 +45,23 @@ def untrained_model(location: str) -> Megabyte:
     Raises:
         ValueError: for an unknown preset, and for a seed that is none.
     """
-    name, _, text = location.removeprefix(PREFIX).partition(":")
+    name, seed = _parsed(location)
     config = preset(name)
+    mixing = config.codec_features and not config.modality_heads
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Megabyte(replace(config, output_mixing=mixing)).eval()
+
+
+def _parsed(location: str) -> tuple[str, int]:
+    """Preset and seed that a location names."""
+    name, _, text = location.removeprefix(PREFIX).partition(":")
     if text and not (text.isdecimal() and int(text) <= MAX_SEED):
         raise ValueError(
             f"{location} has the seed {text!r}: give a whole number of at most {MAX_SEED:,}, as "
             f"{PREFIX}{name}:7"
         )
-    mixing = config.codec_features and not config.modality_heads
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(text or 0))
-        return Megabyte(replace(config, output_mixing=mixing)).eval()
+    return name, int(text or 0)
 
 
 @contextmanager

@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapt",
         action="store_true",
-        help="let a copy of the model learn from each file while it codes it; smaller, and slower "
-        "both ways",
+        help="let a copy of the model learn from each file while it codes it, one file at a time: "
+        "smaller, and slower both ways",
     )
     add_processes(parser, "pieces of the files")
 

@@ -347,9 +347,10 @@ def _unpack(model: Megabyte, packed: bytes, where: str) -> Container:
     """The container in some bytes, which `where` names; ValueError for another model's."""
     container, expected = unpack(packed, where), model_hash(model)
     if container.model != expected:
+        preset = container.adaptation.preset if container.adaptation else ""
         raise ValueError(
             f"{where} was compressed with the model {container.model.hex()}, and this one is "
-            f"{expected.hex()}: give the model that compressed it"
+            f"{expected.hex()}: give {preset or 'the model that compressed it'}"
         )
     if container.is_mixed != model.config.output_mixing:
         raise ValueError(

@@ -185,4 +185,4 @@ def _adaptation(stored: dict[str, Any] | None) -> Adaptation | None:
     rate, window, step = float(stored["rate"]), int(stored["window"]), int(stored["step"])
     if not (0.0 < rate <= 1.0 and 0 < step <= window <= MAX_WINDOW):
         raise ValueError(f"learning at the rate {rate} from {step} ids in windows of {window}")
-    return Adaptation(rate, window, step)
+    return Adaptation(rate, window, step, str(stored["preset"]))

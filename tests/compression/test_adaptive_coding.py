@@ -116,8 +116,14 @@ def test_impossible_settings_are_damage() -> None:
         packed = pack(dataclasses.replace(container, adaptation=adaptation))
         with pytest.raises(DamageError, match="its description is none"):
             decompress_documents(model, packed)
-    other = pack(dataclasses.replace(container, adaptation=Adaptation(0.5, 96, 48)))
-    assert unpack(other, "it").adaptation == Adaptation(0.5, 96, 48)
+
+
+def test_the_container_names_the_preset_of_random_weights() -> None:
+    named = dataclasses.replace(FAST, preset="preset:mini:7")
+    packed = compress_documents(tiny(), VIEWS, [("a", b"b")], adaptation=named)
+    assert unpack(packed, "it").adaptation == named
+    with pytest.raises(ValueError, match="give preset:mini:7"):
+        decompress_documents(tiny(init_std=0.1), packed)
 
 
 def test_the_commands(tmp_path: Path) -> None:
