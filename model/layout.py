@@ -112,6 +112,8 @@ class PatchBatch:
 
     ids: Tensor
     """[S, lookback + P] int64, the patch's ids after those before it; -1 before a document."""
+    targets: Tensor
+    """[S, P] int64, the patch's true ids, of which `ids` may have other ones in their place."""
     position: Tensor
     """[S] int64, position in the document."""
     heads: Tensor
@@ -129,6 +131,7 @@ class PatchBatch:
         """The patches at `index`."""
         return PatchBatch(
             self.ids[index],
+            self.targets[index],
             self.position[index],
             self.heads[index],
             self.codec_features[index],

@@ -45,6 +45,7 @@ chunk to the next.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -130,6 +131,7 @@ class Megabyte(nn.Module):
         codec_features: Tensor | None = None,
         layout: Layout | None = None,
         sequence_parallel: SequenceParallel | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Nats of every id given the ids before it in its document.
 
@@ -147,6 +149,8 @@ class Megabyte(nn.Module):
             sequence_parallel: ranks that have the same rows and share the work. Each returns the
                 nats of its own patches, and 0 for those of others. Its part of a row has at least
                 the config's `reach` patches.
+            targets: [B, T], ids whose nats are returned in place of those of `ids`, which are then
+                read with noise; see `pipelines/data/noise.py`.
 
         Returns:
             -log p(ids[b, t] | ids[b, < t] of its document), [B, T] float32 (float64 for a model in
@@ -159,6 +163,8 @@ class Megabyte(nn.Module):
         """
         layout = self._fit_layout(ids, document, layout)
         patches = self._patches(ids, document, modality, codec_features, layout)
+        if targets is not None:
+            patches = replace(patches, targets=layout.gather(targets.long(), self.config.patch, 0))
         context = self._stage_0_context(layout)
         if sequence_parallel is None:
             nats = self._lower_nats(self._run_stage_0(patches, context), patches)
@@ -322,7 +328,8 @@ class Megabyte(nn.Module):
         if self._is_mixed:
             places = compute_places(ids, document, patch)
             places = rearrange(places, "B (K P) c -> (B K) P c", P=patch)[layout.order.cpu()]
-        return PatchBatch(patch_ids, layout.position, heads, features, places)
+        targets = patch_ids[:, self.lookback_bytes :]
+        return PatchBatch(patch_ids, targets, layout.position, heads, features, places)
 
     def _stage_0_context(self, layout: Layout) -> PackedContext:
         """Attention of stage 0 within each document."""
@@ -371,7 +378,7 @@ class Megabyte(nn.Module):
         """
         hidden, carried = self._run_lower_stages(stage_0_output, patches, carried)
         logits = self._head_logits(hidden, patches.heads.flatten())
-        targets = rearrange(patches.ids[:, self.lookback_bytes :], "C P -> (C P)")
+        targets = rearrange(patches.targets, "C P -> (C P)")
         if mixer is None:
             nats = self.cross_entropy(logits, targets)
         else:

@@ -161,6 +161,10 @@ class TrainConfig:
     """Number of ranks that share each row, for rows too long for one rank."""
     seed: int = 0
     """Seed of the initial weights, the order of rows, and dropout."""
+    noise: float = 0.0
+    """Mean share of the payload bytes, below 0.5, that the model reads replaced by noise in
+    training, while it predicts the true ones: it then keeps better to what stands before where it
+    draws. 0 replaces none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16` computes under autocast, with weights, gradients and optimizer state in fp32. `auto`
     is `bf16` on a device that has instructions for it, otherwise `fp32`."""
@@ -224,6 +228,8 @@ class RunConfig:
         ]
         if not 0 <= self.data.max_bad_share <= 1:
             problems.append(f"data.max_bad_share is {self.data.max_bad_share}, and must be 0 to 1")
+        if not 0 <= self.train.noise < 0.5:
+            problems.append(f"train.noise is {self.train.noise}, and must be at least 0, below 0.5")
         if not self.data.cache_gb * 1e9 >= 1:
             problems.append(
                 f"data.cache_gb is {self.data.cache_gb}, and must be above 0 (.inf sets no limit)"

@@ -56,6 +56,8 @@ class Batch:
     """[B, L, J] int16 of `model.codec_features`, if the loader was asked for them."""
     layout: Layout | None = None
     """Order of the patches by document, as the model runs them; the loader makes it."""
+    targets: Tensor | None = None
+    """[B, L] uint16, the true ids where `ids` have noise; None where they have none."""
 
     def inputs(self, device: torch.device) -> ModelInputs:
         """Inputs of `Megabyte.forward` on a device, copied without a wait from pinned memory."""
@@ -103,4 +105,5 @@ class Batch:
             self.damage,
             None if self.codec_features is None else moved(self.codec_features),
             None if self.layout is None else self.layout.map(moved),
+            None if self.targets is None else moved(self.targets),
         )

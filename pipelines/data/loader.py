@@ -22,6 +22,8 @@ holds at least one batch."""
 MAX_PREFETCHED_BATCHES = 16
 BYTES_PER_ID = 3
 """An id of 2 bytes and its role."""
+TARGET_BYTES = 2
+"""Of an id, where `ids` have noise."""
 FRAME_BYTES_PER_PATCH = 5
 """Document and modality of a patch."""
 FEATURE_BYTES_PER_ID = 2 * FEATURES
@@ -63,6 +65,7 @@ def make_loader(
     workers: int,
     mask_damage: bool = False,
     codec_patch: int = 0,
+    noise: float = 0.0,
 ) -> Loader:
     """A loader of the rows; the batches are the same for any number of workers.
 
@@ -70,13 +73,14 @@ def make_loader(
         plan: the rows.
         rows: the sampler that names the rows of each batch.
         workers: processes that read; 0 reads in this process.
-        mask_damage, codec_patch: as in `RowDataset`.
+        mask_damage, codec_patch, noise: as in `RowDataset`.
     """
     batch_rows = rows.micro_batch if isinstance(rows, TrainingRows) else rows.batch
     id_bytes = BYTES_PER_ID + (FEATURE_BYTES_PER_ID if codec_patch else 0)
+    id_bytes += TARGET_BYTES if noise else 0
     patch_bytes = FRAME_BYTES_PER_PATCH + BYTES_PER_PATCH
     length, patch = plan.config.row_length, plan.config.patch
     batch_bytes = batch_rows * (length * id_bytes + length // patch * patch_bytes)
     ahead = max(1, PREFETCH_BYTES // (batch_bytes * max(1, workers)))
-    dataset = RowDataset(plan, mask_damage, codec_patch)
+    dataset = RowDataset(plan, mask_damage, codec_patch, noise)
     return Loader(dataset, rows, workers, min(ahead, MAX_PREFETCHED_BATCHES))

@@ -19,6 +19,7 @@ from bytelm.model.codec_features.kernels import compile_kernels
 from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.layout import Layout
 from bytelm.pipelines.data.batch import Batch, Damage, Origin
+from bytelm.pipelines.data.noise import add_noise
 from bytelm.pipelines.data.plan import Plan, Position
 from bytelm.pipelines.data.source_order import PlannedRow
 from bytelm.pipelines.errors import DamageError
@@ -51,15 +52,20 @@ class BufferPool:
 class RowDataset(Dataset[Batch]):
     """Batches by the positions of their rows; None makes a row of padding."""
 
-    def __init__(self, plan: Plan, mask_damage: bool = False, codec_patch: int = 0):
+    def __init__(
+        self, plan: Plan, mask_damage: bool = False, codec_patch: int = 0, noise: float = 0.0
+    ):
         """
         Args:
             plan: the rows.
             mask_damage: turn damaged spans into PAD; otherwise damage raises DamageError.
             codec_patch: P of a model that reads codec features, to compute them with each batch;
                 0 computes none.
+            noise: mean share of payload bytes that `add_noise` replaces in the ids of a batch,
+                whose targets keep them.
         """
         self.plan = plan
+        self.noise = noise
         self.mask_damage = mask_damage
         self.codec_patch = codec_patch
         if codec_patch:
@@ -87,6 +93,9 @@ class RowDataset(Dataset[Batch]):
             self._prefetch(position)
             planned = self.plan.row(*position)
             batch.damage += self._read_row(planned, row)
+            if batch.targets is not None:
+                batch.targets[len(batch.origins)] = torch.from_numpy(row.ids)
+                add_noise(row, self.noise, (self.plan.config.seed, *position))
             documents = tuple(np.unique(planned.index["document"]).tolist())
             location = self.plan.sources[planned.source].set.location
             batch.origins.append(Origin(location, planned.shard.name, documents))
@@ -115,6 +124,8 @@ class RowDataset(Dataset[Batch]):
             origins=[],
             damage=[],
         )
+        if self.noise:
+            batch.targets = torch.full_like(batch.ids, framing.PAD)
         rows = [Framed(ids[b], role[b], modality[b], document[b], patch) for b in range(count)]
         return batch, rows
 

@@ -107,7 +107,8 @@ class Engine:
         self._engine.train()
         for number, batch in enumerate(micro_batches, 1):
             on_device = batch.to(self.device)
-            nats = self._engine(*on_device.inputs(self.device), self._sequence_parallel)
+            inputs = on_device.inputs(self.device)
+            nats = self._engine(*inputs, self._sequence_parallel, on_device.targets)
             self._backward_and_step(nats, on_device, scale, is_last=number == self.accumulation)
             nats_of.append(nats.detach())
         # Only here does a GPU have to be waited for.

@@ -317,6 +317,7 @@ class Trainer:
             self.config.data.workers,
             mask_damage=self.config.data.damage == "mask",
             codec_patch=self.config.model.patch if self.config.model.codec_features else 0,
+            noise=self.config.train.noise,
         )
         self._batches = loader.batches(
             self.config.train.rank_timeout, lambda: self.signals.stop_requested

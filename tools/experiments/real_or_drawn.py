@@ -29,8 +29,9 @@ VOICED = 0.5
 
 
 def image_statistics(pixels: npt.NDArray[np.uint8]) -> Floats:
-    """Statistics [f] of the colours and edges of an image [h, w, c], h and w at least 3."""
-    values = pixels.astype(np.float64) / 255.0
+    """Statistics [f] of the colours and edges of an image [h, w, c], h and w at least 3, in grey or
+    in colour."""
+    values = np.broadcast_to(pixels, (*pixels.shape[:2], 3)) / 255.0
     grey = values.mean(axis=2)
     spread = values.max(axis=2) - values.min(axis=2)
     colours = len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) / grey.size

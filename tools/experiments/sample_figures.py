@@ -116,11 +116,9 @@ class Comparison:
         ]
         if near:
             figures["nearest"] = float(np.mean(near))
-        statistics = [np.stack([*map(image_statistics, group)]) for group in (self._real(), images)]
+        groups = self.real.images(), images
+        statistics = [np.stack([image_statistics(image) for image in group]) for group in groups]
         return figures | self._real_share(*statistics)
-
-    def _real(self) -> list[npt.NDArray[np.uint8]]:
-        return self.real.images()
 
     def _sound_figures(self, drawn: Drawn, real: Drawn) -> dict[str, float]:
         rate, waves = drawn.requests[0].header.rate, drawn.waves()
@@ -145,7 +143,7 @@ class Comparison:
 
 
 def _costs(model: Megabyte, drawn: Drawn) -> dict[str, float]:
-    """Bits per byte behind the prompts: of all, of each part, and of each channel of images."""
+    """Bits per byte behind the prompts: of all, of each part, and of each channel of colours."""
     bits = [
         payload_nats(model, q.modality, q.header, q.view, payload)[len(q.prompt) :] / math.log(2)
         for q, payload in zip(drawn.requests, drawn.payloads, strict=True)
@@ -155,9 +153,9 @@ def _costs(model: Megabyte, drawn: Drawn) -> dict[str, float]:
         pieces = [b[len(b) * part // PARTS : len(b) * (part + 1) // PARTS] for b in bits]
         figures[f"bits-part-{part}"] = float(np.concatenate(pieces).mean())
     if drawn.modality == "image":
-        channels = drawn.requests[0].header.channels
-        for channel in range(channels):
-            values = np.concatenate([b[channel::channels] for b in bits])
+        coloured = [b for b, q in zip(bits, drawn.requests, strict=True) if q.header.channels == 3]
+        for channel in range(3 if coloured else 0):
+            values = np.concatenate([b[channel::3] for b in coloured])
             figures[f"bits-channel-{channel}"] = float(values.mean())
     return figures
 
