@@ -63,7 +63,8 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             f"or by --password, or leave out --host"
         )
     model, dataset_info = load_model(options.model)
-    name = "/".join(Path(options.model).resolve().parts[-2:])
+    path = Path(options.model)
+    name = "/".join(path.resolve().parts[-2:]) if path.is_dir() else options.model
     loaded = LoadedModel(model, dataset_info, name)
     serve(loaded, address, password, options.seconds, lambda: _announce(address))
     return 0
