@@ -1,0 +1,188 @@
+"""Output mixing in plain Python and float64, decision by decision: what `kernels` computes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bytelm.model.codec_features.state import BYTES, NO_PAYLOAD, PIXELS
+from bytelm.model.output_mixing.bit_inputs_kernel import COUNT_WORTH, MOST_SEEN
+from bytelm.model.output_mixing.kernels import (
+    BIAS_INPUT,
+    COUNT_PRIOR,
+    FIRST_RATE,
+    LEAST_MASS,
+    MOST_HITS,
+    RATE,
+    RATE_BYTES,
+)
+from bytelm.model.output_mixing.state import (
+    BIT_SETS,
+    CHOSEN,
+    CONFIDENCE_LEVELS,
+    CONTEXTS,
+    FIRST_WEIGHTS,
+    INPUTS,
+    MATCH_LEVELS,
+    MOST_COUNT,
+    REGRESSIONS,
+    SETS,
+)
+
+Numbers = np.ndarray
+LEAST = 2.0**-20
+MASK = (1 << 64) - 1
+
+
+def clip(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+def logit(zeros: float, ones: float) -> float:
+    """The logit of odds, at most that of 2^20."""
+    return clip(math.log(ones / zeros), math.log(LEAST), -math.log(LEAST))
+
+
+def sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+class ReferenceMixer:
+    """A document's mixer; `slots` as in the tables of counts."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._counts: dict[tuple[int, int], tuple[int, dict[int, list[int]]]] = {}
+        """By context and slot: the check of a hash, and by node the zeros and ones after it."""
+        self._maps: dict[tuple[int, ...], list[float]] = {}
+        """By kind, context and counts: the probability of a one, and how often it was seen."""
+        self._hits = [[min(0.75 + 0.02 * level, 0.99), 0.0] for level in range(MATCH_LEVELS)]
+        self._weights = np.repeat(FIRST_WEIGHTS[:, None, :], SETS, axis=1)
+
+    def nats(self, logits: Numbers, id_: int, prediction: Any) -> float:
+        """Nats of the next id under the mixture, which is then learned from."""
+        p = np.exp(logits.astype(np.float64) - logits.max())
+        p /= p.sum()
+        if prediction["kind"] == NO_PAYLOAD or id_ > 255:
+            return -math.log(p[id_])
+        mass, learned = 1.0, []
+        for depth in range(8):
+            node, bit = (256 | id_) >> (8 - depth), id_ >> (7 - depth) & 1
+            size, low = 128 >> depth, (node << (8 - depth)) - 256
+            zeros, ones = p[low : low + size].sum(), p[low + size : low + 2 * size].sum()
+            one = clip(ones / (zeros + ones), LEAST, 1 - LEAST)
+            if mass >= LEAST_MASS:
+                inputs, sets = self._inputs(node, depth, logit(zeros, ones), prediction)
+                weights = self._weights[prediction["kind"], sets]  # [CHOSEN, I]
+                mixed = np.clip(weights @ inputs, -16, 16)
+                learned.append((bit, inputs, sets, mixed))
+                one = clip(sigmoid(mixed.sum() / CHOSEN), LEAST, 1 - LEAST)
+            mass *= one if bit else 1.0 - one
+        rate = RATE + FIRST_RATE / (1 + prediction["size"] / RATE_BYTES)
+        for bit, inputs, sets, mixed in learned:
+            for chosen, x in zip(sets, mixed, strict=True):
+                self._weights[prediction["kind"], chosen] += rate * (bit - sigmoid(x)) * inputs
+        for depth in range(8):
+            self._learn((256 | id_) >> (8 - depth), depth, id_ >> (7 - depth) & 1, prediction)
+        return -math.log(mass * p[:256].sum())
+
+    def _inputs(
+        self, node: int, depth: int, of_network: float, prediction: Any
+    ) -> tuple[Numbers, list[int]]:
+        """Logits of the predictors, and the numbers of the chosen sets of weights."""
+        of_contexts, seen = [0.0] * CONTEXTS, 0
+        for i in range(prediction["contexts"]):
+            counts = self._found(i, node, depth, prediction)
+            if sum(counts):
+                seen += 1
+                one = self._map(i, counts, prediction)[0]
+                of_contexts[i] = logit(1 - one, one)
+        expected = expected_bit(prediction, node, depth)
+        level = prediction["level"] if expected >= 0 else 0
+        hit = self._hits[level][0]
+        of_match = 0.0 if expected < 0 else logit(1 - hit, hit) * (1 if expected else -1)
+        of_regressions = [regression(prediction, i, node, depth) for i in range(REGRESSIONS)]
+        if prediction["kind"] == BYTES:
+            of_regressions = [0.0] * REGRESSIONS
+        inputs = np.array([of_network, *of_contexts, of_match, *of_regressions, BIAS_INPUT])
+        assert len(inputs) == INPUTS
+        confidence = min(int(0.75 * abs(of_network)), CONFIDENCE_LEVELS - 1)
+        first_confidence = BIT_SETS + MATCH_LEVELS
+        sets = [
+            depth + 8 * prediction["is_low"],
+            BIT_SETS + level,
+            first_confidence + confidence * (CONTEXTS + 1) + seen,
+        ]
+        return inputs, sets
+
+    def _place(self, i: int, node: int, depth: int, prediction: Any) -> tuple[int, int, int]:
+        """The slot of a context in this half of a byte, its check, and the node of the half."""
+        first = node if depth < 4 else node >> (depth - 4)
+        opening = 1 if depth < 4 else first
+        key = ((int(prediction["hashes"][i]) ^ opening) * 0x9E3779B97F4A7C15) & MASK
+        key ^= key >> 29
+        below = node if depth < 4 else node - (first << (depth - 4)) + (1 << (depth - 4))
+        return (key >> 40) & (self._slots - 1), (key & 255) | 1, below
+
+    def _found(self, i: int, node: int, depth: int, prediction: Any) -> list[int]:
+        slot, check, below = self._place(i, node, depth, prediction)
+        held, counts = self._counts.get((i, slot), (0, {}))
+        return counts.get(below, [0, 0]) if held == check else [0, 0]
+
+    def _map(self, i: int, counts: list[int], prediction: Any) -> list[float]:
+        zeros, ones = counts
+        first = (ones + COUNT_PRIOR) / (zeros + ones + 2 * COUNT_PRIOR)
+        return self._maps.setdefault((int(prediction["kind"]), i, zeros, ones), [first, 0.0])
+
+    def _learn(self, node: int, depth: int, bit: int, prediction: Any) -> None:
+        for i in range(prediction["contexts"]):
+            slot, check, below = self._place(i, node, depth, prediction)
+            if self._counts.get((i, slot), (0, {}))[0] != check:
+                self._counts[i, slot] = (check, {})
+            counts = self._counts[i, slot][1].setdefault(below, [0, 0])
+            if sum(counts):
+                entry = self._map(i, counts, prediction)
+                entry[1] = min(entry[1] + 1, float(MOST_SEEN))
+                entry[0] += (bit - entry[0]) / (entry[1] + float(COUNT_WORTH))
+                entry[0] = clip(entry[0], 0.0005, 0.9995)
+            counts[bit] = min(counts[bit] + 1, MOST_COUNT)
+            if counts[1 - bit] > 2:
+                counts[1 - bit] = min((counts[1 - bit] + 3) // 2, 14)
+        expected = expected_bit(prediction, node, depth)
+        if expected >= 0:
+            hit = self._hits[prediction["level"]]
+            hit[1] = min(hit[1] + 1, MOST_HITS)
+            hit[0] += ((expected == bit) - hit[0]) / (hit[1] + 1.5)
+            hit[0] = clip(hit[0], 0.002, 0.9998)
+
+
+def expected_bit(prediction: Any, node: int, depth: int) -> int:
+    """The next bit of the byte that the match predicts; -1 where it has begun otherwise."""
+    byte = int(prediction["expected"])
+    if byte < 0 or (byte | 256) >> (8 - depth) != node:
+        return -1
+    return byte >> (7 - depth) & 1
+
+
+def regression(prediction: Any, i: int, node: int, depth: int) -> float:
+    """Logit of a one under a logistic distribution around a prediction."""
+    size, low = 256 >> depth, (node << (8 - depth)) - 256
+    sign = 1
+    if prediction["kind"] != PIXELS:
+        if prediction["is_low"]:
+            low += 256 * int(prediction["high"])
+        elif depth == 0:
+            low, size, sign = -32768, 65536, -1
+        else:
+            low, size = 256 * (low - 256 if low > 127 else low), 256 * size
+    mean, width = float(prediction["means"][i]), float(prediction["widths"][i])
+    edges = [(low - 0.5 + size * k / 2 - mean) / width for k in range(3)]
+    if edges[0] > 0:  # the same by the upper tails, whose differences are exact there
+        edges, sign = [-edge for edge in reversed(edges)], -sign
+    begin, middle, end = (math.exp(e) / (1 + math.exp(e)) if e < 40 else 1.0 for e in edges)
+    most = math.log(1 / LEAST)
+    if middle <= begin or end <= middle:  # nothing that float64 tells apart
+        return sign * (most if middle <= begin else -most)
+    return sign * logit(middle - begin, end - middle)

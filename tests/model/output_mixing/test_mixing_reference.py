@@ -1,0 +1,55 @@
+"""The kernel's float32 against plain Python in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.mixing_reference import ReferenceMixer
+
+from bytelm.model.codec_features.layout import IS_LOW, KIND, LINE, PLACE, PLACES, SIZE, UNIT
+from bytelm.model.codec_features.state import BYTES, PIXELS, SAMPLES
+from bytelm.model.output_mixing import kernels, predictors
+from bytelm.model.output_mixing.bit_coder import IDLE_CODER
+from bytelm.model.output_mixing.state import PREDICTION, new_mixers, new_predictors
+
+N, V = 400, 264
+LENGTH = 1_000
+
+
+def document(kind: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [N] of a payload with an id that is no byte, and their places [N, PLACES]."""
+    generator, count = np.random.default_rng(kind), np.arange(N)
+    if kind == BYTES:
+        words = generator.choice(["the ", "whale ", "and ", "sea "], N)
+        ids = np.frombuffer("".join(words).encode()[:N], np.uint8).astype(np.int64)
+    elif kind == PIXELS:
+        ids = (count // 24 * 9 + count % 3 * 40 + generator.integers(0, 4, N)) % 256
+    else:
+        wave = 6000 * np.sin(np.arange(N // 2) / 9) + generator.normal(0, 30, N // 2)
+        ids = wave.astype(">i2").view(np.uint8).astype(np.int64)
+    ids[N // 2] = 257
+    places = np.zeros((N, PLACES), np.int32)
+    unit = 3 if kind == PIXELS else 2
+    places[:, KIND], places[:, UNIT], places[:, LINE] = kind, unit, 24
+    places[:, SIZE], places[:, PLACE] = count, count % unit
+    places[:, IS_LOW] = (count % 2) * (kind == SAMPLES)
+    return ids, places
+
+
+@pytest.mark.parametrize("kind", [BYTES, PIXELS, SAMPLES])
+@pytest.mark.parametrize("trust", [0.0, 4.0])
+def test_nats_are_those_of_plain_python(kind: int, trust: float) -> None:
+    """Of a network that knows nothing, and of one that often knows the byte."""
+    ids, places = document(kind)
+    generator = np.random.default_rng(1)
+    logits = generator.normal(0, 1, (N, V)).astype(np.float32)
+    logits[np.arange(N), ids] += (trust * generator.random(N)).astype(np.float32)
+    predicted, nats = np.zeros(N, PREDICTION), np.empty(N)
+    predictors.predict_ids(new_predictors(1, LENGTH), 0, ids, places, predicted)
+    mixers, opens_document = new_mixers(1, LENGTH), np.arange(N) == 0
+    kernels.read_ids(mixers, 0, IDLE_CODER, logits, ids, predicted, opens_document, nats)
+    reference = ReferenceMixer(mixers.counts.shape[2])
+    of_ids = zip(logits, ids.tolist(), predicted, strict=True)
+    expected = [reference.nats(*of_id) for of_id in of_ids]
+    np.testing.assert_allclose(nats, expected, rtol=2e-4, atol=2e-4)
+    assert np.mean(nats[-100:]) < 4.5
