@@ -65,6 +65,7 @@ def test_the_resolved_config_reads_back_the_same() -> None:
         ("data", {"sets": [{"path": 5}]}, r"data\.sets\[0\]\.path must be a text .*, and is 5"),
         ("data", {"sets": "a"}, r"data\.sets must be a list, and is 'a'"),
         ("data", {"sets": [{"path": "a"}], "cache_gb": math.nan}, r"data\.cache_gb is nan"),
+        ("train", {"steps": 1, "noise": 0.5}, r"train\.noise is 0\.5, and must be at least 0"),
         ("data", {"sets": [{"path": "a", "weight": math.inf}]}, r"sets\[0\]\.weight is inf"),
         ("data", {"sets": [{"path": "a", "max_repeats": 0}]}, r"sets\[0\]\.max_repeats is 0"),
         ("model", {"preset": "tiny", "init_std": math.inf}, "init_std must be above 0 and finite"),
