@@ -35,7 +35,7 @@ from bytelm.tools.experiments.package_files import DebianPackage, Wheel, package
 from bytelm.tools.experiments.result_cells import Cells, CommandError
 from bytelm.tools.experiments.result_tables import results_page
 from bytelm.tools.experiments.results import SMALL, main
-from bytelm.tools.experiments.set_archives import archive_sizes
+from bytelm.tools.experiments.set_archives import archive_sizes, missing_archivers
 
 QUIET = Console(quiet=True)
 
@@ -145,6 +145,15 @@ def test_archives_hold_images_and_sounds_as_files(make_set: SetMaker) -> None:
         shard_set = make_set([[sample]], f"set{number}", val=[[sample]])
         sizes = archive_sizes(shard_set, "val")
         assert min(sizes.values()) > len(sample.data) / 4, "noise does not compress"
+
+
+def test_an_archiver_that_is_missing_is_named(
+    make_set: SetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert missing_archivers() == {"zpaq -m5": "apt install zpaq"}
+    shard_set = make_set([[text(b"train")]], val=[[text(b"words " * 9)]])
+    assert "zpaq -m5, one archive" not in archive_sizes(shard_set, "val")
 
 
 def figure(name: str, value: float, reference: float | None = None, **details: Any) -> Any:

@@ -44,6 +44,7 @@ from rich.console import Console
 
 from bytelm.modalities import MODALITIES
 from bytelm.pipelines.evaluation import ADAPT, PLAIN
+from bytelm.pipelines.evaluation.codec_sizes import missing_codecs
 from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.runtime.optional_packages import can_import
 from bytelm.pipelines.shards.reader import ShardSet
@@ -60,7 +61,7 @@ from bytelm.tools.experiments.result_cells import (
     experiment_figures,
 )
 from bytelm.tools.experiments.result_tables import results_page
-from bytelm.tools.experiments.set_archives import archive_sizes
+from bytelm.tools.experiments.set_archives import archive_sizes, missing_archivers
 from bytelm.tools.experiments.trained_models import (
     TrainedModel,
     demo_model,
@@ -136,6 +137,7 @@ def main() -> None:
             parser.error(f"{folder} is no folder")
     console = Console(stderr=True, highlight=False)
     cells = Cells(options.work / "cells", console)
+    cells.absent |= missing_codecs(MODALITIES) | missing_archivers()
     scale = FULL if options.full else SMALL
     own_kinds = [FolderKind(folder) for folder in options.kind]
     task = Task(
@@ -150,7 +152,7 @@ def main() -> None:
         write_atomic(options.work / "results.md", page.encode())
     console.print(options.work / "results.md")
     if cells.absent:
-        console.print(f"without {', '.join(cells.absent)}: the same command tries them again")
+        console.print(f"without {', '.join(cells.absent)}; the same command tries them again")
     sys.exit(cells.has_failed)
 
 

@@ -22,6 +22,12 @@ from bytelm.tools.experiments.result_cells import CommandError
 
 SOLID_CODECS = ("xz", "PPMd")
 ZPAQ = "zpaq -m5"
+ZPAQ_REMEDY = "apt install zpaq"
+
+
+def missing_archivers() -> dict[str, str]:
+    """The command that brings each archiver which this machine lacks, beside the codecs."""
+    return {} if shutil.which("zpaq") else {ZPAQ: ZPAQ_REMEDY}
 
 
 def archive_sizes(shard_set: ShardSet, split: str) -> dict[str, int]:
