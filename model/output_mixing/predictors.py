@@ -48,7 +48,7 @@ from bytelm.model.output_mixing.state import (
     PredictorState,
     new_predictors,
 )
-from bytelm.model.output_mixing.text_predictors import hash_text
+from bytelm.model.output_mixing.text_predictors import hash_text, push_text
 
 Ints = npt.NDArray[np.int64]
 Places = npt.NDArray[np.int32]
@@ -129,14 +129,15 @@ def _predict(state: PredictorState, row: int, place: Places) -> None:
         predict_pixel(state, row)
         find_match(state, row, PIXEL_MATCH)
     else:
-        hash_text(state, row)
         find_match(state, row, TEXT_MATCH)
+        hash_text(state, row)
 
 
 @kernel_part
 def _begin_payload(state: PredictorState, row: int) -> None:
     r = state.rows[row]
     r.match, r.match_length, r.samples, r.activity = -1, 0, 0, 0
+    r.line = r.line_before = r.marks = 0
     state.positions[row] = 0
     state.samples[row, :TAPS] = 0.0
     state.rests[row, :, :TAPS] = 0.0
@@ -169,3 +170,5 @@ def _push_id(state: PredictorState, row: int, id_: int) -> None:
         r.match_length = min(r.match_length + 1, LONGEST_MATCH)
     if kind == PIXELS:
         learn_pixel(state, row, byte)
+    else:
+        push_text(state, row, byte)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-CONTEXTS = 7
+CONTEXTS = 10
 """C, contexts with counts of the bits that followed them."""
 REGRESSIONS = 3
 """Predictions of a pixel's byte or of a sample, each with a logistic distribution around it."""
@@ -60,6 +60,9 @@ ROW = np.dtype(
         ("match_length", np.int64),
         ("samples", np.int64),  # of all channels
         ("activity", np.int64),
+        ("line", np.int64),  # index in the payload where the line of text begins
+        ("line_before", np.int64),  # and the one before it
+        ("marks", np.int64),  # the last three bytes that belong to no word
         ("sums", np.float64, (1 + STAGES,)),  # of a sample: the regression, and with each filter
         ("held", np.int64),  # bytes of the payload so far
         ("before", np.int64),  # of which so many belong to earlier pieces of the document
@@ -142,10 +145,10 @@ KINDS = 4
 
 FIRST_WEIGHTS = np.array(
     [  # by kind: the network, CONTEXTS, the match, REGRESSIONS, the constant
-        [1.0, *[0.0] * 7, 0.0, *[0.0] * 3, 0.0],
-        [0.75, 0.2, 0.12, 0.08, 0.02, 0.05, 0.15, 0.08, 0.05, *[0.0] * 3, 0.0],
-        [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, 0.0, 0.0, 0.4, 0.08, -0.05, 0.0],
-        [0.8, 0.03, 0.03, *[0.0] * 5, 0.0, 0.1, 0.15, 0.1, 0.0],
+        [1.0, *[0.0] * 10, 0.0, *[0.0] * 3, 0.0],
+        [0.75, 0.05, 0.2, 0.12, 0.08, 0.05, 0.15, *[0.05] * 4, 0.05, *[0.0] * 3, 0.0],
+        [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, *[0.0] * 4, 0.0, 0.4, 0.08, -0.05, 0.0],
+        [0.8, 0.03, 0.03, *[0.0] * 8, 0.0, 0.1, 0.15, 0.1, 0.0],
     ]
 )
 """[KINDS, I] weights before anything was learned: means of those after some documents, rounded."""

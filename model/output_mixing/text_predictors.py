@@ -1,4 +1,4 @@
-"""Predictors of texts and other bytes: the last bytes and words as contexts."""
+"""Contexts of texts and other bytes: what stands before a byte, above it, and around its line."""
 
 from __future__ import annotations
 
@@ -9,31 +9,60 @@ from bytelm.model.numba_kernels import kernel_part
 from bytelm.model.output_mixing.contexts import stir
 from bytelm.model.output_mixing.state import PredictorState
 
-TEXT_ORDERS = (1, 2, 3, 4, 6)
-LONGEST_WORD = 20
+ORDERS = (0, 1, 2, 3, 6)
+LONGEST_WORD, WIDEST_INDENT = 20, 40
+NEWLINE, SPACE = 10, 32
 
 
 @kernel_part
 def hash_text(state: PredictorState, row: int) -> None:
-    """Contexts of a byte: those before it by order, its word so far, and with the word before."""
+    """Contexts of a byte: those before it by order, its word so far, the byte that the match
+    predicts, its column with the byte above it, how its line begins, and the last bytes that belong
+    to no word."""
     r, data, prediction = state.rows[row], state.bytes[row], state.predictions[row]
-    size, key, order = r.place[SIZE], np.uint64(0), 0
-    for i in range(len(TEXT_ORDERS)):
-        while order < TEXT_ORDERS[i]:
+    size, key, order, hashes = r.place[SIZE], np.uint64(0), 0, prediction.hashes
+    last = data[size - 1] if size else 0
+    for i in range(len(ORDERS)):
+        while order < ORDERS[i]:
             order += 1
             key = stir(key, data[size - order] + 1 if order <= size else 0)
-        prediction.hashes[i] = key
-    index, key = size - 1, np.uint64(1 << 32)
-    for i in range(2):
-        length = 0
-        while index >= 0 and length < LONGEST_WORD and _is_letter(data[index]):
-            key = stir(key, data[index] | 32)
-            index -= 1
-            length += 1
+        hashes[i] = key
+    count = len(ORDERS)
+    hashes[count] = _hash_word(state, row)
+    level = prediction.level if prediction.expected >= 0 else 0
+    hashes[count + 1] = stir(stir(np.uint64(77), (prediction.expected + 1) * 64 + level), last)
+    column = size - r.line
+    is_below = r.line_before + column < r.line
+    above = data[r.line_before + column] if is_below else NEWLINE
+    hashes[count + 2] = stir(stir(np.uint64(78), above), column)
+    indent, most = 0, min(column, WIDEST_INDENT)
+    while indent < most and data[r.line + indent] == SPACE:
+        indent += 1
+    first = data[r.line + indent] if indent < column else 0
+    hashes[count + 3] = stir(stir(np.uint64(79), indent + 256 * first), last)
+    hashes[count + 4] = stir(stir(np.uint64(80), r.marks), last)
+    prediction.contexts = count + 5
+
+
+@kernel_part
+def push_text(state: PredictorState, row: int, byte: int) -> None:
+    """Take the next byte into what is known of lines and of bytes outside words."""
+    r = state.rows[row]
+    if not _is_letter(byte):
+        r.marks = (256 * r.marks + byte) % 2**24
+    if byte == NEWLINE:
+        r.line_before, r.line = r.line, r.place[SIZE] + 1
+
+
+@kernel_part
+def _hash_word(state: PredictorState, row: int) -> np.uint64:
+    """The letters just before the next byte."""
+    data, end = state.bytes[row], state.rows[row].place[SIZE]
+    key, index = np.uint64(1 << 32), end - 1
+    while index >= 0 and end - index <= LONGEST_WORD and _is_letter(data[index]):
+        key = stir(key, data[index] | 32)
         index -= 1
-        key = stir(key, 256 + i)
-        prediction.hashes[len(TEXT_ORDERS) + i] = key
-    prediction.contexts = len(TEXT_ORDERS) + 2
+    return stir(key, 256)
 
 
 @kernel_part
