@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bytelm.pipelines.cli.arguments import WholeNumber
 
 if TYPE_CHECKING:
-    from bytelm.pipelines.generation.calibration import Calibration
+    from bytelm.pipelines.generation.calibration import Calibration, Trial
 
 HELP = "Find the settings at which a model's draws cost as many bits as data, and keep them."
 MODALITIES = ("text", "image", "audio")
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             continue
         settings = {}
         for kind in (NEW, FINISHED):
-            found = calibrate(model, pieces, SCALES[modality, kind], kind)
+            found = calibrate(model, pieces, SCALES[modality, kind], kind, _show)
             settings[kind] = asdict(found.best.sampling)
             _print(f"{kind} {modality}", found)
         save_sampling(options.model, {modality: settings})
@@ -78,10 +79,20 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     return 0
 
 
+def _show(trial: Trial) -> None:
+    """Show on stderr what was tried, since all trials together take minutes."""
+    print(f"tried {_line(trial)}", file=sys.stderr, flush=True)
+
+
 def _print(name: str, found: Calibration) -> None:
     best, real = found.best, found.real_bits
-    print(
-        f"{name}: temperature {best.sampling.temperature:.3f} min-p {best.sampling.min_p:.5f}  "
-        f"bits/byte drawn {best.bits:.3f}, data {real:.3f} ({best.bits / real - 1:+.1%})",
-        flush=True,
+    excess = best.bits / real - 1
+    print(f"{name}: {_line(best)}, data {real:.3f} ({excess:+.1%})", flush=True)
+
+
+def _line(trial: Trial) -> str:
+    sampling = trial.sampling
+    return (
+        f"temperature {sampling.temperature:.3f} min-p {sampling.min_p:.5f}  "
+        f"bits/byte drawn {trial.bits:.3f}"
     )

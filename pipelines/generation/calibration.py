@@ -92,7 +92,13 @@ class Calibration:
         return min(self.trials, key=lambda trial: abs(trial.bits - self.real_bits))
 
 
-def calibrate(model: Megabyte, pieces: Sequence[Piece], scale: Scale, kind: str) -> Calibration:
+def calibrate(
+    model: Megabyte,
+    pieces: Sequence[Piece],
+    scale: Scale,
+    kind: str,
+    report: Callable[[Trial], object] = lambda trial: None,
+) -> Calibration:
     """Find the settings with which drawn payloads cost what real ones cost, in fp32.
 
     Args:
@@ -100,6 +106,7 @@ def calibrate(model: Megabyte, pieces: Sequence[Piece], scale: Scale, kind: str)
             seeds, serve for all settings.
         scale: the settings to search.
         kind: NEW draws whole payloads; FINISHED second halves, behind the first ones.
+        report: called with each trial.
     """
     prompts = [piece.half if kind == FINISHED else 0 for piece in pieces]
     requests = [piece.request(prompt) for piece, prompt in zip(pieces, prompts, strict=True)]
@@ -112,6 +119,7 @@ def calibrate(model: Megabyte, pieces: Sequence[Piece], scale: Scale, kind: str)
         drawn = draw_payloads(model, requests, range(len(requests)), sampling, "fp32")
         payloads = [np.frombuffer(payload, np.uint8) for payload in drawn]
         trials.append(Trial(sampling, _bits(model, requests, payloads)))
+        report(trials[-1])
         excess = trials[-1].bits / real_bits - 1.0
         if abs(excess) < CLOSE:
             break
