@@ -40,15 +40,14 @@ class Adaptation:
 
     def window_length(self, config: ModelConfig) -> int:
         """Ids of a window of a model at most: whole patches of its context."""
-        return min(self._whole(self.window, config), config.context)
+        return min(max(self.window // config.patch, 4) * config.patch, config.context)
 
     def step_length(self, config: ModelConfig) -> int:
-        """New ids of a window of a model."""
-        return min(self._whole(self.step, config), config.context)
-
-    def _whole(self, ids: int, config: ModelConfig) -> int:
-        """So many ids in whole patches, with room for two preambles at least."""
-        return max(ids // config.patch, 4) * config.patch
+        """New ids of a window of a model: whole patches, half of a window at most, but with room
+        for a preamble."""
+        patch, window = config.patch, self.window_length(config)
+        most = max(window // 2 // patch * patch, min(window, 4 * patch))
+        return min(max(self.step // patch, 4) * patch, most)
 
 
 TRAINED, UNTRAINED = Adaptation(3e-4, 4096, 1024), Adaptation(3e-3, 2048, 512)

@@ -70,7 +70,8 @@ def _growing(
             room += step
         else:
             opening = framing.preamble_length(segments[segment].modality, patch)
-            segment, start = _ahead(spans, segments, patch, opening + step)
+            most = _length(spans, segments, patch) - patch
+            segment, start = _ahead(spans, segments, patch, min(opening + step, most))
 
 
 def _spans(
@@ -144,7 +145,9 @@ def _ahead(
         rest -= opening + span.length
     # A window that did not move would be scored forever.
     least = patch if span is spans[0] else 0
-    return span.segment, span.start + max(rest - opening, least)
+    start = span.start + max(rest - opening, least)
+    is_at_end = start == framing.body_length(segments[span.segment].size, patch)
+    return (span.segment + 1, 0) if is_at_end else (span.segment, start)
 
 
 def _positions(spans: Sequence[Span], segments: Sequence[Segment], patch: int) -> Positions:

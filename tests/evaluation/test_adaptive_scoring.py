@@ -118,5 +118,6 @@ def test_a_window_is_whole_patches_of_the_context() -> None:
     adaptation = Adaptation(1.0, 1000, 99)
     assert adaptation.window_length(config) == 128
     assert adaptation.window_length(replace(config, context=1 << 16)) == 1000
-    assert adaptation.step_length(config) == 96
+    assert adaptation.step_length(config) == 64
+    assert adaptation.step_length(replace(config, context=1 << 16)) == 96
     assert Adaptation(1.0, 1, 1).step_length(config) == 4 * PATCH
