@@ -36,7 +36,7 @@ import numpy.typing as npt
 
 from bytelm.model.codec_features.state import NO_PAYLOAD
 from bytelm.model.numba_kernels import compiling, kernel, kernel_part
-from bytelm.model.output_mixing import bit_coder_kernel, bit_inputs_kernel, float_kernel
+from bytelm.model.output_mixing import bit_coder_kernel, bit_inputs_kernel, float_kernel, state
 from bytelm.model.output_mixing.bit_coder_kernel import code_bit
 from bytelm.model.output_mixing.bit_inputs_kernel import (
     LEAST,
@@ -85,7 +85,7 @@ BIAS_INPUT = 0.3
 MOST_HITS = 250.0
 """Memory of how often matches were right."""
 
-_kernel = partial(kernel, parts=[bit_coder_kernel, bit_inputs_kernel, float_kernel])
+_kernel = partial(kernel, parts=[bit_coder_kernel, bit_inputs_kernel, float_kernel, state])
 _part = partial(kernel_part, is_inlined=True)
 _lane_kernel = partial(kernel_part, fastmath={"contract", "reassoc", "nsz", "nnan"})
 """For loops that the compiler may run in lanes, and sums that it may add up in them."""
@@ -244,7 +244,7 @@ def _highest(logits: Floats) -> np.float32:
 
 
 @_part
-def _network_probability(state: MixerState, row: int, node: int) -> float:
+def _network_probability(state: MixerState, row: int, node: int) -> np.float32:
     """The network's probability that the bit after a node's bits is one."""
     zero, one = state.network[row, 2 * node], state.network[row, 2 * node + 1]
     return clip(one / (zero + one), LEAST, MOST)
@@ -256,7 +256,7 @@ def _network_probability(state: MixerState, row: int, node: int) -> float:
 @_part
 def _probability(
     state: MixerState, row: int, node: int, depth: int, prediction: Prediction
-) -> float:
+) -> np.float32:
     """Probability that the bit after a node's `depth` bits is one."""
     fill_inputs(state, row, node, depth, prediction)
     r, total = state.rows[row], np.float32(0.0)
@@ -317,7 +317,7 @@ def _code_byte(
             hits = state.hits[row, prediction.level]
             hits[1] = min(hits[1] + 1.0, MOST_HITS)
             hits[0] += ((1.0 if expected == bit else 0.0) - hits[0]) / (hits[1] + 1.5)
-            hits[0] = clip(hits[0], 0.002, 0.9998)
+            hits[0] = min(max(hits[0], 0.002), 0.9998)
     return node - 256, mass
 
 
@@ -374,13 +374,13 @@ def _code_network_byte(state: MixerState, row: int, coder: CoderState, byte: int
     """Code a byte under the network's own distribution; returns it."""
     node = 1
     for depth in range(8):
-        one = _network_probability(state, row, node)
+        one = float(_network_probability(state, row, node))
         node = 2 * node + code_bit(coder, byte >> (7 - depth) & 1, one)
     return node - 256
 
 
 @_part
-def _code_other_id(coder: CoderState, logits: Floats, highest: float, id_: int) -> int:
+def _code_other_id(coder: CoderState, logits: Floats, highest: np.float32, id_: int) -> int:
     """Code an id that is no byte under the network's own distribution; returns it."""
     for other in range(256, len(logits) - 1):
         rest = 0.0
