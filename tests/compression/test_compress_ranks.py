@@ -35,21 +35,22 @@ def texts(tmp_path: Path, streams: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("processes", "options"),
+    ("processes", "options", "flags"),
     [
-        (2, {}),
-        pytest.param(3, {}, marks=pytest.mark.long),
-        pytest.param(2, MIXING, marks=pytest.mark.long),
+        (2, {}, ()),
+        pytest.param(3, {}, (), marks=pytest.mark.long),
+        pytest.param(2, MIXING, (), marks=pytest.mark.long),
+        pytest.param(2, MIXING, ("--adapt",), marks=pytest.mark.long),
     ],
 )
 def test_processes_write_the_container_and_the_files_of_one(
-    tmp_path: Path, processes: int, options: dict[str, bool]
+    tmp_path: Path, processes: int, options: dict[str, bool], flags: tuple[str, ...]
 ) -> None:
     model, folder = model_folder(tmp_path, **options), texts(tmp_path, processes)
     one, many = tmp_path / "one.blm", tmp_path / "many.blm"
-    options = ("compress", model, folder, "--batch", 8)
-    bytelm(*options, "--out", one)
-    bytelm(*options, "--out", many, "--processes", processes)
+    arguments = ("compress", model, folder, "--batch", 8, *flags)
+    bytelm(*arguments, "--out", one)
+    bytelm(*arguments, "--out", many, "--processes", processes)
     assert one.read_bytes() == many.read_bytes()
     assert len(unpack(one.read_bytes(), "one").streams) == processes
     back = tmp_path / "back"
