@@ -11,6 +11,7 @@ every call of a part and which cost more than the work between them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import os
@@ -66,7 +67,7 @@ def kernel_part(
 def compiling() -> Iterator[None]:
     """Say on stderr that kernels are compiled, where the body takes over NOTICE_SECONDS.
 
-    Of the ranks of a machine only the first one says it.
+    A process says it once, and of the ranks of a machine only the first one.
     """
     notice = threading.Timer(NOTICE_SECONDS, _announce)
     notice.daemon = True
@@ -77,6 +78,8 @@ def compiling() -> Iterator[None]:
         notice.cancel()
 
 
+@functools.cache
 def _announce() -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print("compiling kernels, once on this machine", file=sys.stderr, flush=True)
+        notice = "compiling kernels, once on this machine (up to a minute)"
+        print(notice, file=sys.stderr, flush=True)
