@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.model.codec_features.state import BYTES, PIXELS
+from bytelm.model.codec_features.state import BYTES, PIXELS, SAMPLES
 from bytelm.model.numba_kernels import kernel_part
 from bytelm.model.output_mixing.float_kernel import clip, exp, log
 from bytelm.model.output_mixing.state import (
     BIT_SETS,
+    CHOSEN,
     CONFIDENCE_LEVELS,
     CONTEXTS,
     EDGES,
@@ -67,6 +68,7 @@ def fill_inputs(state: MixerState, row: int, node: int, depth: int, prediction: 
     sets[0] = depth + 8 * prediction.is_low
     sets[1] = BIT_SETS + level
     sets[2] = BIT_SETS + MATCH_LEVELS + confidence * (CONTEXTS + 1) + seen
+    sets[CHOSEN] = sets[0] if prediction.kind == SAMPLES else node
 
 
 @_lane_kernel

@@ -3,8 +3,9 @@
 A byte is coded as eight binary decisions, from its highest bit on. For each, every predictor gives
 a probability; their logits are added up with weights that were learned by gradient within the
 document (logistic mixing, as in PAQ; Mahoney, "Adaptive weighing of context models", 2005). So the
-weights follow how each predictor did lately, and the network is one of them. Products of eight
-probabilities are a distribution over bytes, whatever the predictors say.
+weights follow how each predictor did lately, and the network is one of them. Three sets of weights
+do so side by side, and a final mixer adds up their logits with weights that it learns, too.
+Products of eight probabilities are a distribution over bytes, whatever the predictors say.
 
 Predictors:
     network     its own softmax
@@ -79,6 +80,8 @@ MOST_LOGIT = np.float32(16.0)
 TINY = 1e-37
 RATE, FIRST_RATE, RATE_BYTES = 0.003, 0.02, 2000.0
 """Learning rate of the weights, and what is added at first, half of it after so many bytes."""
+FINAL_RATE = np.float32(0.002)
+"""Learning rate of the final mixer."""
 COUNT_PRIOR = 0.4
 """Adaptive maps: a count that stands for nothing seen."""
 BIAS_INPUT = 0.3
@@ -211,6 +214,7 @@ def _begin_byte(state: MixerState, row: int) -> None:
     for kind in range(KINDS):
         for i in range(INPUTS):
             state.weights[row, kind, :, i] = FIRST_WEIGHTS[kind, i]
+    state.final_weights[row] = np.float32(1.0 / CHOSEN)
     likelihoods = state.likelihoods[row]
     for zeros in range(MOST_COUNT + 1):
         for ones in range(MOST_COUNT + 1):
@@ -260,14 +264,15 @@ def _probability(
     """Probability that the bit after a node's `depth` bits is one."""
     fill_inputs(state, row, node, depth, prediction)
     r, total = state.rows[row], np.float32(0.0)
-    mixed = r.mixed[depth]
+    logits = r.logits[depth]
+    final = state.final_weights[row, prediction.kind, r.sets[depth, CHOSEN]]
     for i in range(CHOSEN):
         weights = state.weights[row, prediction.kind, r.sets[depth, i]]
-        mixed[i] = clip(_dot(weights, r.inputs[depth]), -MOST_LOGIT, MOST_LOGIT)
-        total += mixed[i]
-    mixed[CHOSEN] = total * np.float32(1.0 / CHOSEN)
-    _fill_sigmoids(mixed)
-    return clip(mixed[CHOSEN], LEAST, MOST)
+        logits[i] = clip(_dot(weights, r.inputs[depth]), -MOST_LOGIT, MOST_LOGIT)
+        total += final[i] * logits[i]
+    logits[CHOSEN] = clip(total, -MOST_LOGIT, MOST_LOGIT)
+    _fill_sigmoids(logits, r.mixed[depth])
+    return clip(r.mixed[depth, CHOSEN], LEAST, MOST)
 
 
 @_lane_kernel
@@ -279,9 +284,9 @@ def _dot(a: Floats, b: Floats) -> np.float32:
 
 
 @_lane_kernel
-def _fill_sigmoids(logits: Floats) -> None:
+def _fill_sigmoids(logits: Floats, probabilities: Floats) -> None:
     for i in range(CHOSEN + 1):
-        logits[i] = sigmoid(logits[i])
+        probabilities[i] = sigmoid(logits[i])
 
 
 @_part
@@ -325,9 +330,12 @@ def _code_byte(
 def _learn_weights(
     state: MixerState, row: int, depth: int, bit: int, kind: int, rate: np.float32
 ) -> None:
-    """Move the weights of a bit along the gradient of its nats."""
+    """Move the weights of a bit along the gradients of its nats."""
     r = state.rows[row]
+    final = state.final_weights[row, kind, r.sets[depth, CHOSEN]]
+    final_step = FINAL_RATE * (np.float32(bit) - r.mixed[depth, CHOSEN])
     for i in range(CHOSEN):
+        final[i] += final_step * r.logits[depth, i]
         step = rate * (np.float32(bit) - r.mixed[depth, i])
         _add(state.weights[row, kind, r.sets[depth, i]], step, r.inputs[depth])
 

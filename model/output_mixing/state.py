@@ -175,8 +175,9 @@ MIXER_ROW = np.dtype(
         ("is_known", np.int64, (HALVES, CONTEXTS)),  # whether the slot is that of the context
         # The eight bits of a byte, by their positions in it:
         ("inputs", np.float32, (8, WIDTH)),
-        ("sets", np.int64, (8, CHOSEN)),
-        ("mixed", np.float32, (8, CHOSEN + 1)),  # probabilities by each set and by all
+        ("sets", np.int64, (8, CHOSEN + 1)),  # the final mixer's behind the others
+        ("logits", np.float32, (8, CHOSEN + 1)),  # by each set and by all
+        ("mixed", np.float32, (8, CHOSEN + 1)),  # probabilities of these logits
     ],
     align=True,
 )
@@ -203,6 +204,9 @@ class MixerState(NamedTuple):
     """[B, MATCH_LEVELS, 2] how often matches of a length predicted a bit, and out of how many."""
     weights: npt.NDArray[np.float32]
     """[B, KINDS, SETS, I]."""
+    final_weights: npt.NDArray[np.float32]
+    """[B, KINDS, 256, CHOSEN] of the sets' logits, by the node of the next bit, of a sample by the
+    bit's position in it."""
 
 
 def new_mixers(batch: int, length: int) -> MixerState:
@@ -225,6 +229,7 @@ def new_mixers(batch: int, length: int) -> MixerState:
         likelihoods=np.zeros((batch, KINDS, CONTEXTS, pairs, pairs, 2), np.float32),
         hits=np.zeros((batch, MATCH_LEVELS, 2)),
         weights=np.zeros((batch, KINDS, SETS, WIDTH), np.float32),
+        final_weights=np.zeros((batch, KINDS, 256, CHOSEN), np.float32),
     )
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.model.codec_features.state import BYTES, NO_PAYLOAD, PIXELS
+from bytelm.model.codec_features.state import BYTES, NO_PAYLOAD, PIXELS, SAMPLES
 from bytelm.model.output_mixing.bit_inputs_kernel import COUNT_WORTH, MOST_SEEN
 from bytelm.model.output_mixing.kernels import (
     BIAS_INPUT,
     COUNT_PRIOR,
+    FINAL_RATE,
     FIRST_RATE,
     LEAST_MASS,
     MOST_HITS,
@@ -25,6 +26,7 @@ from bytelm.model.output_mixing.state import (
     CONTEXTS,
     FIRST_WEIGHTS,
     INPUTS,
+    KINDS,
     MATCH_LEVELS,
     MOST_COUNT,
     REGRESSIONS,
@@ -60,6 +62,7 @@ class ReferenceMixer:
         """By kind, context and counts: the probability of a one, and how often it was seen."""
         self._hits = [[min(0.75 + 0.02 * level, 0.99), 0.0] for level in range(MATCH_LEVELS)]
         self._weights = np.repeat(FIRST_WEIGHTS[:, None, :], SETS, axis=1)
+        self._final_weights = np.full((KINDS, 256, CHOSEN), 1 / CHOSEN)
 
     def nats(self, logits: Numbers, id_: int, prediction: Any) -> float:
         """Nats of the next id under the mixture, which is then learned from."""
@@ -77,11 +80,15 @@ class ReferenceMixer:
                 inputs, sets = self._inputs(node, depth, logit(zeros, ones), prediction)
                 weights = self._weights[prediction["kind"], sets]  # [CHOSEN, I]
                 mixed = np.clip(weights @ inputs, -16, 16)
-                learned.append((bit, inputs, sets, mixed))
-                one = clip(sigmoid(mixed.sum() / CHOSEN), LEAST, 1 - LEAST)
+                of_final = sets[0] if prediction["kind"] == SAMPLES else node
+                final = self._final_weights[prediction["kind"], of_final]
+                one = sigmoid(clip(final @ mixed, -16, 16))
+                learned.append((bit, inputs, sets, mixed, final, one))
+                one = clip(one, LEAST, 1 - LEAST)
             mass *= one if bit else 1.0 - one
         rate = RATE + FIRST_RATE / (1 + prediction["size"] / RATE_BYTES)
-        for bit, inputs, sets, mixed in learned:
+        for bit, inputs, sets, mixed, final, one in learned:
+            final += float(FINAL_RATE) * (bit - one) * mixed  # in the table
             for chosen, x in zip(sets, mixed, strict=True):
                 self._weights[prediction["kind"], chosen] += rate * (bit - sigmoid(x)) * inputs
         for depth in range(8):
