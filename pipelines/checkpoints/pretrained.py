@@ -57,8 +57,16 @@ def save_pretrained(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_atomic(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
+    replace_atomic(folder / WEIGHTS_FILE, lambda path: write_weights(tensors, path))
     write_atomic(folder / CONFIG_FILE, text.encode())
+
+
+def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file with the access that other new files have; the library's is 0600."""
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.torch.save_file(tensors, path)
+    path.chmod(mode)
 
 
 def from_pretrained(source: str | os.PathLike[str]) -> tuple[Megabyte, dict[str, Any]]:

@@ -17,7 +17,12 @@ from bytelm.model.stored_names import config_from_stored
 from bytelm.pipelines.checkpoints.load import model_folder
 from bytelm.pipelines.checkpoints.manifest import file_entry
 from bytelm.pipelines.checkpoints.model_files import CARD_FILE, EXPORTED_SAMPLES
-from bytelm.pipelines.checkpoints.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_model_config
+from bytelm.pipelines.checkpoints.pretrained import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    read_model_config,
+    write_weights,
+)
 from bytelm.pipelines.checkpoints.run_folder import checkpoint_step
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.reporting.drawn_samples import newest_samples
@@ -94,7 +99,7 @@ def _switch_on_mixing(folder: Path) -> None:
 def _round_weights(path: Path, dtype: torch.dtype) -> None:
     weights = safetensors.torch.load_file(path)
     rounded = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    safetensors.torch.save_file(rounded, path)
+    write_weights(rounded, path)
 
 
 def _write_card(

@@ -123,8 +123,10 @@ def test_weights_can_be_stored_in_bf16(run: Path, capsys: pytest.CaptureFixture[
     export(capsys, run, "--out", "whole", "--license", "mit")
     lacks = export(capsys, run, "--out", "half", "--dtype", "bf16", "--license", "mit")
     assert "weights in fp32" in lacks
-    whole, half = (Path(name, "model.safetensors").stat().st_size for name in ("whole", "half"))
-    assert half < 0.6 * whole
+    whole, half = (Path(name, "model.safetensors").stat() for name in ("whole", "half"))
+    assert half.st_size < 0.6 * whole.st_size
+    readable = Path("whole", "config.json").stat().st_mode
+    assert whole.st_mode == half.st_mode == readable
     expected = from_pretrained("whole")[0].state_dict()
     for name, tensor in from_pretrained("half")[0].state_dict().items():
         assert tensor.dtype == torch.float32
