@@ -217,10 +217,15 @@ class Megabyte(nn.Module):
         patches = self._patches(ids, document, modality, codec_features, layout)
         stage_0_output = self._run_stage_0(patches, self._stage_0_context(layout))
         begin = max(first // self.config.patch - self.config.reach, 0)
-        last = patches[begin:]
-        hidden, _ = self._run_lower_stages(stage_0_output[begin:], last, [])
-        reached = first - begin * self.config.patch
-        return self.output(hidden[reached:], last.heads.flatten()[reached:])
+        last, carried = patches[begin:], list[Tensor]()
+        chunk = self.config.local_chunk or len(last)
+        logits = []
+        for output, part in zip(
+            stage_0_output[begin:].split(chunk), last.split(chunk), strict=True
+        ):
+            hidden, carried = self._run_lower_stages(output, part, carried)
+            logits.append(self.output(hidden, part.heads.flatten()))
+        return torch.cat(logits)[first - begin * self.config.patch :]
 
     def output(self, hidden: Tensor, heads: Tensor) -> Tensor:
         """Logits [S, V], at least in float32, of the last stage's output [S, D].

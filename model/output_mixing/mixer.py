@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bytelm.model.codec_features.layout import PLACES
+from bytelm.model.codec_features.layout import KIND, PLACES, SIZE
+from bytelm.model.codec_features.state import NO_PAYLOAD
 from bytelm.model.output_mixing import kernels, predictors
 from bytelm.model.output_mixing.bit_coder import IDLE_CODER, BitCoder
 from bytelm.model.output_mixing.state import (
@@ -85,7 +86,6 @@ class RowMixer:
         """Start a row with its prompt, [n] ids; logits [n, V] and places as in `DocumentMixer`."""
         if self._mixers.rows["phase"][row] != FRESH:
             self._mixers.rows["phase"][row] = ENDED
-        self._predictors.rows["before"][row] = 0
         opens_document = np.zeros(len(ids), np.bool_)
         host_ids, predictions = ids.cpu().contiguous().numpy(), np.zeros(len(ids), PREDICTION)
         host_places = places.cpu().contiguous().numpy()
@@ -138,15 +138,25 @@ class RowMixer:
         predictors.push_ids(self._predictors, rows, coded)
         return coded
 
-    def go_on(self) -> None:
-        """Let the rows' next payloads be further pieces of the documents that they hold.
-
-        The rows must have room for the whole documents: `length` is that of these.
-        """
-        self._predictors.rows["before"] = self._predictors.rows["held"]
-
     def push(self, ids: Tensor) -> None:
         """Take the next id of every row, [B], after `mix`."""
         host_ids = ids.cpu().contiguous().numpy()
         kernels.push_ids(self._mixers, IDLE_CODER, host_ids, self._predictors.predictions)
         predictors.push_ids(self._predictors, self._rows, host_ids)
+
+
+def shift_places(places: Tensor, starts: int | npt.NDArray[np.int64]) -> None:
+    """Make places in pieces of payloads places in the whole payloads.
+
+    Args:
+        places: [n, PLACES] int32, written.
+        starts: bytes before each of these pieces, [n], or before all of them.
+    """
+    host = places.numpy()
+    host[:, SIZE] += starts * (host[:, KIND] != NO_PAYLOAD)
+
+
+def mixing_bytes(length: int) -> int:
+    """Bytes of memory that the mixing of a row takes, of documents of at most `length` ids."""
+    states = new_predictors(1, length), new_mixers(1, length)
+    return sum(array.nbytes for state in states for array in state)

@@ -113,7 +113,6 @@ def _predict(state: PredictorState, row: int, place: Places) -> None:
     r, prediction = state.rows[row], state.predictions[row]
     for column in range(PLACES):
         r.place[column] = place[column]
-    r.place[SIZE] += r.before
     prediction.kind, prediction.is_low = place[KIND], place[IS_LOW]
     prediction.size, prediction.expected = r.place[SIZE], -1
     if place[KIND] == NO_PAYLOAD:
@@ -159,7 +158,6 @@ def _push_id(state: PredictorState, row: int, id_: int) -> None:
         return
     byte = id_ if id_ < 256 else 0
     state.bytes[row, size] = byte
-    r.held = size + 1
     if kind == SAMPLES:
         if r.place[IS_LOW] and size:
             learn_sample(state, row, 256 * signed(int(np.int64(state.bytes[row, size - 1]))) + byte)

@@ -6,7 +6,8 @@ batches. A stream of the range coder holds the SOMs, the headers and the first b
 further one batches of about STREAM_IDS ids, so that ranks can share the streams out. Rows
 step together through one `Decoder`. Decoding takes the same steps in batches of the same shape,
 because probabilities from any other computation, such as a parallel forward, differ in their last
-bits and decode to nonsense. With an `Adaptation` payloads are coded a document at a time.
+bits and decode to nonsense. Where the model mixes its outputs, the pieces of a document are coded
+one after another in a row, whose mixer goes on; with an `Adaptation` also by one row at a time.
 """
 
 from __future__ import annotations
@@ -19,17 +20,11 @@ from bytelm.modalities import BY_SOM, MODALITIES, framing
 from bytelm.modalities.framing import Segment
 from bytelm.model.adaptation import Adaptation
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.compression.adaptive_coding import AdaptiveCoder
 from bytelm.pipelines.compression.container import Container, Words
-from bytelm.pipelines.compression.document_coder import (
-    Advance,
-    DocumentCoder,
-    Piece,
-    Row,
-    StreamDecoder,
-)
+from bytelm.pipelines.compression.document_coder import Advance, DocumentCoder, StreamDecoder
 from bytelm.pipelines.compression.documents import Document
 from bytelm.pipelines.compression.range_coding import Ids
+from bytelm.pipelines.compression.runs import Piece, Row
 from bytelm.pipelines.runtime.ranks import Ranks
 
 PREFILL_THREADS = 1
@@ -55,7 +50,7 @@ def encode_documents(
     Returns:
         the range coder's output, by stream, which does not depend on the number of ranks.
     """
-    coder = _new_coder(model, batch, PREFILL_THREADS, advance, adaptation)
+    coder = DocumentCoder(model, batch, PREFILL_THREADS, advance, adaptation)
     segments = [document.segment for document in documents]
     openings = [_opening(segment, model.config.patch) for segment in segments]
     kinds = [segment.modality for segment in segments]
@@ -86,7 +81,7 @@ def decode_documents(
         ValueError: for words that the container's entries cannot have been coded to.
     """
     batch, threads = container.batch, container.threads
-    coder = _new_coder(model, batch, threads, advance, container.adaptation)
+    coder = DocumentCoder(model, batch, threads, advance, container.adaptation)
 
     def decode() -> tuple[list[Document], list[Piece]]:
         documents, first_decoder = _decode_openings(coder, container)
@@ -102,7 +97,7 @@ def decode_documents(
             coder.code_payloads(decoder, batches)
             if not decoder.is_at_end:
                 raise ValueError("words are left when all is decoded")
-            own += [piece for together in batches for piece in together]
+            own += [run.whole for together in batches for run in together]
         return documents, own
 
     documents, own = ranks.together(decode)
@@ -113,14 +108,6 @@ def decode_documents(
             values = np.frombuffer(payload, np.uint8)
             documents[number].payload[start : start + len(values)] = values
     return documents
-
-
-def _new_coder(
-    model: Megabyte, batch: int, threads: int, advance: Advance, adaptation: Adaptation | None
-) -> DocumentCoder:
-    if adaptation is None:
-        return DocumentCoder(model, batch, threads, advance)
-    return AdaptiveCoder(model, batch, threads, advance, adaptation)
 
 
 def _decode_openings(

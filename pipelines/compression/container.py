@@ -3,10 +3,10 @@
     "BLM", format u8, 16 bytes of the model's SHA-256, length u32 of the description,
     description (deflated JSON), words u32 of the range coder, CRC-32 of everything before it
 
-All numbers are big-endian. A container of documents that the model learned from while it coded them
-has format 5, one of a model that mixes its outputs has format 4, one of
-several streams of words (`coding`) format 3, one whose names have folders (`a/b.txt`) format 2,
-another one format 1.
+All numbers are big-endian. A container of a model that mixes its outputs has format 6, one of
+documents that the model learned from while it coded them format 5, one of several streams of words
+(`coding`) format 3, one whose names have folders (`a/b.txt`) format 2, another one format 1. Format
+4 was that of mixing that began anew in each piece, and is read no more.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ MAGIC = b"BLM"
 FLAT_FORMAT = 1
 FOLDER_FORMAT = 2
 STREAMS_FORMAT = 3
-BITS_FORMAT = 4
+EARLIER_BITS_FORMAT = 4
 ADAPTED_FORMAT = 5
+BITS_FORMAT = 6
 MAX_NAME_BYTES = 255
 """Limit of file systems for a name in a folder."""
 MAX_PATH_BYTES = 3000
@@ -151,9 +152,13 @@ def unpack(packed: bytes, where: str) -> Container:
     if len(content) < _FIXED.size or _CRC.pack(zlib.crc32(content)) != crc:
         raise DamageError(f"{where} is damaged or cut: its checksum is wrong")
     _, version, model, size = _FIXED.unpack_from(content)
-    if not FLAT_FORMAT <= version <= ADAPTED_FORMAT:
+    if version == EARLIER_BITS_FORMAT:
         raise ValueError(
-            f"{where} has format {version}, this bytelm reads {FLAT_FORMAT} to {ADAPTED_FORMAT}: "
+            f"{where} was compressed by an earlier way of mixing: use the bytelm that made it"
+        )
+    if not FLAT_FORMAT <= version <= BITS_FORMAT:
+        raise ValueError(
+            f"{where} has format {version}, this bytelm reads {FLAT_FORMAT} to {BITS_FORMAT}: "
             "use the one that made it"
         )
     deflated, words = content[_FIXED.size :][:size], content[_FIXED.size + size :]

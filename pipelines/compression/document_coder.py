@@ -1,7 +1,6 @@
-"""The coder of documents, whose pieces step together: see `coding`.
+"""The coder of documents, whose runs of pieces step together: see `coding`.
 
 B rows of a batch    R rows that code an id in a step    n ids of a row    V ids
-P ids in a patch
 """
 
 from __future__ import annotations
@@ -16,19 +15,22 @@ import torch
 from torch import Tensor
 
 from bytelm.modalities import framing
-from bytelm.modalities.base import Bytes, Modality
-from bytelm.modalities.framing import MAX_ENDS, Framed, Span
+from bytelm.model.adaptation import Adaptation, Learner
 from bytelm.model.decoding.decoder import Decoder
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.output_mixing.bit_coder import BitDecoder, BitEncoder
-from bytelm.model.output_mixing.mixer import RowMixer
+from bytelm.model.output_mixing.mixer import RowMixer, mixing_bytes, shift_places
 from bytelm.pipelines.compression.container import Words
 from bytelm.pipelines.compression.documents import Document
 from bytelm.pipelines.compression.range_coding import Ids, RangeDecoder, RangeEncoder
+from bytelm.pipelines.compression.runs import Piece, Row, Run, runs_of
+from bytelm.pipelines.data.windows import segment_length
 
 STREAM_IDS = 1 << 15
 """Ids from which on a stream takes no further batch; containers of format 3 depend on it. A stream
 costs some ten bytes, a thousandth of what so many ids come to."""
+MOST_MIXING_BYTES = 1 << 30
+"""Memory of the mixing of a batch: of long documents, as many step together as it has room for."""
 
 StreamEncoder = RangeEncoder | BitEncoder
 StreamDecoder = RangeDecoder | BitDecoder
@@ -41,64 +43,6 @@ Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Row:
-    """Ids of a document or piece from its start on."""
-
-    modality: Modality
-    ids: Ids
-    """[n]; coding writes the ids from `known` on in place."""
-    known: int
-    """Number of ids at the start that encoder and decoder both know."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a document: body ids [start, stop), without padding."""
-
-    document: Document
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        """Ids that are coded: payload bytes, EOM and EOD."""
-        return self.stop - self.start
-
-    @property
-    def payload(self) -> Bytes:
-        """The part of the document's payload, without its ends."""
-        return self.document.payload[self.start : self.stop]
-
-    def frame(self, patch: int) -> Framed:
-        """The framed piece, with the document's payload as it is now."""
-        span = Span(0, self.start, framing.up_to_patch(self.size, patch))
-        payload = self.document.payload
-        return framing.frame(
-            [span], [self.document.segment], lambda _, start, stop: payload[start:stop], patch
-        )
-
-    def store(self, row: Row, framed: Framed) -> None:
-        """Copy a row's payload into the document; ValueError where it ends at another position."""
-        is_payload = framed.payload[: len(row.ids)]
-        payload, framing_ids = row.ids[is_payload], row.ids[~is_payload]
-        expected = framed.ids[: len(row.ids)][~is_payload]
-        if (payload >= framing.PAD).any() or (framing_ids != expected).any():
-            raise ValueError("a payload ends at another position than it should")
-        self.document.payload[self.start : self.stop] = payload
-
-
-def payload_row(piece: Piece, framed: Framed, patch: int, known: int = 0) -> Row:
-    """A piece's ids without the padding at the end.
-
-    Args:
-        known: ids at the start that are known, if more than the preamble are.
-    """
-    modality = piece.document.segment.modality
-    opening = framing.preamble_length(modality, patch)
-    return Row(modality, framed.ids[: opening + piece.size].copy(), max(known, opening))
-
-
-@dataclass(frozen=True)
 class DocumentCoder:
     """The steps of a model in which an encoder or a decoder codes ids."""
 
@@ -108,6 +52,8 @@ class DocumentCoder:
     threads: int
     """Threads of the products that more of them would sum up otherwise."""
     advance: Advance
+    adaptation: Adaptation | None = None
+    """How the model, on a CPU, learns from each document while it codes it; None: it does not."""
 
     def encoder(self) -> StreamEncoder:
         """An encoder of a new stream."""
@@ -117,79 +63,125 @@ class DocumentCoder:
         """A decoder of a stream's words."""
         return BitDecoder(words) if self.model.config.output_mixing else RangeDecoder(words)
 
-    def pieces(self, document: Document) -> list[Piece]:
-        """The pieces of a document, in rows of the model's context."""
-        config, segment = self.model.config, document.segment
-        parts = [(segment.modality, segment.size)]
-        spans = framing.split_document(parts, config.patch, lambda: config.context)
-        most = segment.size + MAX_ENDS
-        return [
-            Piece(document, span.start, min(span.start + span.length, most)) for (span,) in spans
-        ]
+    def streams(self, documents: Sequence[Document]) -> list[list[list[Run]]]:
+        """The batches of runs that each stream holds; one stream at least.
 
-    def streams(self, documents: Sequence[Document]) -> list[list[list[Piece]]]:
-        """The batches of pieces that each stream holds; one stream at least.
-
-        Pieces of about the same length step together.
+        Runs of about the same length step together, those of the most pieces first.
         """
-        pieces = [piece for document in documents for piece in self.pieces(document)]
-        pieces.sort(key=lambda piece: -piece.size)
-        streams: list[list[list[Piece]]] = [[]]
-        ids = 0
-        for first in range(0, len(pieces), self.batch):
+        config = self.model.config
+        runs = [run for document in documents for run in runs_of(document, config, self.adaptation)]
+        runs.sort(key=lambda run: -run.whole.size)
+        streams: list[list[list[Run]]] = [[]]
+        ids = first = 0
+        while first < len(runs):
             if ids >= STREAM_IDS:
                 streams.append([])
                 ids = 0
-            together = pieces[first : first + self.batch]
-            streams[-1].append(together)
-            ids += sum(piece.size for piece in together)
+            together = runs[first : first + self._most_rows(runs[first])]
+            streams[-1].append(sorted(together, key=lambda run: -len(run.pieces)))
+            ids += sum(run.whole.size for run in together)
+            first += len(together)
         return streams
-
-    def code_payloads(self, coder: Coder, batches: Sequence[Sequence[Piece]]) -> None:
-        """Code bodies with known preambles; a decoder fills the documents' payloads.
-
-        Raises ValueError where a payload does not end where it should.
-        """
-        patch = self.model.config.patch
-        for together in batches:
-            framed = [piece.frame(patch) for piece in together]
-            rows = [payload_row(*pair, patch) for pair in zip(together, framed, strict=True)]
-            self._code_batch(coder, rows, self.advance)
-            for piece, row, ids in zip(together, rows, framed, strict=True):
-                piece.store(row, ids)
 
     def code_rows(self, coder: Coder, rows: Sequence[Row]) -> None:
         """Code rows, at most `batch` of them at once."""
         for first in range(0, len(rows), self.batch):
-            self._code_batch(coder, rows[first : first + self.batch], lambda coded: None)
+            together = rows[first : first + self.batch]
+            mixer = self._new_mixer(len(together), self.model.config.context)
+            self._step_rows(coder, together, mixer, lambda coded: None)
+
+    def code_payloads(self, coder: Coder, batches: Sequence[Sequence[Run]]) -> None:
+        """Code bodies with known preambles; a decoder fills the documents' payloads.
+
+        Raises ValueError where a payload does not end where it should.
+        """
+        for runs in batches:
+            mixer = self._new_mixer(len(runs), max(map(self._mixed_ids, runs)))
+            learner = None if self.adaptation is None else Learner(self.model, self.adaptation)
+            for turn in range(len(runs[0].pieces)):
+                pieces = [run.pieces[turn] for run in runs if turn < len(run.pieces)]
+                self._code_pieces(coder, pieces, mixer, learner)
+
+    def _most_rows(self, longest: Run) -> int:
+        """Rows of a batch of runs that are no longer than one."""
+        if self.adaptation is not None:
+            return 1
+        if not self.model.config.output_mixing:
+            return self.batch
+        room = MOST_MIXING_BYTES // mixing_bytes(self._mixed_ids(longest))
+        return max(1, min(self.batch, room))
+
+    def _mixed_ids(self, run: Run) -> int:
+        """Ids that the mixing of a run is made for, as evaluation makes it."""
+        config = self.model.config
+        ids = segment_length(run.pieces[0].document.segment, config.patch)
+        return ids if self.adaptation is not None else max(ids, config.context)
+
+    def _new_mixer(self, rows: int, length: int) -> RowMixer | None:
+        return RowMixer(rows, length) if self.model.config.output_mixing else None
+
+    def _code_pieces(
+        self,
+        coder: Coder,
+        pieces: Sequence[Piece],
+        mixer: RowMixer | None,
+        learner: Learner | None,
+    ) -> None:
+        """Code the next pieces of runs side by side, and learn from them."""
+        patch = self.model.config.patch
+        framed = [piece.frame(patch) for piece in pieces]
+        rows = [piece.row(ids, patch) for piece, ids in zip(pieces, framed, strict=True)]
+        self._step_rows(coder, rows, mixer, self.advance, learner)
+        for piece, row, ids in zip(pieces, rows, framed, strict=True):
+            piece.store(row, ids)
+        if learner is not None:
+            with torch_threads(self.threads):
+                _learn(learner, pieces[0], patch)
 
     @torch.no_grad()
-    def _code_batch(self, coder: Coder, rows: Sequence[Row], advance: Advance) -> None:
-        """Step rows together, and code in each step the ids [R] that are not known."""
-        config = self.model.config
-        mixer = RowMixer(len(rows), config.context) if config.output_mixing else None
-        device = self.model.lm_head.weight.device
+    def _step_rows(
+        self,
+        coder: Coder,
+        rows: Sequence[Row],
+        mixer: RowMixer | None,
+        advance: Advance,
+        learner: Learner | None = None,
+    ) -> None:
+        """Step rows together, and code in each step the ids [R] that are not known.
+
+        Args:
+            mixer: of a model that mixes; its first rows are these.
+            learner: of the only row, with the weights for it; what is known is prefilled then.
+        """
+        model = self.model if learner is None else learner.model
+        device = model.lm_head.weight.device
         lengths = np.array([len(row.ids) for row in rows])
         known = np.array([row.known for row in rows])
+        starts = np.array([row.start for row in rows])
         longest = int(lengths.max())
         ids = np.full((len(rows), longest), framing.PAD, np.uint16)  # [B, n]
         for padded, row in zip(ids, rows, strict=True):
             padded[: len(row.ids)] = row.ids
         codes = torch.tensor([row.modality.code for row in rows], device=device)
-        nothing = torch.zeros(0, dtype=torch.int64, device=device)
 
-        decoder = Decoder(self.model, len(rows), longest, mixes=False)
+        prefilled = 0 if learner is None else rows[0].known
+        prompts = torch.from_numpy(ids[:, :prefilled].astype(np.int64)).to(device)
+        decoder = Decoder(model, len(rows), longest, mixes=False)
         with torch_threads(self.threads):
-            logits = decoder.prefill([nothing] * len(rows), torch.zeros_like(codes))
-        for position in range(longest):
-            if position:
+            before = codes if prefilled else torch.zeros_like(codes)
+            logits = decoder.prefill(list(prompts), before)
+        for position in range(prefilled, longest):
+            if position > prefilled:
                 previous = torch.from_numpy(ids[:, position - 1].astype(np.int64)).to(device)
                 logits = decoder.step(previous, codes if position == 1 else None)
             coded = np.flatnonzero((known <= position) & (position < lengths))  # [R]
             if coded.size == 0:
                 continue
-            places = None if mixer is None else decoder.places
-            ids[coded, position] = code_ids(
+            places = None
+            if mixer is not None:
+                places = decoder.places
+                shift_places(places, starts)
+            ids[coded, position] = _code_ids(
                 coder, coded, ids[coded, position], logits, mixer, places
             )
             advance(coded.size)
@@ -197,7 +189,17 @@ class DocumentCoder:
             row.ids[:] = padded[: len(row.ids)]
 
 
-def code_ids(
+def _learn(learner: Learner, piece: Piece, patch: int) -> None:
+    """Learn from the ids of a piece that earlier ones do not hold."""
+    framed = piece.frame(patch)
+    ids = torch.from_numpy(framed.ids.astype(np.int64))
+    is_new = torch.from_numpy(framed.scored)[piece.known :]
+    modality = torch.from_numpy(framed.modality)
+    logits = learner.logits(ids[None], modality[None], None, piece.known)
+    learner.learn(logits, ids[piece.known :], is_new)
+
+
+def _code_ids(
     coder: Coder,
     rows: npt.NDArray[np.int64],
     ids: Ids,

@@ -30,14 +30,18 @@ from bytelm.pipelines.checkpoints.untrained import adaptation_of
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.pipelines.data.plan import Plan, Source
-from bytelm.pipelines.evaluation import ADAPT, PLAIN
-from bytelm.pipelines.evaluation.adaptive_scoring import documents_in_memory, score_adapting
+from bytelm.pipelines.evaluation import ADAPT, PLAIN, SLIDING
 from bytelm.pipelines.evaluation.codec_sizes import (
     CodecSizes,
     codec_versions,
     measure_codecs,
     missing_codecs,
     with_weights,
+)
+from bytelm.pipelines.evaluation.document_scoring import (
+    documents_in_memory,
+    score_adapting,
+    score_in_order,
 )
 from bytelm.pipelines.evaluation.documents import documents_by_shard
 from bytelm.pipelines.evaluation.finished_work import FinishedWork
@@ -99,13 +103,16 @@ def evaluate(
     model = task.model
     adaptation = adaptation_of(model_location)
     most = batches_in_memory(model.config, batch)
+    in_order = partial(score_in_order, overlap=scoring == SLIDING)
     if scoring == ADAPT:
         most = documents_in_memory(model, adaptation)
+        in_order = partial(score_adapting, adaptation=adaptation)
     facts = _facts(task, batch, precision, scoring)
     work = FinishedWork(evaluations if task.step is not None else None, facts, ranks)
     nats_of = nats_of_model(model, precision)
-    adapting = partial(score_adapting, model=model, precision=precision, adaptation=adaptation)
-    scorer = Scorer(task.plan, nats_of, adapting, batch, most, scoring, ranks, work)
+    in_order = partial(in_order, model=model, precision=precision)
+    is_mixed = model.config.output_mixing
+    scorer = Scorer(task.plan, nats_of, in_order, is_mixed, batch, most, scoring, ranks, work)
     scored = _score(scorer, task.info)
     sizes = _codec_sizes(scorer)
     if ranks.rank == 0:

@@ -15,7 +15,8 @@ from bytelm.model.flops import step_bytes
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.data.samplers import EvaluationRows
-from bytelm.pipelines.evaluation import ADAPT, PLAIN
+from bytelm.pipelines.data.windows import segment_length
+from bytelm.pipelines.evaluation import ADAPT, PLAIN, SLIDING
 from bytelm.pipelines.evaluation.documents import (
     StoredDocument,
     document_groups,
@@ -60,8 +61,10 @@ class Scorer:
 
     plan: Plan
     nats_of: NatsOf
-    score_adapting: Callable[[Document], ScoredDocument]
-    """Scores a document by a model that learns from it, for `ADAPT`."""
+    score_in_order: Callable[[Document], ScoredDocument]
+    """Scores the windows of a document one after the other, where `_goes_in_order` says so."""
+    is_mixed: bool
+    """Whether the model mixes its outputs."""
     batch: int
     """Rows that a thread computes at once."""
     most_threads: int
@@ -78,7 +81,7 @@ class Scorer:
         Raises DamageError where stored bytes are damaged, as all passes do.
         """
         scores, sums = Scores(self.plan.config.patch), SegmentSums(self.plan)
-        if self.scoring == PLAIN:
+        if self.scoring == PLAIN and not self.is_mixed:
             self._score_rows(scores, sums)
         else:
             self._score_windows(scores, sums)
@@ -171,10 +174,22 @@ class Scorer:
 
     def _score_group(self, item: tuple[int, Any, list[Document]]) -> list[ScoredDocument]:
         """Score the documents of an item, whose other parts go along."""
-        documents = item[2]
-        if self.scoring == ADAPT:
-            return [self.score_adapting(document) for document in documents]
-        return score_documents(documents, self.nats_of, self.plan.config, self.batch, self.scoring)
+        others = [document for document in item[2] if not self._goes_in_order(document)]
+        config, scoring = self.plan.config, self.scoring
+        scored = iter(score_documents(others, self.nats_of, config, self.batch, scoring))
+        return [
+            self.score_in_order(document) if self._goes_in_order(document) else next(scored)
+            for document in item[2]
+        ]
+
+    def _goes_in_order(self, document: Document) -> bool:
+        """Whether each window of a document is scored behind the one before, by a model, or its
+        mixing, that has read it: with strided windows, no window is the next one's past."""
+        if self.scoring in (PLAIN, SLIDING) and self.is_mixed:
+            config = self.plan.config
+            ids = sum(segment_length(segment, config.patch) for segment in document.segments)
+            return ids > config.row_length
+        return self.scoring == ADAPT
 
     def _part_count(self, parts_of: Parts) -> int:
         """New documents that all ranks score."""

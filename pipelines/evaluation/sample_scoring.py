@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from bytelm.modalities import MODALITIES, framing
 from bytelm.modalities.base import Bytes, Header, Sample
 from bytelm.model.megabyte import Megabyte
-from bytelm.pipelines.data.batch import Batch
-from bytelm.pipelines.evaluation.scoring import nats_of_model
-from bytelm.pipelines.evaluation.windows import Document, score_document
+from bytelm.pipelines.evaluation.document_scoring import score_in_order
+from bytelm.pipelines.evaluation.windows import Document
 
 
 def sample_nats(
@@ -46,14 +44,7 @@ def payload_nats(
     Args:
         header: header of the whole payload.
     """
-    patch = model.config.patch
     segment = framing.Segment(MODALITIES[modality], header, view, payload.size)
     document = Document([segment], [payload])
-    compute = nats_of_model(model, "fp32")
-
-    def nats_of(batch: Batch) -> Tensor:
-        before_row()
-        return compute(batch)
-
-    scored = score_document(document, nats_of, model.config.context, patch)
+    scored = score_in_order(document, model, "fp32", before_window=before_row)
     return scored.nats[scored.framed.payload]

@@ -122,16 +122,6 @@ def score_documents(
     return scored
 
 
-def score_document(document: Document, nats_of: NatsOf, length: int, patch: int) -> ScoredDocument:
-    """Score one document in plain pieces of at most `length` ids, one after the other."""
-    scored = unscored(document, patch)
-    rows = _WindowRows(min(length, len(scored.nats)), patch)
-    for window in windows(document, length, patch, PLAIN):
-        rows.add(scored, window)
-    rows.score(nats_of, batch=1)
-    return scored
-
-
 def windows(document: Document, length: int, patch: int, scoring: str) -> Iterator[Window]:
     """The windows of a document, of at most `length` ids; every id counts in one of them."""
     overlap, shift = scoring in (SLIDING, BOTH), scoring in (STRIDED, BOTH)

@@ -12,7 +12,7 @@ from torch import Tensor
 from bytelm.model.codec_features.layout import KIND, LINE, PLACE, PLACES, SIZE, UNIT
 from bytelm.model.codec_features.state import BYTES, NO_PAYLOAD, PIXELS, SAMPLES
 from bytelm.model.output_mixing.bit_coder import BitDecoder, BitEncoder
-from bytelm.model.output_mixing.mixer import RowMixer
+from bytelm.model.output_mixing.mixer import RowMixer, shift_places
 
 V = 264
 KINDS = {"text": BYTES, "pixels": PIXELS, "samples": SAMPLES, "nothing": NO_PAYLOAD}
@@ -43,9 +43,9 @@ def code(
     mixer, rows, coded, begin = RowMixer(len(kinds), 512), np.arange(len(kinds)), [], 0
     for step, (own, of_step) in enumerate(zip(ids, logits, strict=True)):
         if step in ends:
-            mixer.go_on()
             begin = step
         places = torch.cat([places_of(kind, step - begin) for kind in kinds])
+        shift_places(places, begin)
         coded.append(mixer.code(coder, rows, own.astype(np.uint16), of_step, places))
     return np.array(coded)
 

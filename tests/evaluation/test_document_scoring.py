@@ -22,7 +22,7 @@ from bytelm.model.output_mixing.mixer import DocumentMixer
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.data.windows import growing_window_spans
 from bytelm.pipelines.evaluation import ADAPT, SLIDING
-from bytelm.pipelines.evaluation.adaptive_scoring import score_adapting
+from bytelm.pipelines.evaluation.document_scoring import score_adapting
 from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.evaluation.windows import Document
 
