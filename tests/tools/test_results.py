@@ -111,7 +111,10 @@ def test_each_modality_has_three_recorded_kinds_and_more() -> None:
     assert len({kind.name for kind in RECORDED}) == len(RECORDED)
 
 
-@pytest.mark.parametrize("kind", [k for k in RECORDED if isinstance(k, MadeKind)], ids=str)
+MADE = [kind for kind in RECORDED if isinstance(kind, MadeKind)]
+
+
+@pytest.mark.parametrize("kind", MADE, ids=[kind.name for kind in MADE])
 def test_made_files_are_the_same_each_time_and_become_a_set(kind: MadeKind, tmp_path: Path) -> None:
     files = list(kind.make())
     assert files == list(kind.make())
