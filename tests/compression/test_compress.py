@@ -79,7 +79,7 @@ def by_name(paths: list[Path]) -> dict[str, Path]:
     return {path.name: path for path in paths}
 
 
-@pytest.mark.parametrize(("batch", "options"), [(7, {}), (64, {}), (7, MIXING)])
+@pytest.mark.parametrize(("batch", "options"), [(7, {}), (64, {}), (1, MIXING), (4, MIXING)])
 def test_files_come_back(
     files: list[Path], tmp_path: Path, batch: int, options: dict[str, bool]
 ) -> None:

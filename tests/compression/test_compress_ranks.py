@@ -39,12 +39,12 @@ def texts(tmp_path: Path, streams: int) -> Path:
     [
         (2, {}, ()),
         pytest.param(3, {}, (), marks=pytest.mark.long),
-        pytest.param(2, MIXING, (), marks=pytest.mark.long),
+        pytest.param(2, MIXING, ("--batch", 1), marks=pytest.mark.long),
         pytest.param(2, MIXING, ("--adapt",), marks=pytest.mark.long),
     ],
 )
 def test_processes_write_the_container_and_the_files_of_one(
-    tmp_path: Path, processes: int, options: dict[str, bool], flags: tuple[str, ...]
+    tmp_path: Path, processes: int, options: dict[str, bool], flags: tuple[str | int, ...]
 ) -> None:
     model, folder = model_folder(tmp_path, **options), texts(tmp_path, processes)
     one, many = tmp_path / "one.blm", tmp_path / "many.blm"

@@ -1,4 +1,4 @@
-"""Scores of a model that learns from a document while it scores it."""
+"""Scores of a document's windows in order, by a model that learns from them or mixes its outputs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bytelm.model.codec_features.vectorized import compute_places
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.output_mixing.mixer import DocumentMixer
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
-from bytelm.pipelines.data.windows import growing_window_spans
-from bytelm.pipelines.evaluation import ADAPT, SLIDING
-from bytelm.pipelines.evaluation.document_scoring import score_adapting
+from bytelm.pipelines.data.windows import growing_window_spans, window_spans
+from bytelm.pipelines.evaluation import ADAPT, PLAIN, SLIDING
+from bytelm.pipelines.evaluation.document_scoring import score_adapting, score_in_order
 from bytelm.pipelines.evaluation.evaluate import evaluate
 from bytelm.pipelines.evaluation.windows import Document
 
@@ -71,13 +71,19 @@ def test_a_document_teaches_and_leaves_the_model_as_it_is(mixing: bool) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_mixing_is_that_of_the_whole_document() -> None:
+@pytest.mark.parametrize("scoring", [ADAPT, PLAIN, SLIDING])
+def test_mixing_is_that_of_the_whole_document(scoring: str) -> None:
     """Without steps of the network, against one mixer that reads the document's ids in one go."""
     model, document = new_model(output_mixing=True), pair(400)
-    scored = score_adapting(document, model, "fp32", Adaptation(0.0, 96, 32))
+    windows = window_spans(document.segments, 128, PATCH, scoring == SLIDING, shift=False)
+    if scoring == ADAPT:
+        windows = growing_window_spans(document.segments, 96, 32, PATCH)
+        scored = score_adapting(document, model, "fp32", Adaptation(0.0, 96, 32))
+    else:
+        scored = score_in_order(document, model, "fp32", overlap=scoring == SLIDING)
     ids = torch.from_numpy(scored.framed.ids.astype(np.int64))
     logits = torch.zeros(len(ids), model.config.vocab_size)
-    for spans, positions in growing_window_spans(document.segments, 96, 32, PATCH):
+    for spans, positions in windows:
         framed = document.frame(spans, PATCH)
         is_new = torch.from_numpy(positions >= 0)
         with torch.no_grad():
