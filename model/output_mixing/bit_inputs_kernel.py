@@ -17,10 +17,10 @@ from bytelm.model.numba_kernels import kernel_part
 from bytelm.model.output_mixing.float_kernel import clip, exp, log
 from bytelm.model.output_mixing.state import (
     BIT_SETS,
-    CHOSEN,
     CONFIDENCE_LEVELS,
     CONTEXTS,
     EDGES,
+    FINAL_NODES,
     MATCH,
     MATCH_LEVELS,
     MOST_COUNT,
@@ -68,7 +68,8 @@ def fill_inputs(state: MixerState, row: int, node: int, depth: int, prediction: 
     sets[0] = depth + 8 * prediction.is_low
     sets[1] = BIT_SETS + level
     sets[2] = BIT_SETS + MATCH_LEVELS + confidence * (CONTEXTS + 1) + seen
-    sets[CHOSEN] = sets[0] if prediction.kind == SAMPLES else node
+    r.final_sets[depth, 0] = sets[0] if prediction.kind == SAMPLES else node
+    r.final_sets[depth, 1] = FINAL_NODES + 8 * r.byte + depth
 
 
 @_lane_kernel

@@ -52,6 +52,7 @@ from bytelm.model.output_mixing.state import (
     BIAS,
     CHOSEN,
     ENDED,
+    FINAL_NODES,
     FIRST_WEIGHTS,
     FRESH,
     IDLE,
@@ -207,14 +208,15 @@ def _begin_byte(state: MixerState, row: int) -> None:
         return
     if r.phase != FRESH:
         state.counts[row] = 0
-    r.phase = OPEN
+    r.phase, r.byte = OPEN, 0
     r.zeros[:] = r.ones[:] = 1.0
     r.tails[:] = r.edges[:] = 0.0
     r.tails[BIAS] = BIAS_INPUT
     for kind in range(KINDS):
         for i in range(INPUTS):
             state.weights[row, kind, :, i] = FIRST_WEIGHTS[kind, i]
-    state.final_weights[row] = np.float32(1.0 / CHOSEN)
+    state.final_weights[row] = np.float32(0.0)
+    state.final_weights[row, :, :FINAL_NODES] = np.float32(1.0 / CHOSEN)
     likelihoods = state.likelihoods[row]
     for zeros in range(MOST_COUNT + 1):
         for ones in range(MOST_COUNT + 1):
@@ -265,11 +267,12 @@ def _probability(
     fill_inputs(state, row, node, depth, prediction)
     r, total = state.rows[row], np.float32(0.0)
     logits = r.logits[depth]
-    final = state.final_weights[row, prediction.kind, r.sets[depth, CHOSEN]]
+    final = state.final_weights[row, prediction.kind]
+    of_node, of_byte = final[r.final_sets[depth, 0]], final[r.final_sets[depth, 1]]
     for i in range(CHOSEN):
         weights = state.weights[row, prediction.kind, r.sets[depth, i]]
         logits[i] = clip(_dot(weights, r.inputs[depth]), -MOST_LOGIT, MOST_LOGIT)
-        total += final[i] * logits[i]
+        total += (of_node[i] + of_byte[i]) * logits[i]
     logits[CHOSEN] = clip(total, -MOST_LOGIT, MOST_LOGIT)
     _fill_sigmoids(logits, r.mixed[depth])
     return clip(r.mixed[depth, CHOSEN], LEAST, MOST)
@@ -323,6 +326,7 @@ def _code_byte(
             hits[1] = min(hits[1] + 1.0, MOST_HITS)
             hits[0] += ((1.0 if expected == bit else 0.0) - hits[0]) / (hits[1] + 1.5)
             hits[0] = min(max(hits[0], 0.002), 0.9998)
+    state.rows[row].byte = node - 256
     return node - 256, mass
 
 
@@ -332,10 +336,12 @@ def _learn_weights(
 ) -> None:
     """Move the weights of a bit along the gradients of its nats."""
     r = state.rows[row]
-    final = state.final_weights[row, kind, r.sets[depth, CHOSEN]]
+    final = state.final_weights[row, kind]
+    of_node, of_byte = final[r.final_sets[depth, 0]], final[r.final_sets[depth, 1]]
     final_step = FINAL_RATE * (np.float32(bit) - r.mixed[depth, CHOSEN])
     for i in range(CHOSEN):
-        final[i] += final_step * r.logits[depth, i]
+        of_node[i] += final_step * r.logits[depth, i]
+        of_byte[i] += final_step * r.logits[depth, i]
         step = rate * (np.float32(bit) - r.mixed[depth, i])
         _add(state.weights[row, kind, r.sets[depth, i]], step, r.inputs[depth])
 

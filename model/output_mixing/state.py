@@ -140,6 +140,12 @@ SETS = BIT_SETS + MATCH_LEVELS + CONFIDENCE_LEVELS * (CONTEXTS + 1)
 """Sets of weights; three of them mix each bit: one by position, one by match, one by how sure the
 network is and how many contexts were seen before."""
 CHOSEN = 3
+FINAL_NODES = 256
+FINAL_SETS = FINAL_NODES + 8 * 256
+"""Sets of weights of the final mixer, which adds up the logits of those three. The sum of two sets
+does so for each bit: of one of the first FINAL_NODES, by the bits of the byte so far (of samples by
+the bit's position), and of one of the others, by the byte before and the bit's position."""
+FINAL_CHOSEN = 2
 KINDS = 4
 """As `codec_features.state` counts kinds of payloads; each has weights of its own."""
 
@@ -165,6 +171,7 @@ FRESH, ENDED, OPEN = range(3)
 MIXER_ROW = np.dtype(
     [
         ("phase", np.int64),
+        ("byte", np.int64),  # the document's last one; 0 before its first
         ("zeros", np.float32, (WIDTH,)),  # of the next bit by each predictor, the odds against
         ("ones", np.float32, (WIDTH,)),  # and for a one, in any unit,
         ("tails", np.float32, (WIDTH,)),  # and what their logit lacks
@@ -175,7 +182,8 @@ MIXER_ROW = np.dtype(
         ("is_known", np.int64, (HALVES, CONTEXTS)),  # whether the slot is that of the context
         # The eight bits of a byte, by their positions in it:
         ("inputs", np.float32, (8, WIDTH)),
-        ("sets", np.int64, (8, CHOSEN + 1)),  # the final mixer's behind the others
+        ("sets", np.int64, (8, CHOSEN)),
+        ("final_sets", np.int64, (8, FINAL_CHOSEN)),
         ("logits", np.float32, (8, CHOSEN + 1)),  # by each set and by all
         ("mixed", np.float32, (8, CHOSEN + 1)),  # probabilities of these logits
     ],
@@ -205,8 +213,7 @@ class MixerState(NamedTuple):
     weights: npt.NDArray[np.float32]
     """[B, KINDS, SETS, I]."""
     final_weights: npt.NDArray[np.float32]
-    """[B, KINDS, 256, CHOSEN] of the sets' logits, by the node of the next bit, of a sample by the
-    bit's position in it."""
+    """[B, KINDS, FINAL_SETS, CHOSEN] of the sets' logits."""
 
 
 def new_mixers(batch: int, length: int) -> MixerState:
@@ -229,7 +236,7 @@ def new_mixers(batch: int, length: int) -> MixerState:
         likelihoods=np.zeros((batch, KINDS, CONTEXTS, pairs, pairs, 2), np.float32),
         hits=np.zeros((batch, MATCH_LEVELS, 2)),
         weights=np.zeros((batch, KINDS, SETS, WIDTH), np.float32),
-        final_weights=np.zeros((batch, KINDS, 256, CHOSEN), np.float32),
+        final_weights=np.zeros((batch, KINDS, FINAL_SETS, CHOSEN), np.float32),
     )
 
 

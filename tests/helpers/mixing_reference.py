@@ -24,6 +24,8 @@ from bytelm.model.output_mixing.state import (
     CHOSEN,
     CONFIDENCE_LEVELS,
     CONTEXTS,
+    FINAL_NODES,
+    FINAL_SETS,
     FIRST_WEIGHTS,
     INPUTS,
     KINDS,
@@ -62,7 +64,9 @@ class ReferenceMixer:
         """By kind, context and counts: the probability of a one, and how often it was seen."""
         self._hits = [[min(0.75 + 0.02 * level, 0.99), 0.0] for level in range(MATCH_LEVELS)]
         self._weights = np.repeat(FIRST_WEIGHTS[:, None, :], SETS, axis=1)
-        self._final_weights = np.full((KINDS, 256, CHOSEN), 1 / CHOSEN)
+        self._final_weights = np.zeros((KINDS, FINAL_SETS, CHOSEN))
+        self._final_weights[:, :FINAL_NODES] = 1 / CHOSEN
+        self._byte = 0
 
     def nats(self, logits: Numbers, id_: int, prediction: Any) -> float:
         """Nats of the next id under the mixture, which is then learned from."""
@@ -80,19 +84,22 @@ class ReferenceMixer:
                 inputs, sets = self._inputs(node, depth, logit(zeros, ones), prediction)
                 weights = self._weights[prediction["kind"], sets]  # [CHOSEN, I]
                 mixed = np.clip(weights @ inputs, -16, 16)
-                of_final = sets[0] if prediction["kind"] == SAMPLES else node
-                final = self._final_weights[prediction["kind"], of_final]
+                of_bit = sets[0] if prediction["kind"] == SAMPLES else node
+                final_sets = [of_bit, FINAL_NODES + 8 * self._byte + depth]
+                final = self._final_weights[prediction["kind"], final_sets].sum(0)
                 one = sigmoid(clip(final @ mixed, -16, 16))
-                learned.append((bit, inputs, sets, mixed, final, one))
+                learned.append((bit, inputs, sets, mixed, final_sets, one))
                 one = clip(one, LEAST, 1 - LEAST)
             mass *= one if bit else 1.0 - one
         rate = RATE + FIRST_RATE / (1 + prediction["size"] / RATE_BYTES)
-        for bit, inputs, sets, mixed, final, one in learned:
-            final += float(FINAL_RATE) * (bit - one) * mixed  # in the table
+        for bit, inputs, sets, mixed, final_sets, one in learned:
+            step = float(FINAL_RATE) * (bit - one) * mixed
+            self._final_weights[prediction["kind"], final_sets] += step
             for chosen, x in zip(sets, mixed, strict=True):
                 self._weights[prediction["kind"], chosen] += rate * (bit - sigmoid(x)) * inputs
         for depth in range(8):
             self._learn((256 | id_) >> (8 - depth), depth, id_ >> (7 - depth) & 1, prediction)
+        self._byte = id_
         return -math.log(mass * p[:256].sum())
 
     def _inputs(
