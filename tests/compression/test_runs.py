@@ -1,4 +1,4 @@
-"""Runs: pieces of a document that are coded one after another, by a model that mixes its outputs."""
+"""Runs of pieces that are coded one after another, by a model that mixes its outputs."""
 
 from __future__ import annotations
 

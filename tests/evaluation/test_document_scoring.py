@@ -1,4 +1,4 @@
-"""Scores of a document's windows in order, by a model that learns from them or mixes its outputs."""
+"""Scores of a document's windows in order, by a model that learns or mixes its outputs."""
 
 from __future__ import annotations
 
