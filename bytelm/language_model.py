@@ -70,7 +70,8 @@ class LanguageModel:
             modality: text, image or audio; None finds it from the first bytes.
         Returns:
             [n] nats, -log p of each byte of the payload in the model's view. A document longer
-            than the model's context is cut into pieces, of which none sees the one before it.
+            than the model's context is cut into pieces, of which none sees the one before it; only
+            mixing in the output goes on over them.
         Raises:
             ValueError: for a file that cannot be read as that modality.
         """

@@ -68,7 +68,7 @@ class DocumentMixer:
 
 
 class RowMixer:
-    """Mixes the next ids of a decoder's rows, each one document from its start.
+    """Mixes the next ids of a decoder's rows, each one document from its start, or its next piece.
 
     Args:
         batch: B.

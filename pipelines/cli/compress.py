@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=WholeNumber(1, MAX_BATCH),
         default=64,
-        help="pieces that are coded at once; decompression needs memory for as many",
+        help="pieces, or files where the model mixes its outputs, that are coded at once; "
+        "decompression needs memory for as many",
     )
     parser.add_argument(
         "--adapt",

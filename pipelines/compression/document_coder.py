@@ -158,6 +158,7 @@ class DocumentCoder:
         lengths = np.array([len(row.ids) for row in rows])
         known = np.array([row.known for row in rows])
         starts = np.array([row.start for row in rows])
+        is_later = bool(starts.any())
         longest = int(lengths.max())
         ids = np.full((len(rows), longest), framing.PAD, np.uint16)  # [B, n]
         for padded, row in zip(ids, rows, strict=True):
@@ -180,7 +181,8 @@ class DocumentCoder:
             places = None
             if mixer is not None:
                 places = decoder.places
-                shift_places(places, starts)
+                if is_later:  # most rows begin their documents, and a step takes little longer
+                    shift_places(places, starts)
             ids[coded, position] = _code_ids(
                 coder, coded, ids[coded, position], logits, mixer, places
             )
