@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 
 from bytelm.model.config import ModelConfig
 from bytelm.model.flops import step_bytes
+from bytelm.model.output_mixing.mixer import mixing_bytes
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.data.samplers import EvaluationRows
 from bytelm.pipelines.data.windows import segment_length
 from bytelm.pipelines.evaluation import ADAPT, PLAIN, SLIDING
+from bytelm.pipelines.evaluation.document_scoring import LONG_DOCUMENT
 from bytelm.pipelines.evaluation.documents import (
     StoredDocument,
     document_groups,
@@ -52,6 +54,8 @@ def batches_in_memory(config: ModelConfig, batch: int) -> int:
         batch: rows of a batch.
     """
     size = step_bytes(replace(config, activation_checkpointing=True), batch, number=4)
+    if config.output_mixing:
+        size += mixing_bytes(LONG_DOCUMENT)
     return max(1, available_bytes() // (sharing_ranks() * size))
 
 
