@@ -56,14 +56,15 @@ def row_drawer(
 ) -> RowDrawer:
     """The fastest drawer of `batch` rows of at most `length` ids on the model's device.
 
-    Output mixing runs on the host, which then takes the steps on a GPU, too.
+    Ids are drawn from the network's distribution, without output mixing: a mixture learns from what
+    was just drawn, and draws the same again.
 
     Under autocast, products have autocast's type: make and use a drawer inside one such context.
 
     Args:
         steps: ids that rows are drawn in all, by this drawer and by others of the same model.
     """
-    if model.lm_head.weight.device.type == "cuda" and not model.config.output_mixing:
+    if model.lm_head.weight.device.type == "cuda":
         return StaticRows(model, batch, length, sampler, is_compiled=steps >= COMPILED_STEPS)
     return SteppedRows(model, batch, length, sampler)
 
@@ -104,7 +105,7 @@ class SteppedRows:
     ids_at_once = 1
 
     def __init__(self, model: Megabyte, batch: int, length: int, sampler: RowSampler) -> None:
-        self._decoder = Decoder(model, batch, length)
+        self._decoder = Decoder(model, batch, length, mixes=False)
         self._sampler = sampler
         self._logits: Tensor | None = None  # of the next ids, where they are known already
         self._ids = torch.zeros(batch, dtype=torch.int64)  # the last ones
