@@ -64,8 +64,6 @@ ROW = np.dtype(
         ("line_before", np.int64),  # and the one before it
         ("marks", np.int64),  # the last three bytes that belong to no word
         ("sums", np.float64, (1 + STAGES,)),  # of a sample: the regression, and with each filter
-        ("held", np.int64),  # bytes of the payload so far
-        ("before", np.int64),  # of which so many belong to earlier pieces of the document
     ],
     align=True,
 )
