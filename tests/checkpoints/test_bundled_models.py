@@ -79,5 +79,18 @@ def test_an_unknown_name_is_refused(bundled: Path, capsys: pytest.CaptureFixture
     assert "the name of a bundled one" in capsys.readouterr().err
 
 
-def test_the_models_are_those_of_the_repository() -> None:
+def test_small_comes_with_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert bundled_models.BUNDLED_MODELS.resolve() == ROOT / "examples" / "models"
+    assert "small" in bundled_models.bundled_names()
+    files = list((ROOT / "examples" / "models" / "small").iterdir())
+    assert {"README.md", "NOTICE.md", "train.yaml"} < {path.name for path in files}
+    assert sum(path.stat().st_size for path in files) < 16_000_000
+    model = bytelm.load("small")
+    assert set(model.views) == {"text", "image", "audio"}
+    assert model.config.output_mixing
+    assert model.generate("image", size=(4, 4))[0].size == (4, 4)
+    licence = (ROOT / "LICENSE").read_bytes()
+    packed = model.compress(licence)
+    assert len(packed) < len(licence)
+    assert model.decompress(packed) == licence

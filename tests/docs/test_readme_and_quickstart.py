@@ -1,7 +1,8 @@
 """Every command and every line of Python in README.md and in the Quickstart runs.
 
-They run as they stand but for NOT_RUN (`make test` runs this test, `make demo` takes minutes, and
-`bytelm serve` runs until it is stopped) and SHORTENED, which would take minutes.
+They run as they stand but for NOT_RUN (`make test` runs this test and `make setup` has run, `make
+demo` takes minutes, and `bytelm serve` runs until it is stopped) and SHORTENED, which would take
+minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo"
-NOT_RUN = ("make demo", "make test", "bytelm serve runs/first")
+NOT_RUN = ("make setup", "make demo", "make test", "bytelm serve runs/first")
 SHORTENED = {
     "--minutes 10": "--minutes 0.2",
     "bytelm train first.yaml": "bytelm train first.yaml --set train.steps=2",
@@ -82,6 +83,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_readme(folder: Path) -> None:
     run_page(ROOT / "README.md", folder)
+    assert (folder / "drawn" / "image-000.png").stat().st_size > 0
+    assert 0 < (folder / "license.blm").stat().st_size < (folder / "LICENSE").stat().st_size
     assert (folder / "notes.blm").stat().st_size > 0
     assert (folder / "runs" / "first" / "report.html").stat().st_size > 0
     assert (folder / "models" / "second" / "README.md").stat().st_size > 0
@@ -90,6 +93,7 @@ def test_readme(folder: Path) -> None:
 
 def test_quickstart(folder: Path) -> None:
     run_page(ROOT / "docs" / "quickstart.md", folder)
+    assert (folder / "restored" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert (folder / "back" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert (folder / "out" / "text-000.txt").read_text("utf-8").startswith("The whale ")
 
