@@ -1,4 +1,4 @@
-"""What predictors of several kinds share: hashes, bytes at a distance, matches."""
+"""Parts of the predictors of several kinds: hashes, bytes at a distance, matches."""
 
 from __future__ import annotations
 

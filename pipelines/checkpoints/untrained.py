@@ -30,7 +30,7 @@ def is_untrained(location: str | Path) -> bool:
 
 
 def adaptation_of(location: str | Path) -> Adaptation:
-    """How the model at a location learns from what it codes; ValueError as `untrained_model`."""
+    """Settings by which the model learns from what it codes; ValueError as `untrained_model`."""
     if not is_untrained(location):
         return TRAINED
     name, seed = _parsed(str(location))

@@ -86,7 +86,7 @@ class Container:
     is_mixed: bool = False
     """Whether the words are those of binary decisions under mixed outputs."""
     adaptation: Adaptation | None = None
-    """How the model learned from each document while it coded it."""
+    """Settings by which the model learned from each document while it coded it."""
 
     @property
     def streams(self) -> list[Words]:

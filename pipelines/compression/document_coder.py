@@ -53,7 +53,7 @@ class DocumentCoder:
     """Threads of the products that more of them would sum up otherwise."""
     advance: Advance
     adaptation: Adaptation | None = None
-    """How the model, on a CPU, learns from each document while it codes it; None: it does not."""
+    """Settings by which the model, on a CPU, learns from each document; None: it does not."""
 
     def encoder(self) -> StreamEncoder:
         """An encoder of a new stream."""

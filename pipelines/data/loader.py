@@ -23,7 +23,7 @@ MAX_PREFETCHED_BATCHES = 16
 BYTES_PER_ID = 3
 """An id of 2 bytes and its role."""
 TARGET_BYTES = 2
-"""Of an id, where `ids` have noise."""
+"""The true id of a position, where `ids` have noise."""
 FRAME_BYTES_PER_PATCH = 5
 """Document and modality of a patch."""
 FEATURE_BYTES_PER_ID = 2 * FEATURES
