@@ -112,6 +112,7 @@ def arguments(command: str, places: dict[str, str]) -> list[str]:
         "merge": [places["none"]],
         "serve": [places["none"]],  # a page that opens would stay
         "export": [places["none"], "--out", "out"],
+        "calibrate": [places["none"], "--data", places["set"]],
         "push": [places["none"], "user/name"],
         "demo": ["--data", places["none"]],
     }[command]
