@@ -12,17 +12,19 @@ The equations are those of `layers.py`, `stage.py` and `embeddings.py`; `step_la
 model out in the arrays and records of `step_records.py`, so that one compilation serves all models.
 
 Every number that a row computes is added up in an order that depends on no other row: logits are
-bit-identical alone and in any batch. All kernels stand in this file because Numba's cache on disk
-looks at the time and the size of the file of the outermost one alone.
+bit-identical alone and in any batch. All kernels but exponentials stand in this file because
+Numba's cache on disk looks at the file of the outermost one, and at what it is told.
 """
 
 from functools import partial
 
 import numpy as np
 
+from bytelm.model import float_kernel
 from bytelm.model.codec_features.layout import PHASE
 from bytelm.model.decoding.step_records import Floats, Ints, Record, Step
 from bytelm.model.embeddings import NgramEmbed
+from bytelm.model.float_kernel import exp
 from bytelm.model.numba_kernels import kernel, kernel_part
 
 PANEL = 128
@@ -40,7 +42,7 @@ _sum_kernel = partial(kernel_part, fastmath={"contract", "reassoc", "nsz"})
 """For sums over one row, which the compiler may add up in lanes."""
 
 
-@kernel
+@partial(kernel, parts=[float_kernel])
 def advance_rows(step: Step, rows: Ints, new_ids: Ints, active: Ints, logits: Floats) -> None:
     """Append an id to each of `rows` [R], and compute the logits of the ids after them.
 
@@ -263,7 +265,7 @@ def _attend(q: Floats, keys: Floats, values: Floats, scores: Floats, output: Flo
         scores[j] = _dot(q, keys[j * channels : (j + 1) * channels])
         highest = max(highest, scores[j])
     for j in range(n):
-        scores[j] = _exp(scores[j] - highest)
+        scores[j] = exp(scores[j] - highest)
     _clear(output)
     for j in range(n):
         value, weight = values[j * channels : (j + 1) * channels], scores[j]
@@ -287,7 +289,7 @@ def _feed_forward(step: Step, stage: Record, block: Record, rows: int) -> None:
         if stage.swiglu:
             gate, value = x[:hidden], x[hidden:]
             for k in range(hidden):
-                y[k] = gate[k] / (np.float32(1.0) + _exp(-gate[k])) * value[k]
+                y[k] = gate[k] / (np.float32(1.0) + exp(-gate[k])) * value[k]
         else:
             for k in range(hidden):
                 y[k] = max(x[k], np.float32(0.0))
@@ -328,25 +330,6 @@ def _dot(x: Floats, y: Floats) -> np.float32:
     for k in range(len(x)):
         total += x[k] * y[k]
     return total
-
-
-@_kernel
-def _exp(x: np.float32) -> np.float32:
-    """e^x to 1e-7 of its value, for x up to 88. Unlike that of the C library it needs no call, so
-    that loops over it run in lanes (the polynomial is Cephes' expf)."""
-    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
-    doublings = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-    rest = x - doublings * np.float32(0.693359375)
-    rest = rest - doublings * np.float32(-2.12194440e-4)
-    series = np.float32(1.9875691500e-4)
-    series = series * rest + np.float32(1.3981999507e-3)
-    series = series * rest + np.float32(8.3334519073e-3)
-    series = series * rest + np.float32(4.1665795894e-2)
-    series = series * rest + np.float32(1.6666665459e-1)
-    series = series * rest + np.float32(5.0000001201e-1)
-    series = series * (rest * rest) + rest + np.float32(1.0)
-    exponent = np.int32((np.int32(doublings) + np.int32(127)) << np.int32(23))
-    return series * exponent.view(np.float32)
 
 
 # --- inputs and outputs of a stage ---

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.model.codec_features.state import BYTES, PIXELS, SAMPLES
+from bytelm.model.float_kernel import clip, exp, log
 from bytelm.model.numba_kernels import kernel_part
-from bytelm.model.output_mixing.float_kernel import clip, exp, log
 from bytelm.model.output_mixing.state import (
     BIT_SETS,
     CONFIDENCE_LEVELS,

@@ -35,9 +35,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bytelm.model import float_kernel
 from bytelm.model.codec_features.state import NO_PAYLOAD
+from bytelm.model.float_kernel import clip, exp, log, sigmoid
 from bytelm.model.numba_kernels import compiling, kernel, kernel_part
-from bytelm.model.output_mixing import bit_coder_kernel, bit_inputs_kernel, float_kernel, state
+from bytelm.model.output_mixing import bit_coder_kernel, bit_inputs_kernel, state
 from bytelm.model.output_mixing.bit_coder_kernel import code_bit
 from bytelm.model.output_mixing.bit_inputs_kernel import (
     LEAST,
@@ -47,7 +49,6 @@ from bytelm.model.output_mixing.bit_inputs_kernel import (
     find_slots,
     learn_counts,
 )
-from bytelm.model.output_mixing.float_kernel import clip, exp, log, sigmoid
 from bytelm.model.output_mixing.state import (
     BIAS,
     CHOSEN,

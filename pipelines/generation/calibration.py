@@ -65,7 +65,7 @@ SCALES: Mapping[tuple[str, str], Scale] = {
     ("audio", NEW): by_temperature,
     ("audio", FINISHED): by_temperature,
 }
-"""What is searched, by modality and by NEW or FINISHED."""
+"""The setting that is searched, by modality and by NEW or FINISHED."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured for the payloads of one modality, new or finished ones."""
+    """Trials for the payloads of one modality, new or finished ones."""
 
     real_bits: float
     """Bits per byte of the same bytes of real files."""

@@ -10,8 +10,8 @@ from contextlib import suppress
 from functools import cache
 
 NICENESS = 15
-"""Of uploads beside other work: on a core that is busy they get 3.4 % of it. A step of a training
-waits for the slowest of its threads, so a share of S costs it 1 / (1 - S) of its time."""
+"""Niceness of uploads beside other work: on a core that is busy they get 3.4 % of it. A step of a
+training waits for the slowest of its threads, so a share of S costs it 1 / (1 - S) of its time."""
 MAX_NICENESS = 19
 
 

@@ -35,7 +35,7 @@ class PackageKind:
     modality: str
     package: Package
     patterns: tuple[str, ...]
-    """Of paths in the package."""
+    """Patterns of paths in the package."""
 
     @property
     def source(self) -> str:

@@ -75,7 +75,7 @@ def experiment_figures(experiment: str, *arguments: object) -> list[FigureDict]:
 
 
 def bytelm_output(*arguments: object) -> str:
-    """What `bytelm ARGUMENTS` prints; `CommandError` if it fails."""
+    """Run `bytelm ARGUMENTS`; returns its stdout. Raises `CommandError` if it fails."""
     return _output("-m", "bytelm", *arguments)
 
 

@@ -115,7 +115,7 @@ FULL = Scale(
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked for."""
+    """The parts, kinds and folders that the command line asks for."""
 
     work: Path
     scale: Scale
@@ -278,7 +278,7 @@ def _archives(name: str, path: Path) -> list[FigureDict]:
 
 
 def _samples(task: Task) -> Iterator[FigureDict]:
-    """What the demo's model draws, at each of its checkpoints."""
+    """Figures of draws by the demo's model, at each of its checkpoints."""
     steps = task.scale.demo_steps
     for modality in MODALITIES:
         name = f"samples/{modality}"

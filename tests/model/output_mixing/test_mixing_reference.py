@@ -39,7 +39,7 @@ def document(kind: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("kind", [BYTES, PIXELS, SAMPLES])
 @pytest.mark.parametrize("trust", [0.0, 4.0])
 def test_nats_are_those_of_plain_python(kind: int, trust: float) -> None:
-    """Of a network that knows nothing, and of one that often knows the byte."""
+    """The network knows nothing, or often knows the byte."""
     ids, places = document(kind)
     generator = np.random.default_rng(1)
     logits = generator.normal(0, 1, (N, V)).astype(np.float32)
