@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bytelm.model.codec_features.incremental import BatchFeatures
-from bytelm.model.codec_features.vectorized import compute_codec_features, compute_places
+from bytelm.model.codec_features.vectorized import compute_codec_features
 from bytelm.model.megabyte import Megabyte
 
 
@@ -67,12 +67,6 @@ class DecodedRows:
         """Places of each row's next id in its payload, [B, PLACES], for a model that mixes."""
         assert self._features is not None
         return self._features.places()
-
-    def prompt_places(self, row: int) -> Tensor:
-        """Places of a row's ids, [held, PLACES]."""
-        ids = self.ids[row : row + 1, self.lookback :]
-        places = compute_places(ids, torch.zeros_like(ids[:, :1]), self._patch)[0]
-        return places[: int(self.held[row])]
 
     def prompt_features(self, row: int) -> Tensor:
         """Codec features of all ids of a row, [ids, J]."""

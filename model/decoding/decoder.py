@@ -25,15 +25,12 @@ from einops import rearrange
 from torch import Tensor
 
 from bytelm.model.attention_context import AttentionContext, PackedContext
-from bytelm.model.codec_features.layout import KIND
-from bytelm.model.codec_features.state import NO_PAYLOAD
 from bytelm.model.decoding.compiled_steps import CompiledSteps
 from bytelm.model.decoding.decoded_rows import DecodedRows
 from bytelm.model.decoding.kv_cache import CacheSlots, KVCache, PrefillContext
 from bytelm.model.decoding.module_steps import ModuleSteps
 from bytelm.model.layers import compute_dtype
 from bytelm.model.megabyte import Megabyte
-from bytelm.model.output_mixing.mixer import RowMixer
 
 
 class Steps(Protocol):
@@ -59,15 +56,12 @@ class Decoder:
         model: in evaluation mode if it has dropout. The decoder copies its weights as they are.
         batch: B.
         length: the most ids that a row can hold; by default the model's context.
-        mixes: return mixed logits where the model has `output_mixing`; else those of the network.
 
     Raises:
         ValueError: `batch` or `length` is out of range, or the model has dropout and is training.
     """
 
-    def __init__(
-        self, model: Megabyte, batch: int, length: int | None = None, *, mixes: bool = True
-    ) -> None:
+    def __init__(self, model: Megabyte, batch: int, length: int | None = None) -> None:
         config = model.config
         self.length = config.context if length is None else length
         if batch < 1:
@@ -93,8 +87,6 @@ class Decoder:
             self._steps = CompiledSteps(model, self._rows, self.length, self._slots)
         else:
             self._steps = ModuleSteps(model, self._rows, self._slots)
-        is_mixed = mixes and config.output_mixing
-        self._mixer = RowMixer(batch, config.context) if is_mixed else None
         self._longest = -1  # ids of the longest row; -1 before `prefill`
 
     @property
@@ -117,7 +109,7 @@ class Decoder:
                 for a model with `modality_heads`. It holds until another is given.
 
         Returns:
-            Logits of each row's next id, [B, V] float32, with `output_mixing` the mixed ones.
+            Logits of each row's next id by the network, [B, V] float32.
 
         Raises:
             ValueError: the number of prompts is not that of rows, or a prompt is too long.
@@ -133,12 +125,7 @@ class Decoder:
         self._rows.set_modality(modality)
         self._rows.begin(prompts)
         self._longest = longest
-        logits = torch.cat([self._prompt_logits(row) for row in range(self.batch)])
-        if self._mixer is None:
-            return logits
-        for row in range(self.batch):
-            self._mix_prompt(self._mixer, row)
-        return self._mixer.mix(logits, self._rows.places())
+        return torch.cat([self._prompt_logits(row) for row in range(self.batch)])
 
     @torch.no_grad()
     def step(self, ids: Tensor, modality: Tensor | None = None) -> Tensor:
@@ -166,24 +153,9 @@ class Decoder:
         if modality is not None:
             self._rows.set_modality(modality)
         self._longest += 1
-        if self._mixer is None:
-            return self._steps.step(ids)
-        self._mixer.push(ids)
-        return self._mixer.mix(self._steps.step(ids), self._rows.places())
+        return self._steps.step(ids)
 
     # --- prompts ---
-
-    def _mix_prompt(self, mixer: RowMixer, row: int) -> None:
-        """Let the mixer read a row's prompt, and what the network made of it."""
-        held, patch = int(self._rows.held[row]), self.model.config.patch
-        places = self._rows.prompt_places(row)
-        first = self._rows.lookback
-        ids = self._rows.ids[row : row + 1, first : first + -(-held // patch) * patch]
-        if (places[:, KIND] == NO_PAYLOAD).all():  # nothing to mix, so nothing is learned from it
-            logits = torch.zeros(held, self.model.config.vocab_size)
-        else:
-            logits = self.model.logits(ids)[0, :held]
-        mixer.read_prompt(row, logits, ids[0, :held], places)
 
     def _prompt_logits(self, row: int) -> Tensor:
         """Run a row's prompt, fill its caches, and return the logits of the next id, [1, V]."""

@@ -105,7 +105,7 @@ class SteppedRows:
     ids_at_once = 1
 
     def __init__(self, model: Megabyte, batch: int, length: int, sampler: RowSampler) -> None:
-        self._decoder = Decoder(model, batch, length, mixes=False)
+        self._decoder = Decoder(model, batch, length)
         self._sampler = sampler
         self._logits: Tensor | None = None  # of the next ids, where they are known already
         self._ids = torch.zeros(batch, dtype=torch.int64)  # the last ones

@@ -16,7 +16,7 @@ Predictors:
 
 `predictors` finds contexts, matches and predictions, `bit_inputs_kernel` makes them logits of a
 bit. Where a byte's first bits have a probability below LEAST_MASS, the network alone decides the
-rest, so that a whole distribution takes few of its 255 decisions.
+rest.
 
 Numbers are float32, and sums over them run in lanes, in the same order wherever the same kernel
 runs. The kernels here are compiled with the parts in other files: see `numba_kernels`.
@@ -37,7 +37,7 @@ import numpy.typing as npt
 
 from bytelm.model import float_kernel
 from bytelm.model.codec_features.state import NO_PAYLOAD
-from bytelm.model.float_kernel import clip, exp, log, sigmoid
+from bytelm.model.float_kernel import clip, exp, sigmoid
 from bytelm.model.numba_kernels import compiling, kernel, kernel_part
 from bytelm.model.output_mixing import bit_coder_kernel, bit_inputs_kernel, state
 from bytelm.model.output_mixing.bit_coder_kernel import code_bit
@@ -107,8 +107,6 @@ def compile_kernels() -> None:
         idle = new_coder(IDLE, np.zeros(0, np.uint32))
         read_ids(state, 0, idle, logits, ids, predictions, np.ones(1, np.bool_), np.empty(1))
         code_ids(state, idle, ids, ids, logits, predictions)
-        mix_rows(state, logits, predictions)
-        push_ids(state, idle, ids, predictions)
 
 
 @_kernel
@@ -171,31 +169,6 @@ def code_ids(
             ids[index] = _code_network_byte(state, row, coder, id_)
         else:
             ids[index], _ = _code_byte(state, row, coder, id_, predictions[row])
-
-
-@_kernel
-def mix_rows(state: MixerState, logits: Floats, predictions: Predictions) -> None:
-    """Replace every row's logits of the next id [B, V] by mixed ones.
-
-    Args:
-        predictions: [B] of PREDICTION, of the next ids.
-    """
-    for row in range(len(logits)):
-        of_row = logits[row]
-        highest = _highest(of_row)
-        _read_network(state, row, of_row, highest)
-        if predictions[row].kind != NO_PAYLOAD:
-            _fill_tree(state, row, predictions[row])
-            # Other ids keep their probabilities.
-            _replace_bytes(of_row, state.tree[row], state.network[row, 1], highest)
-
-
-@_kernel
-def push_ids(state: MixerState, idle: CoderState, ids: Ints, predictions: Predictions) -> None:
-    """Take the next id of every row, [B], after `mix_rows` with the same predictions."""
-    for row in range(len(ids)):
-        if predictions[row].kind != NO_PAYLOAD and ids[row] < 256:
-            _code_byte(state, row, idle, ids[row], predictions[row])
 
 
 # --- documents and the network ---
@@ -351,34 +324,6 @@ def _learn_weights(
 def _add(weights: Floats, step: np.float32, inputs: Floats) -> None:
     for i in range(len(weights)):
         weights[i] += step * inputs[i]
-
-
-# --- whole distributions ---
-
-
-@_part
-def _fill_tree(state: MixerState, row: int, prediction: Prediction) -> None:
-    """Fill a row's tree of mixed probabilities."""
-    _begin_byte(state, row)
-    tree = state.tree[row]
-    tree[1] = 1.0
-    for depth in range(8):
-        for node in range(1 << depth, 2 << depth):
-            if tree[node] >= LEAST_MASS:
-                if depth % 4 == 0:
-                    find_slots(state, row, node, depth, prediction)
-                one = float(_probability(state, row, node, depth, prediction))
-            else:
-                one = float(_network_probability(state, row, node))
-            tree[2 * node + 1] = tree[node] * one
-            tree[2 * node] = tree[node] * (1.0 - one)
-
-
-@_lane_kernel
-def _replace_bytes(logits: Floats, tree: Doubles, mass: np.float32, highest: np.float32) -> None:
-    """Set the logits of bytes from their probabilities and the mass of all of them."""
-    for i in range(256):
-        logits[i] = log(max(np.float32(tree[256 + i]) * mass, np.float32(TINY))) + highest
 
 
 # --- without mixing ---

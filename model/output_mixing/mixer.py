@@ -11,13 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bytelm.model.codec_features.layout import KIND, PLACES, SIZE
+from bytelm.model.codec_features.layout import KIND, SIZE
 from bytelm.model.codec_features.state import NO_PAYLOAD
 from bytelm.model.output_mixing import kernels, predictors
 from bytelm.model.output_mixing.bit_coder import IDLE_CODER, BitCoder
 from bytelm.model.output_mixing.state import (
-    ENDED,
-    FRESH,
     PREDICTION,
     new_mixers,
     new_predictors,
@@ -78,40 +76,8 @@ class RowMixer:
     def __init__(self, batch: int, length: int) -> None:
         predictors.compile_kernels()
         kernels.compile_kernels()
-        self._rows = np.arange(batch)
         self._predictors = new_predictors(batch, length)
         self._mixers = new_mixers(batch, length)
-
-    def read_prompt(self, row: int, logits: Tensor, ids: Tensor, places: Tensor) -> None:
-        """Start a row with its prompt, [n] ids; logits [n, V] and places as in `DocumentMixer`."""
-        if self._mixers.rows["phase"][row] != FRESH:
-            self._mixers.rows["phase"][row] = ENDED
-        opens_document = np.zeros(len(ids), np.bool_)
-        host_ids, predictions = ids.cpu().contiguous().numpy(), np.zeros(len(ids), PREDICTION)
-        host_places = places.cpu().contiguous().numpy()
-        host_logits = logits.float().cpu().contiguous().numpy()
-        predictors.predict_ids(self._predictors, row, host_ids, host_places, predictions)
-        nats = np.empty(len(ids))
-        kernels.read_ids(
-            self._mixers, row, IDLE_CODER, host_logits, host_ids, predictions, opens_document, nats
-        )
-
-    def mix(self, logits: Tensor, places: Tensor) -> Tensor:
-        """Mixed logits of every row's next id.
-
-        Args:
-            logits: [B, V] of the network.
-            places: [B, PLACES] int32, of the next ids.
-
-        Returns:
-            [B, V] float32, on the device of `logits`; bytes share the probability that the network
-            gives to all of them, and other ids keep theirs.
-        """
-        assert places.shape == (len(logits), PLACES)
-        mixed = logits.float().cpu().clone().contiguous()
-        predictors.predict_rows(self._predictors, self._rows, places.numpy())
-        kernels.mix_rows(self._mixers, mixed.numpy(), self._predictors.predictions)
-        return mixed.to(logits.device)
 
     def code(
         self,
@@ -125,7 +91,8 @@ class RowMixer:
 
         Args:
             rows, ids: [R]; a decoder reads no ids.
-            logits, places: as in `mix`.
+            logits: [B, V] of the network.
+            places: [B, PLACES] int32, of the next ids.
 
         Returns:
             the ids, which a decoder reads.
@@ -137,12 +104,6 @@ class RowMixer:
         kernels.code_ids(self._mixers, state, rows, coded, host_logits, predictions)
         predictors.push_ids(self._predictors, rows, coded)
         return coded
-
-    def push(self, ids: Tensor) -> None:
-        """Take the next id of every row, [B], after `mix`."""
-        host_ids = ids.cpu().contiguous().numpy()
-        kernels.push_ids(self._mixers, IDLE_CODER, host_ids, self._predictors.predictions)
-        predictors.push_ids(self._predictors, self._rows, host_ids)
 
 
 def shift_places(places: Tensor, starts: int | npt.NDArray[np.int64]) -> None:

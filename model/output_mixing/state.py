@@ -198,8 +198,6 @@ class MixerState(NamedTuple):
     network: npt.NDArray[np.float32]
     """[B, 512] the network's next byte as a binary tree: node 1 is any byte, 2 n + bit the half of
     node n, 256 + x the byte x. In units of the likeliest id's probability."""
-    tree: npt.NDArray[np.float64]
-    """[B, 512] mixed probabilities of the same nodes."""
     counts: npt.NDArray[np.uint8]
     """[B, C, slots, SLOT_BYTES]: at 0 a check of the hash of a context and of the byte's first four
     bits if there are any, at 2 n the zeros and ones after the bits of node n; 0 in free slots."""
@@ -229,7 +227,6 @@ def new_mixers(batch: int, length: int) -> MixerState:
     return MixerState(
         rows=np.zeros(batch, MIXER_ROW),
         network=np.zeros((batch, 512), np.float32),
-        tree=np.zeros((batch, 512)),
         counts=_aligned_zeros(batch, CONTEXTS, slots, SLOT_BYTES),
         likelihoods=np.zeros((batch, KINDS, CONTEXTS, pairs, pairs, 2), np.float32),
         hits=np.zeros((batch, MATCH_LEVELS, 2)),

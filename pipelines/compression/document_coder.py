@@ -167,7 +167,7 @@ class DocumentCoder:
 
         prefilled = 0 if learner is None else rows[0].known
         prompts = torch.from_numpy(ids[:, :prefilled].astype(np.int64)).to(device)
-        decoder = Decoder(model, len(rows), longest, mixes=False)
+        decoder = Decoder(model, len(rows), longest)
         with torch_threads(self.threads):
             before = codes if prefilled else torch.zeros_like(codes)
             logits = decoder.prefill(list(prompts), before)
