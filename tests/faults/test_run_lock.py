@@ -47,11 +47,16 @@ def config(mixed_set: ShardSet, tmp_path: Path) -> Path:
     return write_config(tmp_path / "run.yaml", mixed_set, **sizes)
 
 
-def wait_for_step(run: Path, step: int) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + END_SECONDS
-    while not (path := run / "metrics.jsonl").exists() or path.read_text().count("\n") < step:
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def has_step(run: Path, step: int) -> bool:
+    path = run / "metrics.jsonl"
+    return path.exists() and path.read_text().count("\n") >= step
 
 
 def assert_whole(run: Path) -> None:
@@ -99,7 +104,7 @@ def test_a_run_is_not_resumed_while_it_is_trained(
     """The first is stopped for as long as the second takes, so that it does not end before it."""
     run = tmp_path / "run"
     first = start(config, "--out", run)
-    wait_for_step(run, 20)
+    wait_for(lambda: has_step(run, 20))
     os.kill(first.pid, signal.SIGSTOP)
     time.sleep(delay)
     second = start(config, "--out", run, "--resume")
@@ -120,7 +125,7 @@ def test_a_lock_left_by_a_killed_process_does_not_block(
     run = tmp_path / "run"
     options = (config, "--out", run, "--processes", processes, "--set", "data.workers=2")
     first = start(*options)
-    wait_for_step(run, 25)
+    wait_for((run / "checkpoints" / "latest").exists)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert (run / run_lock.LOCK_FILE).exists()
