@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bytelm.pipelines.storage.files import fsync_folder, write_atomic
 
 CHECKPOINT_FORMAT = 2
@@ -29,6 +27,10 @@ PICKLED_GLOBALS = {
 }
 """Names that DeepSpeed's files may import in addition to torch's tensors."""
 
+_HASH_BYTES = 1 << 24
+"""Read and hashed at a time, without the interpreter's lock: a thread that writes a checkpoint
+beside the steps of a training takes the lock between two pieces, and the training's thread waits
+for it."""
 FileEntry = dict[str, Any]
 """`size` and `sha256` of a file."""
 
@@ -39,10 +41,14 @@ class FormatError(ValueError):
 
 def file_entry(path: Path) -> FileEntry:
     """Make a file durable and return its size and SHA-256."""
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"size": file.tell(), "sha256": digest}
+        digest, size = hashlib.sha256(), 0
+        piece = memoryview(bytearray(_HASH_BYTES))
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+            size += count
+        return {"size": size, "sha256": digest.hexdigest()}
 
 
 def write_checkpoint_manifest(folder: Path, name: str, files: dict[str, FileEntry]) -> None:
@@ -123,6 +129,8 @@ def pickle_danger(file: Path) -> str | None:
 
     The file's code is not run.
     """
+    import torch  # here, since the process that uploads checkpoints is to be small
+
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
     except Exception as error:  # a hostile file can make the reader raise anything

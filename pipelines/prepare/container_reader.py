@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from bytelm.pipelines.prepare.table_inspection import TableInspection
 from bytelm.pipelines.prepare.webdataset_tars import TarContents, read_webdataset_tar
-from bytelm.pipelines.prepare.worker_process import cause_of_death
+from bytelm.pipelines.runtime.processes import cause_of_death
 from bytelm.pipelines.storage.cache import CacheConfig
 from bytelm.pipelines.storage.remote import RemoteStore
 

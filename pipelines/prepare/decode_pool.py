@@ -37,12 +37,8 @@ from bytelm.pipelines.prepare.documents import (
 from bytelm.pipelines.prepare.table_decode import Instalment
 from bytelm.pipelines.prepare.table_pool import TableDecoding, TablePosition
 from bytelm.pipelines.prepare.tables import TableUnit
-from bytelm.pipelines.prepare.worker_process import (
-    REQUESTS_PER_WORKER,
-    START_ATTEMPTS,
-    Worker,
-    cause_of_death,
-)
+from bytelm.pipelines.prepare.worker_process import REQUESTS_PER_WORKER, START_ATTEMPTS, Worker
+from bytelm.pipelines.runtime.processes import cause_of_death
 
 BATCH_FILE_BYTES = 1 << 20
 BATCH_DOCUMENTS = 64

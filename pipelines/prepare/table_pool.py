@@ -23,12 +23,8 @@ from bytelm.pipelines.prepare.table_decode import (
     rest_of_unit,
 )
 from bytelm.pipelines.prepare.tables import TableUnit
-from bytelm.pipelines.prepare.worker_process import (
-    REQUESTS_PER_WORKER,
-    START_ATTEMPTS,
-    Worker,
-    cause_of_death,
-)
+from bytelm.pipelines.prepare.worker_process import REQUESTS_PER_WORKER, START_ATTEMPTS, Worker
+from bytelm.pipelines.runtime.processes import cause_of_death
 
 READY_BYTES = 1 << 26
 """Decoded bytes that wait for earlier units, above which only the earliest unit is continued."""

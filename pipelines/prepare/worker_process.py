@@ -6,7 +6,6 @@ import contextlib
 import mmap
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import weakref
@@ -152,10 +151,3 @@ class SampleMemory:
             self._lent = weakref.ref(whole)  # which its views keep alive
         start, self._offset = self._offset, self._offset + size
         return whole.data[start : self._offset]
-
-
-def cause_of_death(exit_code: int) -> str:
-    """How a process ended, in words."""
-    if exit_code < 0:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    return f"exit status {exit_code}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 
@@ -15,6 +16,13 @@ def cpu_seconds(pid: int) -> float:
     """Return the processor time that a process has used, 0 if it has ended."""
     fields = _status_fields(pid)
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def cause_of_death(exit_code: int) -> str:
+    """Say how a process ended; a signal's number is negative, as in `Popen.returncode`."""
+    if exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit status {exit_code}"
 
 
 def _status_fields(pid: int) -> list[str]:

@@ -90,21 +90,14 @@ class Writer:
     PermissionError or OSError where it cannot, and StoreClosedError once `stop` is set.
     """
 
-    def __init__(
-        self,
-        protocol: str,
-        stop: threading.Event,
-        loop: asyncio.AbstractEventLoop | None = None,
-    ):
+    def __init__(self, protocol: str, stop: threading.Event):
         """
         Args:
             protocol: scheme of the URLs.
             stop: ends all calls once it is set.
-            loop: runs the requests, where the client has asynchronous ones; None for fsspec's own.
         """
         self._protocol = protocol
         self._stop = stop
-        self._loop = loop
 
     def put_file(self, path: Path, url: str) -> None:
         """Upload a file, which becomes visible whole; large ones go in parts where the store has
@@ -165,7 +158,7 @@ class Writer:
         """
         limit = 10 * TIMEOUT_SECONDS + size / SLOWEST_BYTES_PER_SECOND
         try:
-            client = _filesystem(self._protocol, self._loop)
+            client = _filesystem(self._protocol)
             if not client.async_impl:
                 return getattr(client, method)(*arguments, **options)
             call = getattr(client, f"_{method}")(*arguments, **options)
@@ -192,25 +185,17 @@ class Writer:
         return future.result()
 
 
-def _filesystem(protocol: str, loop: asyncio.AbstractEventLoop | None = None) -> Any:
-    """The client of a protocol. fsspec keeps one for each process, thread and set of options.
-
-    Args:
-        protocol: scheme of the URLs.
-        loop: runs the requests of s3, gs and az; None for fsspec's own.
-    """
+def _filesystem(protocol: str) -> Any:
+    """The client of a protocol. fsspec keeps one for each process, thread and set of options."""
     wait = TIMEOUT_SECONDS
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if loop is not None:
-        options["loop"] = loop
     if protocol == "s3":
         config = {"connect_timeout": wait, "read_timeout": wait, "retries": {"max_attempts": 0}}
-        s3 = fsspec.filesystem("s3", config_kwargs=config, **options)
+        s3 = fsspec.filesystem("s3", config_kwargs=config, use_listings_cache=False)
         s3.retries = 1
         return s3
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=wait, sock_read=wait)
     if protocol == "gs":
-        return fsspec.filesystem("gs", requests_timeout=timeout, **options)
+        return fsspec.filesystem("gs", requests_timeout=timeout, use_listings_cache=False)
     if protocol in ("http", "https"):
         return fsspec.filesystem(
             protocol,
@@ -218,7 +203,7 @@ def _filesystem(protocol: str, loop: asyncio.AbstractEventLoop | None = None) ->
             headers={"Accept-Encoding": "identity"},
         )
     if protocol == "az":
-        return fsspec.filesystem("az", **options)
+        return fsspec.filesystem("az", use_listings_cache=False)
     if protocol == "hf":
         return fsspec.filesystem("hf", use_listings_cache=False)
     return fsspec.filesystem(protocol)
@@ -250,6 +235,8 @@ def _meaning(error: Exception, url: str, action: str = "read") -> Exception:
     cannot be done."""
     status = _http_status(error)
     reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if _is_upload_gone(error):
+        return TransientError(reason)
     if isinstance(error, FileNotFoundError) or status == 404:
         detail = "does not exist" if action == "read" else f"cannot be {action}: {reason}"
         return FileNotFoundError(f"{url} {detail}")
@@ -264,6 +251,13 @@ def _meaning(error: Exception, url: str, action: str = "read") -> Exception:
     if status is not None and 300 <= status < 500 and status not in (408, 409, 425, 429):
         return OSError(f"{url} cannot be {action}: status {status}, {reason}")
     return TransientError(reason)
+
+
+def _is_upload_gone(error: BaseException) -> bool:
+    """Whether S3 does not know an upload in parts: it was completed, and the answer lost. s3fs then
+    aborts it, and raises that failure in place of the first one."""
+    response = getattr(error.__cause__, "response", None)
+    return isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchUpload"
 
 
 def _http_status(error: Exception) -> int | None:

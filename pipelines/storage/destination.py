@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bytelm.pipelines.storage.background import background_loop
 from bytelm.pipelines.storage.clients import TransientError, Writer, check_client, read_chunks
 from bytelm.pipelines.storage.files import replace_atomic, write_atomic
 from bytelm.pipelines.storage.remote import local_path, read_capped, remote_scheme, scheme_of
@@ -98,13 +97,9 @@ class Destination(ABC):
         self.close()
 
 
-def open_destination(location: str | Path, in_background: bool = False) -> Destination:
+def open_destination(location: str | Path) -> Destination:
     """The destination at a path or URL (file, s3, gs, az, hf; memory in tests). Nothing is created
     or asked yet.
-
-    Args:
-        location: the path or URL.
-        in_background: whether requests to s3, gs and az give way to other work of the machine.
 
     Raises ValueError for a URL to which nothing can be written, and where its client's package is
     missing.
@@ -115,7 +110,7 @@ def open_destination(location: str | Path, in_background: bool = False) -> Desti
         return LocalDestination(Path(location))
     if scheme == "file":
         return LocalDestination(local_path(text))
-    return RemoteDestination(text, in_background)
+    return RemoteDestination(text)
 
 
 class LocalDestination(Destination):
@@ -186,7 +181,7 @@ class LocalDestination(Destination):
 class RemoteDestination(Destination):
     """A folder of an object store."""
 
-    def __init__(self, location: str, in_background: bool = False):
+    def __init__(self, location: str):
         self._protocol = remote_scheme(location)
         if self._protocol not in WRITABLE_SCHEMES:
             places = ", ".join(f"{scheme}://" for scheme in ("file", *WRITABLE_SCHEMES[:-1]))
@@ -194,8 +189,7 @@ class RemoteDestination(Destination):
         check_client(self._protocol, location)
         self.location = location.rstrip("/")
         self._stop = threading.Event()
-        loop = background_loop() if in_background else None
-        self._writer = Writer(self._protocol, self._stop, loop)
+        self._writer = Writer(self._protocol, self._stop)
 
     def upload(self, path: Path, name: str) -> None:
         """See Destination."""

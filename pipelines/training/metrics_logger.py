@@ -27,8 +27,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bytelm.pipelines.checkpoints.remote_run import Upload
 from bytelm.pipelines.checkpoints.train_state import LossMonitor, TrainState
+from bytelm.pipelines.checkpoints.uploads import Upload
 from bytelm.pipelines.config import RunConfig
 from bytelm.pipelines.evaluation.scoring import bits_per_byte
 from bytelm.pipelines.storage.files import write_atomic

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bytelm.pipelines.checkpoints.remote_run import CheckpointUploads
 from bytelm.pipelines.checkpoints.run_folder import UsableCheckpoint
 from bytelm.pipelines.checkpoints.train_state import TrainState
+from bytelm.pipelines.checkpoints.uploads import CheckpointUploads
 from bytelm.pipelines.training.checkpointer import Checkpointer
 from bytelm.pipelines.training.engine import Engine
 from bytelm.pipelines.training.metrics_logger import MetricsLogger

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +13,6 @@ import pytest
 from helpers.object_store import BUCKET, ObjectStore, object_store
 
 from bytelm.pipelines.storage import clients, retries
-from bytelm.pipelines.storage.background import MAX_NICENESS, NICENESS, background_loop
 from bytelm.pipelines.storage.cache import StoreClosedError
 from bytelm.pipelines.storage.clients import TransientError
 from bytelm.pipelines.storage.destination import check_stored, open_destination
@@ -108,6 +105,26 @@ def test_an_upload_in_parts_survives_failures(
     assert fsspec.filesystem("s3").list_multipart_uploads(BUCKET) == []
 
 
+def test_an_upload_whose_last_answer_is_lost_is_tried_again(
+    s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 has completed it, and so does not know it any more when the client aborts it."""
+    monkeypatch.setattr(clients, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "_rng", random.Random(4))  # the store sees what fails
+    source = tmp_path / "source"
+    source.write_bytes(bytes(11 << 20))
+    calls = ["begin", "part", "part", "part", "complete", "abort"]
+
+    def lose_answer(path: str) -> None:
+        s3.failure_share = float(bool(calls) and calls.pop(0) == "complete")
+
+    s3.on_write = lose_answer
+    with open_destination(f"s3://{BUCKET}/set") as destination:
+        destination.upload(source, "a.tar")
+    assert s3.failures == 1
+    assert not calls
+
+
 def test_a_failure_that_does_not_pass_is_one_error(s3: ObjectStore) -> None:
     with pytest.raises(FileNotFoundError, match=r"s3://none/set/a cannot be written: .*bucket"):
         open_destination("s3://none/set").write("a", b"")
@@ -152,22 +169,3 @@ def test_an_object_with_other_bytes_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(TransientError, match="arrived"):
             check_stored(info, path, "gs://b/file")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-def test_requests_in_the_background_run_at_a_low_priority(s3: ObjectStore, tmp_path: Path) -> None:
-    """The object is written, and by a thread that steps of a training go before."""
-    source = tmp_path / "source"
-    source.write_bytes(bytes(1000))
-
-    async def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    with open_destination(f"s3://{BUCKET}/runs/set", in_background=True) as destination:
-        destination.upload(source, "model.bin")
-        assert destination.list() == {"model.bin": 1000}
-    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    there = asyncio.run_coroutine_threadsafe(niceness(), background_loop()).result(60)
-    assert there == min(MAX_NICENESS, here + NICENESS)
-    client = clients._filesystem("s3", background_loop())
-    assert client.loop is background_loop()

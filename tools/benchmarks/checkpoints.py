@@ -4,9 +4,9 @@
 
 Prints a JSON line a figure: `name`, `value`, `unit`, `reference` and `ratio` (value / reference).
 One process trains on the demo's texts, writes a checkpoint every few steps, and uploads it to an S3
-server on this machine, which is moto in a process of its own, of the lowest priority: a real store
-takes none of the machine's time. Needs the packages of `bytelm[dev]`; takes some two minutes on two
-cores.
+server on this machine, which is moto in a process of its own. The server stands for another
+machine, whose time no step waits for, and so has the lowest priority. Needs the packages of
+`bytelm[dev]`; takes some two minutes on two cores.
 
     checkpoints/step      seconds of a step while a checkpoint is written or uploaded; reference:
                           of the other steps of the run
@@ -14,8 +14,8 @@ cores.
                           reference: seconds of a step
     checkpoints/upload    MB/s to the server
     checkpoints/cpu       processor seconds that writing and uploading a checkpoint take of the
-                          training's process; reference: what the server takes for it, which a real
-                          store does not take of this machine
+                          training and of its process that uploads; reference: what the server
+                          takes for it, which a real store does not take of this machine
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -39,6 +40,7 @@ from urllib.request import urlopen
 import fsspec  # type: ignore[import-untyped]  # it has no types
 import psutil  # type: ignore[import-untyped]  # nor has this
 
+from bytelm.pipelines.checkpoints import upload_process
 from bytelm.pipelines.config import config_from_dict
 from bytelm.pipelines.runtime.allocator import keep_freed_memory
 from bytelm.pipelines.runtime.launcher import free_port
@@ -53,8 +55,8 @@ URL = "s3://bucket/run"
 WARM_UP_STEPS = 3
 """Steps that are not measured."""
 SERVER_SECONDS = 60.0
-BACKGROUND_THREADS = ("checkpoint", "uploads", "background requests")
-"""Starts of the names of the threads that write and upload."""
+WRITER = "checkpoint"
+"""Start of the name of the thread that writes."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Times:
     size: int = 0
     """Bytes of a checkpoint."""
     processor: dict[str, float] = field(default_factory=dict)
-    """Seconds of each thread that writes or uploads."""
+    """Seconds of the thread that writes and of the process that uploads."""
 
 
 def checkpoint_figures(model: str, steps: int, every: int) -> Iterator[Figure]:
@@ -127,11 +129,21 @@ def _processor_seconds(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-def _thread_seconds() -> dict[str, float]:
-    """Processor time so far of this process's threads that write and upload, by their names."""
-    names = {thread.native_id: thread.name for thread in threading.enumerate()}
-    found = [(names.get(t.id, ""), t.user_time + t.system_time) for t in psutil.Process().threads()]
-    return {name: seconds for name, seconds in found if name.startswith(BACKGROUND_THREADS)}
+def _background_seconds() -> dict[str, float]:
+    """Processor time so far of what writes and uploads."""
+    writers = [t.native_id for t in threading.enumerate() if t.name.startswith(WRITER)]
+    threads = [t for t in psutil.Process().threads() if t.id in writers]
+    return {
+        "write": sum(t.user_time + t.system_time for t in threads),
+        "upload": _processor_seconds(_uploader()),
+    }
+
+
+@cache
+def _uploader() -> psutil.Process:
+    """The process of this one that uploads."""
+    children = psutil.Process().children()
+    return next(p for p in children if any(upload_process.__name__ in a for a in p.cmdline()))
 
 
 class _MeasuredTrainer(Trainer):
@@ -149,7 +161,7 @@ class _MeasuredTrainer(Trainer):
             steps = self.times.beside if self.is_beside or is_busy else self.times.alone
             steps.append(now - self.began - self.waited)
         self.began, self.waited, self.is_beside = now, 0.0, is_busy
-        self.times.processor |= _thread_seconds()
+        self.times.processor = _background_seconds()
         return super()._next_micro_batches()
 
     def save(self) -> None:
