@@ -41,7 +41,7 @@ small: $(STAMP)
 	  --out sets/emoji_captioned
 	$(BIN)/bytelm prepare $(CORPORA)/audio_speech --exclude captions.json --out sets/speech
 	$(BIN)/bytelm train examples/models/small/train.yaml --out runs/small
-	$(BIN)/bytelm export runs/small --out models/small --dtype bf16 --output-mixing
+	$(BIN)/bytelm export runs/small --out models/small --dtype bf16
 	$(BIN)/bytelm calibrate models/small --data sets/text_sotu sets/emoji sets/speech
 	cp models/small/model.safetensors models/small/config.json examples/models/small/
 

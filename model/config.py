@@ -161,13 +161,13 @@ class ModelConfig:
             )
         if self.output_mixing and not self.codec_features:
             raise ValueError(
-                "output_mixing reads the stream as codec_features do: codec_features must be true "
-                "with it"
+                "output_mixing reads the stream as codec_features do: set codec_features to true, "
+                "or output_mixing to false"
             )
         if self.output_mixing and self.modality_heads:
             raise ValueError(
-                "output_mixing needs the same output for all ids of a prompt: modality_heads must "
-                "be 0 with it"
+                "output_mixing needs the same output for all ids of a prompt: set modality_heads "
+                "to 0, or output_mixing to false"
             )
         if self.modality_heads and self.tie_embeddings:
             raise ValueError(

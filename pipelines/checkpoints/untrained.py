@@ -40,17 +40,13 @@ def adaptation_of(location: str | Path) -> Adaptation:
 def untrained_model(location: str) -> Megabyte:
     """The model of random weights that a location names, the same for each call.
 
-    Its outputs are mixed if the preset has the codec features that mixing needs.
-
     Raises:
         ValueError: for an unknown preset, and for a seed that is none.
     """
     name, seed = _parsed(location)
-    config = preset(name)
-    mixing = config.codec_features and not config.modality_heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Megabyte(replace(config, output_mixing=mixing)).eval()
+        return Megabyte(preset(name)).eval()
 
 
 def _parsed(location: str) -> tuple[str, int]:

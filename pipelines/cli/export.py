@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output-mixing",
-        action="store_true",
-        help="let the exported model mix its distribution of each byte with those of predictors: "
-        "fewer bits on files unlike its training data, slower steps",
+        action=argparse.BooleanOptionalAction,
+        help="whether the exported model mixes its distribution of each byte with those of "
+        "predictors: fewer bits, above all on files unlike its training data, slower coding "
+        "(default: as the run's config says)",
     )
     parser.add_argument(
         "--dtype",

@@ -41,15 +41,15 @@ def export_model(
     run: Path,
     out: Path,
     license_id: str | None,
-    output_mixing: bool = False,
+    output_mixing: bool | None = None,
     dtype: str = "fp32",
 ) -> list[str]:
     """Write a run's newest model to a new folder, which appears only once it is whole.
 
     Args:
         license_id: licence of the model, by the hub's id (`mit`, `cc-by-4.0`); None if unknown.
-        output_mixing: switch on `ModelConfig.output_mixing`, which training does without. The card
-            then lacks the run's scores and samples, which are those of the network alone.
+        output_mixing: switch `ModelConfig.output_mixing` on or off, which training does without;
+            None leaves it. After a change the card lacks the run's scores.
         dtype: one of `DTYPES`, in which the weights are stored. At bf16 the card lacks scores and
             samples too, which are those of the weights that were rounded.
     Returns:
@@ -73,11 +73,10 @@ def export_model(
         temporary.mkdir(parents=True)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             shutil.copy(source / name, temporary / name)
-        if output_mixing:
-            _switch_on_mixing(temporary)
+        is_changed = output_mixing is not None and _switch_mixing(temporary, output_mixing)
         if dtype != "fp32":
             _round_weights(temporary / WEIGHTS_FILE, DTYPES[dtype])
-        has_results = dtype == "fp32" and not output_mixing
+        has_results = dtype == "fp32" and not is_changed
         license_id = license_id and license_id.lower()
         missing = _write_card(run, step, temporary, out.name, license_id, has_results)
         _make_durable(temporary)
@@ -88,12 +87,16 @@ def export_model(
     return missing
 
 
-def _switch_on_mixing(folder: Path) -> None:
+def _switch_mixing(folder: Path, is_mixing: bool) -> bool:
+    """Switch mixing on or off in a model's config; returns whether that is a change."""
     document = read_model_config(folder)
-    document["model"]["output_mixing"] = True
+    if config_from_stored(document["model"]).output_mixing == is_mixing:
+        return False
+    document["model"]["output_mixing"] = is_mixing
     config_from_stored(document["model"])  # refuses a model that cannot mix
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    return True
 
 
 def _round_weights(path: Path, dtype: torch.dtype) -> None:
@@ -130,7 +133,7 @@ def _write_card(
     missing = []
     if not has_results:
         missing.append(
-            "scores and samples of the run are those of its weights in fp32 and without mixing"
+            "scores and samples of the run are those of its weights in fp32, with its own mixing"
         )
     elif evaluation is None:
         missing.append(

@@ -21,15 +21,19 @@ UNREPORTED = frozenset(
 """Keys that change no weight; a change of any other key is reported."""
 
 
+UNTRAINED = "model.output_mixing"
+"""The key of the model that no weight depends on: training does without it."""
+
+
 def check_same_model(run: Path, config: RunConfig) -> None:
     """Check that a checkpoint's weights and optimizer state fit the config.
 
-    Raises ValueError for changes of `model` and of `optimizer.name`.
+    Raises ValueError for changes of `optimizer.name` and of `model`, but for `output_mixing`.
     """
     refused = [
         f"{key} was {before} and is {now}"
         for key, before, now in _changes(run, config)
-        if key.startswith("model.") or key == "optimizer.name"
+        if (key.startswith("model.") and key != UNTRAINED) or key == "optimizer.name"
     ]
     if refused:
         raise ValueError(

@@ -106,16 +106,19 @@ def test_an_export_has_weights_config_card_and_samples(
 def test_an_exported_model_can_mix_its_outputs(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The card shows no scores and samples of the network alone."""
+    """The card shows no scores of the network alone; what changes nothing leaves them."""
     lacks = export(capsys, run, "--out", "mixing", "--output-mixing", "--license", "mit")
     assert lacks.splitlines() == [
         "bytelm export: the card lacks something: scores and samples of the run are those of its "
-        "weights in fp32 and without mixing"
+        "weights in fp32, with its own mixing"
     ]
     model, _ = from_pretrained("mixing")
     assert model.config.output_mixing
     assert "1.900" not in read_card(Path("mixing"))[1]
     assert not Path("mixing/samples").exists()
+    export(capsys, run, "--out", "as-it-was", "--no-output-mixing", "--license", "mit")
+    assert not from_pretrained("as-it-was")[0].config.output_mixing
+    assert "1.900" in read_card(Path("as-it-was"))[1]
 
 
 def test_weights_can_be_stored_in_bf16(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

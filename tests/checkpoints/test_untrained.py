@@ -21,7 +21,7 @@ from bytelm.pipelines.runtime.ranks import Ranks
 def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """A preset `mini` of few parameters."""
     stages = [{"width": 32, "layers": 1, "heads": 1}, {"width": 16, "layers": 1, "heads": 1}]
-    values = {"stages": stages, "patch_sizes": [8], "context": 256, "codec_features": True}
+    values = {"stages": stages, "patch_sizes": [8], "context": 256}
     monkeypatch.setitem(presets.PRESETS, "mini", ModelConfig.from_dict(values))
 
 
@@ -42,12 +42,12 @@ def test_the_weights_depend_on_the_seed_alone() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_the_model_mixes_where_its_preset_can_and_has_the_default_views() -> None:
+def test_the_model_is_the_preset_s_and_has_the_default_views() -> None:
     model, info = load_model("preset:mini")
-    assert model.config.output_mixing
+    assert model.config == presets.PRESETS["mini"]
     assert not model.training
     assert info.views == asdict(ViewsConfig()) == untrained.VIEWS
-    assert not untrained_model("preset:tiny").config.output_mixing
+    assert untrained_model("preset:modern-demo").config.output_mixing
 
 
 def test_it_learns_faster_than_a_trained_one() -> None:

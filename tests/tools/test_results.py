@@ -194,7 +194,7 @@ def test_the_page_has_a_table_of_each_part() -> None:
 def put_demo_model(work: Path) -> None:
     """Put tiny models where the command keeps the demo's, so that it trains none."""
     folder = work / "models" / f"demo-{SMALL.demo_steps}"
-    for name, mixes in (("run", False), ("mixed", True)):
+    for name, mixes in (("run", True), ("network", False)):
         model = tiny_model("two", context=512, codec_features=True, output_mixing=mixes)
         save_pretrained(model, model.config, folder / name, {"views": vars(ViewsConfig())})
 

@@ -58,6 +58,18 @@ def test_what_alters_the_steps_is_said_and_nothing_else(run: tuple[Path, RunConf
     assert line.startswith("data.sets[0].path was ")
 
 
+def test_mixing_is_switched_on_when_a_run_goes_on(run: tuple[Path, RunConfig]) -> None:
+    """Presets mix today; a run of an earlier version, whose weights are the same, did not."""
+    folder, config = run
+    before = changed(config, "model", codec_features=True)
+    (folder / "config.json").write_text(json.dumps(before.to_dict()))
+    mixing = changed(before, "model", output_mixing=True)
+    check_same_model(folder, mixing)
+    assert change_lines(folder, mixing, 7) == [
+        "model.output_mixing was False and is True from step 8 on"
+    ]
+
+
 def test_a_config_of_an_earlier_version_that_lacks_a_key_has_not_changed(
     run: tuple[Path, RunConfig],
 ) -> None:

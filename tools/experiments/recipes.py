@@ -1,7 +1,8 @@
 """Variants of one model, each with one thing changed, and how they are built.
 
 Each variant is its difference from BASE: `modern` with stages of 256x4 and 128x3, Muon, one row of
-8,192 ids a step. All runs last equally long, whatever their steps cost.
+8,192 ids a step. All runs last equally long, whatever their steps cost, and are compared by the
+network's own distributions: mixing in the output would cover what the network lacks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bytelm.tools.experiments.corpora import Corpora
 from bytelm.tools.experiments.harness import RunCache
 from bytelm.tools.experiments.models import BytelmModel
 
-BASE = replace(preset("modern-hour"), context=8_192)
+BASE = replace(preset("modern-hour"), context=8_192, output_mixing=False)
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,7 @@ def _kind_scores(task: Task, kind: Kind, way: str) -> list[FigureDict]:
 def _scores(name: str, way: str, model: TrainedModel, shard_set: Path) -> list[FigureDict]:
     """Figures of a model on a set's `val`, used one of the WAYS; the first has codecs' too."""
     is_mixing, scoring = WAYS[way]
-    location = model.mixed if is_mixing else model.run
+    location = model.run if is_mixing else model.network
     evaluation = evaluate(location, [str(shard_set)], SPLIT, 1, "auto", scoring)
     figures: list[FigureDict] = []
     for modality, codecs in evaluation.codecs.items():

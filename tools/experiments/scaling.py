@@ -9,7 +9,8 @@ All but the last are fitted by
 
     bits per byte = floor + scale * FLOPs^-slope,   floor >= 0
 
-for each modality, and by a power law, where floor = 0. Few points leave the floor open, so the two
+for each modality, and by a power law, where floor = 0. Scores are of the network alone, without
+mixing in its output. Few points leave the floor open, so the two
 fits bound what can be said of more FLOPs. The last size shows the error of each outside the fitted
 range. Each run has one thread and lasts by the processor's time, as in `ablations.py`: 80 minutes
 in all for two seeds. Finished runs are kept in DIR, and the same command continues after a stop.
@@ -86,7 +87,9 @@ class Fit:
 
 def recipe(width: int, layers: int) -> Recipe:
     """`modern` of a size, for the base's rows."""
-    return Recipe(replace(modern(width, layers), context=BASE.context), OptimizerConfig())
+    return Recipe(
+        replace(modern(width, layers), context=BASE.context, output_mixing=False), OptimizerConfig()
+    )
 
 
 @dataclass(frozen=True)

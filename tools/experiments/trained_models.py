@@ -1,7 +1,7 @@
-"""The models of the table of results, each trained once and exported with mixing in the output.
+"""The models of the table of results, each trained once and exported without mixing in the output.
 
 WORK/models/NAME/run      the run; a training that was stopped goes on from its checkpoint
-WORK/models/NAME/mixed    its newest model, mixing
+WORK/models/NAME/network  its newest model, which does not mix
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class TrainedModel:
     """A finished training."""
 
     run: Path
-    mixed: Path
-    """The exported model that mixes in its output."""
+    """Its models mix in their output."""
+    network: Path
+    """The exported model whose output is the network's alone."""
 
     def by_step(self) -> dict[int, Path]:
         """The model of each checkpoint that the run keeps, by its step."""
@@ -80,8 +81,8 @@ def model_of_minutes(work: Path, sets: Sequence[Path], minutes: float) -> Traine
 
 def _trained(folder: Path, arguments: list[object]) -> TrainedModel:
     """Train unless that is done; a run that has a checkpoint goes on."""
-    model = TrainedModel(folder / "run", folder / "mixed")
-    if model.mixed.exists():
+    model = TrainedModel(folder / "run", folder / "network")
+    if model.network.exists():
         return model
     if (model.run / CHECKPOINTS_FOLDER).is_dir() and model.by_step():
         arguments = ["--resume"]
@@ -92,5 +93,5 @@ def _trained(folder: Path, arguments: list[object]) -> TrainedModel:
     done = subprocess.run([sys.executable, "-m", "bytelm", *words], check=False, stdout=sys.stderr)
     if done.returncode:
         raise CommandError(f"bytelm {' '.join(words)} ended with status {done.returncode}")
-    bytelm_output("export", model.run, "--out", model.mixed, "--output-mixing")
+    bytelm_output("export", model.run, "--out", model.network, "--no-output-mixing")
     return model
