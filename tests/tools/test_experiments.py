@@ -86,17 +86,19 @@ def rows_of(corpora: Corpora, name: str) -> list[Batch]:
     return list(make_loader(plan, EvaluationRows(plan.rows(0), 1, 0, 1), 0))
 
 
-def tiny_bytelm(lr: float = 1e-3) -> BytelmModel:
+def tiny_bytelm(lr: float = 1e-3, config: ModelConfig = TINY) -> BytelmModel:
     torch.manual_seed(0)
-    return BytelmModel(TINY, optimizer_config("muon", lr))
+    return BytelmModel(config, optimizer_config("muon", lr))
 
 
+@pytest.mark.parametrize("is_mixing", [False, True])
 def test_scores_are_those_of_evaluate(
-    sets: dict[str, ShardSet], corpora: Corpora, tmp_path: Path
+    sets: dict[str, ShardSet], corpora: Corpora, tmp_path: Path, is_mixing: bool
 ) -> None:
-    model = tiny_bytelm()
+    config = replace(TINY, codec_features=is_mixing, output_mixing=is_mixing)
+    model = tiny_bytelm(config=config)
     result = Result(*harness.score_sets(model, corpora.val, None), 0, 0, 0, 0.0)
-    save_pretrained(model.module, TINY, tmp_path / "model", {"views": corpora.config.views})
+    save_pretrained(model.module, config, tmp_path / "model", {"views": corpora.config.views})
     assert corpora.by_modality == {"text": ["tales", "lists"], "image": ["dots"], "audio": ["hiss"]}
     for modality, names in corpora.by_modality.items():
         locations = [sets[name].location for name in names]

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Generic, Literal, TypeVar
@@ -25,16 +26,22 @@ from rich.console import Console
 from torch import nn
 
 from bytelm.modalities.evaluation_head import UNITS_PER_BIT
+from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.config import OptimizerConfig
 from bytelm.pipelines.data.loader import make_loader
 from bytelm.pipelines.data.plan import Plan
 from bytelm.pipelines.data.samplers import EvaluationRows, TrainingRows
-from bytelm.pipelines.evaluation.scoring import Scores, bits_per_byte
+from bytelm.pipelines.evaluation import PLAIN
+from bytelm.pipelines.evaluation.document_scoring import score_in_order
+from bytelm.pipelines.evaluation.finished_work import FinishedWork
+from bytelm.pipelines.evaluation.passes import Scorer, batches_in_memory
+from bytelm.pipelines.evaluation.scoring import Scores, bits_per_byte, nats_of_model
 from bytelm.pipelines.runtime.device import autocast, this_device
+from bytelm.pipelines.runtime.ranks import Ranks
 from bytelm.pipelines.storage.files import write_atomic
 from bytelm.tools.benchmarks.measure import Figure
 from bytelm.tools.experiments.corpora import Corpora
-from bytelm.tools.experiments.models import ComparedModel, precision
+from bytelm.tools.experiments.models import BytelmModel, ComparedModel, precision
 
 S = TypeVar("S")
 
@@ -216,17 +223,36 @@ def score_sets(
     model.module.eval()
     nats, payload_bytes = {}, {}
     for name, plan in plans.items():
-        count = plan.rows(0) if max_rows is None else min(max_rows, plan.rows(0))
-        scores = Scores(plan.config.patch)
-        for batch in make_loader(plan, EvaluationRows(count, 1, 0, 1), workers=0):
-            with autocast(this_device(), precision()):
-                row_nats = model.nats(batch)
-            scores.add_batch(batch, row_nats)
+        if max_rows is None and isinstance(model, BytelmModel) and model.config.output_mixing:
+            scores = _mixed_scores(model.module, plan)
+        else:
+            count = plan.rows(0) if max_rows is None else min(max_rows, plan.rows(0))
+            scores = _row_scores(model, plan, count)
         heads = scores.heads.values()
         units = sum(head.counted("payload_units") for head in heads)
         nats[name] = units / UNITS_PER_BIT * math.log(2)
         payload_bytes[name] = sum(head.counted("payload_bytes") for head in heads)
     return nats, payload_bytes
+
+
+def _row_scores(model: ComparedModel, plan: Plan, count: int) -> Scores:
+    """Scores of the first `count` rows of a plan."""
+    scores = Scores(plan.config.patch)
+    for batch in make_loader(plan, EvaluationRows(count, 1, 0, 1), workers=0):
+        with autocast(this_device(), precision()):
+            row_nats = model.nats(batch)
+        scores.add_batch(batch, row_nats)
+    return scores
+
+
+def _mixed_scores(model: Megabyte, plan: Plan) -> Scores:
+    """Scores of a plan's documents, over whose rows mixing goes on as in `bytelm evaluate`."""
+    in_order = partial(score_in_order, model=model, precision=precision())
+    nats_of = nats_of_model(model, precision())
+    most, ranks = batches_in_memory(model.config, 1), Ranks()
+    work = FinishedWork(None, (), ranks)
+    scores, _ = Scorer(plan, nats_of, in_order, True, 1, most, PLAIN, ranks, work).score()
+    return scores
 
 
 def summarize(
