@@ -123,6 +123,6 @@ def _decode_items(
         Progress(console, total, "bytes of files", done) as progress,
     ):
         for item, size in decode_items(
-            missing, own_documents, own_units, options.shares, pool, folder
+            missing, own_documents, own_units, options.shares, pool, folder, is_durable=True
         ):
             progress.add(item.size, size)

@@ -3,15 +3,19 @@
     item-NNNNNN.members   members of the documents, as they will stand in the tars
     item-NNNNNN.npz       where they are, their index rows and checksums, and what was skipped
 
-The second is written last, so an item that has it is done.
+The second is written last, so an item that has it is done. Pieces have checksums, which
+`read_pieces` compares: where a set is made in one go, its pieces are removed after seconds, and are
+not synced to the disk, which would then write everything twice. A machine that goes down may damage
+those.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from bytelm.pipelines.prepare.decode_pool import DecodedDocument, DecodePool
 from bytelm.pipelines.prepare.documents import SkippedFile, SourceDocument
@@ -96,9 +101,10 @@ def decode_items(
     shares: tuple[float, float, float],
     pool: DecodePool,
     folder: Path,
+    is_durable: bool,
 ) -> Iterator[tuple[WorkItem, int]]:
-    """Decode work items and write their piece files. A thread writes; while it makes an item
-    durable, the next one is decoded.
+    """Decode work items and write their piece files. A thread writes; while it completes an item,
+    the next one is decoded.
 
     Args:
         items: which documents and units, those of documents first.
@@ -107,6 +113,7 @@ def decode_items(
         shares: of train, val and test.
         pool: decodes; one pool serves any number of calls.
         folder: of the piece files.
+        is_durable: whether a complete piece file has to survive the end of its machine.
     Returns:
         an item whose piece file is complete, and the bytes of its members.
     Raises:
@@ -115,11 +122,13 @@ def decode_items(
     """
     pending: deque[_PieceFileWriter] = deque()
     with ThreadPoolExecutor(max_workers=1) as thread:
+
+        def begin(item: WorkItem) -> _PieceFileWriter:
+            return _PieceFileWriter(item, folder, thread, is_durable)
+
         for writer in chain(
-            _decode_documents(
-                [i for i in items if not i.is_table], documents, pool, folder, thread
-            ),
-            _decode_tables([i for i in items if i.is_table], units, shares, pool, folder, thread),
+            _decode_documents([i for i in items if not i.is_table], documents, pool, begin),
+            _decode_tables([i for i in items if i.is_table], units, shares, pool, begin),
         ):
             pending.append(writer)
             if len(pending) > 1:
@@ -132,13 +141,12 @@ def _decode_documents(
     items: Sequence[WorkItem],
     documents: Sequence[SourceDocument],
     pool: DecodePool,
-    folder: Path,
-    thread: ThreadPoolExecutor,
+    begin: Callable[[WorkItem], _PieceFileWriter],
 ) -> Iterator[_PieceFileWriter]:
     """Writers that have all documents of their items, which are of one split each."""
     decoded = zip(documents, pool.decode_documents(documents), strict=True)
     for item in items:
-        with _PieceFileWriter(item, folder, thread) as writer:
+        with begin(item) as writer:
             writer.add_documents(islice(decoded, item.stop - item.first))
         yield writer
 
@@ -148,8 +156,7 @@ def _decode_tables(
     units: Sequence[TableUnit],
     shares: tuple[float, float, float],
     pool: DecodePool,
-    folder: Path,
-    thread: ThreadPoolExecutor,
+    begin: Callable[[WorkItem], _PieceFileWriter],
 ) -> Iterator[_PieceFileWriter]:
     """Writers that have all rows of their items."""
     start = TablePosition(dict.fromkeys(SPLITS, (0, 0)), (0, 0))
@@ -157,7 +164,7 @@ def _decode_tables(
     first = 0
     for item in items:
         stop = first + item.stop - item.first
-        with _PieceFileWriter(item, folder, thread) as writer:
+        with begin(item) as writer:
             for number, instalment in instalments:
                 writer.add_instalment(item.first + number - first, instalment)
                 if number == stop - 1 and instalment.is_end:
@@ -170,10 +177,11 @@ class _PieceFileWriter:
     """Collects what an item gave, and writes its members by a thread; a context manager whose end
     has the thread complete the piece file, or remove it after an error."""
 
-    def __init__(self, item: WorkItem, folder: Path, thread: ThreadPoolExecutor):
+    def __init__(self, item: WorkItem, folder: Path, thread: ThreadPoolExecutor, is_durable: bool):
         self._item = item
         self._folder = folder
         self._thread = thread
+        self._is_durable = is_durable
         path = members_path(folder, item.number)
         self._temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         self._file = open(self._temporary, "wb", buffering=BUFFER_BYTES)  # noqa: SIM115
@@ -254,38 +262,54 @@ class _PieceFileWriter:
         """Write a piece's members, after those before it, and keep its arrays; returns its
         number."""
         number = len(self._pieces)
-        self._pieces.append({"split": split, "start": self._size})
+        values = {"split": split, "start": self._size}
+        self._pieces.append(values)
         size = sum(map(len, members))
         self._size += size
         self._written.result()  # so that two pieces at most are in memory
-        self._written = self._thread.submit(self._write, members, size)
+        self._written = self._thread.submit(self._write, members, size, values)
         arrays = {"ends": piece.ends, "index": piece.index, "checksums": piece.checksums}
         if sizes is not None:
             arrays["sizes"] = sizes
         self._arrays |= {f"{number}-{name}": array for name, array in arrays.items()}
         return number
 
-    def _write(self, members: Sequence[bytes | memoryview], size: int) -> None:
-        """Append members to the file; runs in the thread, as what follows."""
-        self._file.writelines(members)
+    def _write(
+        self, members: Sequence[bytes | memoryview], size: int, values: dict[str, Any]
+    ) -> None:
+        """Append a piece's members to the file, and add their checksum to its values; runs in the
+        thread, as what follows."""
+        crc = 0
+        for part in members:
+            crc = isal_zlib.crc32(part, crc)
+            self._file.write(part)
+        values["crc"] = crc
         self._unsynced += size
-        if self._unsynced >= SYNC_BYTES:
+        if self._is_durable and self._unsynced >= SYNC_BYTES:
             self._file.flush()
             os.fdatasync(self._file.fileno())
             self._unsynced = 0
 
     def _complete(self, last_write: Future[None]) -> None:
-        """Make the members durable, and then the summary."""
+        """Complete the members, and then the summary."""
+        members = members_path(self._folder, self._item.number)
+        summary = summary_path(self._folder, self._item.number)
         try:
             last_write.result()
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if self._is_durable:
+                os.fsync(self._file.fileno())
             self._file.close()
-            rename_durably(self._temporary, members_path(self._folder, self._item.number))
+            if self._is_durable:
+                rename_durably(self._temporary, members)
+                replace_atomic(summary, self._write_summary)
+            else:
+                self._temporary.rename(members)
+                self._write_summary(self._temporary)
+                self._temporary.rename(summary)
         except BaseException:
             self._remove()
             raise
-        replace_atomic(summary_path(self._folder, self._item.number), self._write_summary)
 
     def _write_summary(self, path: Path) -> None:
         """Write everything but the members."""
@@ -327,6 +351,18 @@ def read_summary(folder: Path, item: int) -> PieceSummary:
     )
 
 
+def is_whole(folder: Path, item: int) -> bool:
+    """Return whether the piece file of an item has all that was written to it."""
+    try:
+        pieces = read_summary(folder, item).pieces
+        parts = [(number, 0, len(piece.ends)) for number, piece in enumerate(pieces)]
+        for _ in read_pieces(folder, item, parts):
+            pass
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return False
+    return True
+
+
 def read_pieces(
     folder: Path, item: int, parts: Sequence[tuple[int, int, int]]
 ) -> Iterator[ShardPiece]:
@@ -336,17 +372,25 @@ def read_pieces(
         folder: of the piece files.
         item: number of the item.
         parts: number of the piece, first document and last document + 1 of each part.
+    Raises:
+        OSError: where the file is missing, or differs from what was written.
     """
     with (
         np.load(summary_path(folder, item), allow_pickle=False) as arrays,
         open(members_path(folder, item), "rb") as file,
     ):
-        starts = [p["start"] for p in json.loads(arrays["header"].tobytes())["pieces"]]
+        pieces = json.loads(arrays["header"].tobytes())["pieces"]
         for number, first, stop in parts:
             ends = arrays[f"{number}-ends"]
-            file.seek(starts[number])
+            file.seek(pieces[number]["start"])
+            members = file.read(int(ends[-1]))
+            if isal_zlib.crc32(members) != pieces[number]["crc"]:
+                raise OSError(
+                    f"{file.name} is damaged, perhaps since a machine went down: remove it and "
+                    f"{summary_path(folder, item).name} there, and run the same commands again"
+                )
             piece = ShardPiece(
-                members=memoryview(file.read(int(ends[-1]))),
+                members=memoryview(members),
                 ends=ends,
                 index=arrays[f"{number}-index"],
                 checksums=arrays[f"{number}-checksums"],

@@ -21,6 +21,7 @@ from bytelm.pipelines.prepare.documents import SourceDocument
 from bytelm.pipelines.prepare.piece_files import decode_items
 from bytelm.pipelines.prepare.tables import TableUnit
 from bytelm.pipelines.prepare.work_items import WorkItem, check_seen, paths_of
+from bytelm.pipelines.runtime.allocator import keep_freed_memory
 from bytelm.pipelines.shards.format import Shard
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def decode_on_node(
     documents = [entry for entry in entries if isinstance(entry, SourceDocument)]
     units = [entry for entry in entries if isinstance(entry, TableUnit)]
     try:
-        for _ in decode_items([item], documents, units, shares, pool, folder):
+        for _ in decode_items([item], documents, units, shares, pool, folder, is_durable=False):
             pass
     except BaseException:  # the pool may still be busy with this item
         _kept_pool.cache_clear()
@@ -113,6 +114,7 @@ def write_on_node(recipe: ShardRecipe, folder: Path, out: Path) -> Shard:
 @functools.lru_cache(maxsize=1)
 def _kept_pool(options: DecodeOptions) -> DecodePool:
     """The pool of this process, which serves one task after the other."""
+    keep_freed_memory()
     return DecodePool(options, workers=1)
 
 

@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING
 from bytelm.pipelines.prepare.assembly import ItemCounts, ShardPlanner, ShardRecipe
 from bytelm.pipelines.prepare.download import download_sources, downloads_folder
 from bytelm.pipelines.prepare.merge import finish_set
-from bytelm.pipelines.prepare.piece_files import members_path, read_summary, summary_path
+from bytelm.pipelines.prepare.piece_files import (
+    is_whole,
+    members_path,
+    read_summary,
+    summary_path,
+)
 from bytelm.pipelines.prepare.prepare import (
     Prepared,
     PrepareInput,
@@ -156,15 +161,17 @@ class _RayPreparation:
         return state
 
     def _decoded_items(self) -> set[int]:
-        """Numbers of the items that have a piece file. Where no shard is kept, all members are
-        needed again, and an item whose members were removed counts as not decoded."""
+        """Numbers of the items that have a whole piece file. Those whose members were removed count
+        too, unless no shard is kept, and all members are needed again."""
         names = set(os.listdir(self._folder))
-        return {
-            item.number
-            for item in self._items
-            if summary_path(self._folder, item.number).name in names
-            and (self._state.shards or members_path(self._folder, item.number).name in names)
-        }
+        decoded = set()
+        for number in (item.number for item in self._items):
+            if summary_path(self._folder, number).name not in names:
+                continue
+            has_members = members_path(self._folder, number).name in names
+            if is_whole(self._folder, number) if has_members else self._state.shards:
+                decoded.add(number)
+        return decoded
 
     def _run_tasks(self) -> None:
         """Decode the items that have no piece file, and write each shard as soon as its documents

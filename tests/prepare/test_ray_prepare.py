@@ -156,6 +156,9 @@ def test_a_killed_driver_goes_on_where_it_stopped(
     wait_for_items(out, items, lambda: process.poll() is not None)
     process.kill()
     process.communicate()
+    members = next(out.with_name("set.pieces").glob("item-*.members"), None)
+    if members:  # not synced when its machine went down
+        members.write_bytes(members.read_bytes()[:-1])
     again = start(source, out, cluster.address)
     stdout, stderr = again.communicate(timeout=300)
     assert again.returncode == 0, stdout + stderr

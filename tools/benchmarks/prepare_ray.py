@@ -27,6 +27,7 @@ from typing import Any
 
 from bytelm.pipelines.prepare.prepare import PrepareOptions, prepare
 from bytelm.pipelines.prepare.ray_prepare import prepare_on_ray
+from bytelm.pipelines.runtime.allocator import keep_freed_memory
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.tools.benchmarks.measure import Figure, print_figures, seconds_of
 from bytelm.tools.repository import DEMO_FILES
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, default=DEMO_FILES, metavar="DIR")
     parser.add_argument("--megabytes", type=float, default=500.0, help="size of the source")
     options = parser.parse_args()
+    keep_freed_memory()  # as the command does
     try:
         print_figures(ray_figures(options.source, options.megabytes))
     except ValueError as error:
