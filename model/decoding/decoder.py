@@ -46,6 +46,12 @@ class Steps(Protocol):
         """Append an id to each row, [B] int64; returns the logits of the next ones, [B, V]."""
 
 
+def has_compiled_steps(model: Megabyte) -> bool:
+    """Whether steps are a compiled call, in which a row is the same alone and in any batch."""
+    weight = model.lm_head.weight
+    return weight.device.type == "cpu" and compute_dtype(weight) == torch.float32
+
+
 class Decoder:
     """Decodes `batch` rows, each one document from its start, with caches of a fixed size.
 
@@ -81,9 +87,8 @@ class Decoder:
             CacheSlots.of(stage, length)
             for stage, length in zip(model.stages, (patches, *config.patch_sizes), strict=True)
         ]
-        weight = model.lm_head.weight
         self._steps: Steps
-        if weight.device.type == "cpu" and compute_dtype(weight) == torch.float32:
+        if has_compiled_steps(model):
             self._steps = CompiledSteps(model, self._rows, self.length, self._slots)
         else:
             self._steps = ModuleSteps(model, self._rows, self._slots)

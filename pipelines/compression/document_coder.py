@@ -5,8 +5,7 @@ B rows of a batch    R rows that code an id in a step    n ids of a row    V ids
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +13,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bytelm.modalities import framing
 from bytelm.model.adaptation import Adaptation, Learner
-from bytelm.model.decoding.decoder import Decoder
+from bytelm.model.decoding.decoder import has_compiled_steps
 from bytelm.model.megabyte import Megabyte
 from bytelm.model.output_mixing.bit_coder import BitDecoder, BitEncoder
 from bytelm.model.output_mixing.mixer import RowMixer, mixing_bytes, shift_places
 from bytelm.pipelines.compression.container import Words
 from bytelm.pipelines.compression.documents import Document
 from bytelm.pipelines.compression.range_coding import Ids, RangeDecoder, RangeEncoder
+from bytelm.pipelines.compression.row_steps import (
+    RowGroup,
+    Step,
+    steps_ahead,
+    steps_of,
+    torch_threads,
+)
 from bytelm.pipelines.compression.runs import Piece, Row, Run, runs_of
 from bytelm.pipelines.data.windows import segment_length
 
@@ -31,6 +36,9 @@ STREAM_IDS = 1 << 15
 costs some ten bytes, a thousandth of what so many ids come to."""
 MOST_MIXING_BYTES = 1 << 30
 """Memory of the mixing of a batch: of long documents, as many step together as it has room for."""
+
+MOST_LOGIT_BYTES = 1 << 28
+"""Memory of the logits that an encoder computes ahead."""
 
 StreamEncoder = RangeEncoder | BitEncoder
 StreamDecoder = RangeDecoder | BitDecoder
@@ -88,7 +96,9 @@ class DocumentCoder:
         for first in range(0, len(rows), self.batch):
             together = rows[first : first + self.batch]
             mixer = self._new_mixer(len(together), self.model.config.context)
-            self._step_rows(coder, together, mixer, lambda coded: None)
+            group = RowGroup(together)
+            steps = steps_of(self.model, group, self.threads, mixer is not None)
+            self._code_group(coder, group, steps, mixer, lambda coded: None)
 
     def code_payloads(self, coder: Coder, batches: Sequence[Sequence[Run]]) -> None:
         """Code bodies with known preambles; a decoder fills the documents' payloads.
@@ -98,9 +108,13 @@ class DocumentCoder:
         for runs in batches:
             mixer = self._new_mixer(len(runs), max(map(self._mixed_ids, runs)))
             learner = None if self.adaptation is None else Learner(self.model, self.adaptation)
-            for turn in range(len(runs[0].pieces)):
-                pieces = [run.pieces[turn] for run in runs if turn < len(run.pieces)]
-                self._code_pieces(coder, pieces, mixer, learner)
+            turns = [
+                [run.pieces[turn] for run in runs if turn < len(run.pieces)]
+                for turn in range(len(runs[0].pieces))
+            ]
+            ahead = self._turns_ahead(coder, len(runs))
+            for first in range(0, len(turns), ahead):
+                self._code_turns(coder, turns[first : first + ahead], mixer, learner)
 
     def _most_rows(self, longest: Run) -> int:
         """Rows of a batch of runs that are no longer than one."""
@@ -120,75 +134,79 @@ class DocumentCoder:
     def _new_mixer(self, rows: int, length: int) -> RowMixer | None:
         return RowMixer(rows, length) if self.model.config.output_mixing else None
 
-    def _code_pieces(
+    def _turns_ahead(self, coder: Coder, rows: int) -> int:
+        """Turns whose logits are computed by the same steps.
+
+        An encoder knows all ids, and steps of many rows take less time for each.
+        """
+        config = self.model.config
+        if (
+            not isinstance(coder, BitEncoder)
+            or self.adaptation is not None
+            or not has_compiled_steps(self.model)
+        ):
+            return 1
+        logits = rows * config.context * config.vocab_size * np.dtype(np.float32).itemsize
+        return max(1, min(self.batch // rows, MOST_LOGIT_BYTES // logits))
+
+    def _code_turns(
         self,
         coder: Coder,
-        pieces: Sequence[Piece],
+        turns: Sequence[Sequence[Piece]],
         mixer: RowMixer | None,
         learner: Learner | None,
     ) -> None:
-        """Code the next pieces of runs side by side, and learn from them."""
+        """Code the next pieces of runs, those of a turn side by side, and learn from them.
+
+        Args:
+            turns: one, where ids are not known yet or a learner is given.
+        """
         patch = self.model.config.patch
-        framed = [piece.frame(patch) for piece in pieces]
-        rows = [piece.row(ids, patch) for piece, ids in zip(pieces, framed, strict=True)]
-        self._step_rows(coder, rows, mixer, self.advance, learner)
-        for piece, row, ids in zip(pieces, rows, framed, strict=True):
-            piece.store(row, ids)
+        framed = [[piece.frame(patch) for piece in pieces] for pieces in turns]
+        groups = [
+            RowGroup([p.row(ids, patch) for p, ids in zip(pieces, of_turn, strict=True)])
+            for pieces, of_turn in zip(turns, framed, strict=True)
+        ]
+        if len(groups) > 1:
+            steps = steps_ahead(self.model, groups, self.threads)
+        else:
+            model = self.model if learner is None else learner.model
+            prefilled = 0 if learner is None else groups[0].rows[0].known
+            is_mixed = mixer is not None
+            steps = [steps_of(model, groups[0], self.threads, is_mixed, prefilled)]
+        for pieces, group, of_group, of_turn in zip(turns, groups, steps, framed, strict=True):
+            self._code_group(coder, group, of_group, mixer, self.advance)
+            for piece, row, ids in zip(pieces, group.rows, of_turn, strict=True):
+                piece.store(row, ids)
         if learner is not None:
             with torch_threads(self.threads):
-                _learn(learner, pieces[0], patch)
+                _learn(learner, turns[0][0], patch)
 
-    @torch.no_grad()
-    def _step_rows(
+    def _code_group(
         self,
         coder: Coder,
-        rows: Sequence[Row],
+        group: RowGroup,
+        steps: Iterable[Step],
         mixer: RowMixer | None,
         advance: Advance,
-        learner: Learner | None = None,
     ) -> None:
-        """Step rows together, and code in each step the ids [R] that are not known.
+        """Code in each step the ids [R] of a group's rows that are not known.
 
         Args:
             mixer: of a model that mixes; its first rows are these.
-            learner: of the only row, with the weights for it; what is known is prefilled then.
         """
-        model = self.model if learner is None else learner.model
-        device = model.lm_head.weight.device
-        lengths = np.array([len(row.ids) for row in rows])
-        known = np.array([row.known for row in rows])
-        starts = np.array([row.start for row in rows])
-        is_later = bool(starts.any())
-        longest = int(lengths.max())
-        ids = np.full((len(rows), longest), framing.PAD, np.uint16)  # [B, n]
-        for padded, row in zip(ids, rows, strict=True):
-            padded[: len(row.ids)] = row.ids
-        codes = torch.tensor([row.modality.code for row in rows], device=device)
-
-        prefilled = 0 if learner is None else rows[0].known
-        prompts = torch.from_numpy(ids[:, :prefilled].astype(np.int64)).to(device)
-        decoder = Decoder(model, len(rows), longest)
-        with torch_threads(self.threads):
-            before = codes if prefilled else torch.zeros_like(codes)
-            logits = decoder.prefill(list(prompts), before)
-        for position in range(prefilled, longest):
-            if position > prefilled:
-                previous = torch.from_numpy(ids[:, position - 1].astype(np.int64)).to(device)
-                logits = decoder.step(previous, codes if position == 1 else None)
-            coded = np.flatnonzero((known <= position) & (position < lengths))  # [R]
+        is_later = bool(group.starts.any())
+        for position, logits, places in steps:
+            coded = group.coded(position)  # [R]
             if coded.size == 0:
                 continue
-            places = None
-            if mixer is not None:
-                places = decoder.places
-                if is_later:  # most rows begin their documents, and a step takes little longer
-                    shift_places(places, starts)
-            ids[coded, position] = _code_ids(
-                coder, coded, ids[coded, position], logits, mixer, places
+            if places is not None and is_later:  # most rows begin their documents
+                shift_places(places, group.starts)
+            group.ids[coded, position] = _code_ids(
+                coder, coded, group.ids[coded, position], logits, mixer, places
             )
             advance(coded.size)
-        for padded, row in zip(ids, rows, strict=True):
-            row.ids[:] = padded[: len(row.ids)]
+        group.store()
 
 
 def _learn(learner: Learner, piece: Piece, patch: int) -> None:
@@ -221,14 +239,3 @@ def _code_ids(
         return mixer.code(coder, rows, ids, logits, places)
     probabilities = logits.double().softmax(dim=1).cpu().numpy()[rows]  # [R, V]
     return coder.code(ids, probabilities)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Compute with `count` threads: another number may round the products of PyTorch otherwise."""
-    previous = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(previous)

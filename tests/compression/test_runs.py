@@ -89,6 +89,19 @@ def test_few_long_documents_step_together_where_their_mixing_takes_much_memory(
     assert decompress_documents(model, compress_documents(model, VIEWS, files)) == files
 
 
+@pytest.mark.parametrize("sizes", [[1500], [900, 400, 30], [60] * 9])
+def test_logits_of_several_turns_at_once_give_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
+    """An encoder steps the pieces of a document side by side, a decoder one after another."""
+    model = tiny(**MIXING)
+    files = [(f"{number}.txt", noise(size + number)) for number, size in enumerate(sizes)]
+    packed = compress_documents(model, VIEWS, files)
+    monkeypatch.setattr(document_coder, "MOST_LOGIT_BYTES", 0)
+    assert compress_documents(model, VIEWS, files) == packed
+    assert decompress_documents(model, packed) == files
+
+
 def test_mixing_that_began_anew_in_each_piece_is_refused() -> None:
     packed = compress_documents(tiny(**MIXING), VIEWS, [("a.txt", b"whale")])
     assert packed[3] == 6

@@ -139,8 +139,8 @@ def test_places_count_the_bytes_of_a_payload(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codec_features": False}, "codec_features must be true"),
-        ({"modality_heads": 3}, "modality_heads must be 0"),
+        ({"codec_features": False}, "set codec_features to true"),
+        ({"modality_heads": 3}, "set modality_heads to 0"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(options: dict[str, int], message: str) -> None:
