@@ -138,6 +138,29 @@ def _draw_samples(
     advance: Advance,
 ) -> Iterator[tuple[int, Sample]]:
     """The samples of some batches, each with the number of its request."""
+    for number, payload in _draw_batches(
+        model, requests, seeds, sampling, precision, batches, steps, show, advance
+    ):
+        request, values = requests[number], np.frombuffer(payload, np.uint8)
+        modality = MODALITIES[request.modality]
+        yield (
+            number,
+            modality.from_view(request.header, values, request.view, model.config.patch),
+        )
+
+
+def _draw_batches(
+    model: Megabyte,
+    requests: Sequence[Request],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    precision: str,
+    batches: Sequence[Sequence[int]],
+    steps: int,
+    show: ShowBytes | None,
+    advance: Advance,
+) -> Iterator[tuple[int, bytes]]:
+    """The payloads of some batches, each with the number of its request."""
     for numbers in batches:
         payloads = _draw_payloads(
             model,
@@ -149,14 +172,7 @@ def _draw_samples(
             show if numbers[0] == 0 else None,
             advance,
         )
-        for number, payload in zip(numbers, payloads, strict=True):
-            request, values = requests[number], np.frombuffer(payload, np.uint8)
-            yield (
-                number,
-                MODALITIES[request.modality].from_view(
-                    request.header, values, request.view, model.config.patch
-                ),
-            )
+        yield from zip(numbers, payloads, strict=True)
 
 
 def generate_payloads(
@@ -217,21 +233,13 @@ def draw_payloads(
 
     A request's size may be less than its header asks for: the payload is then the beginning of one.
     """
-    payloads: dict[int, bytes] = {}
     batches = _batches(model, requests, precision, batch)
     steps = sum(max(requests[i].room for i in numbers) for numbers in batches)
-    for numbers in batches:
-        drawn = _draw_payloads(
-            model,
-            [requests[number] for number in numbers],
-            [seeds[number] for number in numbers],
-            sampling,
-            precision,
-            steps,
-            show=None,
-            advance=lambda drawn: None,
+    payloads = dict(
+        _draw_batches(
+            model, requests, seeds, sampling, precision, batches, steps, None, lambda drawn: None
         )
-        payloads.update(zip(numbers, drawn, strict=True))
+    )
     return [payloads[number] for number in range(len(requests))]
 
 

@@ -49,12 +49,10 @@ class Muon(torch.optim.AdamW):
         self.dtype = dtype
         self.shards: dict[Tensor, MatrixShards] = {}
 
+    # type: ignore: torch declares two overloads, which one signature does not match
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step. Under ZeRO every rank has to call it.
-
-        mypy: torch declares two overloads here, which one signature does not match.
-        """
+        """Take one step. Under ZeRO every rank has to call it."""
         groups = self.param_groups
         for group in groups:
             if group["is_muon"]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bytelm.modalities import MODALITIES
 from bytelm.tools.experiments.harness import Budget
+from bytelm.tools.repository import DEMO_FILES
 
 
 def experiment_parser(description: str, minutes: float) -> argparse.ArgumentParser:
@@ -24,6 +26,18 @@ def experiment_parser(description: str, minutes: float) -> argparse.ArgumentPars
         "--seeds", type=_seeds, default="0,1", metavar="N,...", help="of weights and dropout"
     )
     return parser
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The folders of files, which may be left out."""
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        default=[DEMO_FILES / modality for modality in MODALITIES],
+        metavar="FOLDER",
+        help="files of one modality below `train` and `val`; the demo's by default",
+    )
 
 
 def add_work(parser: argparse.ArgumentParser) -> None:

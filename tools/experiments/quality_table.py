@@ -27,7 +27,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -39,7 +38,7 @@ from bytelm.pipelines.config import ViewsConfig
 from bytelm.pipelines.data.packing import PlanConfig
 from bytelm.tools.benchmarks.measure import Figure, print_figures
 from bytelm.tools.benchmarks.peers import PEERS
-from bytelm.tools.experiments.command_line import add_budget, add_work, budget_of
+from bytelm.tools.experiments.command_line import add_budget, add_folders, add_work, budget_of
 from bytelm.tools.experiments.corpora import Corpora, prepare_sets
 from bytelm.tools.experiments.harness import Budget, Result, Run, RunCache, summarize
 from bytelm.tools.experiments.models import (
@@ -49,7 +48,6 @@ from bytelm.tools.experiments.models import (
     Settings,
     build_model,
 )
-from bytelm.tools.repository import DEMO_FILES
 
 CONTEXT = 8_192
 SEARCH_ROWS = 8
@@ -95,15 +93,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Bits per byte at equal training time.")
-    demo = [DEMO_FILES / modality for modality in ("text", "image", "audio")]
-    parser.add_argument(
-        "folders",
-        nargs="*",
-        type=Path,
-        default=demo,
-        metavar="FOLDER",
-        help="files of one modality below `train` and `val`; the demo's by default",
-    )
+    add_folders(parser)
     add_work(parser)
     parser.add_argument(
         "--only", default=",".join(SEARCH_SPACES), metavar="NAME,...", help="models to compare"

@@ -51,7 +51,7 @@ from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.storage.files import write_atomic
 from bytelm.tools.benchmarks.measure import Figure
 from bytelm.tools.benchmarks.peers import PEERS
-from bytelm.tools.experiments.command_line import add_work
+from bytelm.tools.experiments.command_line import add_folders, add_work
 from bytelm.tools.experiments.corpora import prepare_sets
 from bytelm.tools.experiments.models import SEARCH_SPACES
 from bytelm.tools.experiments.other_kinds import FolderKind, Kind, kind_set, recorded_kinds
@@ -68,7 +68,6 @@ from bytelm.tools.experiments.trained_models import (
     demo_sets,
     model_of_minutes,
 )
-from bytelm.tools.repository import DEMO_FILES
 
 SPLIT = "val"
 PEER_MODULES = {"megabyte-pytorch": "MEGABYTE_pytorch", "mblm": "mblm"}
@@ -158,15 +157,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="The whole table of results.")
-    demo = [DEMO_FILES / modality for modality in MODALITIES]
-    parser.add_argument(
-        "folders",
-        nargs="*",
-        type=Path,
-        default=demo,
-        metavar="FOLDER",
-        help="files of one modality below `train` and `val`; the demo's by default",
-    )
+    add_folders(parser)
     add_work(parser)
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--small", action="store_true", help="short trainings, a few minutes")
