@@ -5,7 +5,7 @@ B rows of a batch    R rows that code an id in a step    n ids of a row    V ids
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from bytelm.pipelines.compression.row_steps import (
 )
 from bytelm.pipelines.compression.runs import Piece, Row, Run, runs_of
 from bytelm.pipelines.data.windows import segment_length
+from bytelm.pipelines.runtime.compute_threads import map_in_threads
 
 STREAM_IDS = 1 << 15
 """Ids from which on a stream takes no further batch; containers of format 3 depend on it. A stream
@@ -37,8 +38,8 @@ costs some ten bytes, a thousandth of what so many ids come to."""
 MOST_MIXING_BYTES = 1 << 30
 """Memory of the mixing of a batch: of long documents, as many step together as it has room for."""
 
-MOST_LOGIT_BYTES = 1 << 28
-"""Memory of the logits that an encoder computes ahead."""
+MOST_LOGIT_BYTES = 1 << 27
+"""Memory of the logits that an encoder computes together; three times as much is held at once."""
 
 StreamEncoder = RangeEncoder | BitEncoder
 StreamDecoder = RangeDecoder | BitDecoder
@@ -113,8 +114,12 @@ class DocumentCoder:
                 for turn in range(len(runs[0].pieces))
             ]
             ahead = self._turns_ahead(coder, len(runs))
-            for first in range(0, len(turns), ahead):
-                self._code_turns(coder, turns[first : first + ahead], mixer, learner)
+            if ahead > 1:
+                chunks = [turns[first : first + ahead] for first in range(0, len(turns), ahead)]
+                self._encode_ahead(coder, chunks, mixer)
+                continue
+            for pieces in turns:
+                self._code_pieces(coder, pieces, mixer, learner)
 
     def _most_rows(self, longest: Run) -> int:
         """Rows of a batch of runs that are no longer than one."""
@@ -135,7 +140,7 @@ class DocumentCoder:
         return RowMixer(rows, length) if self.model.config.output_mixing else None
 
     def _turns_ahead(self, coder: Coder, rows: int) -> int:
-        """Turns whose logits are computed by the same steps.
+        """Number of turns whose logits the same steps compute.
 
         An encoder knows all ids, and steps of many rows take less time for each.
         """
@@ -149,38 +154,44 @@ class DocumentCoder:
         logits = rows * config.context * config.vocab_size * np.dtype(np.float32).itemsize
         return max(1, min(self.batch // rows, MOST_LOGIT_BYTES // logits))
 
-    def _code_turns(
+    def _encode_ahead(
+        self, coder: Coder, chunks: Sequence[Sequence[Sequence[Piece]]], mixer: RowMixer | None
+    ) -> None:
+        """Encode the pieces of turns, chunk by chunk: a thread steps one while another is mixed."""
+        patch = self.model.config.patch
+
+        def stepped(turns: Sequence[Sequence[Piece]]) -> list[tuple[RowGroup, Iterator[Step]]]:
+            groups = [
+                RowGroup([piece.row(piece.frame(patch), patch) for piece in pieces])
+                for pieces in turns
+            ]
+            steps = steps_ahead(self.model, groups, self.threads)
+            return list(zip(groups, steps, strict=True))
+
+        for _, together in map_in_threads(stepped, chunks, most=1):
+            for group, steps in together:
+                self._code_group(coder, group, steps, mixer, self.advance)
+
+    def _code_pieces(
         self,
         coder: Coder,
-        turns: Sequence[Sequence[Piece]],
+        pieces: Sequence[Piece],
         mixer: RowMixer | None,
         learner: Learner | None,
     ) -> None:
-        """Code the next pieces of runs, those of a turn side by side, and learn from them.
-
-        Args:
-            turns: one, where ids are not known yet or a learner is given.
-        """
+        """Code the next pieces of runs side by side, and learn from them."""
         patch = self.model.config.patch
-        framed = [[piece.frame(patch) for piece in pieces] for pieces in turns]
-        groups = [
-            RowGroup([p.row(ids, patch) for p, ids in zip(pieces, of_turn, strict=True)])
-            for pieces, of_turn in zip(turns, framed, strict=True)
-        ]
-        if len(groups) > 1:
-            steps = steps_ahead(self.model, groups, self.threads)
-        else:
-            model = self.model if learner is None else learner.model
-            prefilled = 0 if learner is None else groups[0].rows[0].known
-            is_mixed = mixer is not None
-            steps = [steps_of(model, groups[0], self.threads, is_mixed, prefilled)]
-        for pieces, group, of_group, of_turn in zip(turns, groups, steps, framed, strict=True):
-            self._code_group(coder, group, of_group, mixer, self.advance)
-            for piece, row, ids in zip(pieces, group.rows, of_turn, strict=True):
-                piece.store(row, ids)
+        framed = [piece.frame(patch) for piece in pieces]
+        group = RowGroup([p.row(ids, patch) for p, ids in zip(pieces, framed, strict=True)])
+        model = self.model if learner is None else learner.model
+        prefilled = 0 if learner is None else group.rows[0].known
+        steps = steps_of(model, group, self.threads, mixer is not None, prefilled)
+        self._code_group(coder, group, steps, mixer, self.advance)
+        for piece, row, ids in zip(pieces, group.rows, framed, strict=True):
+            piece.store(row, ids)
         if learner is not None:
             with torch_threads(self.threads):
-                _learn(learner, turns[0][0], patch)
+                _learn(learner, pieces[0], patch)
 
     def _code_group(
         self,
