@@ -128,6 +128,10 @@ def _lines_block(
         numbers: [lines] of each row.
         limit: bytes of the longest row.
     """
+    stop = int(numbers[-1]) + 1
+    plain_texts = _plain_texts(lines, unit.fields.text)
+    if plain_texts is not None and sizes.max() <= limit:
+        return TextBlock(numbers, plain_texts, (), int(sizes.sum()), stop)
     field, loads = unit.fields.text, orjson.loads
     texts: list[bytes] = []
     for line in lines:
@@ -146,7 +150,18 @@ def _lines_block(
             others.append(row)
     if len(unsound):
         texts = [texts[i] for i in sound.tolist()]
-    return TextBlock(numbers[sound], texts, others, int(sizes[sound].sum()), int(numbers[-1]) + 1)
+    return TextBlock(numbers[sound], texts, others, int(sizes[sound].sum()), stop)
+
+
+def _plain_texts(lines: Sequence[bytes], field: str | None) -> list[bytes] | None:
+    """The text of each line, read with little work for a line; None where one has no sound text."""
+    loads = orjson.loads
+    try:
+        texts: list[bytes] = [loads(line)[field].encode() for line in lines]
+    except _NO_PLAIN_TEXT:
+        return None
+    has_zeros = True in [b"\0" in text for text in texts]
+    return texts if all(texts) and not has_zeros else None
 
 
 def _parquet_blocks(unit: TableUnit, first: int, limit: int) -> Iterator[TextBlock]:
