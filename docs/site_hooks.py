@@ -23,6 +23,7 @@ from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.pipelines.cli.main import build_parser
 from bytelm.pipelines.config import (
     DataConfig,
+    NoiseConfig,
     OptimizerConfig,
     RunConfig,
     SetConfig,
@@ -38,6 +39,7 @@ SECTIONS: dict[str, type] = {
     "data.sets[...]": SetConfig,
     "data.views": ViewsConfig,
     "train": TrainConfig,
+    "train.noise": NoiseConfig,
     "optimizer": OptimizerConfig,
 }
 """The sections of a config, in the order of the page."""

@@ -11,10 +11,7 @@ preset with changed fields, or all fields of a `ModelConfig`:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +19,9 @@ from typing import Any, Literal
 from bytelm.model.config import ModelConfig
 from bytelm.model.presets import preset
 from bytelm.pipelines.config_file import parse_yaml, read_config_file
+from bytelm.pipelines.config_values import build
 from bytelm.pipelines.shards.reader import ShardSet, open_set
 from bytelm.pipelines.storage.cache import CACHE_FOLDER, CACHE_GB
-
-TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text (a number in quotes)",
-}
-"""The types of single values, in words."""
-SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
-"""Further words for true and false, beside YAML 1.2's own."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +136,26 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class NoiseConfig:
+    """Mean share of a modality's payload bytes, below 0.5, that is replaced; 0 replaces none."""
+
+    text: float = 0.0
+    """Of texts."""
+    image: float = 0.0
+    """Of images."""
+    audio: float = 0.0
+    """Of sounds."""
+
+    def problems(self) -> list[str]:
+        """List the shares that are out of range, by key."""
+        return [
+            f"train.noise.{name} is {share}, and must be at least 0, below 0.5"
+            for name, share in vars(self).items()
+            if not 0 <= share < 0.5
+        ]
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Length of the run, batch sizes, precision, parallelism, evaluation and checkpoints."""
 
@@ -161,10 +169,12 @@ class TrainConfig:
     """Number of ranks that share each row, for rows too long for one rank."""
     seed: int = 0
     """Seed of the initial weights, the order of rows, and dropout."""
-    noise: float = 0.0
-    """Mean share of the payload bytes, below 0.5, that the model reads replaced by noise in
-    training, while it predicts the true ones: it then keeps better to what stands before where it
-    draws. 0 replaces none."""
+    initial_model: str = ""
+    """Model whose weights a new run begins with: a run, an exported model, the name of a bundled
+    one, or a URL, of the shape of `model`. Empty draws them."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    """Share of the bytes of each modality that the model reads replaced by noise in training, while
+    it predicts the true ones: it then keeps better to what stands before where it draws."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16` computes under autocast, with weights, gradients and optimizer state in fp32. `auto`
     is `bf16` on a device that has instructions for it, otherwise `fp32`."""
@@ -224,12 +234,11 @@ class RunConfig:
         problems = [
             *self._out_of_range(),
             *self.optimizer.problems(),
+            *self.train.noise.problems(),
             *self._sequence_parallel_problems(),
         ]
         if not 0 <= self.data.max_bad_share <= 1:
             problems.append(f"data.max_bad_share is {self.data.max_bad_share}, and must be 0 to 1")
-        if not 0 <= self.train.noise < 0.5:
-            problems.append(f"train.noise is {self.train.noise}, and must be at least 0, below 0.5")
         if not self.data.cache_gb * 1e9 >= 1:
             problems.append(
                 f"data.cache_gb is {self.data.cache_gb}, and must be above 0 (.inf sets no limit)"
@@ -365,9 +374,7 @@ def load_config(path: Path, overrides: list[str]) -> RunConfig:
 def config_from_dict(values: dict[str, Any]) -> RunConfig:
     """Check plain values and make them a config; raises ValueError as `load_config` does."""
     values = {**values, "model": _resolve_model(values.get("model"))}
-    config = _build(RunConfig, values, "")
-    assert isinstance(config, RunConfig)
-    return config
+    return build(RunConfig, values)
 
 
 def _resolve_model(model: Any) -> Any:
@@ -401,95 +408,3 @@ def override_value(values: dict[str, Any], override: str) -> None:
         values[last] = parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"--set {override}: the value {error}") from error
-
-
-# --- from plain values to dataclasses ---
-
-
-def _build(kind: Any, value: Any, path: str) -> Any:
-    """Make a value of a type out of plain values.
-
-    Args:
-        kind: a dataclass, or the type of one of its fields.
-        path: the value's key, `section.key`, for messages.
-    Raises:
-        ValueError: for a key that is unknown or missing, or a value of another type.
-    """
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _build_dataclass(kind, value, path)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        return _build_tuple(arguments, value, path)
-    if type(None) in arguments:
-        return None if value is None else _build(arguments[0], value, path)
-    if isinstance(value, str) and (kind is bool or True in arguments):
-        value = SWITCHES.get(value.lower(), value)
-    if origin is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in arguments):
-            choices = ", ".join(str(choice).lower() for choice in arguments)
-            raise ValueError(f"{path} must be one of {choices}, and is {value!r}")
-        return value
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise ValueError(f"{path} is a number of {value.bit_length()} bits, and must fit 64")
-    if kind is not bool and isinstance(value, bool):
-        pass  # in Python a bool is an int
-    elif kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)  # 1e3
-    elif kind is float and isinstance(value, int):
-        return float(value)
-    elif isinstance(value, kind):
-        return value
-    raise ValueError(f"{path} must be {TYPE_NAMES[kind]}, and is {value!r}")
-
-
-def _build_tuple(kinds: tuple[Any, ...], values: Any, path: str) -> tuple[Any, ...]:
-    if not isinstance(values, list | tuple):
-        raise ValueError(f"{path} must be a list, and is {values!r}")
-    if kinds[-1] is Ellipsis:
-        kinds = kinds[:1] * len(values)
-    if len(kinds) != len(values):
-        raise ValueError(f"{path} must be a list of {len(kinds)} values, and has {len(values)}")
-    pairs = enumerate(zip(kinds, values, strict=True))
-    return tuple(_build(kind, value, f"{path}[{i}]") for i, (kind, value) in pairs)
-
-
-def _build_dataclass(kind: type, values: Any, path: str) -> Any:
-    if not isinstance(values, dict):
-        raise ValueError(f"{path or 'the config'} must be a mapping, and is {values!r}")
-    types = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    prefix = f"{path}." if path else ""
-    built = {}
-    for key, value in values.items():
-        if key not in fields:
-            near = _nearest_key(str(key), prefix, list(fields))
-            raise ValueError(f"unknown key {prefix}{key}: did you mean {near}?")
-        built[key] = _build(types[key], value, f"{prefix}{key}")
-    for name, f in fields.items():
-        optional = (
-            f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
-        )
-        if name not in values and not optional:
-            raise ValueError(f"{prefix}{name} is missing from the config")
-    return kind(**built)
-
-
-def _nearest_key(key: str, prefix: str, siblings: list[str]) -> str:
-    """The known key nearest to an unknown one: of its section, or with its section of another."""
-    near = difflib.get_close_matches(key, siblings, n=1)
-    if near:
-        return near[0]
-    elsewhere = {known.rpartition(".")[2]: known for known in _keys(RunConfig, "")}
-    near = difflib.get_close_matches(key, elsewhere, n=1)
-    if near:
-        return elsewhere[near[0]]
-    return difflib.get_close_matches(key, siblings, n=1, cutoff=0.0)[0]
-
-
-def _keys(kind: Any, prefix: str) -> Iterator[str]:
-    """Every `section.key` below a dataclass."""
-    for name, inner in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(inner):
-            yield from _keys(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from bytelm.model.config import ModelConfig
 from bytelm.model.presets import PRESETS
-from bytelm.pipelines.config import SWITCHES, RunConfig
+from bytelm.pipelines.config import RunConfig
+from bytelm.pipelines.config_values import SWITCHES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
@@ -90,6 +91,6 @@ def _value(kind: Any) -> Schema:
         if arguments[-1] is not Ellipsis:
             schema |= {"minItems": len(arguments), "maxItems": len(arguments)}
         return schema
-    if kind is bool:  # as `config._build` takes it
+    if kind is bool:  # as `config_values` takes it
         return {"enum": [True, False, *SWITCHES]}
     return {"type": {int: "integer", float: "number", str: "string"}[kind]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +65,7 @@ def make_loader(
     workers: int,
     mask_damage: bool = False,
     codec_patch: int = 0,
-    noise: float = 0.0,
+    noise: Mapping[str, float] | None = None,
 ) -> Loader:
     """A loader of the rows; the batches are the same for any number of workers.
 

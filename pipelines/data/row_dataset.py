@@ -6,7 +6,7 @@ B rows of a batch    L ids in a row    P ids in a patch    S spans of a row
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -53,7 +53,11 @@ class RowDataset(Dataset[Batch]):
     """Batches by the positions of their rows; None makes a row of padding."""
 
     def __init__(
-        self, plan: Plan, mask_damage: bool = False, codec_patch: int = 0, noise: float = 0.0
+        self,
+        plan: Plan,
+        mask_damage: bool = False,
+        codec_patch: int = 0,
+        noise: Mapping[str, float] | None = None,
     ):
         """
         Args:
@@ -61,8 +65,8 @@ class RowDataset(Dataset[Batch]):
             mask_damage: turn damaged spans into PAD; otherwise damage raises DamageError.
             codec_patch: P of a model that reads codec features, to compute them with each batch;
                 0 computes none.
-            noise: mean share of payload bytes that `add_noise` replaces in the ids of a batch,
-                whose targets keep them.
+            noise: mean share of payload bytes, by modality, that `add_noise` replaces in the ids of
+                a batch, whose targets keep them; None replaces none, and there are no targets.
         """
         self.plan = plan
         self.noise = noise
@@ -93,7 +97,7 @@ class RowDataset(Dataset[Batch]):
             self._prefetch(position)
             planned = self.plan.row(*position)
             batch.damage += self._read_row(planned, row)
-            if batch.targets is not None:
+            if self.noise and batch.targets is not None:
                 batch.targets[len(batch.origins)] = torch.from_numpy(row.ids)
                 add_noise(row, self.noise, (self.plan.config.seed, *position))
             documents = tuple(np.unique(planned.index["document"]).tolist())

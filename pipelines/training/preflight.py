@@ -15,6 +15,7 @@ from bytelm.pipelines.data.plan import Plan, Source, open_plan
 from bytelm.pipelines.storage.cache import cache_limit
 from bytelm.pipelines.training.config_changes import check_same_model
 from bytelm.pipelines.training.deepspeed_config import deepspeed_config
+from bytelm.pipelines.training.initial_weights import load_initial_model
 from bytelm.pipelines.training.trackers import check_trackers
 
 TRAINING_SPLITS = ("train", "val")
@@ -67,6 +68,8 @@ def check(config: RunConfig, run: Path, ranks: int, options: ResumeOptions) -> N
     if options.resumes(run):
         check_same_model(run, config)
         state = run_folder.newest_usable(run, run_folder.damage_outside_tensors).state
+    else:
+        load_initial_model(config)
     plan = training_plan(config)
     for source in validation_sources(config):
         open_plan([source], plan_config(config), config.data.cache_folder)

@@ -49,6 +49,7 @@ from bytelm.pipelines.storage.files import write_atomic
 from bytelm.pipelines.training.compilation import compile_model
 from bytelm.pipelines.training.config_changes import change_lines, check_same_model
 from bytelm.pipelines.training.engine import Engine, join_process_group
+from bytelm.pipelines.training.initial_weights import copy_weights, load_initial_model
 from bytelm.pipelines.training.metrics_logger import METRICS, MetricsLogger
 from bytelm.pipelines.training.pace import Pace, TimeBudget, with_steps, write_steps
 from bytelm.pipelines.training.preflight import (
@@ -107,6 +108,8 @@ class Trainer:
         join_process_group(config.train.rank_timeout)
         torch.manual_seed(config.train.seed)
         model = make_model(config)
+        if not run_folder.has_checkpoint(run) and (initial := load_initial_model(config)):
+            copy_weights(initial, model, config.train.deepspeed)
         engine = Engine(model, config)
         options = _options_after_restart(engine, options)
         if run_folder.has_checkpoint(run) and not options.resume:
@@ -311,13 +314,14 @@ class Trainer:
             self.engine.data_parallel_rank,
             self.engine.data_parallel_size,
         )
+        shares = vars(self.config.train.noise)
         loader = make_loader(
             self.plan,
             rows,
             self.config.data.workers,
             mask_damage=self.config.data.damage == "mask",
             codec_patch=self.config.model.patch if self.config.model.codec_features else 0,
-            noise=self.config.train.noise,
+            noise=shares if any(shares.values()) else None,
         )
         self._batches = loader.batches(
             self.config.train.rank_timeout, lambda: self.signals.stop_requested
