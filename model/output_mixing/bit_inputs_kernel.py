@@ -176,6 +176,9 @@ def _fill_regressions(
             low = 256.0 * (low - 255.5 if low > 127.0 else low + 0.5) - 0.5
             size *= 256
     for i in range(REGRESSIONS):
+        r.zeros[REGRESSION + i] = r.ones[REGRESSION + i] = ONE
+        r.tails[REGRESSION + i] = ZERO
+    for i in range(prediction.regressions):
         scale = 1.0 / prediction.widths[i]
         begin, half = (low - prediction.means[i]) * scale, 0.5 * size * scale
         end = begin + 2.0 * half
@@ -183,7 +186,7 @@ def _fill_regressions(
         r.tails[REGRESSION + i] = -tail if is_negative else tail
         r.edges[2 * i], r.edges[2 * i + 1] = abs(begin), abs(end)
     _fill_sums(r.edges)
-    for i in range(REGRESSIONS):
+    for i in range(prediction.regressions):
         begin, end = r.edges[2 * i], r.edges[2 * i + 1]
         r.zeros[REGRESSION + i] = begin if is_negative else end
         r.ones[REGRESSION + i] = end if is_negative else begin

@@ -12,7 +12,7 @@ Predictors:
     contexts    counts of the bits after a hashed context, made a probability by how often such
                 counts were right (an adaptive map)
     match       the byte that followed an earlier occurrence of the last bytes
-    regression  logistic distributions around three predictions of a pixel or a sample
+    regression  logistic distributions around some predictions of a pixel or a sample
 
 `predictors` finds contexts, matches and predictions, `bit_inputs_kernel` makes them logits of a
 bit. Where a byte's first bits have a probability below LEAST_MASS, the network alone decides the

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.model.numba_kernels import kernel_part
-from bytelm.model.output_mixing.state import FACTORS
 
 Doubles = npt.NDArray[np.float64]
 
@@ -38,18 +37,22 @@ def add_scaled(total: Doubles, values: Doubles, factor: float) -> None:
 
 
 @kernel_part
-def add_products(moments: Doubles, around: Doubles, value: float, memory: float) -> None:
+def add_products(
+    moments: Doubles, around: Doubles, value: float, memory: float, weight: float
+) -> None:
     """Let the sums of products [F, F + 1] fade, and add those of new neighbours [f] and what came
     there.
 
     Args:
         memory: share of the sums that stays.
+        weight: how often the new ones count.
     """
+    last = moments.shape[1] - 1
     for i in range(len(around)):
-        of_row, factor = moments[i], around[i]
+        of_row, factor = moments[i], weight * around[i]
         for j in range(i + 1):
             of_row[j] = memory * of_row[j] + factor * around[j]
-        of_row[FACTORS] = memory * of_row[FACTORS] + factor * value
+        of_row[last] = memory * of_row[last] + factor * value
 
 
 @kernel_part
@@ -61,7 +64,7 @@ def solve(moments: Doubles, factors: Doubles, lower: Doubles, ridge: float) -> N
         lower: [F, F + 1] scratch.
         ridge: what is added to the diagonal.
     """
-    count = len(factors)
+    count, last = len(factors), moments.shape[1] - 1
     for i in range(count):
         for j in range(i + 1):
             value = moments[i, j] - dot(lower[i, :j], lower[j, :j])
@@ -73,10 +76,10 @@ def solve(moments: Doubles, factors: Doubles, lower: Doubles, ridge: float) -> N
             else:
                 lower[i, j] = value / lower[j, j]
     for i in range(count):
-        rest = moments[i, FACTORS] - dot(lower[i, :i], lower[:i, FACTORS])
-        lower[i, FACTORS] = rest / lower[i, i]
+        rest = moments[i, last] - dot(lower[i, :i], lower[:i, last])
+        lower[i, last] = rest / lower[i, i]
     for i in range(count - 1, -1, -1):
-        value = lower[i, FACTORS]
+        value = lower[i, last]
         for k in range(i + 1, count):
             value -= lower[k, i] * factors[k]
         factors[i] = value / lower[i, i]

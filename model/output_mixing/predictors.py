@@ -141,6 +141,8 @@ def _begin_payload(state: PredictorState, row: int) -> None:
     state.samples[row, :TAPS] = 0.0
     state.rests[row, :, :TAPS] = 0.0
     state.moments[row] = 0.0
+    if r.place[KIND] == PIXELS:
+        state.blocks[row] = 0.0
     state.factors[row] = 0.0
     state.filters[row] = 0.0
     state.errors[row] = FIRST_SAMPLE_ERROR if r.place[KIND] == SAMPLES else FIRST_ERROR

@@ -3,9 +3,11 @@
     1. least squares over the last 32 samples, fitted with exponential forgetting
     2. a filter of 256 normalised steps on what that left of the samples before
     3. a filter of 16 on what both left
+    4. one of 8 on what all three left
 
-Beside the sum of all three stand the first stage alone, and least squares over fewer samples that
-forget sooner.
+The sum of the first three is the best single prediction of most sounds, and has a distribution
+twice, with a width that follows the errors slowly and at once. Beside it stand the first stage
+alone, the sum of all four, and least squares over fewer samples that forget sooner.
 """
 
 from __future__ import annotations
@@ -26,17 +28,20 @@ from bytelm.model.output_mixing.state import (
     PredictorState,
 )
 
-MEMORIES = (0.998, 0.99)
+MEMORIES = (0.998, 0.985)
 """Share of the sums that stays at each sample, of the long regression and the short one."""
 SHORT_FACTORS = 16
 PERIODS = (8, 4)
 """Samples with the same factors."""
 RIDGE = 1.0
-STAGE_TAPS, STEPS = (TAPS, 16), (0.0014, 0.005)
+STAGE_TAPS, STEPS = (TAPS, 16, 8), (0.0014, 0.005, 0.008)
 """Values before that a filter reads, and the step of its normalised gradient."""
 FIRST_FIT = 96
 """Samples that the filters leave out, as no regression predicted them."""
-FAST_DECAY, SLOW_DECAY = 0.06, 0.008
+FITTED, BEST, SHORT, LAST, SUDDEN = range(5)
+"""Predictions: the first stage, the sum of three, the short regression, the sum of four, and the
+sum of three again."""
+FASTEST_DECAY, FAST_DECAY, SLOW_DECAY = 0.25, 0.06, 0.008
 WIDTH = 0.6
 """Width of a logistic distribution for a mean absolute error of 1."""
 
@@ -49,7 +54,7 @@ def signed(byte: int) -> int:
 
 @kernel_part
 def predict_sample(state: PredictorState, row: int) -> None:
-    """Predict the next sample by all stages, by the first alone, and by the short regression."""
+    """Predict the next sample by the stages and by the short regression."""
     r, around, prediction = state.rows[row], state.neighbours[row], state.predictions[row]
     channels = r.place[UNIT] // 2
     channel = min(r.samples % channels, CHANNELS - 1)
@@ -63,13 +68,16 @@ def predict_sample(state: PredictorState, row: int) -> None:
     for i in range(len(STAGE_TAPS)):
         rests = state.rests[row, i, r.samples + TAPS - STAGE_TAPS[i] : r.samples + TAPS]
         r.sums[i + 1] = r.sums[i] + dot(state.filters[row, channel, i, : STAGE_TAPS[i]], rests)
-    prediction.means[0] = fitted
-    prediction.means[1] = _clip(r.sums[len(STAGE_TAPS)])
+    prediction.regressions = REGRESSIONS
+    prediction.means[FITTED] = fitted
+    prediction.means[BEST] = prediction.means[SUDDEN] = _clip(r.sums[2])
+    prediction.means[LAST] = _clip(r.sums[3])
     short = state.factors[row, 1, channel, :SHORT_FACTORS]
-    prediction.means[2] = _clip(dot(short, around[:SHORT_FACTORS]))
-    for i in range(REGRESSIONS):
+    prediction.means[SHORT] = _clip(dot(short, around[:SHORT_FACTORS]))
+    for i in range(SUDDEN):
         errors = state.errors[row, i, channel]
         prediction.widths[i] = 0.5 * WIDTH * (errors[0] + errors[1]) + 0.2
+    prediction.widths[SUDDEN] = WIDTH * state.errors[row, SUDDEN, channel, 0] + 0.2
 
 
 @kernel_part
@@ -83,8 +91,8 @@ def hash_sample(state: PredictorState, row: int) -> None:
     """Contexts of a sample's byte: what the prediction leaves for it, coarse and fine, with the
     level of the errors; the high byte before a low one."""
     r, prediction = state.rows[row], state.predictions[row]
-    level = min(int(math.log2(1.0 + prediction.widths[1])), 15)
-    mean = math.floor(prediction.means[1])
+    level = min(int(math.log2(1.0 + prediction.widths[BEST])), 15)
+    mean = math.floor(prediction.means[BEST])
     size = r.place[SIZE]
     if r.place[IS_LOW]:
         prediction.high = signed(int(np.int64(state.bytes[row, size - 1]))) if size else 0
@@ -103,10 +111,12 @@ def learn_sample(state: PredictorState, row: int, sample: int) -> None:
     r, prediction = state.rows[row], state.predictions[row]
     channels = r.place[UNIT] // 2
     channel = min(r.samples % channels, CHANNELS - 1)
-    for i in range(REGRESSIONS):
+    for i in range(SUDDEN):
         error, errors = abs(sample - prediction.means[i]), state.errors[row, i, channel]
         errors[0] += FAST_DECAY * (error - errors[0])
         errors[1] += SLOW_DECAY * (error - errors[1])
+    errors = state.errors[row, SUDDEN, channel]
+    errors[0] += FASTEST_DECAY * (abs(sample - prediction.means[SUDDEN]) - errors[0])
     for i in range(len(STAGE_TAPS)):
         rests = state.rests[row, i, r.samples + TAPS - STAGE_TAPS[i] : r.samples + TAPS]
         power = 1.0 + dot(rests, rests) / STAGE_TAPS[i]
@@ -119,6 +129,6 @@ def learn_sample(state: PredictorState, row: int, sample: int) -> None:
     for i in range(len(MEMORIES)):
         count = SHORT_FACTORS if i else FACTORS
         moments = state.moments[row, i, channel]
-        add_products(moments, state.neighbours[row, :count], sample, MEMORIES[i])
+        add_products(moments, state.neighbours[row, :count], sample, MEMORIES[i], 1.0)
         if r.samples // channels % PERIODS[i] == 0:
             solve(moments, state.factors[row, i, channel, :count], state.solver[row], RIDGE)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 CONTEXTS = 10
 """C, contexts with counts of the bits that followed them."""
-REGRESSIONS = 3
-"""Predictions of a pixel's byte or of a sample, each with a logistic distribution around it."""
+REGRESSIONS = 5
+"""The most predictions of a pixel's byte or of a sample, each with a logistic distribution around
+it."""
 MATCH_LEVELS = 32
 """Lengths of matches that are told apart; level 0 stands for no match."""
 
@@ -29,6 +30,7 @@ PREDICTION = np.dtype(
         ("contexts", np.int64),  # how many of them the kind has
         ("expected", np.int64),  # the byte that the match predicts; -1 for none
         ("level", np.int64),  # of the match's length
+        ("regressions", np.int64),  # how many of these predictions the kind has
         ("means", np.float64, (REGRESSIONS,)),
         ("widths", np.float64, (REGRESSIONS,)),  # of the distributions around the means
     ],
@@ -42,15 +44,17 @@ CHANNELS = 6
 """Channels (bytes of a pixel) with a regression of their own; further ones share the last."""
 FACTORS = 32
 """F, of samples; pixels have PIXEL_FACTORS."""
-PIXEL_FACTORS = 18
+PIXEL_FACTORS = 26
+BLOCKS = 64
+"""Blocks of columns of an image, each with sums of its own for the regression of pixels."""
 FITS = 2
 """Regressions of a channel, with memories of their own; pixels have one."""
 TAPS = 256
 """The most values before that a filter of samples reads."""
-STAGES = 2
+STAGES = 3
 """Filters behind a regression of samples."""
-ACTIVITIES = 16
-"""Levels of how much a pixel's neighbours differ."""
+ACTIVITIES = 32
+"""Levels of how wrong the predictions of a pixel's neighbours were."""
 LEAST_MATCH_SLOTS, MOST_MATCH_SLOTS = 1 << 16, 1 << 22
 
 ROW = np.dtype(
@@ -59,7 +63,8 @@ ROW = np.dtype(
         ("match", np.int64),  # index in the payload of the byte that the match predicts; -1: none
         ("match_length", np.int64),
         ("samples", np.int64),  # of all channels
-        ("activity", np.int64),
+        ("activity", np.int64),  # of the next pixel's byte
+        ("spread", np.float64),  # mean error of the predictions of its neighbours
         ("line", np.int64),  # index in the payload where the line of text begins
         ("line_before", np.int64),  # and the one before it
         ("marks", np.int64),  # the last three bytes that belong to no word
@@ -91,6 +96,11 @@ class PredictorState(NamedTuple):
     moments: npt.NDArray[np.float64]
     """[B, FITS, CHANNELS, F, F + 1] sums of products of neighbours; in the last column, of those
     with what they predict."""
+    blocks: npt.NDArray[np.float64]
+    """[B, CHANNELS, BLOCKS, PIXEL_FACTORS, PIXEL_FACTORS + 1] the same of pixels, by blocks of
+    columns."""
+    pixel_errors: npt.NDArray[np.float32]
+    """[B, T] how far the regression was from each byte of a pixel."""
     factors: npt.NDArray[np.float64]
     """[B, FITS, CHANNELS, F] of the regressions."""
     solver: npt.NDArray[np.float64]
@@ -99,7 +109,7 @@ class PredictorState(NamedTuple):
     """[B, CHANNELS, STAGES, TAPS] factors of the filters of samples, the newest value's last."""
     errors: npt.NDArray[np.float64]
     """[B, REGRESSIONS, CHANNELS, ACTIVITIES] mean absolute errors: of pixels by activity, of
-    samples a fast mean and a slow one."""
+    samples a fast mean and a slow one, of the last prediction a very fast one."""
 
 
 def new_predictors(batch: int, length: int) -> PredictorState:
@@ -114,6 +124,8 @@ def new_predictors(batch: int, length: int) -> PredictorState:
         rests=np.zeros((batch, STAGES, TAPS + length // 2 + 1)),
         neighbours=np.zeros((batch, FACTORS)),
         moments=np.zeros((batch, FITS, CHANNELS, FACTORS, FACTORS + 1)),
+        blocks=np.zeros((batch, CHANNELS, BLOCKS, PIXEL_FACTORS, PIXEL_FACTORS + 1)),
+        pixel_errors=np.zeros((batch, length), np.float32),
         factors=np.zeros((batch, FITS, CHANNELS, FACTORS)),
         solver=np.zeros((batch, FACTORS, FACTORS + 1)),
         filters=np.zeros((batch, CHANNELS, STAGES, TAPS)),
@@ -149,10 +161,10 @@ KINDS = 4
 
 FIRST_WEIGHTS = np.array(
     [  # by kind: the network, CONTEXTS, the match, REGRESSIONS, the constant
-        [1.0, *[0.0] * 10, 0.0, *[0.0] * 3, 0.0],
-        [0.75, 0.05, 0.2, 0.12, 0.08, 0.05, 0.15, *[0.05] * 4, 0.05, *[0.0] * 3, 0.0],
-        [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, *[0.0] * 4, 0.0, 0.4, 0.08, -0.05, 0.0],
-        [0.8, 0.03, 0.03, *[0.0] * 8, 0.0, 0.1, 0.15, 0.1, 0.0],
+        [1.0, *[0.0] * 10, 0.0, *[0.0] * 5, 0.0],
+        [0.75, 0.05, 0.2, 0.12, 0.08, 0.05, 0.15, *[0.05] * 4, 0.05, *[0.0] * 5, 0.0],
+        [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, *[0.0] * 4, 0.0, 0.3, 0.08, 0.1, 0.0, 0.0, 0.0],
+        [0.5, 0.03, 0.03, *[0.0] * 8, 0.0, 0.12, 0.1, 0.1, 0.13, 0.13, 0.0],
     ]
 )
 """[KINDS, I] weights before anything was learned: means of those after some documents, rounded."""

@@ -117,7 +117,9 @@ class ReferenceMixer:
         level = prediction["level"] if expected >= 0 else 0
         hit = self._hits[level][0]
         of_match = 0.0 if expected < 0 else logit(1 - hit, hit) * (1 if expected else -1)
-        of_regressions = [regression(prediction, i, node, depth) for i in range(REGRESSIONS)]
+        of_regressions = [0.0] * REGRESSIONS
+        for i in range(prediction["regressions"]):
+            of_regressions[i] = regression(prediction, i, node, depth)
         if prediction["kind"] == BYTES:
             of_regressions = [0.0] * REGRESSIONS
         inputs = np.array([of_network, *of_contexts, of_match, *of_regressions, BIAS_INPUT])
