@@ -16,18 +16,21 @@ from bytelm.model.codec_features.state import BYTES, PIXELS, SAMPLES
 from bytelm.model.float_kernel import clip, exp, log
 from bytelm.model.numba_kernels import kernel_part
 from bytelm.model.output_mixing.state import (
-    BIT_SETS,
+    BYTE_SET,
     CONFIDENCE_LEVELS,
+    CONFIDENCE_SET,
     CONTEXTS,
     EDGES,
-    FINAL_NODES,
     MATCH,
-    MATCH_LEVELS,
+    MATCH_SET,
     MOST_COUNT,
     NETWORK,
+    NODE_SET,
+    NODES,
     REGRESSION,
     REGRESSIONS,
     WIDTH,
+    WORD_SET,
     MixerState,
 )
 
@@ -38,7 +41,7 @@ Prediction = Any
 LEAST, MOST = np.float32(2.0**-20), np.float32(1 - 2.0**-20)
 """Bounds of a probability."""
 MOST_INPUT = np.float32(np.log(2.0**20))
-COUNT_WORTH, MOST_SEEN = np.float32(8.0), np.float32(250.0)
+COUNT_WORTH, MOST_SEEN = np.float32(8.0), np.float32(1000.0)
 """Adaptive maps: observations that a first probability is worth, memory."""
 ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
@@ -50,8 +53,7 @@ _lane_kernel = partial(kernel_part, fastmath={"contract"})
 @_part
 def fill_inputs(state: MixerState, row: int, node: int, depth: int, prediction: Prediction) -> None:
     """Set the logits of all predictors for the bit after a node's bits, and choose the weights."""
-    r, network = state.rows[row], state.network[row]
-    inputs, sets = r.inputs[depth], r.sets[depth]
+    r, network, sets = state.rows[row], state.network[row], state.rows[row].sets
     r.zeros[NETWORK], r.ones[NETWORK] = network[2 * node], network[2 * node + 1]
     seen = _fill_contexts(state, row, node, depth, prediction)
     expected = expected_bit(prediction, node, depth)
@@ -63,13 +65,18 @@ def fill_inputs(state: MixerState, row: int, node: int, depth: int, prediction: 
         r.zeros[MATCH] = ONE - r.ones[MATCH]
     if prediction.kind != BYTES:
         _fill_regressions(state, row, node, depth, prediction)
-    _fill_logits(r.zeros, r.ones, r.tails, inputs)
-    confidence = max(0, min(int(np.float32(0.75) * abs(inputs[NETWORK])), CONFIDENCE_LEVELS - 1))
-    sets[0] = depth + 8 * prediction.is_low
-    sets[1] = BIT_SETS + level
-    sets[2] = BIT_SETS + MATCH_LEVELS + confidence * (CONTEXTS + 1) + seen
-    r.final_sets[depth, 0] = sets[0] if prediction.kind == SAMPLES else node
-    r.final_sets[depth, 1] = FINAL_NODES + 8 * r.byte + depth
+    _fill_logits(r.zeros, r.ones, r.tails, r.inputs)
+    confidence = int(np.float32(0.75) * abs(r.inputs[NETWORK]))
+    confidence = max(0, min(confidence, CONFIDENCE_LEVELS - 1))
+    of_byte, of_bit = 8 * r.byte + depth, depth + 8 * prediction.is_low
+    sets[0] = MATCH_SET + level
+    sets[1] = CONFIDENCE_SET + confidence * (CONTEXTS + 1) + seen
+    sets[2] = of_bit
+    if prediction.kind == BYTES:
+        sets[2], sets[3] = NODE_SET + node, BYTE_SET + of_byte
+        sets[4] = WORD_SET + 8 * prediction.letters + depth
+    r.final_sets[0] = of_bit if prediction.kind == SAMPLES else node
+    r.final_sets[1] = NODES + of_byte
 
 
 @_lane_kernel
@@ -80,12 +87,6 @@ def _fill_logits(zeros: Floats, ones: Floats, tails: Floats, logits: Floats) -> 
 
 
 @_part
-def _half(node: int, depth: int) -> int:
-    """Index of the half of a byte in which the bit after a node's bits lies."""
-    return 0 if depth < 4 else (node >> (depth - 4)) - 15
-
-
-@_part
 def _node_of_half(node: int, depth: int) -> int:
     """The node of its half of a byte, 1 to 15."""
     first = 1 << (depth & 3)
@@ -93,15 +94,28 @@ def _node_of_half(node: int, depth: int) -> int:
 
 
 @_part
-def find_slots(state: MixerState, row: int, node: int, depth: int, prediction: Prediction) -> None:
-    """Find the counts of the contexts for the half of a byte that begins after a node's bits."""
-    r, half, last = state.rows[row], _half(node, depth), state.counts.shape[2] - 1
+def find_slots(state: MixerState, row: int, node: int, prediction: Prediction) -> None:
+    """Find the counts of the contexts for the half of a byte that begins after a node's bits.
+
+    A context has one of two slots, side by side in a line of the caches. A new one takes that which
+    was used less.
+    """
+    r, last = state.rows[row], state.counts.shape[2] - 1
     for i in range(prediction.contexts):
         key = (prediction.hashes[i] ^ np.uint64(node)) * _FACTOR
         key ^= key >> np.uint64(29)
-        slot, check = np.int64(key >> np.uint64(40)) & last, np.int64(key & np.uint64(255)) | 1
-        r.slots[half, i], r.checks[half, i] = slot, check
-        r.is_known[half, i] = state.counts[row, i, slot, 0] == check
+        slot = np.int64(key >> np.uint64(40)) & last
+        low, high = np.uint8(key & np.uint64(255)), np.uint8(key >> np.uint64(8) & np.uint64(255))
+        count, other = state.counts[row, i, slot], state.counts[row, i, slot ^ 1]
+        if count[0] != low or count[1] != high:
+            is_other = other[0] == low and other[1] == high
+            if is_other or other[2] + other[3] < count[2] + count[3]:
+                slot ^= 1
+            if not is_other:
+                count = state.counts[row, i, slot]
+                count[:] = 0
+                count[0], count[1] = low, high
+        r.slots[i] = slot
 
 
 @_part
@@ -109,13 +123,12 @@ def _fill_contexts(
     state: MixerState, row: int, node: int, depth: int, prediction: Prediction
 ) -> int:
     """Set the odds by the contexts; returns how many of them were seen before."""
-    r, half, at = state.rows[row], _half(node, depth), 2 * _node_of_half(node, depth)
-    seen = 0
+    r, at, seen = state.rows[row], 2 * _node_of_half(node, depth), 0
     for i in range(CONTEXTS):
         r.zeros[1 + i] = r.ones[1 + i] = HALF
     for i in range(prediction.contexts):
-        count = state.counts[row, i, r.slots[half, i]]
-        if r.is_known[half, i] and count[at] + count[at + 1]:
+        count = state.counts[row, i, r.slots[i]]
+        if count[at] + count[at + 1]:
             seen += 1
             one = state.likelihoods[row, prediction.kind, i, count[at], count[at + 1], 0]
             r.zeros[1 + i], r.ones[1 + i] = ONE - one, one
@@ -127,13 +140,9 @@ def learn_counts(
     state: MixerState, row: int, node: int, depth: int, bit: int, prediction: Prediction
 ) -> None:
     """Count the bit after a node's bits in every context, and how right the counts were."""
-    r, half, at = state.rows[row], _half(node, depth), 2 * _node_of_half(node, depth)
+    r, at = state.rows[row], 2 * _node_of_half(node, depth)
     for i in range(prediction.contexts):
-        count = state.counts[row, i, r.slots[half, i]]
-        if not r.is_known[half, i]:
-            count[:] = 0
-            count[0] = r.checks[half, i]
-            r.is_known[half, i] = 1
+        count = state.counts[row, i, r.slots[i]]
         if count[at] + count[at + 1]:
             entry = state.likelihoods[row, prediction.kind, i, count[at], count[at + 1]]
             entry[1] = min(entry[1] + ONE, MOST_SEEN)

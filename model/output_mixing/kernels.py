@@ -3,8 +3,9 @@
 A byte is coded as eight binary decisions, from its highest bit on. For each, every predictor gives
 a probability; their logits are added up with weights that were learned by gradient within the
 document (logistic mixing, as in PAQ; Mahoney, "Adaptive weighing of context models", 2005). So the
-weights follow how each predictor did lately, and the network is one of them. Three sets of weights
-do so side by side, and a final mixer adds up their logits with weights that it learns, too.
+weights follow how each predictor did lately, and the network is one of them. Several sets of
+weights do so side by side, and a final mixer adds up their logits with weights that it learns, too.
+Of texts an adaptive map refines the sum: how often a one came at such a logit after these bytes.
 Products of eight probabilities are a distribution over bytes, whatever the predictors say.
 
 Predictors:
@@ -15,8 +16,7 @@ Predictors:
     regression  logistic distributions around some predictions of a pixel or a sample
 
 `predictors` finds contexts, matches and predictions, `bit_inputs_kernel` makes them logits of a
-bit. Where a byte's first bits have a probability below LEAST_MASS, the network alone decides the
-rest.
+bit. Every bit is learned before the next one is predicted.
 
 Numbers are float32, and sums over them run in lanes, in the same order wherever the same kernel
 runs. The kernels here are compiled with the parts in other files: see `numba_kernels`.
@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.model import float_kernel
-from bytelm.model.codec_features.state import NO_PAYLOAD
+from bytelm.model.codec_features.state import BYTES, NO_PAYLOAD
 from bytelm.model.float_kernel import clip, exp, sigmoid
 from bytelm.model.numba_kernels import compiling, kernel, kernel_part
 from bytelm.model.output_mixing import bit_coder_kernel, bit_inputs_kernel, state
@@ -52,17 +52,23 @@ from bytelm.model.output_mixing.bit_inputs_kernel import (
 from bytelm.model.output_mixing.state import (
     BIAS,
     CHOSEN,
+    CHOSEN_SETS,
     ENDED,
-    FINAL_NODES,
     FIRST_WEIGHTS,
     FRESH,
     IDLE,
     INPUTS,
     KINDS,
     MATCH_LEVELS,
+    MIXTURE,
     MOST_COUNT,
+    MOST_REFINED,
+    NETWORK,
+    NETWORK_SHARES,
+    NODES,
     OPEN,
     PREDICTION,
+    REFINED_LEVELS,
     WIDTH,
     CoderState,
     MixerState,
@@ -78,8 +84,9 @@ Prediction = Any
 """A record of `state.PREDICTION`."""
 
 LEAST_MASS = 2.0**-10
+"""Probability of the first bits of a pixel's or a sample's byte below which the network alone
+decides the rest: so far from all predictions they say nothing."""
 MOST_LOGIT = np.float32(16.0)
-TINY = 1e-37
 RATE, FIRST_RATE, RATE_BYTES = 0.003, 0.02, 2000.0
 """Learning rate of the weights, and what is added at first, half of it after so many bytes."""
 FINAL_RATE = np.float32(0.002)
@@ -87,9 +94,13 @@ FINAL_RATE = np.float32(0.002)
 COUNT_PRIOR = 0.4
 """Adaptive maps: a count that stands for nothing seen."""
 BIAS_INPUT = 0.3
+REFINED_SHARE, REFINED_RATE = np.float32(0.6), np.float32(0.02)
+"""Share of what is refined in a probability, and the rate at which it is learned."""
+LEVELS_OF_LOGIT = np.float32((REFINED_LEVELS - 1) / (2 * MOST_REFINED))
 MOST_HITS = 250.0
 """Memory of how often matches were right."""
 
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 _kernel = partial(kernel, parts=[bit_coder_kernel, bit_inputs_kernel, float_kernel, state])
 _part = partial(kernel_part, is_inlined=True)
 _lane_kernel = partial(kernel_part, fastmath={"contract", "reassoc", "nsz", "nnan"})
@@ -182,15 +193,18 @@ def _begin_byte(state: MixerState, row: int) -> None:
         return
     if r.phase != FRESH:
         state.counts[row] = 0
-    r.phase, r.byte = OPEN, 0
+        state.refinements[row] = np.float32(0.0)
+    r.phase, r.byte, r.byte_before = OPEN, 0, 0
     r.zeros[:] = r.ones[:] = 1.0
     r.tails[:] = r.edges[:] = 0.0
     r.tails[BIAS] = BIAS_INPUT
     for kind in range(KINDS):
         for i in range(INPUTS):
             state.weights[row, kind, :, i] = FIRST_WEIGHTS[kind, i]
-    state.final_weights[row] = np.float32(0.0)
-    state.final_weights[row, :, :FINAL_NODES] = np.float32(1.0 / CHOSEN)
+        state.final_weights[row, kind] = np.float32(0.0)
+        share = NETWORK_SHARES[kind]
+        state.final_weights[row, kind, :NODES, :CHOSEN] = (1.0 - share) / CHOSEN_SETS[kind]
+        state.final_weights[row, kind, :NODES, CHOSEN] = share
     likelihoods = state.likelihoods[row]
     for zeros in range(MOST_COUNT + 1):
         for ones in range(MOST_COUNT + 1):
@@ -239,17 +253,35 @@ def _probability(
 ) -> np.float32:
     """Probability that the bit after a node's `depth` bits is one."""
     fill_inputs(state, row, node, depth, prediction)
-    r, total = state.rows[row], np.float32(0.0)
-    logits = r.logits[depth]
+    r, logits = state.rows[row], state.rows[row].logits
     final = state.final_weights[row, prediction.kind]
-    of_node, of_byte = final[r.final_sets[depth, 0]], final[r.final_sets[depth, 1]]
-    for i in range(CHOSEN):
-        weights = state.weights[row, prediction.kind, r.sets[depth, i]]
-        logits[i] = clip(_dot(weights, r.inputs[depth]), -MOST_LOGIT, MOST_LOGIT)
+    of_node, of_byte = final[r.final_sets[0]], final[r.final_sets[1]]
+    logits[CHOSEN] = r.inputs[NETWORK]
+    total = (of_node[CHOSEN] + of_byte[CHOSEN]) * logits[CHOSEN]
+    for i in range(CHOSEN_SETS[prediction.kind]):
+        weights = state.weights[row, prediction.kind, r.sets[i]]
+        logits[i] = clip(_dot(weights, r.inputs), -MOST_LOGIT, MOST_LOGIT)
         total += (of_node[i] + of_byte[i]) * logits[i]
-    logits[CHOSEN] = clip(total, -MOST_LOGIT, MOST_LOGIT)
-    _fill_sigmoids(logits, r.mixed[depth])
-    return clip(r.mixed[depth, CHOSEN], LEAST, MOST)
+    logits[MIXTURE] = clip(total, -MOST_LOGIT, MOST_LOGIT)
+    _fill_sigmoids(logits, r.mixed)
+    one = r.mixed[MIXTURE]
+    if prediction.kind == BYTES:
+        one += REFINED_SHARE * (_refined(state, row, node) - one)
+    return clip(one, LEAST, MOST)
+
+
+@_part
+def _refined(state: MixerState, row: int, node: int) -> np.float32:
+    """The mixture's probability, as often as a bit was one at its logit and the last two bytes."""
+    r = state.rows[row]
+    key = np.uint64((r.byte_before << 16) | (r.byte << 8) | node) * _FACTOR
+    r.refinement = np.int64(key >> np.uint64(40)) & (state.refinements.shape[1] - 1)
+    most = np.float32(MOST_REFINED)
+    place = (clip(r.logits[MIXTURE], -most, most) + most) * LEVELS_OF_LOGIT
+    r.level = min(int(place), REFINED_LEVELS - 2)
+    r.above = place - np.float32(r.level)
+    at = state.refinements[row, r.refinement]
+    return r.mixed[MIXTURE] + at[r.level] + r.above * (at[r.level + 1] - at[r.level])
 
 
 @_lane_kernel
@@ -262,7 +294,7 @@ def _dot(a: Floats, b: Floats) -> np.float32:
 
 @_lane_kernel
 def _fill_sigmoids(logits: Floats, probabilities: Floats) -> None:
-    for i in range(CHOSEN + 1):
+    for i in range(MIXTURE + 1):
         probabilities[i] = sigmoid(logits[i])
 
 
@@ -270,54 +302,67 @@ def _fill_sigmoids(logits: Floats, probabilities: Floats) -> None:
 def _code_byte(
     state: MixerState, row: int, coder: CoderState, byte: int, prediction: Prediction
 ) -> tuple[int, float]:
-    """Code the next byte and learn from its bits, all at once; returns it and its probability.
-
-    What a byte's first bits teach does not change the odds of its last ones, so that the whole
-    distribution over bytes can be made before any of them is known.
-    """
+    """Code the next byte and learn from each of its bits; returns it and its probability."""
     _begin_byte(state, row)
-    mass, mixed, node = 1.0, 0, 1
+    rate = np.float32(RATE + FIRST_RATE / (1.0 + prediction.size / RATE_BYTES))
+    mass, node = 1.0, 1
     for depth in range(8):
         if depth % 4 == 0:
-            find_slots(state, row, node, depth, prediction)
-        if mass >= LEAST_MASS:
+            find_slots(state, row, node, prediction)
+        is_mixed = prediction.kind == BYTES or mass >= LEAST_MASS
+        if is_mixed:
             one = float(_probability(state, row, node, depth, prediction))
-            mixed += 1
         else:
             one = float(_network_probability(state, row, node))
         bit = code_bit(coder, byte >> (7 - depth) & 1, one)
         mass *= one if bit else 1.0 - one
+        if is_mixed:
+            _learn_weights(state, row, bit, prediction.kind, rate)
+        learn_counts(state, row, node, depth, bit, prediction)
+        _learn_match(state, row, node, depth, bit, prediction)
         node = 2 * node + bit
-    rate = RATE + FIRST_RATE / (1.0 + prediction.size / RATE_BYTES)
-    for depth in range(8):
-        before, bit = node >> (8 - depth), node >> (7 - depth) & 1
-        if depth < mixed:
-            _learn_weights(state, row, depth, bit, prediction.kind, np.float32(rate))
-        learn_counts(state, row, before, depth, bit, prediction)
-        expected = expected_bit(prediction, before, depth)
-        if expected >= 0:
-            hits = state.hits[row, prediction.level]
-            hits[1] = min(hits[1] + 1.0, MOST_HITS)
-            hits[0] += ((1.0 if expected == bit else 0.0) - hits[0]) / (hits[1] + 1.5)
-            hits[0] = min(max(hits[0], 0.002), 0.9998)
-    state.rows[row].byte = node - 256
+    r = state.rows[row]
+    r.byte_before, r.byte = r.byte, node - 256
     return node - 256, mass
 
 
 @_part
-def _learn_weights(
-    state: MixerState, row: int, depth: int, bit: int, kind: int, rate: np.float32
+def _learn_match(
+    state: MixerState, row: int, node: int, depth: int, bit: int, prediction: Prediction
 ) -> None:
-    """Move the weights of a bit along the gradients of its nats."""
+    """Count whether the match predicted a bit, if it did predict one."""
+    expected = expected_bit(prediction, node, depth)
+    if expected >= 0:
+        hits = state.hits[row, prediction.level]
+        hits[1] = min(hits[1] + 1.0, MOST_HITS)
+        hits[0] += ((1.0 if expected == bit else 0.0) - hits[0]) / (hits[1] + 1.5)
+        hits[0] = min(max(hits[0], 0.002), 0.9998)
+
+
+@_part
+def _learn_weights(state: MixerState, row: int, bit: int, kind: int, rate: np.float32) -> None:
+    """Move the weights of a bit along the gradients of its nats, and refinements to the bit."""
     r = state.rows[row]
-    final = state.final_weights[row, kind]
-    of_node, of_byte = final[r.final_sets[depth, 0]], final[r.final_sets[depth, 1]]
-    final_step = FINAL_RATE * (np.float32(bit) - r.mixed[depth, CHOSEN])
-    for i in range(CHOSEN):
-        of_node[i] += final_step * r.logits[depth, i]
-        of_byte[i] += final_step * r.logits[depth, i]
-        step = rate * (np.float32(bit) - r.mixed[depth, i])
-        _add(state.weights[row, kind, r.sets[depth, i]], step, r.inputs[depth])
+    final, target = state.final_weights[row, kind], np.float32(bit)
+    of_node, of_byte = final[r.final_sets[0]], final[r.final_sets[1]]
+    final_step = FINAL_RATE * (target - r.mixed[MIXTURE])
+    of_node[CHOSEN] += final_step * r.logits[CHOSEN]
+    of_byte[CHOSEN] += final_step * r.logits[CHOSEN]
+    for i in range(CHOSEN_SETS[kind]):
+        of_node[i] += final_step * r.logits[i]
+        of_byte[i] += final_step * r.logits[i]
+        _add(state.weights[row, kind, r.sets[i]], rate * (target - r.mixed[i]), r.inputs)
+    if kind == BYTES:
+        at, below = state.refinements[row, r.refinement], np.float32(1.0) - r.above
+        at[r.level] += REFINED_RATE * below * (target - _at_level(r.level) - at[r.level])
+        above = target - _at_level(r.level + 1) - at[r.level + 1]
+        at[r.level + 1] += REFINED_RATE * r.above * above
+
+
+@_part
+def _at_level(level: int) -> np.float32:
+    """The probability whose logit a level of refinement stands for."""
+    return sigmoid(np.float32(level) / LEVELS_OF_LOGIT - np.float32(MOST_REFINED))
 
 
 @_lane_kernel

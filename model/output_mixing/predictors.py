@@ -136,7 +136,8 @@ def _predict(state: PredictorState, row: int, place: Places) -> None:
 def _begin_payload(state: PredictorState, row: int) -> None:
     r = state.rows[row]
     r.match, r.match_length, r.samples, r.activity = -1, 0, 0, 0
-    r.line = r.line_before = r.marks = 0
+    r.line = r.line_before = r.marks = r.letters = 0
+    r.word = r.word_before = r.word_second = 0
     state.positions[row] = 0
     state.samples[row, :TAPS] = 0.0
     state.rests[row, :, :TAPS] = 0.0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-CONTEXTS = 10
+CONTEXTS = 18
 """C, contexts with counts of the bits that followed them."""
 REGRESSIONS = 5
 """The most predictions of a pixel's byte or of a sample, each with a logistic distribution around
@@ -31,6 +31,7 @@ PREDICTION = np.dtype(
         ("expected", np.int64),  # the byte that the match predicts; -1 for none
         ("level", np.int64),  # of the match's length
         ("regressions", np.int64),  # how many of these predictions the kind has
+        ("letters", np.int64),  # of a text's word so far
         ("means", np.float64, (REGRESSIONS,)),
         ("widths", np.float64, (REGRESSIONS,)),  # of the distributions around the means
     ],
@@ -68,6 +69,10 @@ ROW = np.dtype(
         ("line", np.int64),  # index in the payload where the line of text begins
         ("line_before", np.int64),  # and the one before it
         ("marks", np.int64),  # the last three bytes that belong to no word
+        ("letters", np.int64),  # of the word so far
+        ("word", np.uint64),  # a hash of them
+        ("word_before", np.uint64),
+        ("word_second", np.uint64),  # the one before that
         ("sums", np.float64, (1 + STAGES,)),  # of a sample: the regression, and with each filter
     ],
     align=True,
@@ -146,35 +151,51 @@ MOST_COUNT = 30
 CONFIDENCE_LEVELS = 6
 BIT_SETS = 16
 """Weights by the bit's position in its byte, and in a sample by the byte."""
-SETS = BIT_SETS + MATCH_LEVELS + CONFIDENCE_LEVELS * (CONTEXTS + 1)
-"""Sets of weights; three of them mix each bit: one by position, one by match, one by how sure the
-network is and how many contexts were seen before."""
-CHOSEN = 3
-FINAL_NODES = 256
-FINAL_SETS = FINAL_NODES + 8 * 256
-"""Sets of weights of the final mixer, which adds up the logits of those three. The sum of two sets
-does so for each bit: of one of the first FINAL_NODES, by the bits of the byte so far (of samples by
-the bit's position), and of one of the others, by the byte before and the bit's position."""
+BYTE_SETS, WORD_SETS, LONGEST_WORD = 8 * 256, 8 * 20, 19
+"""Weights by the byte before, and by the letters of a word so far, both with the bit's position."""
+NODES = 256
+"""The bits of a byte so far are one of the nodes of a tree, from 1 on."""
+MATCH_SET = BIT_SETS
+CONFIDENCE_SET = MATCH_SET + MATCH_LEVELS
+NODE_SET = CONFIDENCE_SET + CONFIDENCE_LEVELS * (CONTEXTS + 1)
+BYTE_SET = NODE_SET + NODES
+WORD_SET = BYTE_SET + BYTE_SETS
+SETS = WORD_SET + WORD_SETS
+"""Sets of weights. CHOSEN_SETS of them mix each bit: by match, by how sure the network is and how
+many contexts were seen before; of pixels and samples by the bit's position; of texts by the bits so
+far, by the byte before and by the word."""
+CHOSEN, CHOSEN_SETS = 5, np.array([3, 5, 3, 3])
+FINAL_SETS = NODES + BYTE_SETS
+"""Sets of weights of the final mixer, which adds up the logits of those sets and, behind them, the
+network's own: a good network needs no learned weights to be heard. The sum of two sets does so for
+each bit: of one of the first NODES, by the bits of the byte so far (of samples by the bit's
+position), and of one of the others, by the byte before and the bit's position."""
 FINAL_CHOSEN = 2
+MIXTURE = CHOSEN + 1
+"""Inputs of the final mixer, and the index of its own logit behind them."""
+NETWORK_SHARES = np.array([0.0, 0.2, 0.0, 0.0])
+"""[KINDS] first weights of the network in the final mixer; those of the sets are equal, and all
+together are 1."""
 KINDS = 4
 """As `codec_features.state` counts kinds of payloads; each has weights of its own."""
 
 FIRST_WEIGHTS = np.array(
     [  # by kind: the network, CONTEXTS, the match, REGRESSIONS, the constant
-        [1.0, *[0.0] * 10, 0.0, *[0.0] * 5, 0.0],
-        [0.75, 0.05, 0.2, 0.12, 0.08, 0.05, 0.15, *[0.05] * 4, 0.05, *[0.0] * 5, 0.0],
-        [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, *[0.0] * 4, 0.0, 0.3, 0.08, 0.1, 0.0, 0.0, 0.0],
-        [0.5, 0.03, 0.03, *[0.0] * 8, 0.0, 0.12, 0.1, 0.1, 0.13, 0.13, 0.0],
+        [1.0, *[0.0] * 18, 0.0, *[0.0] * 5, 0.0],
+        [0.8, *[0.06] * 18, 0.05, *[0.0] * 5, 0.0],
+        [0.55, 0.1, 0.1, 0.3, 0.15, 0.1, 0.1, *[0.0] * 12, 0.0, 0.3, 0.08, 0.1, 0.0, 0.0, 0.0],
+        [0.5, 0.03, 0.03, *[0.0] * 16, 0.0, 0.12, 0.1, 0.1, 0.13, 0.13, 0.0],
     ]
 )
-"""[KINDS, I] weights before anything was learned: means of those after some documents, rounded."""
+"""[KINDS, I] weights before anything was learned: of pixels and samples means of those after some
+documents, rounded."""
 
-HALVES = 17
-"""A byte's first four bits, and the last four after each of sixteen first ones."""
 SLOT_BYTES = 32
 """Bytes of a slot: a check of the hash, and two counts for each of 15 nodes of half a byte."""
 EDGES = -(-2 * REGRESSIONS // 8) * 8
 """Two for each regression, and more that fill the lanes."""
+REFINED_LEVELS, MOST_REFINED = 33, 8.0
+"""Levels of a logit in [-MOST_REFINED, MOST_REFINED] at which it is refined."""
 FRESH, ENDED, OPEN = range(3)
 """Rows that no document has used, whose document has ended, and in a document."""
 
@@ -182,20 +203,20 @@ MIXER_ROW = np.dtype(
     [
         ("phase", np.int64),
         ("byte", np.int64),  # the document's last one; 0 before its first
+        ("byte_before", np.int64),  # that one
         ("zeros", np.float32, (WIDTH,)),  # of the next bit by each predictor, the odds against
         ("ones", np.float32, (WIDTH,)),  # and for a one, in any unit,
         ("tails", np.float32, (WIDTH,)),  # and what their logit lacks
         ("edges", np.float32, (EDGES,)),  # of the next bit's halves, under the regressions
-        # By the half of a byte, the second one by the bits of the first:
-        ("slots", np.int64, (HALVES, CONTEXTS)),  # of each context's counts
-        ("checks", np.int64, (HALVES, CONTEXTS)),  # of its hash
-        ("is_known", np.int64, (HALVES, CONTEXTS)),  # whether the slot is that of the context
-        # The eight bits of a byte, by their positions in it:
-        ("inputs", np.float32, (8, WIDTH)),
-        ("sets", np.int64, (8, CHOSEN)),
-        ("final_sets", np.int64, (8, FINAL_CHOSEN)),
-        ("logits", np.float32, (8, CHOSEN + 1)),  # by each set and by all
-        ("mixed", np.float32, (8, CHOSEN + 1)),  # probabilities of these logits
+        ("slots", np.int64, (CONTEXTS,)),  # of each context's counts, in this half of a byte
+        ("inputs", np.float32, (WIDTH,)),
+        ("sets", np.int64, (CHOSEN,)),
+        ("final_sets", np.int64, (FINAL_CHOSEN,)),
+        ("logits", np.float32, (MIXTURE + 1,)),  # by each set, by the network, by all of these
+        ("mixed", np.float32, (MIXTURE + 1,)),  # probabilities of these logits
+        ("refinement", np.int64),  # the context of the next bit's, and the level below its logit
+        ("level", np.int64),
+        ("above", np.float32),  # how far the logit lies above that level, 0 to 1
     ],
     align=True,
 )
@@ -211,8 +232,8 @@ class MixerState(NamedTuple):
     """[B, 512] the network's next byte as a binary tree: node 1 is any byte, 2 n + bit the half of
     node n, 256 + x the byte x. In units of the likeliest id's probability."""
     counts: npt.NDArray[np.uint8]
-    """[B, C, slots, SLOT_BYTES]: at 0 a check of the hash of a context and of the byte's first four
-    bits if there are any, at 2 n the zeros and ones after the bits of node n; 0 in free slots."""
+    """[B, C, slots, SLOT_BYTES]: at 0 and 1 a check of the hash of a context and of the byte's
+    first four bits if there are any, at 2 n the zeros and ones after the bits of node n."""
     likelihoods: npt.NDArray[np.float32]
     """[B, KINDS, C, MOST_COUNT + 1, MOST_COUNT + 1, 2] for each pair of counts the probability of
     a one, and how often it was seen."""
@@ -221,7 +242,10 @@ class MixerState(NamedTuple):
     weights: npt.NDArray[np.float32]
     """[B, KINDS, SETS, I]."""
     final_weights: npt.NDArray[np.float32]
-    """[B, KINDS, FINAL_SETS, CHOSEN] of the sets' logits."""
+    """[B, KINDS, FINAL_SETS, MIXTURE] of the sets' logits and the network's."""
+    refinements: npt.NDArray[np.float32]
+    """[B, contexts, REFINED_LEVELS] what is added to a probability at a level of its logit, by the
+    last two bytes and the bits so far."""
 
 
 def new_mixers(batch: int, length: int) -> MixerState:
@@ -231,7 +255,7 @@ def new_mixers(batch: int, length: int) -> MixerState:
         length: the most ids of a document; the tables of counts grow with it, and what they hold
             depends on their size.
 
-    Memory: 7 MB a row of 12,544 ids, 235 MB one of 500,000 and more; the kernel gives only pages
+    Memory: 25 MB a row of 12,544 ids, 615 MB one of 500,000 and more; the kernel gives only pages
     that are used.
     """
     slots = 1 << min(max(10, (2 * length).bit_length()), 20)
@@ -243,7 +267,8 @@ def new_mixers(batch: int, length: int) -> MixerState:
         likelihoods=np.zeros((batch, KINDS, CONTEXTS, pairs, pairs, 2), np.float32),
         hits=np.zeros((batch, MATCH_LEVELS, 2)),
         weights=np.zeros((batch, KINDS, SETS, WIDTH), np.float32),
-        final_weights=np.zeros((batch, KINDS, FINAL_SETS, CHOSEN), np.float32),
+        final_weights=np.zeros((batch, KINDS, FINAL_SETS, MIXTURE), np.float32),
+        refinements=np.zeros((batch, min(slots, 1 << 16), REFINED_LEVELS), np.float32),
     )
 
 

@@ -18,26 +18,35 @@ from bytelm.model.output_mixing.kernels import (
     MOST_HITS,
     RATE,
     RATE_BYTES,
+    REFINED_RATE,
+    REFINED_SHARE,
 )
 from bytelm.model.output_mixing.state import (
-    BIT_SETS,
+    BYTE_SET,
     CHOSEN,
+    CHOSEN_SETS,
     CONFIDENCE_LEVELS,
+    CONFIDENCE_SET,
     CONTEXTS,
-    FINAL_NODES,
     FINAL_SETS,
     FIRST_WEIGHTS,
     INPUTS,
     KINDS,
     MATCH_LEVELS,
+    MATCH_SET,
+    MIXTURE,
     MOST_COUNT,
+    NETWORK_SHARES,
+    NODE_SET,
+    NODES,
     REGRESSIONS,
     SETS,
+    WORD_SET,
 )
 
 Numbers = np.ndarray
 LEAST = 2.0**-20
-MASK = (1 << 64) - 1
+MASK, FACTOR = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
 
 def clip(value: float, low: float, high: float) -> float:
@@ -54,19 +63,24 @@ def sigmoid(x: float) -> float:
 
 
 class ReferenceMixer:
-    """A document's mixer; `slots` as in the tables of counts."""
+    """A document's mixer; `slots` and `refined` as in the tables of counts and of refinements."""
 
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
+    def __init__(self, slots: int, refined: int) -> None:
+        self._slots, self._refined = slots, refined
         self._counts: dict[tuple[int, int], tuple[int, dict[int, list[int]]]] = {}
         """By context and slot: the check of a hash, and by node the zeros and ones after it."""
         self._maps: dict[tuple[int, ...], list[float]] = {}
         """By kind, context and counts: the probability of a one, and how often it was seen."""
         self._hits = [[min(0.75 + 0.02 * level, 0.99), 0.0] for level in range(MATCH_LEVELS)]
         self._weights = np.repeat(FIRST_WEIGHTS[:, None, :], SETS, axis=1)
-        self._final_weights = np.zeros((KINDS, FINAL_SETS, CHOSEN))
-        self._final_weights[:, :FINAL_NODES] = 1 / CHOSEN
-        self._byte = 0
+        self._final_weights = np.zeros((KINDS, FINAL_SETS, MIXTURE))
+        of_sets = (1 - NETWORK_SHARES) / CHOSEN_SETS
+        self._final_weights[:, :NODES, :CHOSEN] = of_sets[:, None, None]
+        self._final_weights[:, :NODES, CHOSEN] = NETWORK_SHARES[:, None]
+        self._refinements: dict[tuple[int, int], float] = {}
+        """By context and level of a logit."""
+        self._bytes = [0, 0]
+        """The last byte, and the one before it."""
 
     def nats(self, logits: Numbers, id_: int, prediction: Any) -> float:
         """Nats of the next id under the mixture, which is then learned from."""
@@ -74,33 +88,51 @@ class ReferenceMixer:
         p /= p.sum()
         if prediction["kind"] == NO_PAYLOAD or id_ > 255:
             return -math.log(p[id_])
-        mass, learned = 1.0, []
+        mass = 1.0
         for depth in range(8):
             node, bit = (256 | id_) >> (8 - depth), id_ >> (7 - depth) & 1
             size, low = 128 >> depth, (node << (8 - depth)) - 256
             zeros, ones = p[low : low + size].sum(), p[low + size : low + 2 * size].sum()
             one = clip(ones / (zeros + ones), LEAST, 1 - LEAST)
-            if mass >= LEAST_MASS:
-                inputs, sets = self._inputs(node, depth, logit(zeros, ones), prediction)
-                weights = self._weights[prediction["kind"], sets]  # [CHOSEN, I]
-                mixed = np.clip(weights @ inputs, -16, 16)
-                of_bit = sets[0] if prediction["kind"] == SAMPLES else node
-                final_sets = [of_bit, FINAL_NODES + 8 * self._byte + depth]
-                final = self._final_weights[prediction["kind"], final_sets].sum(0)
-                one = sigmoid(clip(final @ mixed, -16, 16))
-                learned.append((bit, inputs, sets, mixed, final_sets, one))
-                one = clip(one, LEAST, 1 - LEAST)
+            if prediction["kind"] == BYTES or mass >= LEAST_MASS:
+                one = self._mix(node, depth, bit, logit(zeros, ones), prediction)
             mass *= one if bit else 1.0 - one
-        rate = RATE + FIRST_RATE / (1 + prediction["size"] / RATE_BYTES)
-        for bit, inputs, sets, mixed, final_sets, one in learned:
-            step = float(FINAL_RATE) * (bit - one) * mixed
-            self._final_weights[prediction["kind"], final_sets] += step
-            for chosen, x in zip(sets, mixed, strict=True):
-                self._weights[prediction["kind"], chosen] += rate * (bit - sigmoid(x)) * inputs
-        for depth in range(8):
-            self._learn((256 | id_) >> (8 - depth), depth, id_ >> (7 - depth) & 1, prediction)
-        self._byte = id_
+            self._learn(node, depth, bit, prediction)
+        self._bytes = [id_, self._bytes[0]]
         return -math.log(mass * p[:256].sum())
+
+    def _mix(self, node: int, depth: int, bit: int, of_network: float, prediction: Any) -> float:
+        """The probability of a one; the weights learn the bit."""
+        kind = int(prediction["kind"])
+        inputs, sets = self._inputs(node, depth, of_network, prediction)
+        mixed = np.clip(self._weights[kind, sets] @ inputs, -16, 16)
+        of_bit = depth + 8 * prediction["is_low"] if kind == SAMPLES else node
+        final_sets = [of_bit, NODES + 8 * self._bytes[0] + depth]
+        final = self._final_weights[kind, final_sets].sum(0)
+        final_inputs = np.array([*mixed, *[0.0] * (CHOSEN - len(sets)), of_network])
+        total = clip(final @ final_inputs, -16, 16)
+        one = mean = sigmoid(total)
+        if kind == BYTES:
+            one += float(REFINED_SHARE) * (self._refine(total, node, bit) - one)
+        self._final_weights[kind, final_sets] += float(FINAL_RATE) * (bit - mean) * final_inputs
+        rate = RATE + FIRST_RATE / (1 + prediction["size"] / RATE_BYTES)
+        for chosen, x in zip(sets, mixed, strict=True):
+            self._weights[kind, chosen] += rate * (bit - sigmoid(x)) * inputs
+        return clip(one, LEAST, 1 - LEAST)
+
+    def _refine(self, total: float, node: int, bit: int) -> float:
+        """The probability of a one by how often it came at such a logit, which learns the bit."""
+        key = ((self._bytes[1] << 16 | self._bytes[0] << 8 | node) * FACTOR) & MASK
+        context = (key >> 40) & (self._refined - 1)
+        place = (clip(total, -8, 8) + 8) * 2
+        level = min(int(place), 31)
+        refined = sigmoid(total)
+        for at, share in ((level, level + 1 - place), (level + 1, place - level)):
+            refinement = self._refinements.get((context, at), 0.0)
+            refined += share * refinement
+            error = bit - sigmoid(at / 2 - 8) - refinement
+            self._refinements[context, at] = refinement + float(REFINED_RATE) * share * error
+        return refined
 
     def _inputs(
         self, node: int, depth: int, of_network: float, prediction: Any
@@ -125,22 +157,29 @@ class ReferenceMixer:
         inputs = np.array([of_network, *of_contexts, of_match, *of_regressions, BIAS_INPUT])
         assert len(inputs) == INPUTS
         confidence = min(int(0.75 * abs(of_network)), CONFIDENCE_LEVELS - 1)
-        first_confidence = BIT_SETS + MATCH_LEVELS
-        sets = [
-            depth + 8 * prediction["is_low"],
-            BIT_SETS + level,
-            first_confidence + confidence * (CONTEXTS + 1) + seen,
-        ]
-        return inputs, sets
+        of_confidence = CONFIDENCE_SET + confidence * (CONTEXTS + 1) + seen
+        sets = [int(MATCH_SET + level), of_confidence]
+        if prediction["kind"] != BYTES:
+            return inputs, [*sets, int(depth + 8 * prediction["is_low"])]
+        of_byte, of_word = 8 * self._bytes[0] + depth, 8 * int(prediction["letters"]) + depth
+        return inputs, [*sets, NODE_SET + node, BYTE_SET + of_byte, WORD_SET + of_word]
 
     def _place(self, i: int, node: int, depth: int, prediction: Any) -> tuple[int, int, int]:
-        """The slot of a context in this half of a byte, its check, and the node of the half."""
+        """The slot of a context in this half of a byte, its check, and the node of the half.
+
+        Of the two slots that it may have this is the one that holds it, or that is used less.
+        """
         first = node if depth < 4 else node >> (depth - 4)
         opening = 1 if depth < 4 else first
-        key = ((int(prediction["hashes"][i]) ^ opening) * 0x9E3779B97F4A7C15) & MASK
+        key = ((int(prediction["hashes"][i]) ^ opening) * FACTOR) & MASK
         key ^= key >> 29
         below = node if depth < 4 else node - (first << (depth - 4)) + (1 << (depth - 4))
-        return (key >> 40) & (self._slots - 1), (key & 255) | 1, below
+        slot, check = (key >> 40) & (self._slots - 1), key & 0xFFFF
+        slots = [self._counts.get((i, s), (0, {})) for s in (slot, slot ^ 1)]
+        if slots[0][0] == check:
+            return slot, check, below
+        used = [sum(counts.get(1, [0, 0])) for _, counts in slots]
+        return slot ^ (slots[1][0] == check or used[1] < used[0]), check, below
 
     def _found(self, i: int, node: int, depth: int, prediction: Any) -> list[int]:
         slot, check, below = self._place(i, node, depth, prediction)

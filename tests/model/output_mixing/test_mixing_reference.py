@@ -48,7 +48,7 @@ def test_nats_are_those_of_plain_python(kind: int, trust: float) -> None:
     predictors.predict_ids(new_predictors(1, LENGTH), 0, ids, places, predicted)
     mixers, opens_document = new_mixers(1, LENGTH), np.arange(N) == 0
     kernels.read_ids(mixers, 0, IDLE_CODER, logits, ids, predicted, opens_document, nats)
-    reference = ReferenceMixer(mixers.counts.shape[2])
+    reference = ReferenceMixer(mixers.counts.shape[2], mixers.refinements.shape[1])
     of_ids = zip(logits, ids.tolist(), predicted, strict=True)
     expected = [reference.nats(*of_id) for of_id in of_ids]
     np.testing.assert_allclose(nats, expected, rtol=2e-4, atol=2e-4)

@@ -11,7 +11,8 @@ from bytelm.model.codec_features.state import BYTES
 from bytelm.model.output_mixing import predictors
 from bytelm.model.output_mixing.state import PREDICTION, new_predictors
 
-ORDER_0, WORD, MATCH, COLUMN, LINE_START, MARKS = 0, 5, 6, 7, 8, 9
+ORDER_0, FIRST_GAP, WORD, PAIR, OPENING = 0, 7, 9, 10, 13
+MATCH, COLUMN, LINE_START, MARKS = 14, 15, 16, 17
 """Indexes of contexts."""
 
 
@@ -35,6 +36,9 @@ def after(text: bytes) -> npt.NDArray[np.uint64]:
     ("context", "same", "other"),
     [
         (WORD, (b"a whale", b"the\tWhale"), b"the shale"),
+        (PAIR, (b"white whale", b"a White, whale"), b"white shale"),
+        (OPENING, (b"the whale", b"The Weigh"), b"the wha"),
+        (FIRST_GAP, (b"whale", b"awake"), b"while"),
         (COLUMN, (b"12;34\n56", b"xx;y\n9z"), b"12;34\n5"),
         (LINE_START, (b"x\n    if a", b"    if cca"), b"  if a"),
         (MARKS, (b"<p class=a", b"<b id=bcda"), b"<p class>a"),
@@ -57,6 +61,6 @@ def test_a_context_knows_the_byte_that_a_match_predicts() -> None:
 def test_order_0_is_one_context_and_higher_orders_read_so_many_bytes() -> None:
     contexts = contexts_of(b"mississippi river")
     assert len(set(contexts[:, ORDER_0])) == 1
-    before = [after(text)[1:5] for text in (b"..ssissi", b"mississi", b"mi.issi")]
+    before = [after(text)[1:7] for text in (b"..ssissi", b"mississi", b"mi.issi")]
     assert (before[0] == before[1]).all()
-    assert (before[0] == before[2]).tolist() == [True, True, True, False]
+    assert (before[0] == before[2]).tolist() == [True, True, True, True, False, False]
