@@ -1,4 +1,4 @@
-"""The process that uploads a run's checkpoints, at the lowest priority; see `uploads.py`.
+"""The process that uploads a run's checkpoints while nothing else wants the processor; see `uploads.py`.
 
 It is small, since it imports no PyTorch, and has neither the interpreter's lock of the training nor
 a thread of it: nothing that a step waits for is held while the process is off the processor.
@@ -25,7 +25,7 @@ from bytelm.pipelines.checkpoints.run_folder import (
     checkpoint_name,
     steps_to_remove,
 )
-from bytelm.pipelines.storage.background import MAX_NICENESS, lower_priority
+from bytelm.pipelines.storage.background import run_when_idle
 from bytelm.pipelines.storage.destination import Destination, open_destination
 
 PARENT_SECONDS = 0.5
@@ -138,7 +138,7 @@ def main() -> None:
     with suppress(ValueError):  # told in the answers
         # The client of the store is imported before the first step of the run, and quickly.
         uploader = Uploader(settings)
-    lower_priority(MAX_NICENESS)
+    run_when_idle()
     while True:
         folder = folders.get()
         start, size, error = time.monotonic(), 0, ""

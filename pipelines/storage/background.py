@@ -1,4 +1,4 @@
-"""Threads that give way to the other work of the machine."""
+"""Threads and processes that give way to the other work of the machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import threading
 from contextlib import suppress
 
-MAX_NICENESS = 19
+_MAX_NICENESS = 19
 
 
 def lower_priority(niceness: int) -> None:
@@ -15,6 +15,19 @@ def lower_priority(niceness: int) -> None:
     if sys.platform != "linux":  # threads have no priority of their own
         return
     thread = threading.get_native_id()
-    value = min(MAX_NICENESS, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+    value = min(_MAX_NICENESS, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
     with suppress(OSError):  # a sandbox may forbid it, which costs time alone
         os.setpriority(os.PRIO_PROCESS, thread, value)
+
+
+def run_when_idle() -> None:
+    """Let this process, all its threads, run where nothing else wants the processor.
+
+    Under SCHED_IDLE it leaves at once when other work wakes up; at the lowest priority it stays for
+    milliseconds (Linux 6.6 and newer), for which threads that compute together wait.
+    """
+    if sys.platform != "linux":
+        return
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # as above; or the thread has ended
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))

@@ -17,7 +17,6 @@ from helpers.processes import children, wait_until_gone
 
 from bytelm.pipelines.checkpoints.manifest import file_entry, write_checkpoint_manifest
 from bytelm.pipelines.checkpoints.uploads import CheckpointUploads, Upload
-from bytelm.pipelines.storage.background import MAX_NICENESS
 
 URL = f"s3://{BUCKET}/runs/first"
 
@@ -139,7 +138,8 @@ def test_steps_go_first_and_signals_are_for_the_run(tmp_path: Path) -> None:
         os.kill(uploads._process.pid, number)
     (upload,) = uploaded(uploads, write_checkpoint(tmp_path, 1))
     assert not upload.error
-    assert os.getpriority(os.PRIO_PROCESS, uploads._process.pid) == MAX_NICENESS
+    threads = map(int, os.listdir(f"/proc/{uploads._process.pid}/task"))
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
     uploads.close()
     assert not Path(f"/proc/{uploads._process.pid}").exists()
 

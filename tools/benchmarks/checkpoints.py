@@ -5,7 +5,7 @@
 Prints a JSON line a figure: `name`, `value`, `unit`, `reference` and `ratio` (value / reference).
 One process trains on the demo's texts, writes a checkpoint every few steps, and uploads it to an S3
 server on this machine, which is moto in a process of its own. The server stands for another
-machine, whose time no step waits for, and so has the lowest priority. Needs the packages of
+machine, whose time no step waits for, and so runs where nothing else wants the processor. Needs the packages of
 `bytelm[dev]`; takes some two minutes on two cores.
 
     checkpoints/step      seconds of a step while a checkpoint is written or uploaded; reference:
@@ -108,7 +108,7 @@ def _server() -> Iterator[psutil.Process]:
     }
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(
-        ["nice", "-n", "19", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["chrt", "--idle", "0", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         end = time.monotonic() + SERVER_SECONDS
