@@ -1,4 +1,4 @@
-"""The process that uploads a run's checkpoints while nothing else wants the processor; see `uploads.py`.
+"""The process that uploads a run's checkpoints, with idle priority; see `uploads.py`.
 
 It is small, since it imports no PyTorch, and has neither the interpreter's lock of the training nor
 a thread of it: nothing that a step waits for is held while the process is off the processor.

@@ -5,8 +5,8 @@
 Prints a JSON line a figure: `name`, `value`, `unit`, `reference` and `ratio` (value / reference).
 One process trains on the demo's texts, writes a checkpoint every few steps, and uploads it to an S3
 server on this machine, which is moto in a process of its own. The server stands for another
-machine, whose time no step waits for, and so runs where nothing else wants the processor. Needs the packages of
-`bytelm[dev]`; takes some two minutes on two cores.
+machine, whose time no step waits for, and so runs where nothing else wants the processor. Needs the
+packages of `bytelm[dev]`; takes some two minutes on two cores.
 
     checkpoints/step      seconds of a step while a checkpoint is written or uploaded; reference:
                           of the other steps of the run
