@@ -15,7 +15,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
-from bytelm.pipelines.prepare.decode_worker import READING_ROWS, cpu_seconds
+from bytelm.pipelines.prepare.decode_worker import READING_ROWS, reading_seconds
 from bytelm.pipelines.prepare.table_decode import (
     Instalment,
     RowPosition,
@@ -201,7 +201,7 @@ class TableDecoding:
         self._deaths[task.number, row, begun] += 1
         is_second = self._deaths[task.number, row, begun] == 2
         if exit_code == -signal.SIGPROF or (exit_code == -signal.SIGALRM and is_second):
-            refusal = ("too slow", f"over {cpu_seconds(task.unit.size):.0f} seconds")
+            refusal = ("too slow", f"over {reading_seconds(task.unit.size):.0f} seconds")
         elif is_second:
             refusal = ("decoder died", cause_of_death(exit_code))
         else:
