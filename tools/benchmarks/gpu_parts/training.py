@@ -56,7 +56,7 @@ def our_steps(scale: Scale, size: str) -> Iterator[Figure]:
     """Our step, eager and compiled, and compiled with codec features."""
     peak = product_flops(scale)
     for is_compiled, codec_features in ((False, False), (True, False), (True, True)):
-        config = replace(scale.models[size], codec_features=codec_features)
+        config = replace(scale.models[size], codec_features=codec_features, output_mixing=False)
         name = step_name(size, OURS, is_compiled) + FEATURES * codec_features
         yield from _our_step_figures(name, config, scale, is_compiled, peak)
 
