@@ -37,7 +37,7 @@ class SplicedFile(io.RawIOBase):
         self._position = max(0, base[whence] + offset)
         return self._position
 
-    # The override is ignored: RawIOBase takes any buffer, for which Python 3.11 has no type
+    # The check ignores the override: RawIOBase takes any buffer, for which Python 3.11 has no type
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         view = memoryview(buffer).cast("B")
         filled = 0

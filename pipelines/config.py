@@ -140,11 +140,11 @@ class NoiseConfig:
     """Mean share of a modality's payload bytes, below 0.5, that is replaced; 0 replaces none."""
 
     text: float = 0.0
-    """Of texts."""
+    """Mean share in texts."""
     image: float = 0.0
-    """Of images."""
+    """Mean share in images."""
     audio: float = 0.0
-    """Of sounds."""
+    """Mean share in sounds."""
 
     def problems(self) -> list[str]:
         """List the shares that are out of range, by key."""

@@ -24,10 +24,10 @@ from bytelm.pipelines.compression.runs import Row
 
 
 class Step(NamedTuple):
-    """What is known of the next ids of all rows."""
+    """The next ids of all rows: their position, and the logits and places before them."""
 
     position: int
-    """Of the ids in their rows."""
+    """Index of these ids in their rows."""
     logits: Tensor
     """[B, V]."""
     places: Tensor | None

@@ -6,7 +6,7 @@ B payloads drawn at once    V ids
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
@@ -88,9 +88,10 @@ def generate_files(
         total = sum(requests[number].room for numbers in own for number in numbers)
         console = stderr_console() if ranks.rank == 0 and show is None else None
         with Progress(console, total) as progress:
-            samples = _draw_samples(
+            payloads = _draw_batches(
                 model, requests, seeds, sampling, precision, own, steps, show, progress.add
             )
+            samples = _samples_of(model, requests, payloads)
             return {n: written.write(n, s, suffix) for n, s in samples if n not in paths}
 
     drawn = ranks.gather(ranks.together(draw))
@@ -121,26 +122,17 @@ def generate_samples(
     """
     batches = _batches(model, requests, precision, batch)
     steps = sum(max(requests[i].room for i in numbers) for numbers in batches)
-    yield from _draw_samples(
+    payloads = _draw_batches(
         model, requests, seeds, sampling, precision, batches, steps, show, advance
     )
+    yield from _samples_of(model, requests, payloads)
 
 
-def _draw_samples(
-    model: Megabyte,
-    requests: Sequence[Request],
-    seeds: Sequence[int],
-    sampling: Sampling,
-    precision: str,
-    batches: Sequence[Sequence[int]],
-    steps: int,
-    show: ShowBytes | None,
-    advance: Advance,
+def _samples_of(
+    model: Megabyte, requests: Sequence[Request], payloads: Iterable[tuple[int, bytes]]
 ) -> Iterator[tuple[int, Sample]]:
-    """The samples of some batches, each with the number of its request."""
-    for number, payload in _draw_batches(
-        model, requests, seeds, sampling, precision, batches, steps, show, advance
-    ):
+    """The samples of payloads, which come with the numbers of their requests; so do the samples."""
+    for number, payload in payloads:
         request, values = requests[number], np.frombuffer(payload, np.uint8)
         modality = MODALITIES[request.modality]
         yield (

@@ -41,7 +41,7 @@ resampled, torch's libraries (500 MB) come on top."""
 CPU_SECONDS = 5.0
 CPU_SECONDS_PER_BYTE = 1e-6
 READING_SECONDS_PER_BYTE = 5e-6
-"""Of the rows of a table: two bytes can be a row, and a bad one takes some 5 us."""
+"""Rate for the rows of a table: two bytes can be a row, and a bad one takes some 5 us."""
 WALL_FACTOR = 12
 BATCH_SAMPLE_BYTES = 1 << 24
 """A batch ends early where its samples grow larger than this; the rest is sent again."""

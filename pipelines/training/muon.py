@@ -49,7 +49,7 @@ class Muon(torch.optim.AdamW):
         self.dtype = dtype
         self.shards: dict[Tensor, MatrixShards] = {}
 
-    # The override is ignored: torch declares two overloads, which one signature does not match
+    # The check ignores the override: torch declares two overloads, one signature matches none
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step. Under ZeRO every rank has to call it."""
