@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bytelm.pipelines.storage.background import no_rest
 from bytelm.pipelines.storage.files import fsync_folder, write_atomic
 
 CHECKPOINT_FORMAT = 2
@@ -39,8 +40,8 @@ class FormatError(ValueError):
     """A checkpoint of a format version that this bytelm does not read."""
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Make a file durable and return its size and SHA-256."""
+def file_entry(path: Path, rest: Callable[[], None] = no_rest) -> FileEntry:
+    """Make a file durable and return its size and SHA-256; `rest` is called after each piece."""
     with open(path, "rb", buffering=0) as file:
         os.fsync(file.fileno())
         digest, size = hashlib.sha256(), 0
@@ -48,6 +49,7 @@ def file_entry(path: Path) -> FileEntry:
         while count := file.readinto(piece):
             digest.update(piece[:count])
             size += count
+            rest()
         return {"size": size, "sha256": digest.hexdigest()}
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -25,11 +26,13 @@ from bytelm.pipelines.checkpoints.run_folder import (
     checkpoint_name,
     steps_to_remove,
 )
-from bytelm.pipelines.storage.background import run_when_idle
+from bytelm.pipelines.storage.background import Throttle, run_when_idle
 from bytelm.pipelines.storage.destination import Destination, open_destination
 
 PARENT_SECONDS = 0.5
 """Time after which the process ends at the latest, once its parent was killed."""
+HURRY = "hurry"
+"""Asks for the rest of the upload that is under way, if any, without rests."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +46,15 @@ class UploadSettings:
     keep_every: int
     parent: int
     """Process id of the run, with which the uploads end."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint to be uploaded."""
+
+    folder: Path
+    share: float
+    """Of one core, that this takes; see `Throttle`."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,12 @@ class Uploader:
         self._destination: Destination = open_destination(settings.url)
         self._is_tidy = False
 
-    def upload(self, folder: Path) -> int:
+    def upload(self, folder: Path, rest: Callable[[], None]) -> int:
         """Upload a checkpoint, its manifest last, and then remove old ones.
 
+        Args:
+            folder: the checkpoint's.
+            rest: called before each file.
         Returns:
             Bytes of its files; 0 if it is in the store already.
         Raises:
@@ -82,7 +97,9 @@ class Uploader:
         store.delete([f"{top}/{CHECKPOINT_MANIFEST}"])
         store.write(CONFIG_FILE, (self._settings.run / CONFIG_FILE).read_bytes())
         for path in files:
+            rest()
             store.upload(folder / path, f"{top}/{path}")
+        rest()
         store.upload(folder / CHECKPOINT_MANIFEST, f"{top}/{CHECKPOINT_MANIFEST}")
         self._remove_old(int(folder.name.removeprefix("step-")))
         return sum(entry["size"] for entry in files.values())
@@ -127,12 +144,12 @@ def main() -> None:
     """Upload the checkpoints that the parent names, until it closes the connection or ends.
 
     The argument is the descriptor of the connection, through which come `UploadSettings` and then
-    folders. An `Answer` to each goes back.
+    a `Job` each time; `HURRY` may follow it. An `Answer` to each job goes back.
     """
     connection = Connection(int(sys.argv[1]))
     settings: UploadSettings = connection.recv()
-    folders: SimpleQueue[Path] = SimpleQueue()
-    arguments = (connection, settings.parent, folders)
+    jobs: SimpleQueue[tuple[Path, Throttle]] = SimpleQueue()
+    arguments = (connection, settings.parent, jobs)
     threading.Thread(target=_receive, args=arguments, daemon=True).start()
     uploader = None
     with suppress(ValueError):  # told in the answers
@@ -140,23 +157,31 @@ def main() -> None:
         uploader = Uploader(settings)
     run_when_idle()
     while True:
-        folder = folders.get()
+        folder, throttle = jobs.get()
         start, size, error = time.monotonic(), 0, ""
         try:
             uploader = uploader or Uploader(settings)
-            size = uploader.upload(folder)
+            size = uploader.upload(folder, throttle.rest)
         except (OSError, ValueError) as cause:
             error = " ".join(str(cause).split())
         connection.send(Answer(time.monotonic() - start, size, error))
 
 
-def _receive(connection: Connection, parent: int, folders: SimpleQueue[Path]) -> None:
+def _receive(connection: Connection, parent: int, jobs: SimpleQueue[tuple[Path, Throttle]]) -> None:
     """Queue what the parent sends, and end the process with the parent. The pipe alone does not
     tell of its end: other processes that it forked hold it, too."""
+    throttle: Throttle | None = None
     with suppress(EOFError, OSError):
         while os.getppid() == parent:
-            if connection.poll(PARENT_SECONDS):
-                folders.put(connection.recv())
+            if not connection.poll(PARENT_SECONDS):
+                continue
+            message: Job | str = connection.recv()
+            if isinstance(message, Job):
+                # Made here, so that no request to hurry comes before it.
+                throttle = Throttle(message.share, time.process_time)
+                jobs.put((message.folder, throttle))
+            elif throttle:
+                throttle.hurry()
     os._exit(0)
 
 

@@ -1,12 +1,14 @@
 """Has a run's checkpoints uploaded, by a process of their own (`upload_process.py`).
 
 One checkpoint is uploaded at a time. If a newer one is offered meanwhile, it waits; if one waits
-already, the newer one takes its place. A thread of the training would not do: at a low priority it
+already, the newer one takes its place. An upload is spread over time, until a newer checkpoint or
+the end of the run waits for it. A thread of the training would not do: at a low priority it
 is put off the processor while it holds the interpreter's lock, for which a step then waits.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bytelm.pipelines.checkpoints.upload_process import Answer, UploadSettings
+from bytelm.pipelines.checkpoints.upload_process import HURRY, Answer, Job, UploadSettings
 from bytelm.pipelines.runtime.processes import cause_of_death
 
 _MAIN = "from bytelm.pipelines.checkpoints.upload_process import main; main()"
@@ -46,7 +48,14 @@ class CheckpointUploads:
     and begins the next one.
     """
 
-    def __init__(self, url: str, run: Path, keep_last: int, keep_every: int):
+    def __init__(
+        self, url: str, run: Path, keep_last: int, keep_every: int, share: float = math.inf
+    ):
+        """
+        Args:
+            share: of one core, that uploads take; `math.inf` has no limit.
+        """
+        self._share = share
         self._settings = UploadSettings(url, run, keep_last, keep_every, os.getpid())
         self._lock = threading.Lock()
         self._waiting: Path | None = None
@@ -61,6 +70,14 @@ class CheckpointUploads:
             self._passed_over += self._waiting is not None
             self._waiting = folder
             self._go_on()
+            if self._waiting:
+                self._send(HURRY)
+
+    def hurry(self) -> None:
+        """Upload what is under way and what waits without rests, since the run waits for it."""
+        with self._lock:
+            self._share = math.inf
+            self._send(HURRY)
 
     def is_held(self, folder: Path) -> bool:
         """Return whether a checkpoint's folder is read, or will be, and so has to stay."""
@@ -101,8 +118,11 @@ class CheckpointUploads:
             if self._process.poll() is not None:  # killed, perhaps for the machine's memory
                 self._end_process()
                 self._connection, self._process = _start(self._settings)
-            with suppress(OSError):  # if it dies now, the connection's end is the answer
-                self._connection.send(self._uploading)
+            self._send(Job(self._uploading, self._share))
+
+    def _send(self, message: object) -> None:
+        with suppress(OSError):  # if it dies now, the connection's end is the answer
+            self._connection.send(message)
 
     def _answer(self) -> Answer:
         try:

@@ -4,13 +4,15 @@ A save has three phases. `begin` copies each rank's part to the host's memory, w
 the steps wait for. A thread of each rank then writes and fsyncs its files, and a thread of rank 0
 writes the manifest, gives the folder its name and removes old checkpoints. Threads exchange nothing
 between ranks: the trainer sums, with its other requests before each step, how many ranks are busy,
-and all of them call `advance` when none is.
+and all of them call `advance` when none is. The writing is spread over the steps until something
+waits for it.
 """
 
 from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,7 +41,7 @@ from bytelm.pipelines.checkpoints.run_folder import (
 )
 from bytelm.pipelines.checkpoints.train_state import TrainState, write_state
 from bytelm.pipelines.errors import CheckpointError
-from bytelm.pipelines.storage.background import lower_priority
+from bytelm.pipelines.storage.background import Throttle, lower_priority, no_rest
 from bytelm.pipelines.storage.files import rename_durably, write_atomic
 from bytelm.pipelines.training.engine import Engine
 from bytelm.pipelines.training.state_copy import (
@@ -55,6 +57,9 @@ Write = Callable[[], list[Path]]
 NICENESS = 5
 """Added to that of the thread that writes: where steps use all cores, it takes a quarter of one.
 With more, other processes of the machine would hold it up until the next save waits for it."""
+SPREAD = 0.5
+"""Part of the time between two saves over which the writing of one is spread at most, so that it is
+done when the next one begins."""
 
 
 @dataclass
@@ -63,6 +68,8 @@ class _Save:
 
     state: TrainState
     folder: Path
+    throttle: Throttle
+    """Of the thread that writes."""
     writes: list[Write] = field(default_factory=list)
     """This rank's files, to be written in this order."""
     is_published: bool = False
@@ -76,16 +83,19 @@ class _Save:
 class Checkpointer:
     """Writes and finds the checkpoints of a run. Every rank has one and calls it alike."""
 
-    def __init__(self, engine: Engine, run: Path, extra: dict[str, Any]):
+    def __init__(self, engine: Engine, run: Path, extra: dict[str, Any], share: float):
         """
         Args:
             extra: further keys of the exported model's config.
+            share: of one core, that writing takes; `math.inf` has no limit.
         """
         self.engine = engine
         self.run = run
         self.extra = extra
         self.is_held: Callable[[Path], bool] = lambda folder: False
         """Says of a checkpoint's folder whether an upload reads it, so that it has to stay."""
+        self._share = share
+        self._last_begin = time.monotonic()
         self._save: _Save | None = None
         self._job: Future[FileEntries]
         self._thread = ThreadPoolExecutor(1, "checkpoint", lower_priority, (NICENESS,))
@@ -127,7 +137,7 @@ class Checkpointer:
         """
         assert not self.is_saving
         folder = self.run / CHECKPOINTS_FOLDER / checkpoint_name(state.step)
-        save = _Save(state, folder)
+        save = _Save(state, folder, self._new_throttle())
         self._on_all_ranks(save, lambda: self._make_folder(save.temporary))
         self._on_all_ranks(save, lambda: self._take_part(save))
         weights = self.engine.state_dict()
@@ -158,6 +168,8 @@ class Checkpointer:
 
     def finish(self) -> Path | None:
         """Wait for the save that is under way, if any; returns its folder. See `advance`."""
+        if self._save:
+            self._save.throttle.hurry()
         folder = None
         while self.is_saving:
             folder = self.advance()
@@ -166,7 +178,15 @@ class Checkpointer:
     def close(self) -> None:
         """End this rank's thread. What it has not written by then is no checkpoint."""
         self._cancelled.set()
+        if self._save:
+            self._save.throttle.hurry()
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _new_throttle(self) -> Throttle:
+        """The throttle of a save that begins now, for the thread that writes."""
+        now = time.monotonic()
+        seconds, self._last_begin = SPREAD * (now - self._last_begin), now
+        return Throttle(self._share, time.thread_time, seconds)
 
     def _on_all_ranks(self, save: _Save, work: Callable[[], FileEntries]) -> list[FileEntries]:
         """Call a function, then wait for the other ranks to have done so.
@@ -208,15 +228,15 @@ class Checkpointer:
         """Copy this rank's part of weights and optimizer, or write it where no copy fits."""
 
         def take(content: dict[str, Any], path: Path) -> None:
-            def write(content: dict[str, Any]) -> list[Path]:
-                write_state_file(content, path, self._cancelled)
+            def write(content: dict[str, Any], rest: Callable[[], None]) -> list[Path]:
+                write_state_file(content, path, self._cancelled, rest)
                 return [path]
 
             if self.engine.config.train.async_checkpoints and fits_in_memory(content):
                 copied = copied_to_memory(content)
-                save.writes.append(lambda: write(copied))
+                save.writes.append(lambda: write(copied, save.throttle.rest))
             else:
-                written = write(content)
+                written = write(content, no_rest)
                 save.writes.append(lambda: written)
 
         self.engine.save(save.temporary, take)
@@ -230,10 +250,13 @@ class Checkpointer:
 
     def _write_files(self, save: _Save) -> FileEntries:
         """Write this rank's files and make them durable; each copy is freed once it is written."""
+        rest = save.throttle.rest
+        rest()
         written: list[Path] = []
         while save.writes:
             written += save.writes.pop(0)()
-        return {str(path.relative_to(save.temporary)): file_entry(path) for path in written}
+            rest()
+        return {str(path.relative_to(save.temporary)): file_entry(path, rest) for path in written}
 
     def _publish(self, save: _Save, files: FileEntries) -> FileEntries:
         """Write the manifest on rank 0, give the folder its name, and remove old checkpoints."""

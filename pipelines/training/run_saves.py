@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ from bytelm.pipelines.training.metrics_logger import MetricsLogger
 
 LAST_UPLOAD_SECONDS = 600.0
 """Longest time for which the end of a run waits for its last upload."""
+PROCESSOR_SHARE = 0.03
+"""Of one core, for what writes and for what uploads, where steps compute on the CPU: a step is as
+much longer. On a GPU steps leave most cores idle, and checkpoints are large."""
 _POLL_SECONDS = 0.1
 
 
@@ -30,7 +34,8 @@ class RunSaves:
         Args:
             extra: further keys of the exported model's config.
         """
-        self.checkpointer = Checkpointer(engine, run, extra)
+        share = PROCESSOR_SHARE if engine.device.type == "cpu" else math.inf
+        self.checkpointer = Checkpointer(engine, run, extra, share)
         self.newest_step: int | None = None
         """Step of the newest checkpoint that is written or begun."""
         self.log: MetricsLogger | None = None
@@ -40,7 +45,7 @@ class RunSaves:
         self._uploads: CheckpointUploads | None = None
         if train.checkpoint_url and engine.rank == 0:
             self._uploads = CheckpointUploads(
-                train.checkpoint_url, run, train.keep_last, train.keep_every
+                train.checkpoint_url, run, train.keep_last, train.keep_every, share
             )
             self.checkpointer.is_held = self._uploads.is_held
 
@@ -88,6 +93,8 @@ class RunSaves:
 
     def finish_uploads(self, is_over: Callable[[], bool]) -> None:
         """Wait on rank 0 for the last upload, at most LAST_UPLOAD_SECONDS or until `is_over`."""
+        if self._uploads:
+            self._uploads.hurry()
         end = time.monotonic() + LAST_UPLOAD_SECONDS
         while not self._is_uploaded:
             if is_over() or time.monotonic() > end:

@@ -7,6 +7,7 @@ import copy
 import io
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor
 
 from bytelm.pipelines.runtime.memory import host_free_bytes
+from bytelm.pipelines.storage.background import no_rest
 
 FREE_SHARE = 0.5
 """Share of the free memory that the copies of all ranks of a machine may take together."""
+_PIECE_BYTES = 1 << 22
+"""Written at a time."""
 
 
 class CopyCancelledError(RuntimeError):
@@ -42,28 +46,34 @@ def copied_to_memory(value: Any) -> Any:
     return _copied(value, {})
 
 
-def write_state_file(value: Any, path: Path, cancelled: threading.Event) -> None:
-    """Write a value as `torch.save` does.
+def write_state_file(
+    value: Any, path: Path, cancelled: threading.Event, rest: Callable[[], None] = no_rest
+) -> None:
+    """Write a value as `torch.save` does; `rest` is called after each piece.
 
     Raises:
         CopyCancelledError: once `cancelled` is set.
         OSError, RuntimeError: if it cannot be written.
     """
-    with io.BufferedWriter(_CancellableFile(path, cancelled), io.DEFAULT_BUFFER_SIZE) as file:
+    with io.BufferedWriter(_StateFile(path, cancelled, rest), io.DEFAULT_BUFFER_SIZE) as file:
         torch.save(value, file)
 
 
-class _CancellableFile(io.FileIO):
-    """A new file whose writes fail once an event is set."""
+class _StateFile(io.FileIO):
+    """A new file that is written in pieces, with rests between them, and fails once an event is
+    set."""
 
-    def __init__(self, path: Path, cancelled: threading.Event):
+    def __init__(self, path: Path, cancelled: threading.Event, rest: Callable[[], None]):
         super().__init__(path, "w")
         self._cancelled = cancelled
+        self._rest = rest
 
     def write(self, data: Any) -> int:
         if self._cancelled.is_set():
             raise CopyCancelledError
-        return super().write(data)
+        written = super().write(memoryview(data)[:_PIECE_BYTES])
+        self._rest()
+        return written
 
 
 def _find_storages(value: Any, found: dict[int, torch.UntypedStorage]) -> None:

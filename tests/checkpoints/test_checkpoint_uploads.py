@@ -19,6 +19,8 @@ from bytelm.pipelines.checkpoints.manifest import file_entry, write_checkpoint_m
 from bytelm.pipelines.checkpoints.uploads import CheckpointUploads, Upload
 
 URL = f"s3://{BUCKET}/runs/first"
+LONG_SHARE = 1e-7
+"""At which a rest after any work takes longer than a test."""
 
 
 @pytest.fixture
@@ -128,6 +130,32 @@ def test_a_url_to_which_nothing_can_be_written_is_told(tmp_path: Path) -> None:
     (upload,) = uploaded(uploads, write_checkpoint(tmp_path, 1))
     uploads.close()
     assert "nothing can be written to http://127.0.0.1/run" in upload.error
+
+
+def test_an_upload_rests_until_something_waits_for_it(tmp_path: Path) -> None:
+    """A newer checkpoint, or the run: each upload is in the midst of its files until then."""
+    folders = [write_checkpoint(tmp_path, step) for step in (1, 2)]
+    url, store = f"file://{tmp_path}/store", tmp_path / "store" / "checkpoints"
+    uploads = CheckpointUploads(url, tmp_path, keep_last=2, keep_every=0, share=LONG_SHARE)
+
+    def wait_for(path: Path) -> None:
+        while not path.exists():
+            assert not uploads.is_idle
+            time.sleep(0.001)
+
+    manifests = [store / folder.name / "manifest.json" for folder in folders]
+    uploads.offer(folders[0])
+    wait_for(store / folders[0].name / "model" / "model.safetensors")
+    assert not manifests[0].exists()
+    uploads.offer(folders[1])
+    wait_for(store / folders[1].name / "model" / "model.safetensors")
+    assert [path.exists() for path in manifests] == [True, False]
+    uploads.hurry()
+    while not uploads.is_idle:
+        time.sleep(0.001)
+    assert [upload.error for upload in uploads.ended()] == ["", ""]
+    assert all(path.exists() for path in manifests)
+    uploads.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own there")

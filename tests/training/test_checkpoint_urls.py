@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -89,7 +90,7 @@ def test_a_copy_shares_bytes_as_the_original_and_stays_when_it_changes() -> None
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 def test_the_thread_that_writes_lets_steps_go_first(tmp_path: Path) -> None:
-    checkpointer = Checkpointer(cast(Engine, None), tmp_path, {})
+    checkpointer = Checkpointer(cast(Engine, None), tmp_path, {}, math.inf)
     try:
         written = checkpointer._thread.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
     finally:
