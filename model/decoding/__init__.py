@@ -7,7 +7,7 @@ sampling.py         the next id from logits; on a CPU by sampling_kernel.py
 
 Steps in fp32 on a CPU, one compiled call each:
 compiled_steps.py   rows over threads
-step_kernel.py      the step
+step_kernel.py      the step; its matrix products are in step_products.py
 step_layout.py      the model's weights in the arrays and records (step_records.py) that it reads
 
 Steps by PyTorch's operations, in other types:

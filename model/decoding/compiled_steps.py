@@ -84,6 +84,7 @@ class CompiledSteps:
         rows, layout = self._rows, self._layout
         step = Step(
             layout.weights,
+            layout.bf16_weights,
             layout.rotations,
             layout.stages,
             layout.blocks,

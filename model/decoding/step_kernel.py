@@ -12,8 +12,8 @@ The equations are those of `layers.py`, `stage.py` and `embeddings.py`; `step_la
 model out in the arrays and records of `step_records.py`, so that one compilation serves all models.
 
 Every number that a row computes is added up in an order that depends on no other row: logits are
-bit-identical alone and in any batch. All kernels but exponentials stand in this file because
-Numba's cache on disk looks at the file of the outermost one, and at what it is told.
+bit-identical alone and in any batch. All kernels but products and exponentials stand in this file
+because Numba's cache on disk looks at the file of the outermost one, and at what it is told.
 """
 
 from functools import partial
@@ -22,14 +22,13 @@ import numpy as np
 
 from bytelm.model import float_kernel
 from bytelm.model.codec_features.layout import PHASE
+from bytelm.model.decoding import step_products
+from bytelm.model.decoding.step_products import clear, copy, linear_product
 from bytelm.model.decoding.step_records import Floats, Ints, Record, Step
 from bytelm.model.embeddings import NgramEmbed
 from bytelm.model.float_kernel import exp
 from bytelm.model.numba_kernels import kernel, kernel_part
 
-PANEL = 128
-"""Most outputs of a panel of a matrix, [inputs, outputs]. The sums of four rows of a panel and its
-current rows stay in the first-level cache."""
 FINE_POSITIONS = 64
 """Positions whose rotations a table lists; a second one lists every FINE_POSITIONS-th."""
 X, INPUT, WIDE, HIDDEN, OUTPUT = range(5)
@@ -42,7 +41,7 @@ _sum_kernel = partial(kernel_part, fastmath={"contract", "reassoc", "nsz"})
 """For sums over one row, which the compiler may add up in lanes."""
 
 
-@partial(kernel, parts=[float_kernel])
+@partial(kernel, parts=[float_kernel, step_products])
 def advance_rows(step: Step, rows: Ints, new_ids: Ints, active: Ints, logits: Floats) -> None:
     """Append an id to each of `rows` [R], and compute the logits of the ids after them.
 
@@ -74,113 +73,20 @@ def advance_rows(step: Step, rows: Ints, new_ids: Ints, active: Ints, logits: Fl
 
 
 @_kernel
-def _copy(source: Floats, target: Floats) -> None:
-    """Fill the target with the first numbers of the source."""
-    for k in range(len(target)):
-        target[k] = source[k]
-
-
-@_kernel
-def _clear(target: Floats) -> None:
-    for k in range(len(target)):
-        target[k] = 0.0
-
-
-@_kernel
 def _look_up(weights: Floats, table: int, line: int, target: Floats) -> None:
     """Fill the target with a line of a table, or with zeros for line -1."""
     if line < 0:
-        _clear(target)
+        clear(target)
     else:
-        _copy(weights[table + line * len(target) :], target)
-
-
-# --- products ---
-
-
-@_kernel
-def _linear(
-    weights: Floats, linear: Record, x: Floats, x_stride: int, y: Floats, y_stride: int, rows: int
-) -> None:
-    """y = W x for rows that begin every `x_stride` numbers of x and every `y_stride` of y."""
-    inputs, outputs = linear.inputs, linear.outputs
-    for first in range(0, outputs, PANEL):
-        width = min(PANEL, outputs - first)
-        start = linear.offset + first * inputs
-        panel = weights[start : start + width * inputs]
-        row = 0
-        while row + 4 <= rows:
-            of_x, of_y = x[row * x_stride :], y[row * y_stride + first :]
-            _four_rows(panel, width, inputs, of_x, x_stride, of_y, y_stride)
-            row += 4
-        while row < rows:
-            _one_row(panel, width, inputs, x[row * x_stride :], y[row * y_stride + first :])
-            row += 1
-
-
-@_kernel
-def _one_row(w: Floats, n: int, inputs: int, x: Floats, y: Floats) -> None:
-    """A panel w [inputs, n] times one row. Eight inputs for each pass over the sums."""
-    y = y[:n]
-    _clear(y)
-    whole = inputs // 8 * 8
-    for i in range(0, whole, 8):
-        x0, x1, x2, x3 = x[i], x[i + 1], x[i + 2], x[i + 3]
-        x4, x5, x6, x7 = x[i + 4], x[i + 5], x[i + 6], x[i + 7]
-        at = i * n
-        w0, w1 = w[at : at + n], w[at + n : at + 2 * n]
-        w2, w3 = w[at + 2 * n : at + 3 * n], w[at + 3 * n : at + 4 * n]
-        w4, w5 = w[at + 4 * n : at + 5 * n], w[at + 5 * n : at + 6 * n]
-        w6, w7 = w[at + 6 * n : at + 7 * n], w[at + 7 * n : at + 8 * n]
-        for k in range(n):
-            total = y[k] + x0 * w0[k] + x1 * w1[k] + x2 * w2[k] + x3 * w3[k]
-            y[k] = total + x4 * w4[k] + x5 * w5[k] + x6 * w6[k] + x7 * w7[k]
-    for i in range(whole, inputs):
-        for k in range(n):
-            y[k] = y[k] + x[i] * w[i * n + k]
-
-
-@_kernel
-def _four_rows(
-    w: Floats, n: int, inputs: int, x: Floats, x_stride: int, y: Floats, y_stride: int
-) -> None:
-    """A panel w [inputs, n] times four rows: the sums of `_one_row`, for a quarter of the loads."""
-    y0, y1 = y[:n], y[y_stride : y_stride + n]
-    y2, y3 = y[2 * y_stride : 2 * y_stride + n], y[3 * y_stride : 3 * y_stride + n]
-    for y_row in (y0, y1, y2, y3):
-        _clear(y_row)
-    b, c, d = x[x_stride:], x[2 * x_stride :], x[3 * x_stride :]
-    whole = inputs // 4 * 4
-    for i in range(0, whole, 4):
-        a0, a1, a2, a3 = x[i], x[i + 1], x[i + 2], x[i + 3]
-        b0, b1, b2, b3 = b[i], b[i + 1], b[i + 2], b[i + 3]
-        c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
-        d0, d1, d2, d3 = d[i], d[i + 1], d[i + 2], d[i + 3]
-        at = i * n
-        w0, w1 = w[at : at + n], w[at + n : at + 2 * n]
-        w2, w3 = w[at + 2 * n : at + 3 * n], w[at + 3 * n : at + 4 * n]
-        for k in range(n):
-            # Loaded once: for all that the compiler knows, a store could change them.
-            v0, v1, v2, v3 = w0[k], w1[k], w2[k], w3[k]
-            total_0 = y0[k] + a0 * v0 + a1 * v1 + a2 * v2 + a3 * v3
-            total_1 = y1[k] + b0 * v0 + b1 * v1 + b2 * v2 + b3 * v3
-            total_2 = y2[k] + c0 * v0 + c1 * v1 + c2 * v2 + c3 * v3
-            total_3 = y3[k] + d0 * v0 + d1 * v1 + d2 * v2 + d3 * v3
-            y0[k], y1[k], y2[k], y3[k] = total_0, total_1, total_2, total_3
-    for i in range(whole, inputs):
-        for k in range(n):
-            y0[k] = y0[k] + x[i] * w[i * n + k]
-            y1[k] = y1[k] + b[i] * w[i * n + k]
-            y2[k] = y2[k] + c[i] * w[i * n + k]
-            y3[k] = y3[k] + d[i] * w[i * n + k]
+        copy(weights[table + line * len(target) :], target)
 
 
 @_kernel
 def _add_product(step: Step, linear: Record, x: Floats, x_stride: int, rows: int) -> None:
     """Add W x to each row of the residual stream."""
-    weights, buffers = step.weights, step.buffers
+    buffers = step.buffers
     width = linear.outputs
-    _linear(weights, linear, x, x_stride, buffers[OUTPUT], width, rows)
+    linear_product(step, linear, x, x_stride, buffers[OUTPUT], width, rows)
     stream, product = buffers[X], buffers[OUTPUT]
     for k in range(rows * width):
         stream[k] += product[k]
@@ -198,7 +104,7 @@ def _attention(step: Step, stage: Record, block: Record, rows: Ints) -> None:
     m, r = stage.sequence_length, stage.previous
     of_head = (r + m) * channels
     _norm(weights, block.attention_norm, width, len(rows), buffers[X], buffers[INPUT])
-    _linear(weights, block.qkv, buffers[INPUT], width, buffers[WIDE], 3 * width, len(rows))
+    linear_product(step, block.qkv, buffers[INPUT], width, buffers[WIDE], 3 * width, len(rows))
     cos_sin, scores = buffers[OUTPUT, :channels], buffers[OUTPUT, channels:]
     for number, row in enumerate(rows):
         position = step.held[row] // stage.position_bytes
@@ -211,12 +117,12 @@ def _attention(step: Step, stage: Record, block: Record, rows: Ints) -> None:
             keys = cache[block.keys + at : block.keys + at + of_head]
             values = cache[block.values + at : block.values + at + of_head]
             if slot == r:  # a new sequence: the last r slots become those of the preceding one
-                _copy(keys[m * channels :], keys[: r * channels])
-                _copy(values[m * channels :], values[: r * channels])
+                copy(keys[m * channels :], keys[: r * channels])
+                copy(values[m * channels :], values[: r * channels])
             end = (slot + 1) * channels
             newest = slice(end - channels, end)
-            _copy(qkv[width + low : width + low + channels], keys[newest])
-            _copy(qkv[2 * width + low : 2 * width + low + channels], values[newest])
+            copy(qkv[width + low : width + low + channels], keys[newest])
+            copy(qkv[2 * width + low : 2 * width + low + channels], values[newest])
             seen = slice(first * channels, end)
             output = buffers[HIDDEN, number * width + low : number * width + low + channels]
             _attend(qkv[low : low + channels], keys[seen], values[seen], scores, output)
@@ -266,7 +172,7 @@ def _attend(q: Floats, keys: Floats, values: Floats, scores: Floats, output: Flo
         highest = max(highest, scores[j])
     for j in range(n):
         scores[j] = exp(scores[j] - highest)
-    _clear(output)
+    clear(output)
     for j in range(n):
         value, weight = values[j * channels : (j + 1) * channels], scores[j]
         for k in range(channels):
@@ -282,7 +188,7 @@ def _feed_forward(step: Step, stage: Record, block: Record, rows: int) -> None:
     weights, buffers = step.weights, step.buffers
     width, up, hidden = stage.width, block.up.outputs, block.down.inputs
     _norm(weights, block.feed_forward_norm, width, rows, buffers[X], buffers[INPUT])
-    _linear(weights, block.up, buffers[INPUT], width, buffers[WIDE], up, rows)
+    linear_product(step, block.up, buffers[INPUT], width, buffers[WIDE], up, rows)
     for row in range(rows):
         x = buffers[WIDE, row * up : (row + 1) * up]
         y = buffers[HIDDEN, row * hidden : (row + 1) * hidden]
@@ -353,7 +259,7 @@ def _token_inputs(step: Step, stage: Record, rows: Ints) -> None:
             for k in range(joined):
                 output[k] += table[k]
     if stage.patch_in.outputs:
-        _linear(weights, stage.patch_in, embedded, joined, buffers[X], width, len(rows))
+        linear_product(step, stage.patch_in, embedded, joined, buffers[X], width, len(rows))
     for number, row in enumerate(rows):
         position = held[row] // stage.position_bytes
         is_start = position == 0
@@ -361,7 +267,7 @@ def _token_inputs(step: Step, stage: Record, rows: Ints) -> None:
             is_start = True
         if is_start:
             start = weights[stage.start : stage.start + width]
-            _copy(start, buffers[X, number * width : (number + 1) * width])
+            copy(start, buffers[X, number * width : (number + 1) * width])
     if stage.parent.outputs:
         _add_parent(step, stage, rows)
     if stage.ngram_in.outputs:
@@ -391,11 +297,11 @@ def _embed_bytes(step: Step, stage: Record, ids: Ints, output: Floats) -> None:
     for convolution in (stage.filter_3, stage.filter_5, stage.filter_7):
         reach = (convolution.inputs // width - 1) * width
         length -= reach // width
-        _linear(weights, convolution, x, width, y, width, length)
+        linear_product(step, convolution, x, width, y, width, length)
         for k in range(length * width):
             y[k] = x[reach + k] + max(y[k], np.float32(0.0))
         x, y = y, x
-    _copy(x, output)
+    copy(x, output)
 
 
 @_kernel
@@ -407,7 +313,7 @@ def _add_parent(step: Step, stage: Record, rows: Ints) -> None:
         offset = held[row] // stage.position_bytes % stage.sequence_length
         start = stage.parent_output + (row * stage.sequence_length + offset) * size
         slice_ = buffers[INPUT, number * size : (number + 1) * size]
-        _copy(cache[start : start + size], slice_)
+        copy(cache[start : start + size], slice_)
     _add_product(step, stage.parent, buffers[INPUT], size, len(rows))
 
 
@@ -423,7 +329,7 @@ def _add_ngrams(step: Step, stage: Record, rows: Ints) -> None:
             at = number * joined + table * width
             embedding = buffers[INPUT, at : at + width]
             if is_sample or preceding[-n] < 0:
-                _clear(embedding)
+                clear(embedding)
                 continue
             hashed = np.int64(0)
             for id_ in preceding[-n:]:
@@ -450,21 +356,21 @@ def _add_features(step: Step, stage: Record, rows: Ints) -> None:
 @_kernel
 def _hand_down(step: Step, stage: Record, below: Record, rows: Ints) -> None:
     """Store the stage's output of `rows`, from which the stage below begins new sequences."""
-    weights, cache, buffers = step.weights, step.cache, step.buffers
+    cache, buffers = step.cache, step.buffers
     size = below.sequence_length * below.parent.inputs
     output = buffers[INPUT]
     if stage.patch_out.outputs:
         output = buffers[WIDE]
-        _linear(weights, stage.patch_out, buffers[INPUT], stage.width, output, size, len(rows))
+        linear_product(step, stage.patch_out, buffers[INPUT], stage.width, output, size, len(rows))
     for number, row in enumerate(rows):
         start = below.parent_output + row * size
-        _copy(output[number * size : (number + 1) * size], cache[start : start + size])
+        copy(output[number * size : (number + 1) * size], cache[start : start + size])
 
 
 @_kernel
 def _logits(step: Step, rows: Ints, logits: Floats) -> None:
     """Fill the logits of `rows`. Neighbours of the same modality share a product."""
-    weights, buffers, modality = step.weights, step.buffers, step.modality
+    buffers, modality = step.buffers, step.modality
     first = 0
     while first < len(rows):
         head = step.heads[modality[rows[first]]]
@@ -472,8 +378,8 @@ def _logits(step: Step, rows: Ints, logits: Floats) -> None:
         while last < len(rows) and modality[rows[last]] == modality[rows[first]]:
             last += 1
         x = buffers[INPUT, first * head.inputs :]
-        _linear(weights, head, x, head.inputs, buffers[OUTPUT], head.outputs, last - first)
+        linear_product(step, head, x, head.inputs, buffers[OUTPUT], head.outputs, last - first)
         for number in range(first, last):
             start = (number - first) * head.outputs
-            _copy(buffers[OUTPUT, start : start + head.outputs], logits[rows[number]])
+            copy(buffers[OUTPUT, start : start + head.outputs], logits[rows[number]])
         first = last

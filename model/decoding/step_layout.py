@@ -18,7 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bytelm.model.decoding.kv_cache import CacheSlots, KVCache
-from bytelm.model.decoding.step_kernel import FINE_POSITIONS, PANEL
+from bytelm.model.decoding.step_kernel import FINE_POSITIONS
+from bytelm.model.decoding.step_products import PANEL
 from bytelm.model.decoding.step_records import BLOCK, LINEAR, STAGE
 from bytelm.model.layers import Block, RMSNorm, SwiGLU
 from bytelm.model.megabyte import Megabyte
@@ -29,6 +30,8 @@ ALIGNMENT = 16
 """Every part begins at a multiple of so many numbers: 64 bytes, the width of a vector."""
 NONE = -1
 """Offset of what a model does not have."""
+NO_MATRIX = 0, 0, 0, False
+"""LINEAR of a matrix that a model does not have."""
 
 Fields = tuple[Any, ...]
 """The fields of a record, in their order."""
@@ -47,7 +50,7 @@ class StepLayout:
     def __init__(
         self, model: Megabyte, batch: int, length: int, slots: Sequence[CacheSlots]
     ) -> None:
-        weights, rotations = _Flat(torch.float32), _Flat(torch.float64)
+        weights, rotations = _Weights(), _Flat(torch.float64)
         self.batch, self.slots, self._length = batch, slots, length
         self._cached = 0  # numbers in the cache
         blocks: list[Fields] = []
@@ -59,6 +62,7 @@ class StepLayout:
         self.stages, self.blocks = np.array(stages, STAGE), np.array(blocks, BLOCK)
         self.heads = np.array([weights.add_linear(head) for head in heads], LINEAR)
         self.weights, self.rotations = weights.joined(), rotations.joined()
+        self.bf16_weights = weights.bf16.joined().view(np.uint16)
         self.cache = torch.zeros(self._cached)
         embedded = max(
             stage.embedded_ids * stage.byte_embed.embedding_dim for stage in model.stages
@@ -104,7 +108,7 @@ class StepLayout:
         stage: Stage,
         slots: CacheSlots,
         first_block: int,
-        weights: "_Flat",
+        weights: "_Weights",
         rotations: "_Flat",
     ) -> Fields:
         block, parent, encoder = stage.blocks[0], stage.parent, stage.patch_encoder
@@ -147,7 +151,7 @@ class StepLayout:
             **_rotation_tables(stage, self._length // stage.position_bytes + 1, rotations),
         )
 
-    def _block(self, block: Block, slots: CacheSlots, weights: "_Flat") -> Fields:
+    def _block(self, block: Block, slots: CacheSlots, weights: "_Weights") -> Fields:
         attention, (up, _, down) = block.attention, block.feed_forward
         qkv, gain = attention.qkv.weight.detach().clone(), attention.norm_gain
         width = qkv.shape[1]
@@ -179,8 +183,6 @@ class _Flat:
         self._dtype = dtype
         self._parts: list[Tensor] = []
         self._size = 0
-        self.widest = 0
-        """Inputs or outputs of the widest matrix."""
 
     def add(self, values: Tensor) -> int:
         """Append numbers; returns the offset of the first."""
@@ -194,6 +196,16 @@ class _Flat:
         """All numbers."""
         return torch.cat([torch.zeros(0, dtype=self._dtype), *self._parts]).numpy()
 
+
+class _Weights(_Flat):
+    """The numbers of a model in float32, but for those of matrices that are all bf16 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.float32)
+        self.bf16 = _Flat(torch.int16)
+        self.widest = 0
+        """Inputs or outputs of the widest matrix."""
+
     def add_table(self, table: nn.Embedding | None) -> int:
         """Append a table; returns its offset."""
         return NONE if table is None else self.add(table.weight)
@@ -202,17 +214,20 @@ class _Flat:
         """Append a matrix [outputs, inputs] in panels; returns a LINEAR."""
         outputs, inputs = weight.shape
         self.widest = max(self.widest, outputs, inputs)
-        panels = [panel.t().flatten() for panel in weight.detach().split(PANEL)]
-        return self.add(torch.cat(panels)), inputs, outputs
+        panels = torch.cat([panel.t().flatten() for panel in weight.detach().split(PANEL)])
+        is_bf16 = holds_bf16(panels)
+        halves = panels.bfloat16().view(torch.int16)
+        offset = self.bf16.add(halves) if is_bf16 else self.add(panels)
+        return offset, inputs, outputs, is_bf16
 
     def add_module(self, module: nn.Module | None) -> Fields:
         """Append the matrix of a linear layer; returns a LINEAR, empty without a layer."""
-        return self.add_linear(module.weight) if isinstance(module, nn.Linear) else (0, 0, 0)
+        return self.add_linear(module.weight) if isinstance(module, nn.Linear) else NO_MATRIX
 
     def add_filter(self, convolution: nn.Module | None) -> Fields:
         """Append a convolution over positions as a matrix that meets them joined; a LINEAR."""
         if convolution is None:
-            return 0, 0, 0
+            return NO_MATRIX
         assert isinstance(convolution, nn.Conv1d)
         return self.add_linear(rearrange(convolution.weight, "o i f -> o (f i)"))
 
@@ -222,6 +237,11 @@ class _Flat:
             return self.add(norm.weight), NONE, norm.eps
         assert isinstance(norm, nn.LayerNorm)
         return self.add(norm.weight), self.add(norm.bias), norm.eps
+
+
+def holds_bf16(numbers: Tensor) -> bool:
+    """Whether all float32 numbers are bf16 numbers, as those that were stored in bf16."""
+    return torch.equal(numbers.bfloat16().float(), numbers)
 
 
 def _rotation_tables(stage: Stage, positions: int, rotations: _Flat) -> dict[str, int]:

@@ -16,13 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.uint16]
+"""Numbers in bf16."""
 Ints = npt.NDArray[np.int64]
 Record = Any
 """One of the records below."""
 
 _int = np.int64
-LINEAR = np.dtype([("offset", _int), ("inputs", _int), ("outputs", _int)])
-"""A matrix in panels of PANEL outputs, among the weights; no `outputs` where a model has none."""
+LINEAR = np.dtype(
+    [("offset", _int), ("inputs", _int), ("outputs", _int), ("is_bf16", np.bool_)],
+)
+"""A matrix in panels of PANEL outputs, among the weights or, if it `is_bf16`, those in bf16; no
+`outputs` where a model has none."""
 NORM = np.dtype([("gain", _int), ("bias", _int), ("eps", np.float32)])
 """Offsets of a norm's weights; `bias` is -1 for an RMSNorm."""
 BLOCK = np.dtype(
@@ -78,6 +83,7 @@ class Step(NamedTuple):
     """The arrays of a model (`step_layout.py`) and of its rows that the parts of a step use."""
 
     weights: Floats
+    bf16_weights: Halves
     rotations: npt.NDArray[np.float64]
     stages: Record
     blocks: Record

@@ -18,6 +18,7 @@ with `BYTELM_TRACEBACK=1` in the environment it is raised instead.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import io
 import os
@@ -123,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if refusal := platforms.refusal(options.command, sys.platform):
         print(f"bytelm {options.command}: {refusal}", file=sys.stderr)
         return 1
-    if argv is None and options.command in SHARED_BY_RANKS and "RANK" in os.environ:
-        _run_as_rank(options, arguments)
+    if argv is None and options.command in SHARED_BY_RANKS:
+        _run_to_end(options, arguments)
     return _run(options, arguments)
 
 
@@ -150,18 +151,20 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
         return _report(options.command, error)
 
 
-def _run_as_rank(options: argparse.Namespace, arguments: list[str]) -> NoReturn:
-    """Run a command in a process that shares its work with others, and end the process at once.
+def _run_to_end(options: argparse.Namespace, arguments: list[str]) -> NoReturn:
+    """Run a command that leaves nothing to clean up, and end the process at once.
 
-    A thread of gloo may hold an object of Python to the end, where letting go of it would abort
-    the process and hide its status.
+    Letting go of all objects of PyTorch and numba would take a third of a second. A thread of gloo
+    may hold an object of Python to the end, where letting go of it would abort the process and
+    hide its status.
     """
     try:
         status = _run(options, arguments)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # `_run` has told of it
+            stream.flush()
     os._exit(status)
 
 

@@ -14,9 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import fsspec  # type: ignore[import-untyped]  # it has no types
-
 from bytelm.pipelines.storage.cache import StoreClosedError
 
 TIMEOUT_SECONDS = 30.0
@@ -45,7 +42,7 @@ class TransientError(Exception):
 def check_client(protocol: str, location: str) -> None:
     """Raise ValueError where the package for a protocol is not installed."""
     try:
-        fsspec.get_filesystem_class(protocol)
+        _fsspec().get_filesystem_class(protocol)
     except ImportError as error:
         package = _PACKAGES.get(protocol, "fsspec")
         raise ValueError(
@@ -76,7 +73,7 @@ def find_objects(protocol: str, pattern: str) -> list[str]:
     if protocol in ("http", "https"):
         raise OSError(f"{pattern}: a web server does not list its files; write {{000..012}}")
     try:
-        found = fsspec.filesystem(protocol).glob(pattern)
+        found = _fsspec().filesystem(protocol).glob(pattern)
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise OSError(f"{pattern} cannot be listed: {reason}") from error
@@ -125,7 +122,9 @@ class Writer:
             found = self._call("find", url, url, detail=True)
         except FileNotFoundError:
             return {}
-        prefix = fsspec.get_filesystem_class(self._protocol)._strip_protocol(url).rstrip("/") + "/"
+        prefix = (
+            _fsspec().get_filesystem_class(self._protocol)._strip_protocol(url).rstrip("/") + "/"
+        )
         return {name.removeprefix(prefix): entry["size"] for name, entry in found.items()}
 
     def delete(self, url: str) -> None:
@@ -185,28 +184,37 @@ class Writer:
         return future.result()
 
 
+def _fsspec() -> Any:
+    """The package, which takes a tenth of a second to import: who reads local files needs none."""
+    import fsspec  # type: ignore[import-untyped]  # it has no types
+
+    return fsspec
+
+
 def _filesystem(protocol: str) -> Any:
     """The client of a protocol. fsspec keeps one for each process, thread and set of options."""
+    import aiohttp  # slow, as fsspec
+
     wait = TIMEOUT_SECONDS
     if protocol == "s3":
         config = {"connect_timeout": wait, "read_timeout": wait, "retries": {"max_attempts": 0}}
-        s3 = fsspec.filesystem("s3", config_kwargs=config, use_listings_cache=False)
+        s3 = _fsspec().filesystem("s3", config_kwargs=config, use_listings_cache=False)
         s3.retries = 1
         return s3
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=wait, sock_read=wait)
     if protocol == "gs":
-        return fsspec.filesystem("gs", requests_timeout=timeout, use_listings_cache=False)
+        return _fsspec().filesystem("gs", requests_timeout=timeout, use_listings_cache=False)
     if protocol in ("http", "https"):
-        return fsspec.filesystem(
+        return _fsspec().filesystem(
             protocol,
             client_kwargs={"timeout": timeout, "trust_env": True},
             headers={"Accept-Encoding": "identity"},
         )
     if protocol == "az":
-        return fsspec.filesystem("az", use_listings_cache=False)
+        return _fsspec().filesystem("az", use_listings_cache=False)
     if protocol == "hf":
-        return fsspec.filesystem("hf", use_listings_cache=False)
-    return fsspec.filesystem(protocol)
+        return _fsspec().filesystem("hf", use_listings_cache=False)
+    return _fsspec().filesystem(protocol)
 
 
 def _open(protocol: str, url: str) -> Any:

@@ -10,8 +10,10 @@ from helpers.tiny_models import OPTIONS, SHAPES, opened, options_of, tiny_config
 from torch import Tensor
 
 from bytelm.model.config import StageConfig
+from bytelm.model.decoding import step_layout
 from bytelm.model.decoding.cached_stage import CachedStage
 from bytelm.model.decoding.decoder import Decoder
+from bytelm.model.decoding.step_layout import holds_bf16
 from bytelm.model.megabyte import Megabyte
 
 
@@ -157,6 +159,34 @@ def test_mistakes_are_named() -> None:
     decoder.prefill([empty, empty])
     with pytest.raises(ValueError, match="one id for each of 2 rows"):
         decoder.step(torch.zeros(2, 1, dtype=torch.int64))
+
+
+def test_matrices_in_bf16_give_the_logits_of_the_same_in_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("two", **options_of("all", "two"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    ids = opened(torch.randint(0, 256, (5, 24)))
+    found: list[bool] = []
+
+    def run(rows: int) -> Tensor:
+        decoder = Decoder(model, rows)
+        decoder.prefill([ids[0, :0]] * rows, torch.zeros(rows, dtype=torch.int64))
+        return torch.stack([decoder.step(ids[:rows, at]) for at in range(24)])
+
+    def note(numbers: Tensor) -> bool:
+        found.append(holds_bf16(numbers))
+        return found[-1]
+
+    monkeypatch.setattr(step_layout, "holds_bf16", note)
+    in_bf16 = [run(1), run(5)]
+    assert found
+    assert all(found)
+    monkeypatch.setattr(step_layout, "holds_bf16", lambda numbers: False)
+    assert torch.equal(in_bf16[0], run(1))
+    assert torch.equal(in_bf16[1], run(5))
 
 
 WIDE: dict[str, Any] = {
