@@ -87,10 +87,13 @@ LEAST_MASS = 2.0**-10
 """Probability of the first bits of a pixel's or a sample's byte below which the network alone
 decides the rest: so far from all predictions they say nothing."""
 MOST_LOGIT = np.float32(16.0)
-RATE, FIRST_RATE, RATE_BYTES = 0.003, 0.02, 2000.0
-"""Learning rate of the weights, and what is added at first, half of it after so many bytes."""
-FINAL_RATE = np.float32(0.002)
-"""Learning rate of the final mixer."""
+TEXT_RATE, TEXT_BYTES = 0.0015, 4000.0
+MEDIA_RATE, MEDIA_BYTES = 0.003, 2000.0
+FIRST_RATE = 0.02
+"""Learning rates of the weights, and what is added at first, half of it after so many bytes."""
+FINAL_TEXT_RATE, FINAL_TEXT_BYTES = 0.0005, 20000.0
+FINAL_RATE = 0.002
+"""Learning rates of the final mixer; of texts it is what is added at first, as above."""
 COUNT_PRIOR = 0.4
 """Adaptive maps: a count that stands for nothing seen."""
 BIAS_INPUT = 0.3
@@ -304,7 +307,7 @@ def _code_byte(
 ) -> tuple[int, float]:
     """Code the next byte and learn from each of its bits; returns it and its probability."""
     _begin_byte(state, row)
-    rate = np.float32(RATE + FIRST_RATE / (1.0 + prediction.size / RATE_BYTES))
+    rate, final_rate = _learning_rates(prediction)
     mass, node = 1.0, 1
     for depth in range(8):
         if depth % 4 == 0:
@@ -317,13 +320,25 @@ def _code_byte(
         bit = code_bit(coder, byte >> (7 - depth) & 1, one)
         mass *= one if bit else 1.0 - one
         if is_mixed:
-            _learn_weights(state, row, bit, prediction.kind, rate)
+            _learn_weights(state, row, bit, prediction.kind, rate, final_rate)
         learn_counts(state, row, node, depth, bit, prediction)
         _learn_match(state, row, node, depth, bit, prediction)
         node = 2 * node + bit
     r = state.rows[row]
     r.byte_before, r.byte = r.byte, node - 256
     return node - 256, mass
+
+
+@_part
+def _learning_rates(prediction: Prediction) -> tuple[np.float32, np.float32]:
+    """Learning rates of the weights and of the final mixer for the bits of a byte."""
+    size = prediction.size
+    if prediction.kind != BYTES:
+        return np.float32(MEDIA_RATE + FIRST_RATE / (1.0 + size / MEDIA_BYTES)), np.float32(
+            FINAL_RATE
+        )
+    final = FINAL_TEXT_RATE + FINAL_RATE / (1.0 + size / FINAL_TEXT_BYTES)
+    return np.float32(TEXT_RATE + FIRST_RATE / (1.0 + size / TEXT_BYTES)), np.float32(final)
 
 
 @_part
@@ -340,12 +355,14 @@ def _learn_match(
 
 
 @_part
-def _learn_weights(state: MixerState, row: int, bit: int, kind: int, rate: np.float32) -> None:
+def _learn_weights(
+    state: MixerState, row: int, bit: int, kind: int, rate: np.float32, final_rate: np.float32
+) -> None:
     """Move the weights of a bit along the gradients of its nats, and refinements to the bit."""
     r = state.rows[row]
     final, target = state.final_weights[row, kind], np.float32(bit)
     of_node, of_byte = final[r.final_sets[0]], final[r.final_sets[1]]
-    final_step = FINAL_RATE * (target - r.mixed[MIXTURE])
+    final_step = final_rate * (target - r.mixed[MIXTURE])
     of_node[CHOSEN] += final_step * r.logits[CHOSEN]
     of_byte[CHOSEN] += final_step * r.logits[CHOSEN]
     for i in range(CHOSEN_SETS[kind]):

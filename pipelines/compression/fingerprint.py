@@ -17,7 +17,7 @@ from bytelm.pipelines.compression.container import HASH_BYTES
 
 _PACKAGES = ("bytelm", "constriction", "numba", "llvmlite")
 """Packages beside PyTorch that decide how a step rounds, or what is coded for its numbers."""
-STEP_VERSION = 6
+STEP_VERSION = 7
 """Version of the order in which a step adds up its numbers; to raise where that order changes."""
 
 

@@ -13,13 +13,17 @@ from bytelm.model.output_mixing.kernels import (
     BIAS_INPUT,
     COUNT_PRIOR,
     FINAL_RATE,
+    FINAL_TEXT_BYTES,
+    FINAL_TEXT_RATE,
     FIRST_RATE,
     LEAST_MASS,
+    MEDIA_BYTES,
+    MEDIA_RATE,
     MOST_HITS,
-    RATE,
-    RATE_BYTES,
     REFINED_RATE,
     REFINED_SHARE,
+    TEXT_BYTES,
+    TEXT_RATE,
 )
 from bytelm.model.output_mixing.state import (
     BYTE_SET,
@@ -114,8 +118,13 @@ class ReferenceMixer:
         one = mean = sigmoid(total)
         if kind == BYTES:
             one += float(REFINED_SHARE) * (self._refine(total, node, bit) - one)
-        self._final_weights[kind, final_sets] += float(FINAL_RATE) * (bit - mean) * final_inputs
-        rate = RATE + FIRST_RATE / (1 + prediction["size"] / RATE_BYTES)
+        size = prediction["size"]
+        rate = MEDIA_RATE + FIRST_RATE / (1 + size / MEDIA_BYTES)
+        final_rate = FINAL_RATE
+        if kind == BYTES:
+            rate = TEXT_RATE + FIRST_RATE / (1 + size / TEXT_BYTES)
+            final_rate = FINAL_TEXT_RATE + FINAL_RATE / (1 + size / FINAL_TEXT_BYTES)
+        self._final_weights[kind, final_sets] += final_rate * (bit - mean) * final_inputs
         for chosen, x in zip(sets, mixed, strict=True):
             self._weights[kind, chosen] += rate * (bit - sigmoid(x)) * inputs
         return clip(one, LEAST, 1 - LEAST)
