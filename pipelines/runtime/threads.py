@@ -110,10 +110,16 @@ class RunDelayClock:
 
 
 def _read_threads() -> dict[str, tuple[int, int]]:
-    """Nanoseconds that each thread of this process ran and waited for a core, by its id."""
-    threads = {}
+    """Nanoseconds that each thread of this process ran and waited for a core, by its id.
+
+    Threads of a lower priority than the reading one's are left out. They wait for the others of
+    this process, which is no sign that other processes want the cores.
+    """
+    threads, niceness = {}, os.getpriority(os.PRIO_PROCESS, 0)
     for thread in os.listdir("/proc/self/task"):
         try:
+            if os.getpriority(os.PRIO_PROCESS, int(thread)) > niceness:
+                continue
             running, delayed, _ = Path(f"/proc/self/task/{thread}/schedstat").read_text().split()
         except (OSError, ValueError):
             continue  # the thread has ended, or the kernel keeps no such figures

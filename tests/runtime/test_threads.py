@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,11 +14,13 @@ import pytest
 
 from bytelm.pipelines.runtime.threads import (
     FREE_READINGS,
+    LEAST_READY,
     USERS_VARIABLES,
     ContentionMonitor,
     RunDelayClock,
     share_cores,
 )
+from bytelm.pipelines.storage.background import lower_priority
 
 BUSY = "while True: pass"
 THREADS = """
@@ -102,6 +105,27 @@ def test_the_clock_counts_a_thread_that_runs() -> None:
     assert total
     assert running > 0
     assert delayed >= 0
+
+
+@linux_only
+def test_the_clock_leaves_out_threads_that_give_way() -> None:
+    started, end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        lower_priority(5)
+        started.set()
+        while not end.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    clock = RunDelayClock()
+    time.sleep(0.3)
+    delayed, running = clock.lap()
+    end.set()
+    thread.join()
+    assert delayed + running < LEAST_READY
 
 
 @linux_only
