@@ -54,7 +54,7 @@ class Job:
 
     folder: Path
     share: float
-    """Of one core, that this takes; see `Throttle`."""
+    """Share of one core that the upload takes; see `Throttle`."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bytelm.pipelines.training.metrics_logger import MetricsLogger
 LAST_UPLOAD_SECONDS = 600.0
 """Longest time for which the end of a run waits for its last upload."""
 PROCESSOR_SHARE = 0.015
-"""Of one core, for what writes and for what uploads, where steps compute on the CPU: a step is as
+"""Share of one core for writing, and for uploading, where steps compute on the CPU: a step is as
 much longer. On a GPU steps leave most cores idle, and checkpoints are large."""
 _POLL_SECONDS = 0.1
 

@@ -6,8 +6,9 @@ Prints a JSON line a figure: `name`, `value`, `unit`, `reference` and `ratio` (v
 One process trains on the demo's texts, writes a checkpoint every few steps, and uploads it to an S3
 server on this machine, which is moto in a process of its own. The server stands for another
 machine, whose time no step waits for, and so runs where nothing else wants the processor. Needs the
-packages of `bytelm[dev]`; takes some three minutes on two cores. Writing and uploading are spread
-over some 30 s: with fewer steps between checkpoints they are hurried, and no step is without them.
+packages of `bytelm[dev]`; takes three to nine minutes on two cores. Writing and uploading are
+spread over some 90 s: with fewer steps between checkpoints they are hurried, and no step is without
+them.
 
     checkpoints/step      seconds of a step while a checkpoint is written or uploaded; reference:
                           of the other steps of the run
