@@ -21,6 +21,9 @@ from bytelm.model.decoding.row_sampler import RowSampler
 from bytelm.model.decoding.static_decoder import IDS_AT_ONCE, StaticDecoder
 from bytelm.model.megabyte import Megabyte
 
+STEPS_AT_ONCE = 8
+"""Steps of a CPU before what was drawn is looked at, which costs a good part of a small step.
+Rows that have ended meanwhile take up to seven steps in vain."""
 COMPILED_STEPS = 2**15
 """Steps from which compiling them for a GPU is worth its half a minute, by an estimate."""
 
@@ -102,7 +105,7 @@ class StaticRows:
 class SteppedRows:
     """Rows of a `Decoder`, whose steps the host takes one by one."""
 
-    ids_at_once = 1
+    ids_at_once = STEPS_AT_ONCE
 
     def __init__(self, model: Megabyte, batch: int, length: int, sampler: RowSampler) -> None:
         self._decoder = Decoder(model, batch, length)
