@@ -15,6 +15,7 @@ from helpers.commands import bytelm, command, environment, metrics, write_config
 from helpers.processes import MARK, kill_marked, marked, wait_until_gone
 from helpers.source_files import hashes, small_source
 
+from bytelm.pipelines.checkpoints.run_folder import CHECKPOINTS_FOLDER, LATEST_FILE
 from bytelm.pipelines.runtime.launcher import free_port
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.training.sessions import read_sessions
@@ -71,6 +72,13 @@ def tools(tmp_path: Path) -> dict[str, str]:
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
     path = run / "metrics.jsonl"
     while not path.exists() or path.read_bytes().count(b"\n") < step:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the run has a whole checkpoint, which is written over some steps."""
+    while not (run / CHECKPOINTS_FOLDER / LATEST_FILE).exists():
         assert process.poll() is None
         time.sleep(0.01)
 
@@ -162,7 +170,7 @@ def test_a_run_goes_on_with_the_node_that_is_left_and_takes_the_other_one_in_aga
     )
     run, whole = tmp_path / "run", tmp_path / "whole"
     first, second = (start_node(number, "1:2", config, run, *options) for number in range(2))
-    wait_for_step(run, 30, first)
+    wait_for_checkpoint(run, first)
     kill_marked(marks[1])
     assert second.wait(END_SECONDS) < 0
     wait_for_sessions(run, 2, first)
