@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,13 +37,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(background.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(background, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
 def throttle(clock: Clock, share: float, seconds: float = math.inf) -> Throttle:
     made = Throttle(share, lambda: clock.processor, seconds)
-    made._hurried.wait = clock.wait  # type: ignore[method-assign, assignment]
+    # An event that takes no time and keeps what was asked of it.
+    made._hurried.wait = clock.wait  # type: ignore[method-assign, assignment]  # has no answer
     return made
 
 
