@@ -52,8 +52,8 @@ def linear_product(
 
 
 def _number(weight: Any) -> np.float32:
-    """The number that a stored weight stands for; kernels have it by the weight's type."""
-    raise NotImplementedError
+    """The number that a stored weight stands for. Kernels alone call it."""
+    raise NotImplementedError  # numba has the code below in its place
 
 
 @overload(_number)

@@ -82,7 +82,7 @@ COMMANDS: dict[str, ModuleType] = {
 }
 """Each module has HELP, `add_arguments(parser)` and `run(options, argv)`, the exit status."""
 SHARED_BY_RANKS = ("evaluate", "generate", "compress", "decompress")
-"""Commands whose ranks meet over gloo (`runtime/ranks.py`)."""
+"""Commands whose ranks meet over gloo (`runtime/ranks.py`); they leave nothing to clean up."""
 UNFORESEEN = (UnicodeEncodeError, RecursionError, NotImplementedError)
 """ValueErrors and RuntimeErrors of Python itself, whose text tells a user nothing."""
 

@@ -69,7 +69,7 @@ class _Save:
     state: TrainState
     folder: Path
     throttle: Throttle
-    """Of the thread that writes."""
+    """Rests of the thread that writes."""
     writes: list[Write] = field(default_factory=list)
     """This rank's files, to be written in this order."""
     is_published: bool = False

@@ -25,7 +25,7 @@ LONG_SHARE = 1e-7
 
 
 class OneRank:
-    """What a checkpointer needs of an engine, for a tiny model on one rank."""
+    """The parts of an engine that a checkpointer needs, for a tiny model on one rank."""
 
     rank, ranks = 0, 1
 
