@@ -332,13 +332,12 @@ def _code_byte(
 @_part
 def _learning_rates(prediction: Prediction) -> tuple[np.float32, np.float32]:
     """Learning rates of the weights and of the final mixer for the bits of a byte."""
-    size = prediction.size
-    if prediction.kind != BYTES:
-        return np.float32(MEDIA_RATE + FIRST_RATE / (1.0 + size / MEDIA_BYTES)), np.float32(
-            FINAL_RATE
-        )
-    final = FINAL_TEXT_RATE + FINAL_RATE / (1.0 + size / FINAL_TEXT_BYTES)
-    return np.float32(TEXT_RATE + FIRST_RATE / (1.0 + size / TEXT_BYTES)), np.float32(final)
+    size, final_rate = prediction.size, FINAL_RATE
+    rate = MEDIA_RATE + FIRST_RATE / (1.0 + size / MEDIA_BYTES)
+    if prediction.kind == BYTES:
+        rate = TEXT_RATE + FIRST_RATE / (1.0 + size / TEXT_BYTES)
+        final_rate = FINAL_TEXT_RATE + FINAL_RATE / (1.0 + size / FINAL_TEXT_BYTES)
+    return np.float32(rate), np.float32(final_rate)
 
 
 @_part
