@@ -165,24 +165,24 @@ def code_ids(
     logits: Floats,
     predictions: Predictions,
 ) -> None:
-    """Code the next ids of some rows, and take them; a decoder writes them.
+    """Code ids of rows, one after another, and take them; a decoder writes them.
 
     Args:
-        rows, ids: [R].
-        logits: [B, V] of the network.
-        predictions: [B] of PREDICTION.
+        rows: [n] whose id each is.
+        ids: [n].
+        logits: [n, V] of the network.
+        predictions: [n] of PREDICTION.
     """
     for index in range(len(rows)):
-        row = rows[index]
-        of_row, id_ = logits[row], ids[index]
-        highest = _highest(of_row)
-        total = _read_network(state, row, of_row, highest)
+        row, of_id, id_ = rows[index], logits[index], ids[index]
+        highest = _highest(of_id)
+        total = _read_network(state, row, of_id, highest)
         if not code_bit(coder, 1 if id_ < 256 else 0, state.network[row, 1] / total):
-            ids[index] = _code_other_id(coder, of_row, highest, id_)
-        elif predictions[row].kind == NO_PAYLOAD:
+            ids[index] = _code_other_id(coder, of_id, highest, id_)
+        elif predictions[index].kind == NO_PAYLOAD:
             ids[index] = _code_network_byte(state, row, coder, id_)
         else:
-            ids[index], _ = _code_byte(state, row, coder, id_, predictions[row])
+            ids[index], _ = _code_byte(state, row, coder, id_, predictions[index])
 
 
 # --- documents and the network ---

@@ -1,7 +1,7 @@
 """Output mixing over whole documents, and over the rows of a decoder.
 
 Shapes:
-    B rows of a decoder    S patches of P ids, laid flat document by document    V ids
+    B rows of a decoder    n ids    V ids of the vocabulary
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class DocumentMixer:
         host_ids = ids.cpu().contiguous().numpy()
         predictions, nats = np.zeros(count, PREDICTION), np.empty(count)
         host_places = places.cpu().contiguous().numpy()
-        predictors.predict_ids(self._predictors, 0, host_ids, host_places, predictions)
+        rows = np.zeros(count, np.int64)
+        predictors.predict_ids(self._predictors, rows, host_ids, host_places, predictions)
         kernels.read_ids(
             self._mixers,
             0,
@@ -87,22 +88,27 @@ class RowMixer:
         logits: Tensor,
         places: Tensor,
     ) -> npt.NDArray[np.int64]:
-        """Code the next ids of some rows under the mixture, and take them.
+        """Code the next ids of rows under the mixture, one after another, and take them.
+
+        An encoder may take many ids of a row at once, a decoder one of each. Both run the same
+        kernels: others may round otherwise.
 
         Args:
-            rows, ids: [R]; a decoder reads no ids.
-            logits: [B, V] of the network.
-            places: [B, PLACES] int32, of the next ids.
+            rows: [n] whose id each is.
+            ids: [n]; a decoder reads none of them.
+            logits: [n, V] of the network.
+            places: [n, PLACES] int32.
 
         Returns:
             the ids, which a decoder reads.
         """
         coded = ids.astype(np.int64)
         host_logits = logits.float().cpu().contiguous().numpy()
-        predictors.predict_rows(self._predictors, rows, places.numpy())
-        state, predictions = coder.state_for(len(ids)), self._predictors.predictions
+        predictions = np.empty(len(rows), PREDICTION)
+        predictors.predict_ids(self._predictors, rows, coded, places.numpy(), predictions)
+        state = coder.state_for(len(rows))
         kernels.code_ids(self._mixers, state, rows, coded, host_logits, predictions)
-        predictors.push_ids(self._predictors, rows, coded)
+        self._predictors.rows["id"][rows] = coded  # of a row's ids the last one stays
         return coded
 
 

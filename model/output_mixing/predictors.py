@@ -74,35 +74,30 @@ def compile_kernels() -> None:
     with compiling():
         state, ids = new_predictors(1, 16), np.zeros(1, np.int64)
         places = np.zeros((1, PLACES), np.int32)
-        predict_ids(state, 0, ids, places, np.zeros(1, PREDICTION))
-        predict_rows(state, ids, places)
-        push_ids(state, ids, ids)
+        predict_ids(state, ids, ids, places, np.zeros(1, PREDICTION))
 
 
 @_kernel
 def predict_ids(
-    state: PredictorState, row: int, ids: Ints, places: Places, predictions: Predictions
+    state: PredictorState, rows: Ints, ids: Ints, places: Places, predictions: Predictions
 ) -> None:
-    """Take a row's next ids [n] with their places [n, PLACES], and write what the predictors say
-    of each before it, [n] of PREDICTION."""
-    for index in range(len(ids)):
+    """Predict ids of rows, one after another.
+
+    A row's id is learned when its next one is predicted: where it is not known yet, it may be set
+    in `state.rows` until then.
+
+    Args:
+        rows: [n] whose id each is.
+        ids: [n].
+        places: [n, PLACES].
+        predictions: [n] of PREDICTION, written, each from the ids before it.
+    """
+    for index in range(len(rows)):
+        row = rows[index]
+        _learn_id(state, row)
         _predict(state, row, places[index])
         predictions[index] = state.predictions[row]
-        _push_id(state, row, ids[index])
-
-
-@_kernel
-def predict_rows(state: PredictorState, rows: Ints, places: Places) -> None:
-    """Predict the next id of some rows [R], with places [B, PLACES], in `state.predictions`."""
-    for row in rows:
-        _predict(state, row, places[row])
-
-
-@_kernel
-def push_ids(state: PredictorState, rows: Ints, ids: Ints) -> None:
-    """Take the next id of some rows, [R] both, after `predict_rows`."""
-    for index in range(len(rows)):
-        _push_id(state, rows[index], ids[index])
+        state.rows[row].id = ids[index]
 
 
 # --- ids ---
@@ -153,13 +148,13 @@ def _begin_payload(state: PredictorState, row: int) -> None:
 
 
 @kernel_part
-def _push_id(state: PredictorState, row: int, id_: int) -> None:
-    """Take a row's next id, after `_predict`; one above 255 stands for the byte 0."""
+def _learn_id(state: PredictorState, row: int) -> None:
+    """Learn a row's latest id; one above 255 stands for the byte 0."""
     r = state.rows[row]
     size, kind = r.place[SIZE], r.place[KIND]
     if kind == NO_PAYLOAD:
         return
-    byte = id_ if id_ < 256 else 0
+    byte = r.id if r.id < 256 else 0
     state.bytes[row, size] = byte
     if kind == SAMPLES:
         if r.place[IS_LOW] and size:

@@ -60,7 +60,8 @@ LEAST_MATCH_SLOTS, MOST_MATCH_SLOTS = 1 << 16, 1 << 22
 
 ROW = np.dtype(
     [
-        ("place", np.int64, (6,)),  # of the next id, by columns of `codec_features.layout`
+        ("place", np.int64, (6,)),  # of the latest id, by columns of `codec_features.layout`
+        ("id", np.int64),  # the latest, which is learned before the next one is predicted
         ("match", np.int64),  # index in the payload of the byte that the match predicts; -1: none
         ("match_length", np.int64),
         ("samples", np.int64),  # of all channels
@@ -86,7 +87,7 @@ class PredictorState(NamedTuple):
     rows: npt.NDArray[np.void]
     """[B] of ROW."""
     predictions: npt.NDArray[np.void]
-    """[B] of PREDICTION, of each row's next id."""
+    """[B] of PREDICTION, of each row's latest id."""
     bytes: npt.NDArray[np.uint8]
     """[B, T] of the payload."""
     positions: npt.NDArray[np.int32]

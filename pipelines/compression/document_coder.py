@@ -1,11 +1,11 @@
 """The coder of documents, whose runs of pieces step together: see `coding`.
 
-B rows of a batch    R rows that code an id in a step    n ids of a row    V ids
+B rows of a batch    R rows that code an id in a step    n positions of a group    V ids
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from bytelm.pipelines.compression.range_coding import Ids, RangeDecoder, RangeEn
 from bytelm.pipelines.compression.row_steps import (
     RowGroup,
     Step,
-    steps_ahead,
+    step_groups,
     steps_of,
     torch_threads,
 )
@@ -39,7 +39,8 @@ MOST_MIXING_BYTES = 1 << 30
 """Memory of the mixing of a batch: of long documents, as many step together as it has room for."""
 
 MOST_LOGIT_BYTES = 1 << 27
-"""Memory of the logits that an encoder computes together; three times as much is held at once."""
+"""Memory of the logits that a thread of an encoder computes together; four times as much is held at
+once."""
 
 StreamEncoder = RangeEncoder | BitEncoder
 StreamDecoder = RangeDecoder | BitDecoder
@@ -157,20 +158,35 @@ class DocumentCoder:
     def _encode_ahead(
         self, coder: Coder, chunks: Sequence[Sequence[Sequence[Piece]]], mixer: RowMixer | None
     ) -> None:
-        """Encode the pieces of turns, chunk by chunk: a thread steps one while another is mixed."""
+        """Encode the pieces of turns, chunk by chunk: threads step some while another is mixed."""
         patch = self.model.config.patch
 
-        def stepped(turns: Sequence[Sequence[Piece]]) -> list[tuple[RowGroup, Iterator[Step]]]:
+        def stepped(turns: Sequence[Sequence[Piece]]) -> list[tuple[RowGroup, Tensor, Tensor]]:
             groups = [
                 RowGroup([piece.row(piece.frame(patch), patch) for piece in pieces])
                 for pieces in turns
             ]
-            steps = steps_ahead(self.model, groups, self.threads)
-            return list(zip(groups, steps, strict=True))
+            return step_groups(self.model, groups, self.threads)
 
-        for _, together in map_in_threads(stepped, chunks, most=1):
-            for group, steps in together:
-                self._code_group(coder, group, steps, mixer, self.advance)
+        for _, together in map_in_threads(stepped, chunks, most=2):
+            for group, logits, places in together:
+                self._encode_group(coder, group, logits, places, mixer)
+
+    def _encode_group(
+        self, coder: Coder, group: RowGroup, logits: Tensor, places: Tensor, mixer: RowMixer | None
+    ) -> None:
+        """Encode all ids of a group's rows that are not known.
+
+        Args:
+            logits: [n, B, V].
+            places: [n, B, PLACES] in the rows' payloads.
+        """
+        positions, rows = group.all_coded()
+        taken = torch.from_numpy(positions), torch.from_numpy(rows)
+        places = places[taken]
+        shift_places(places, group.starts[rows])
+        _code_ids(coder, rows, group.ids[rows, positions], logits[taken], mixer, places)
+        self.advance(len(rows))
 
     def _code_pieces(
         self,
@@ -213,6 +229,9 @@ class DocumentCoder:
                 continue
             if places is not None and is_later:  # most rows begin their documents
                 shift_places(places, group.starts)
+            if len(coded) < len(logits):
+                taken = torch.from_numpy(coded)
+                logits, places = logits[taken], None if places is None else places[taken]
             group.ids[coded, position] = _code_ids(
                 coder, coded, group.ids[coded, position], logits, mixer, places
             )
@@ -238,15 +257,15 @@ def _code_ids(
     mixer: RowMixer | None,
     places: Tensor | None,
 ) -> npt.NDArray[np.integer]:
-    """Code the next ids [R] of some rows [R], under logits [B, V]; returns the ids.
+    """Code ids [R] of rows [R], one after another, under logits [R, V]; returns the ids.
 
     Args:
-        mixer: of a model that mixes.
-        places: [B, PLACES] of the rows' next ids, for the mixer.
+        mixer: of a model that mixes; a row may stand for many of its ids.
+        places: [R, PLACES], for the mixer.
     """
     if isinstance(coder, BitEncoder | BitDecoder):
         assert mixer is not None
         assert places is not None
         return mixer.code(coder, rows, ids, logits, places)
-    probabilities = logits.double().softmax(dim=1).cpu().numpy()[rows]  # [R, V]
+    probabilities = logits.double().softmax(dim=1).cpu().numpy()  # [R, V]
     return coder.code(ids, probabilities)

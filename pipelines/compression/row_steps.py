@@ -5,7 +5,6 @@ B rows    n ids of the longest row    V ids
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -54,6 +53,12 @@ class RowGroup:
         """Numbers of the rows whose id at a position is to be coded."""
         return np.flatnonzero((self._known <= position) & (position < self._lengths))
 
+    def all_coded(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Positions and row numbers of all ids that are to be coded, in their order."""
+        positions = np.arange(self.ids.shape[1])[:, None]
+        at, rows = np.nonzero((self._known <= positions) & (positions < self._lengths))
+        return at, rows
+
     def store(self) -> None:
         """Copy the ids into the rows."""
         for padded, row in zip(self.ids, self.rows, strict=True):
@@ -85,13 +90,16 @@ def steps_of(
         yield Step(position, logits, decoder.places if is_mixed else None)
 
 
-def steps_ahead(model: Megabyte, groups: Sequence[RowGroup], threads: int) -> list[Iterator[Step]]:
-    """The steps of each of several groups, whose ids are all known, by steps of all rows together.
-
-    The steps have places.
+def step_groups(
+    model: Megabyte, groups: Sequence[RowGroup], threads: int
+) -> list[tuple[RowGroup, Tensor, Tensor]]:
+    """Step all rows of several groups together, whose ids are all known.
 
     A row of a decoder whose steps are compiled has the same logits alone and in any batch, so that
     who decodes the groups one after another finds the same.
+
+    Returns:
+        each group with logits [n, B, V] and places [n, B, PLACES] of all its ids.
     """
     together = RowGroup([row for group in groups for row in group.rows])
     count, longest = together.ids.shape
@@ -100,14 +108,12 @@ def steps_ahead(model: Megabyte, groups: Sequence[RowGroup], threads: int) -> li
     for position, step_logits, step_places in steps_of(model, together, threads, is_mixed=True):
         assert step_places is not None
         logits[position], places[position] = step_logits, step_places
-
-    def of_group(first: int, group: RowGroup) -> Iterator[Step]:
-        rows = slice(first, first + len(group.rows))
-        for position in range(group.ids.shape[1]):
-            yield Step(position, logits[position, rows], places[position, rows])
-
-    firsts = itertools.accumulate((len(group.rows) for group in groups[:-1]), initial=0)
-    return [of_group(first, group) for first, group in zip(firsts, groups, strict=True)]
+    counts = [len(group.rows) for group in groups]
+    by_group = zip(groups, logits.split(counts, dim=1), places.split(counts, dim=1), strict=True)
+    return [
+        (group, logits[: group.ids.shape[1]], places[: group.ids.shape[1]])
+        for group, logits, places in by_group
+    ]
 
 
 @contextmanager

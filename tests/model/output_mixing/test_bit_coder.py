@@ -72,6 +72,17 @@ def test_ids_of_all_kinds_come_back(spread: float) -> None:
     assert decoder.is_at_end
 
 
+def test_ids_that_are_encoded_at_once_come_back_one_by_one() -> None:
+    kinds, ids = list(KINDS.values()), random_ids(150, 4)
+    logits = torch.randn(150, 4, V, generator=torch.Generator().manual_seed(2))
+    encoder, rows = BitEncoder(), np.tile(np.arange(4), 150)
+    places = torch.cat([places_of(kind, step) for step in range(150) for kind in kinds])
+    RowMixer(4, 512).code(encoder, rows, ids.reshape(-1), logits.flatten(0, 1), places)
+    words = encoder.words()
+    assert (words == encoded(kinds, ids, logits)).all()
+    assert (code(BitDecoder(words), kinds, np.zeros_like(ids), logits) == ids).all()
+
+
 def test_without_a_payload_ids_take_the_bits_of_the_network() -> None:
     ids = random_ids(400, 2)
     logits = 2.0 * torch.randn(400, 2, V, generator=torch.Generator().manual_seed(3))

@@ -45,7 +45,7 @@ def test_nats_are_those_of_plain_python(kind: int, trust: float) -> None:
     logits = generator.normal(0, 1, (N, V)).astype(np.float32)
     logits[np.arange(N), ids] += (trust * generator.random(N)).astype(np.float32)
     predicted, nats = np.zeros(N, PREDICTION), np.empty(N)
-    predictors.predict_ids(new_predictors(1, LENGTH), 0, ids, places, predicted)
+    predictors.predict_ids(new_predictors(1, LENGTH), np.zeros_like(ids), ids, places, predicted)
     mixers, opens_document = new_mixers(1, LENGTH), np.arange(N) == 0
     kernels.read_ids(mixers, 0, IDLE_CODER, logits, ids, predicted, opens_document, nats)
     reference = ReferenceMixer(mixers.counts.shape[2], mixers.refinements.shape[1])

@@ -33,7 +33,8 @@ def predictions_of(image: Pixels) -> npt.NDArray[np.void]:
     places[:, SIZE], places[:, PLACE] = index, index % unit
     predictions = np.zeros(len(ids), PREDICTION)
     predictors.compile_kernels()
-    predictors.predict_ids(new_predictors(1, len(ids)), 0, ids, places, predictions)
+    state, rows = new_predictors(1, len(ids)), np.zeros_like(ids)
+    predictors.predict_ids(state, rows, ids, places, predictions)
     return predictions.reshape(image.shape)
 
 

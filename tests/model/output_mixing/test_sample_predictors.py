@@ -32,7 +32,8 @@ def predictions_of(samples: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
     places[:, PLACE], places[:, IS_LOW] = index % unit, index % 2
     predictions = np.zeros(len(ids), PREDICTION)
     predictors.compile_kernels()
-    predictors.predict_ids(new_predictors(1, len(ids)), 0, ids, places, predictions)
+    state, rows = new_predictors(1, len(ids)), np.zeros_like(ids)
+    predictors.predict_ids(state, rows, ids, places, predictions)
     return predictions
 
 

@@ -23,7 +23,8 @@ def contexts_of(text: bytes) -> npt.NDArray[np.uint64]:
     places[:, KIND], places[:, UNIT], places[:, SIZE] = BYTES, 1, np.arange(len(ids))
     predictions = np.zeros(len(ids), PREDICTION)
     predictors.compile_kernels()
-    predictors.predict_ids(new_predictors(1, len(ids)), 0, ids, places, predictions)
+    state, rows = new_predictors(1, len(ids)), np.zeros_like(ids)
+    predictors.predict_ids(state, rows, ids, places, predictions)
     assert (predictions["contexts"] == predictions["hashes"].shape[1]).all()
     return predictions["hashes"]
 
