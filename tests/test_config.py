@@ -220,13 +220,16 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     [
         ({"amx_bf16": True, "avx512_bf16": True}, "bf16"),
         ({"amx_bf16": False, "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "amx_bf16": True, "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "amx_bf16": False, "avx512_bf16": True}, "fp32"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bf16"),
         ({"sve_bf16": True}, "bf16"),
         ({"avx512_f": True, "avx512_bf16": False}, "fp32"),
         ({}, "fp32"),
     ],
 )
-def test_auto_is_bf16_on_a_processor_with_instructions_for_it(
-    capabilities: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
+def test_auto_is_bf16_on_a_processor_that_it_makes_faster(
+    capabilities: dict[str, bool | str], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     processor = torch.device("cpu")
