@@ -1,10 +1,11 @@
 """The coder of documents, whose runs of pieces step together: see `coding`.
 
-B rows of a batch    R rows that code an id in a step    n positions of a group    V ids
+B rows of a batch    R rows that code an id in a step    V ids
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,9 @@ from bytelm.pipelines.compression.range_coding import Ids, RangeDecoder, RangeEn
 from bytelm.pipelines.compression.row_steps import (
     RowGroup,
     Step,
-    step_groups,
+    SteppedRow,
+    in_coding_order,
+    step_rows,
     steps_of,
     torch_threads,
 )
@@ -38,9 +41,13 @@ costs some ten bytes, a thousandth of what so many ids come to."""
 MOST_MIXING_BYTES = 1 << 30
 """Memory of the mixing of a batch: of long documents, as many step together as it has room for."""
 
+STEPPING_THREADS = 2
+"""Threads of an encoder that step rows. The mixing of one row is about as fast as two."""
 MOST_LOGIT_BYTES = 1 << 27
-"""Memory of the logits that a thread of an encoder computes together; four times as much is held at
-once."""
+"""Memory of the logits that such a thread computes at once. Those of all rows of a turn are held,
+which are half as large as the state of their mixing."""
+ENCODED_POSITIONS = 1 << 10
+"""Positions of the rows of a turn that are encoded at once."""
 
 StreamEncoder = RangeEncoder | BitEncoder
 StreamDecoder = RangeDecoder | BitDecoder
@@ -114,10 +121,8 @@ class DocumentCoder:
                 [run.pieces[turn] for run in runs if turn < len(run.pieces)]
                 for turn in range(len(runs[0].pieces))
             ]
-            ahead = self._turns_ahead(coder, len(runs))
-            if ahead > 1:
-                chunks = [turns[first : first + ahead] for first in range(0, len(turns), ahead)]
-                self._encode_ahead(coder, chunks, mixer)
+            if self._can_step_ahead(coder):
+                self._encode_turns(coder, turns, mixer)
                 continue
             for pieces in turns:
                 self._code_pieces(coder, pieces, mixer, learner)
@@ -140,53 +145,44 @@ class DocumentCoder:
     def _new_mixer(self, rows: int, length: int) -> RowMixer | None:
         return RowMixer(rows, length) if self.model.config.output_mixing else None
 
-    def _turns_ahead(self, coder: Coder, rows: int) -> int:
-        """Number of turns whose logits the same steps compute.
+    def _can_step_ahead(self, coder: Coder) -> bool:
+        """Whether logits may be computed before any id is coded, by other steps than a decoder's.
 
-        An encoder knows all ids, and steps of many rows take less time for each.
+        An encoder knows all ids. Who learns needs the ids before.
         """
+        is_encoder = isinstance(coder, BitEncoder)
+        return is_encoder and self.adaptation is None and has_compiled_steps(self.model)
+
+    def _encode_turns(
+        self, coder: Coder, turns: Sequence[Sequence[Piece]], mixer: RowMixer | None
+    ) -> None:
+        """Encode pieces turn by turn: threads step those of this and later turns meanwhile."""
         config = self.model.config
-        if (
-            not isinstance(coder, BitEncoder)
-            or self.adaptation is not None
-            or not has_compiled_steps(self.model)
-        ):
-            return 1
-        logits = rows * config.context * config.vocab_size * np.dtype(np.float32).itemsize
-        return max(1, min(self.batch // rows, MOST_LOGIT_BYTES // logits))
+        pieces = [piece for turn in turns for piece in turn]
+        longest = max(piece.size for piece in pieces)
+        of_row = longest * config.vocab_size * np.dtype(np.float32).itemsize
+        share = -(-len(pieces) // STEPPING_THREADS)
+        size = max(1, min(self.batch, MOST_LOGIT_BYTES // of_row, share))
 
-    def _encode_ahead(
-        self, coder: Coder, chunks: Sequence[Sequence[Sequence[Piece]]], mixer: RowMixer | None
+        def stepped(together: Sequence[Piece]) -> list[SteppedRow]:
+            rows = [piece.row(piece.frame(config.patch), config.patch) for piece in together]
+            return step_rows(self.model, rows, self.threads)
+
+        parts = [pieces[first : first + size] for first in range(0, len(pieces), size)]
+        results = map_in_threads(stepped, parts, STEPPING_THREADS)
+        rows = (row for _, result in results for row in result)
+        for turn in turns:
+            self._encode_rows(coder, list(itertools.islice(rows, len(turn))), mixer)
+
+    def _encode_rows(
+        self, coder: Coder, rows: Sequence[SteppedRow], mixer: RowMixer | None
     ) -> None:
-        """Encode the pieces of turns, chunk by chunk: threads step some while another is mixed."""
-        patch = self.model.config.patch
-
-        def stepped(turns: Sequence[Sequence[Piece]]) -> list[tuple[RowGroup, Tensor, Tensor]]:
-            groups = [
-                RowGroup([piece.row(piece.frame(patch), patch) for piece in pieces])
-                for pieces in turns
-            ]
-            return step_groups(self.model, groups, self.threads)
-
-        for _, together in map_in_threads(stepped, chunks, most=2):
-            for group, logits, places in together:
-                self._encode_group(coder, group, logits, places, mixer)
-
-    def _encode_group(
-        self, coder: Coder, group: RowGroup, logits: Tensor, places: Tensor, mixer: RowMixer | None
-    ) -> None:
-        """Encode all ids of a group's rows that are not known.
-
-        Args:
-            logits: [n, B, V].
-            places: [n, B, PLACES] in the rows' payloads.
-        """
-        positions, rows = group.all_coded()
-        taken = torch.from_numpy(positions), torch.from_numpy(rows)
-        places = places[taken]
-        shift_places(places, group.starts[rows])
-        _code_ids(coder, rows, group.ids[rows, positions], logits[taken], mixer, places)
-        self.advance(len(rows))
+        """Encode the ids of a turn's rows."""
+        longest = max(len(row.ids) for row, _, _ in rows)
+        for first in range(0, longest, ENCODED_POSITIONS):
+            numbers, ids, logits, places = in_coding_order(rows, first, first + ENCODED_POSITIONS)
+            _code_ids(coder, numbers, ids, logits, mixer, places)
+            self.advance(len(ids))
 
     def _code_pieces(
         self,

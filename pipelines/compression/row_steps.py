@@ -1,6 +1,6 @@
 """The steps of a model's decoder over rows that code ids side by side.
 
-B rows    n ids of the longest row    V ids
+B rows    n ids of a row, or of the longest one    V ids of the vocabulary
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bytelm.modalities import framing
 from bytelm.model.codec_features.layout import PLACES
 from bytelm.model.decoding.decoder import Decoder
 from bytelm.model.megabyte import Megabyte
+from bytelm.model.output_mixing.mixer import shift_places
 from bytelm.pipelines.compression.range_coding import Ids
 from bytelm.pipelines.compression.runs import Row
 
@@ -31,6 +32,16 @@ class Step(NamedTuple):
     """[B, V]."""
     places: Tensor | None
     """[B, PLACES] in the rows' payloads, for mixing."""
+
+
+class SteppedRow(NamedTuple):
+    """A row whose ids are all known, with the logits and places before each."""
+
+    row: Row
+    logits: Tensor
+    """[n, V]."""
+    places: Tensor
+    """[n, PLACES] in the document's payload."""
 
 
 class RowGroup:
@@ -52,12 +63,6 @@ class RowGroup:
     def coded(self, position: int) -> npt.NDArray[np.int64]:
         """Numbers of the rows whose id at a position is to be coded."""
         return np.flatnonzero((self._known <= position) & (position < self._lengths))
-
-    def all_coded(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Positions and row numbers of all ids that are to be coded, in their order."""
-        positions = np.arange(self.ids.shape[1])[:, None]
-        at, rows = np.nonzero((self._known <= positions) & (positions < self._lengths))
-        return at, rows
 
     def store(self) -> None:
         """Copy the ids into the rows."""
@@ -90,30 +95,46 @@ def steps_of(
         yield Step(position, logits, decoder.places if is_mixed else None)
 
 
-def step_groups(
-    model: Megabyte, groups: Sequence[RowGroup], threads: int
-) -> list[tuple[RowGroup, Tensor, Tensor]]:
-    """Step all rows of several groups together, whose ids are all known.
+def step_rows(model: Megabyte, rows: Sequence[Row], threads: int) -> list[SteppedRow]:
+    """Step rows together, whose ids are all known.
 
     A row of a decoder whose steps are compiled has the same logits alone and in any batch, so that
-    who decodes the groups one after another finds the same.
+    who decodes it beside other rows finds the same.
+    """
+    group = RowGroup(rows)
+    count, longest = group.ids.shape
+    logits = torch.empty(count, longest, model.config.vocab_size)
+    places = torch.empty(count, longest, PLACES, dtype=torch.int32)
+    for position, of_step, step_places in steps_of(model, group, threads, is_mixed=True):
+        assert step_places is not None
+        logits[:, position], places[:, position] = of_step, step_places
+    for row, of_row in zip(rows, places, strict=True):
+        shift_places(of_row, row.start)
+    return [
+        SteppedRow(row, row_logits[: len(row.ids)], row_places[: len(row.ids)])
+        for row, row_logits, row_places in zip(rows, logits, places, strict=True)
+    ]
+
+
+def in_coding_order(
+    rows: Sequence[SteppedRow], first: int, stop: int
+) -> tuple[npt.NDArray[np.int64], Ids, Tensor, Tensor]:
+    """The ids of rows at positions [first, stop) that are to be coded, as a decoder steps.
 
     Returns:
-        each group with logits [n, B, V] and places [n, B, PLACES] of all its ids.
+        of each id in turn the number of its row [m], itself [m], its logits [m, V] and its places
+        [m, PLACES].
     """
-    together = RowGroup([row for group in groups for row in group.rows])
-    count, longest = together.ids.shape
-    logits = torch.empty(longest, count, model.config.vocab_size)
-    places = torch.empty(longest, count, PLACES, dtype=torch.int32)
-    for position, step_logits, step_places in steps_of(model, together, threads, is_mixed=True):
-        assert step_places is not None
-        logits[position], places[position] = step_logits, step_places
-    counts = [len(group.rows) for group in groups]
-    by_group = zip(groups, logits.split(counts, dim=1), places.split(counts, dim=1), strict=True)
-    return [
-        (group, logits[: group.ids.shape[1]], places[: group.ids.shape[1]])
-        for group, logits, places in by_group
-    ]
+    spans = [slice(max(first, row.known), min(stop, len(row.ids))) for row, *_ in rows]
+    positions = [np.arange(span.start, span.stop) for span in spans]
+    numbers = np.repeat(np.arange(len(rows)), [len(at) for at in positions])
+    order = np.lexsort((numbers, np.concatenate(positions)))  # by position, then by row
+    taken = torch.from_numpy(order)
+    parts = list(zip(rows, spans, strict=True))
+    ids = np.concatenate([stepped.row.ids[span] for stepped, span in parts])
+    logits = torch.cat([stepped.logits[span] for stepped, span in parts])
+    places = torch.cat([stepped.places[span] for stepped, span in parts])
+    return numbers[order], ids[order], logits[taken], places[taken]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from bytelm.model.stored_names import config_from_stored
+from bytelm.pipelines.checkpoints.bundled_models import bundled_model
 from bytelm.pipelines.checkpoints.load import model_folder
 from bytelm.pipelines.checkpoints.manifest import file_entry
 from bytelm.pipelines.checkpoints.model_files import CARD_FILE, EXPORTED_SAMPLES
@@ -62,6 +63,9 @@ def export_model(
     if license_id is not None and not _LICENSE.fullmatch(license_id.lower()):
         raise ValueError(f"{license_id!r} is no id of a licence: give one such as mit or cc-by-4.0")
     source = Path(model_folder(run))
+    bundled = None if source.is_dir() else bundled_model(str(run))
+    if bundled:
+        raise ValueError(f"{run} is an exported model already: copy {bundled}, or export a run")
     if not source.is_dir():
         raise ValueError(f"no run at {run}: give the folder that `bytelm train --out` wrote")
     step = checkpoint_step(source)

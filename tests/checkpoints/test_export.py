@@ -196,5 +196,7 @@ def test_mistakes_are_refused_and_leave_nothing(
     assert not Path("first").exists()
     export(capsys, run, "--out", "first")
     assert "exists" in export(capsys, run, "--out", "first", expected=2)
-    assert "already" in export(capsys, "first", "--out", "second", expected=2)
+    for model in ("first", "small"):
+        refusal = export(capsys, model, "--out", "second", expected=2)
+        assert "is an exported model already: copy" in refusal
     assert sorted(p.name for p in run.parent.iterdir() if "first" in p.name) == ["first"]

@@ -98,6 +98,7 @@ def test_logits_of_several_turns_at_once_give_the_same_bytes(
     files = [(f"{number}.txt", noise(size + number)) for number, size in enumerate(sizes)]
     packed = compress_documents(model, VIEWS, files)
     monkeypatch.setattr(document_coder, "MOST_LOGIT_BYTES", 0)
+    monkeypatch.setattr(document_coder, "ENCODED_POSITIONS", 7)
     assert compress_documents(model, VIEWS, files) == packed
     assert decompress_documents(model, packed) == files
 
