@@ -41,8 +41,9 @@ costs some ten bytes, a thousandth of what so many ids come to."""
 MOST_MIXING_BYTES = 1 << 30
 """Memory of the mixing of a batch: of long documents, as many step together as it has room for."""
 
-STEPPING_THREADS = 2
-"""Threads of an encoder that step rows. The mixing of one row is about as fast as two."""
+STEPPING_THREADS = 4
+"""The most threads of an encoder that step rows; mixing keeps up with some eight, and each takes
+MOST_LOGIT_BYTES twice."""
 MOST_LOGIT_BYTES = 1 << 27
 """Memory of the logits that such a thread computes at once. Those of all rows of a turn are held,
 which are half as large as the state of their mixing."""
@@ -161,7 +162,8 @@ class DocumentCoder:
         pieces = [piece for turn in turns for piece in turn]
         longest = max(piece.size for piece in pieces)
         of_row = longest * config.vocab_size * np.dtype(np.float32).itemsize
-        share = -(-len(pieces) // STEPPING_THREADS)
+        threads = min(STEPPING_THREADS, torch.get_num_threads())
+        share = -(-len(pieces) // threads)
         size = max(1, min(self.batch, MOST_LOGIT_BYTES // of_row, share))
 
         def stepped(together: Sequence[Piece]) -> list[SteppedRow]:
@@ -169,7 +171,7 @@ class DocumentCoder:
             return step_rows(self.model, rows, self.threads)
 
         parts = [pieces[first : first + size] for first in range(0, len(pieces), size)]
-        results = map_in_threads(stepped, parts, STEPPING_THREADS)
+        results = map_in_threads(stepped, parts, threads)
         rows = (row for _, result in results for row in result)
         for turn in turns:
             self._encode_rows(coder, list(itertools.islice(rows, len(turn))), mixer)
