@@ -37,7 +37,8 @@ def load(
     Args:
         location: a run's folder, an exported model's folder, the name of a bundled model (`small`,
             unless a run or a model is in a folder of that name), the URL of a run or of a
-            checkpoint, or the id of a Hugging Face repository.
+            checkpoint, the id of a Hugging Face repository, or `preset:NAME` for random weights
+            that learn from what they compress.
         device: where the model computes; None takes the GPU if there is one.
     Raises:
         ValueError: for a model that is missing, damaged or of another format version.
@@ -45,9 +46,11 @@ def load(
     """
     from bytelm.language_model import LanguageModel
     from bytelm.pipelines.checkpoints.load import load_model
+    from bytelm.pipelines.checkpoints.untrained import adaptation_of
 
     model, dataset_info = load_model(os.fspath(location))
-    return LanguageModel(model if device is None else model.to(device), dataset_info)
+    on_device = model if device is None else model.to(device)
+    return LanguageModel(on_device, dataset_info, adaptation_of(os.fspath(location)))
 
 
 def open_set(path: str | os.PathLike[str]) -> ShardSet:

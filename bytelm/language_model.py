@@ -15,6 +15,7 @@ from bytelm.modalities import MODALITIES
 from bytelm.modalities.audio import frames
 from bytelm.modalities.base import FILE_VIEW, Header, Sample
 from bytelm.modalities.image import deep_pixels
+from bytelm.model.adaptation import TRAINED, Adaptation
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.compression.compress import compress_documents, decompress_documents
@@ -38,11 +39,15 @@ class LanguageModel:
     Attributes:
         model: the network, in evaluation mode.
         dataset_info: views, headers and pairs of the training set.
+        adaptation: how a copy of the model learns from what it compresses, if it is to.
     """
 
-    def __init__(self, model: Megabyte, dataset_info: DatasetInfo) -> None:
+    def __init__(
+        self, model: Megabyte, dataset_info: DatasetInfo, adaptation: Adaptation = TRAINED
+    ) -> None:
         self.model = model
         self.dataset_info = dataset_info
+        self.adaptation = adaptation
 
     @property
     def config(self) -> ModelConfig:
@@ -172,15 +177,20 @@ class LanguageModel:
         )
         return [_as_object(samples[number]) for number in range(count)]
 
-    def compress(self, data: bytes, name: str = "data") -> bytes:
+    def compress(self, data: bytes, name: str = "data", *, adapt: bool = False) -> bytes:
         """Compress any bytes without loss, as `bytelm compress --keep-files` does.
 
         Args:
             name: name of the file that `bytelm decompress` restores.
+            adapt: let a copy of the model learn from the bytes while it codes them, as `--adapt`
+                does: smaller, and slower both ways.
         Returns:
             the container, which only the same model can decompress.
         """
-        return compress_documents(self.model, self.views, [(name, data)], keep_files=True)
+        adaptation = self.adaptation if adapt else None
+        return compress_documents(
+            self.model, self.views, [(name, data)], keep_files=True, adaptation=adaptation
+        )
 
     def decompress(self, packed: bytes) -> bytes:
         """Restore the bytes that `compress` was given.

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from helpers.source_files import png, small_source, sound, txt
 
 import bytelm
 from bytelm.modalities.base import Header
+from bytelm.model import presets
+from bytelm.model.adaptation import UNTRAINED
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.cli import main
+from bytelm.pipelines.compression.container import unpack
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.evaluation.evaluate import evaluate
 
@@ -226,6 +230,21 @@ def test_any_bytes_come_back_from_compression(
         assert model.decompress(packed) == data
     with pytest.raises(ValueError, match="no file that"):
         model.decompress(b"not packed")
+
+
+def test_a_model_learns_from_what_it_compresses(model: bytelm.LanguageModel) -> None:
+    data = b"the white whale, the white sea, the white sky; " * 200
+    adapted = model.compress(data, adapt=True)
+    assert model.decompress(adapted) == data
+    assert len(adapted) < 0.9 * len(model.compress(data))
+
+
+def test_random_weights_compress_by_what_they_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(presets.PRESETS, "mini", ModelConfig.from_dict(TINY_MODEL))
+    model = bytelm.load("preset:mini", device="cpu")
+    packed = model.compress(b"from nothing", adapt=True)
+    assert unpack(packed, "it").adaptation == replace(UNTRAINED, preset="preset:mini:0")
+    assert model.decompress(packed) == b"from nothing"
 
 
 def test_what_was_compressed_is_restored_by_the_command(

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=WholeNumber(1, MAX_BATCH),
         default=64,
         help="pieces, or files where the model mixes its outputs, that are coded at once; "
-        "decompression needs memory for as many",
+        "decompression needs memory for as many; one file with --adapt",
     )
     parser.add_argument(
         "--adapt",

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=WholeNumber(1, MAX_BATCH),
         default=1,
-        help="rows that a thread of the model scores at once",
+        help="rows that a thread of the model scores at once; one document with --adapt",
     )
     add_precision(parser)
     scoring = parser.add_mutually_exclusive_group()
