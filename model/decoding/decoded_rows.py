@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bytelm.model.codec_features.incremental import BatchFeatures
-from bytelm.model.codec_features.vectorized import compute_codec_features
+from bytelm.model.codec_features.vectorized import compute_codec_features, compute_places
 from bytelm.model.megabyte import Megabyte
 
 
@@ -54,6 +54,14 @@ class DecodedRows:
             for number, prompt in enumerate(prompts):
                 self._features.push_row(number, prompt)
 
+    def with_same_prompts(self) -> list[list[int]]:
+        """Numbers of the rows that hold the same ids of the same modality, together."""
+        rows: dict[tuple[bytes, int], list[int]] = {}
+        for row, (ids, held) in enumerate(zip(self.ids.cpu().numpy(), self.held, strict=True)):
+            prompt = ids[self.lookback : self.lookback + held].tobytes()
+            rows.setdefault((prompt, int(self.modality[row])), []).append(row)
+        return list(rows.values())
+
     def push_features(self, new_ids: Tensor) -> None:
         """Read an id of each row, [B], for the codec features of the next one."""
         if self._features is not None:
@@ -73,6 +81,12 @@ class DecodedRows:
         ids = self.ids[row : row + 1, self.lookback :]
         one_document = torch.zeros_like(ids[:, :1])
         return compute_codec_features(ids, one_document, self._patch)[0]
+
+    def prompt_places(self, row: int) -> Tensor:
+        """Places of the ids that a row holds in their payloads, [ids, PLACES]."""
+        ids = self.ids[row : row + 1, self.lookback :]
+        places = compute_places(ids, torch.zeros_like(ids[:, :1]), self._patch)[0]
+        return places[: self.held[row]]
 
     def set_modality(self, modality: Tensor | None) -> None:
         """Check and keep the modality of each row's last id, [B]."""

@@ -17,7 +17,7 @@ compiled call (`compiled_steps.py`), in which the logits of a row are bit-identi
 batch; other types take PyTorch's operations (`module_steps.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -104,6 +104,10 @@ class Decoder:
         """Places of the rows' next ids in their payloads, [B, PLACES], for a model that mixes."""
         return self._rows.places()
 
+    def prompt_places(self, row: int) -> Tensor:
+        """Places of the ids of a row's prompt, [ids, PLACES], for a model that mixes."""
+        return self._rows.prompt_places(row)
+
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Tensor], modality: Tensor | None = None) -> Tensor:
         """Start every row with its prompt, whose ids run in parallel; forget what rows held.
@@ -119,6 +123,28 @@ class Decoder:
         Raises:
             ValueError: the number of prompts is not that of rows, or a prompt is too long.
         """
+        self._hold(prompts, modality)
+        of_rows: dict[int, Tensor] = {}
+        for rows in self._rows.with_same_prompts():
+            of_rows |= dict.fromkeys(rows, self._prompt_logits(rows))
+        return torch.cat([of_rows[row] for row in range(self.batch)])
+
+    @torch.no_grad()
+    def prefill_whole(
+        self, prompts: Sequence[Tensor], modality: Tensor | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """`prefill`, with the logits of all ids of each prompt.
+
+        Yields:
+            the rows that have the prompt, and [ids + 1, V] float32, the next id's last. A step has
+            to wait until all are taken.
+        """
+        self._hold(prompts, modality)
+        for rows in self._rows.with_same_prompts():
+            yield rows, self._prompt_logits(rows, is_whole=True)
+
+    def _hold(self, prompts: Sequence[Tensor], modality: Tensor | None) -> None:
+        """Start every row with the ids of its prompt; no cache is filled yet."""
         if len(prompts) != self.batch:
             raise ValueError(f"{len(prompts)} prompts for {self.batch} rows: give one for each row")
         longest = max(len(prompt) for prompt in prompts)
@@ -130,7 +156,6 @@ class Decoder:
         self._rows.set_modality(modality)
         self._rows.begin(prompts)
         self._longest = longest
-        return torch.cat([self._prompt_logits(row) for row in range(self.batch)])
 
     @torch.no_grad()
     def step(self, ids: Tensor, modality: Tensor | None = None) -> Tensor:
@@ -162,26 +187,39 @@ class Decoder:
 
     # --- prompts ---
 
-    def _prompt_logits(self, row: int) -> Tensor:
-        """Run a row's prompt, fill its caches, and return the logits of the next id, [1, V]."""
+    def _prompt_logits(self, rows: Sequence[int], is_whole: bool = False) -> Tensor:
+        """Run the prompt that some rows have in common, fill their caches, and return the logits of
+        the next id, [1, V], or behind those of the prompt's ids."""
+        row = rows[0]
         held = int(self._rows.held[row])
         start = 0  # the first id of the first position that a stage runs
-        output = newest = torch.empty(0)
+        at, output, newest = 0, torch.empty(0), torch.empty(0)
         for index, stage in enumerate(self.model.stages):
             if index == 0:
                 n = held // stage.position_bytes + 1
             else:
-                self._steps.set_parent_output(index, newest, row)
-                if not stage.cross_patch_keys:  # only the newest sequence matters
+                for other in rows:
+                    self._steps.set_parent_output(index, newest, other)
+                if not (stage.cross_patch_keys or is_whole):  # only the newest sequence matters
                     output = newest
                 n = len(output) * stage.sequence_length
             output = self._prefill_stage(index, row, start, n, output)
             at = (held - start) // stage.position_bytes
             newest = output[at : at + 1]
-            if not self.model.config.cross_patch_attention:
+            if not (self.model.config.cross_patch_attention or is_whole):
                 start += at * stage.position_bytes
-        modality = self._rows.modality[row : row + 1].to(newest.device)
-        return self.model.output(newest, modality).float()
+            self._copy_caches(index, rows)
+        hidden = output[: at + 1] if is_whole else newest
+        modality = self._rows.modality[row].to(hidden.device).expand(len(hidden))
+        return self.model.output(hidden, modality).float()
+
+    def _copy_caches(self, index: int, rows: Sequence[int]) -> None:
+        """Copy the keys and values of stage `index` from the first of some rows to the others."""
+        filled = self._steps.kv_caches(index, rows[0])
+        for row in rows[1:]:
+            for cache, source in zip(self._steps.kv_caches(index, row), filled, strict=True):
+                cache.keys.copy_(source.keys)
+                cache.values.copy_(source.values)
 
     def _prefill_stage(
         self, index: int, row: int, start: int, n: int, parent_output: Tensor

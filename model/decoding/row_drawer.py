@@ -20,6 +20,7 @@ from bytelm.model.decoding.decoder import Decoder
 from bytelm.model.decoding.row_sampler import RowSampler
 from bytelm.model.decoding.static_decoder import IDS_AT_ONCE, StaticDecoder
 from bytelm.model.megabyte import Megabyte
+from bytelm.model.output_mixing.mixer import LEAST_PROMPT, DrawingMixer
 
 STEPS_AT_ONCE = 8
 """Steps of a CPU before what was drawn is looked at, which costs a good part of a small step.
@@ -59,8 +60,8 @@ def row_drawer(
 ) -> RowDrawer:
     """The fastest drawer of `batch` rows of at most `length` ids on the model's device.
 
-    Ids are drawn from the network's distribution, without output mixing: a mixture learns from what
-    was just drawn, and draws the same again.
+    With output mixing, a CPU draws from the mixture as the rows' prompts left it, and a GPU from
+    the network alone, which mixing would hold up.
 
     Under autocast, products have autocast's type: make and use a drawer inside one such context.
 
@@ -108,21 +109,48 @@ class SteppedRows:
     ids_at_once = STEPS_AT_ONCE
 
     def __init__(self, model: Megabyte, batch: int, length: int, sampler: RowSampler) -> None:
+        self._model = model
         self._decoder = Decoder(model, batch, length)
         self._sampler = sampler
+        self._mixer: DrawingMixer | None = None
         self._logits: Tensor | None = None  # of the next ids, where they are known already
         self._ids = torch.zeros(batch, dtype=torch.int64)  # the last ones
 
     def begin(self, prompts: Tensor, modality: int) -> None:
         """See `RowDrawer`."""
         codes = torch.full((len(prompts),), modality, device=prompts.device)
-        self._logits = self._decoder.prefill(list(prompts), codes)
+        self._mixer = None
+        config = self._model.config
+        if config.output_mixing and prompts.shape[1] >= LEAST_PROMPT:
+            self._logits = self._read_prompts(prompts, codes)
+        else:
+            self._logits = self._decoder.prefill(list(prompts), codes)
+
+    def _read_prompts(self, prompts: Tensor, codes: Tensor) -> Tensor:
+        """Start the rows, and let mixtures learn from their prompts; returns the next logits."""
+        mixer = DrawingMixer(len(prompts), self._model.config.context)
+        logits = torch.empty(len(prompts), self._model.config.vocab_size)
+        for rows, of_prompt in self._decoder.prefill_whole(list(prompts), codes):
+            places = self._decoder.prompt_places(rows[0])
+            mixer.read(rows, prompts[rows[0]], of_prompt[:-1], places)
+            logits[rows] = of_prompt[-1]
+        if mixer.is_mixed.any():
+            self._mixer = mixer
+            mixer.mix(None, logits, self._decoder.places)
+        return logits
 
     def draw(self, count: int) -> DrawnIds:
         """See `RowDrawer`."""
         ids = np.empty((len(self._ids), count), np.uint8)
         for step in range(count):
-            logits = self._decoder.step(self._ids) if self._logits is None else self._logits
+            logits = self._step() if self._logits is None else self._logits
             self._ids, self._logits = self._sampler.draw(logits), None
             ids[:, step] = self._ids.cpu().numpy()
         return DrawnIds(ids, self._sampler.drawn.cpu().numpy())
+
+    def _step(self) -> Tensor:
+        """The logits of the next ids, [B, V]."""
+        logits = self._decoder.step(self._ids)
+        if self._mixer is not None:
+            self._mixer.mix(self._ids, logits, self._decoder.places)
+        return logits

@@ -94,11 +94,13 @@ def _node_of_half(node: int, depth: int) -> int:
 
 
 @_part
-def find_slots(state: MixerState, row: int, node: int, prediction: Prediction) -> None:
+def find_slots(
+    state: MixerState, row: int, node: int, prediction: Prediction, is_learned: bool
+) -> None:
     """Find the counts of the contexts for the half of a byte that begins after a node's bits.
 
     A context has one of two slots, side by side in a line of the caches. A new one takes that which
-    was used less.
+    was used less, if something is to be learned, and otherwise has none (-1).
     """
     r, last = state.rows[row], state.counts.shape[2] - 1
     for i in range(prediction.contexts):
@@ -111,7 +113,9 @@ def find_slots(state: MixerState, row: int, node: int, prediction: Prediction) -
             is_other = other[0] == low and other[1] == high
             if is_other or other[2] + other[3] < count[2] + count[3]:
                 slot ^= 1
-            if not is_other:
+            if not is_other and not is_learned:
+                slot = -1
+            elif not is_other:
                 count = state.counts[row, i, slot]
                 count[:] = 0
                 count[0], count[1] = low, high
@@ -127,6 +131,8 @@ def _fill_contexts(
     for i in range(CONTEXTS):
         r.zeros[1 + i] = r.ones[1 + i] = HALF
     for i in range(prediction.contexts):
+        if r.slots[i] < 0:
+            continue
         count = state.counts[row, i, r.slots[i]]
         if count[at] + count[at + 1]:
             seen += 1

@@ -37,7 +37,7 @@ import numpy.typing as npt
 
 from bytelm.model import float_kernel
 from bytelm.model.codec_features.state import BYTES, NO_PAYLOAD
-from bytelm.model.float_kernel import clip, exp, sigmoid
+from bytelm.model.float_kernel import clip, exp, log, sigmoid
 from bytelm.model.numba_kernels import compiling, kernel, kernel_part
 from bytelm.model.output_mixing import bit_coder_kernel, bit_inputs_kernel, state
 from bytelm.model.output_mixing.bit_coder_kernel import code_bit
@@ -79,6 +79,7 @@ from bytelm.model.output_mixing.state import (
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 Predictions = npt.NDArray[np.void]
 Prediction = Any
 """A record of `state.PREDICTION`."""
@@ -86,6 +87,10 @@ Prediction = Any
 LEAST_MASS = 2.0**-10
 """Probability of the first bits of a pixel's or a sample's byte below which the network alone
 decides the rest: so far from all predictions they say nothing."""
+LEAST_SHARE = np.float32(2.0**-100)
+"""Probability of a byte below which its logit stays the same."""
+LEAST_DRAWN = 2.0**-8
+"""The same of the distribution that ids are drawn from, which mixes many nodes for each."""
 MOST_LOGIT = np.float32(16.0)
 TEXT_RATE, TEXT_BYTES = 0.0015, 4000.0
 MEDIA_RATE, MEDIA_BYTES = 0.003, 2000.0
@@ -100,6 +105,8 @@ BIAS_INPUT = 0.3
 REFINED_SHARE, REFINED_RATE = np.float32(0.6), np.float32(0.02)
 """Share of what is refined in a probability, and the rate at which it is learned."""
 LEVELS_OF_LOGIT = np.float32((REFINED_LEVELS - 1) / (2 * MOST_REFINED))
+TREE = 512
+"""Numbers of a tree of a byte, see `MixerState.network`."""
 MOST_HITS = 250.0
 """Memory of how often matches were right."""
 
@@ -119,8 +126,10 @@ def compile_kernels() -> None:
         state, predictions = new_mixers(1, 16), np.zeros(1, PREDICTION)
         logits, ids = np.zeros((1, 264), np.float32), np.zeros(1, np.int64)
         idle = new_coder(IDLE, np.zeros(0, np.uint32))
-        read_ids(state, 0, idle, logits, ids, predictions, np.ones(1, np.bool_), np.empty(1))
+        flags = np.ones(1, np.bool_)
+        read_ids(state, 0, idle, logits, ids, predictions, flags, np.empty(1))
         code_ids(state, idle, ids, ids, logits, predictions)
+        mix_logits(state, ids, ids, logits, predictions, flags, np.empty(TREE, np.float32))
 
 
 @_kernel
@@ -131,7 +140,7 @@ def read_ids(
     logits: Floats,
     ids: Ints,
     predictions: Predictions,
-    opens_document: npt.NDArray[np.bool_],
+    opens_document: Flags,
     nats: Doubles,
 ) -> None:
     """Take a row's next ids, and write the nats of each.
@@ -183,6 +192,39 @@ def code_ids(
             ids[index] = _code_network_byte(state, row, coder, id_)
         else:
             ids[index], _ = _code_byte(state, row, coder, id_, predictions[index])
+
+
+@_kernel
+def mix_logits(
+    state: MixerState,
+    rows: Ints,
+    last_bytes: Ints,
+    logits: Floats,
+    predictions: Predictions,
+    is_mixed: Flags,
+    tree: Floats,
+) -> None:
+    """Make the network's logits of rows' next ids those of the mixture, and learn nothing.
+
+    Args:
+        rows: [n] whose id each is.
+        last_bytes: [n] before it, if that was not coded; -1 where it was.
+        logits: [n, V] of the network; those of bytes are written.
+        predictions: [n] of PREDICTION.
+        is_mixed: [n] whether to do so.
+        tree: [TREE] scratch.
+    """
+    for index in range(len(rows)):
+        row, of_id, prediction = rows[index], logits[index], predictions[index]
+        r = state.rows[row]
+        if last_bytes[index] >= 0:
+            r.byte_before, r.byte = r.byte, last_bytes[index]
+        if prediction.kind != NO_PAYLOAD and is_mixed[index]:
+            highest = _highest(of_id)
+            _read_network(state, row, of_id, highest)
+            _begin_byte(state, row)
+            _fill_tree(state, row, prediction, tree)
+            _write_logits(tree, highest + log(state.network[row, 1]), of_id)
 
 
 # --- documents and the network ---
@@ -311,7 +353,7 @@ def _code_byte(
     mass, node = 1.0, 1
     for depth in range(8):
         if depth % 4 == 0:
-            find_slots(state, row, node, prediction)
+            find_slots(state, row, node, prediction, True)
         is_mixed = prediction.kind == BYTES or mass >= LEAST_MASS
         if is_mixed:
             one = float(_probability(state, row, node, depth, prediction))
@@ -385,6 +427,52 @@ def _at_level(level: int) -> np.float32:
 def _add(weights: Floats, step: np.float32, inputs: Floats) -> None:
     for i in range(len(weights)):
         weights[i] += step * inputs[i]
+
+
+# --- the mixture's distribution ---
+
+
+@_part
+def _fill_tree(state: MixerState, row: int, prediction: Prediction, tree: Floats) -> None:
+    """Fill the tree [TREE] of the next byte under the mixture; node 1 has the probability 1."""
+    tree[1] = 1.0
+    _fill_half(state, row, 1, prediction, tree)
+    for node in range(16, 32):
+        _fill_half(state, row, node, prediction, tree)
+
+
+@_part
+def _fill_half(
+    state: MixerState, row: int, first: int, prediction: Prediction, tree: Floats
+) -> None:
+    """Fill the tree for the half of a byte that begins after a node's bits."""
+    if tree[first] >= LEAST_DRAWN:
+        find_slots(state, row, first, prediction, False)
+    first_depth = 0 if first == 1 else 4
+    for depth in range(4):
+        for node in range(first << depth, (first + 1) << depth):
+            _divide(state, row, node, first_depth + depth, prediction, tree)
+
+
+@_part
+def _divide(
+    state: MixerState, row: int, node: int, depth: int, prediction: Prediction, tree: Floats
+) -> None:
+    """Divide the probability of a node's bits among those with a zero and with a one behind them,
+    by the network alone where it is too small to matter."""
+    if tree[node] >= LEAST_DRAWN:
+        one = _probability(state, row, node, depth, prediction)
+    else:
+        one = _network_probability(state, row, node)
+    tree[2 * node + 1] = one * tree[node]
+    tree[2 * node] = tree[node] - tree[2 * node + 1]
+
+
+@_lane_kernel
+def _write_logits(tree: Floats, of_bytes: np.float32, logits: Floats) -> None:
+    """Write the logits of bytes, whose sum of exponentials is e^of_bytes."""
+    for i in range(256):
+        logits[i] = of_bytes + log(max(tree[256 + i], LEAST_SHARE))
 
 
 # --- without mixing ---

@@ -1,4 +1,4 @@
-"""Output mixing over whole documents, and over the rows of a decoder.
+"""Output mixing over whole documents, over rows that are coded, and over rows that are drawn.
 
 Shapes:
     B rows of a decoder    n ids    V ids of the vocabulary
@@ -6,9 +6,13 @@ Shapes:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bytelm.model.codec_features.layout import KIND, SIZE
@@ -20,6 +24,11 @@ from bytelm.model.output_mixing.state import (
     new_mixers,
     new_predictors,
 )
+
+LEAST_PROMPT = 1_024
+"""Payload bytes of a prompt from which its mixture is drawn from."""
+ROWS_OF_THREAD = 2
+"""Fewest rows that are drawn for which a thread is worth its start."""
 
 
 class DocumentMixer:
@@ -110,6 +119,98 @@ class RowMixer:
         kernels.code_ids(self._mixers, state, rows, coded, host_logits, predictions)
         self._predictors.rows["id"][rows] = coded  # of a row's ids the last one stays
         return coded
+
+
+class DrawingMixer:
+    """Mixes the distributions of ids that are drawn, by what the prompt of each row taught.
+
+    What is drawn adds to the bytes that predictors look back at. Weights, counts and maps stay as
+    they were behind the prompt: learning from its own draws makes a mixture draw the same again.
+    Rows whose prompt is short, or less likely under the mixture than under the network alone, are
+    drawn from the network.
+
+    Args:
+        batch: B.
+        length: the most ids of a document, as in `DocumentMixer`.
+    """
+
+    def __init__(self, batch: int, length: int) -> None:
+        predictors.compile_kernels()
+        kernels.compile_kernels()
+        self.learned = new_mixers(batch, length)
+        self.is_mixed = np.zeros(batch, np.bool_)
+        """[B] whether the row's mixture is used, known behind its prompt."""
+        self._predictors = new_predictors(batch, length)
+        threads = max(1, min(torch.get_num_threads(), batch // ROWS_OF_THREAD))
+        self._parts = [_Part(rows) for rows in np.array_split(np.arange(batch), threads)]
+        self._threads = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+
+    def read(self, rows: Sequence[int], ids: Tensor, logits: Tensor, places: Tensor) -> None:
+        """Take the prompt that some rows have in common, and learn from it.
+
+        Args:
+            rows: their numbers.
+            ids: [n] int64.
+            logits: [n, V] of the network.
+            places: [n, PLACES] int32.
+        """
+        host_ids, host_places = ids.numpy(), places.numpy()
+        first, others = rows[0], list(rows[1:])
+        of_ids, nats = np.full(len(ids), first), np.empty(len(ids))
+        predictions = np.empty(len(ids), PREDICTION)
+        predictors.predict_ids(self._predictors, of_ids, host_ids, host_places, predictions)
+        opens_document = np.arange(len(ids)) == 0
+        arguments = logits.numpy(), host_ids, predictions, opens_document, nats
+        kernels.read_ids(self.learned, first, IDLE_CODER, *arguments)
+        for array in (*self._predictors, *self.learned):
+            array[others] = array[first]
+        is_payload = host_places[:, KIND] != NO_PAYLOAD
+        of_network = F.cross_entropy(logits, ids, reduction="none").numpy()
+        is_better = nats[is_payload].sum() < of_network[is_payload].sum()
+        self.is_mixed[rows] = is_payload.sum() >= LEAST_PROMPT and is_better
+
+    def mix(self, drawn: Tensor | None, logits: Tensor, places: Tensor) -> None:
+        """Make the network's logits of every row's next id, [B, V], those of the mixture.
+
+        Args:
+            drawn: [B], each row's last id; None behind the prompts.
+            places: [B, PLACES] int32.
+        """
+        if drawn is None:
+            last_ids = np.full(len(logits), -1)
+        else:
+            last_ids = self._predictors.rows["id"] = drawn.numpy()
+        of_rows = last_ids, logits.numpy(), places.numpy()
+        first, *others = self._parts
+        running = []
+        if self._threads is not None:
+            running = [self._threads.submit(self._mix_part, part, *of_rows) for part in others]
+        self._mix_part(first, *of_rows)
+        for part in running:
+            part.result()
+
+    def _mix_part(
+        self,
+        part: _Part,
+        last_ids: npt.NDArray[np.int64],
+        logits: npt.NDArray[np.float32],
+        places: npt.NDArray[np.int32],
+    ) -> None:
+        """`mix` some of the rows."""
+        rows, at, predictions = part.rows, part.slice, part.predictions
+        predictors.predict_ids(self._predictors, rows, last_ids[at], places[at], predictions)
+        arguments = last_ids[at], logits[at], predictions, self.is_mixed[at], part.tree
+        kernels.mix_logits(self.learned, rows, *arguments)
+
+
+class _Part:
+    """Rows [R], one behind another, that a thread mixes, and the space that it takes for them."""
+
+    def __init__(self, rows: npt.NDArray[np.int64]) -> None:
+        self.rows = rows
+        self.slice = slice(rows[0], rows[-1] + 1)
+        self.predictions = np.empty(len(rows), PREDICTION)
+        self.tree = np.empty(kernels.TREE, np.float32)
 
 
 def shift_places(places: Tensor, starts: int | npt.NDArray[np.int64]) -> None:

@@ -7,9 +7,10 @@ white areas, silence, repetitions. The limit between the two is found by bisecti
 beginnings of real files, for payloads that are new and for those that are finished from their first
 half.
 
-What is limited differs, by measurement (docs/log.md). Where something is there already, min-p keeps
-out the unlikely bytes that lead a draw off, and leaves the likely ones as they are. On a page that
-is white, or in silence, every beginning is unlikely, and the temperature limits it less.
+What is limited differs, by measurement (docs/log.md). In texts min-p keeps out the unlikely bytes
+that lead a draw off, and leaves the likely ones as they are. On a page that is white, or in
+silence, every beginning is unlikely, and the temperature limits it less; and what the mixture draws
+behind the first half of an image costs too little at temperature 1, so that nothing is to be cut.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ SCALES: Mapping[tuple[str, str], Scale] = {
     ("text", NEW): by_min_p,
     ("text", FINISHED): by_min_p,
     ("image", NEW): by_temperature,
-    ("image", FINISHED): by_min_p,
+    ("image", FINISHED): by_temperature,
     ("audio", NEW): by_temperature,
     ("audio", FINISHED): by_temperature,
 }

@@ -85,9 +85,10 @@ class ReferenceMixer:
         """By context and level of a logit."""
         self._bytes = [0, 0]
         """The last byte, and the one before it."""
+        self.learns = True
 
     def nats(self, logits: Numbers, id_: int, prediction: Any) -> float:
-        """Nats of the next id under the mixture, which is then learned from."""
+        """Nats of the next id under the mixture, which is then learned from if it `learns`."""
         p = np.exp(logits.astype(np.float64) - logits.max())
         p /= p.sum()
         if prediction["kind"] == NO_PAYLOAD or id_ > 255:
@@ -101,8 +102,10 @@ class ReferenceMixer:
             if prediction["kind"] == BYTES or mass >= LEAST_MASS:
                 one = self._mix(node, depth, bit, logit(zeros, ones), prediction)
             mass *= one if bit else 1.0 - one
-            self._learn(node, depth, bit, prediction)
-        self._bytes = [id_, self._bytes[0]]
+            if self.learns:
+                self._learn(node, depth, bit, prediction)
+        if self.learns:
+            self._bytes = [id_, self._bytes[0]]
         return -math.log(mass * p[:256].sum())
 
     def _mix(self, node: int, depth: int, bit: int, of_network: float, prediction: Any) -> float:
@@ -118,6 +121,8 @@ class ReferenceMixer:
         one = mean = sigmoid(total)
         if kind == BYTES:
             one += float(REFINED_SHARE) * (self._refine(total, node, bit) - one)
+        if not self.learns:
+            return clip(one, LEAST, 1 - LEAST)
         size = prediction["size"]
         rate = MEDIA_RATE + FIRST_RATE / (1 + size / MEDIA_BYTES)
         final_rate = FINAL_RATE
@@ -139,8 +144,10 @@ class ReferenceMixer:
         for at, share in ((level, level + 1 - place), (level + 1, place - level)):
             refinement = self._refinements.get((context, at), 0.0)
             refined += share * refinement
-            error = bit - sigmoid(at / 2 - 8) - refinement
-            self._refinements[context, at] = refinement + float(REFINED_RATE) * share * error
+            if self.learns:
+                error = bit - sigmoid(at / 2 - 8) - refinement
+                learned = refinement + float(REFINED_RATE) * share * error
+                self._refinements[context, at] = learned
         return refined
 
     def _inputs(

@@ -39,6 +39,26 @@ def test_cached_logits_are_the_uncached(shape: str, option: str, lengths: list[i
         logits = decoder.step(ids[rows, held], before[rows, held + 1])
 
 
+@pytest.mark.parametrize("option", [o for o in OPTIONS if "modality_heads" not in OPTIONS[o]])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_whole_prompts_have_the_uncached_logits(shape: str, option: str) -> None:
+    """Those of all ids, and the caches behind them are those of `prefill`."""
+    model = tiny_model(shape, context=56, init_std=0.05, **options_of(option, shape))
+    ids, lengths = opened(torch.randint(0, 264, (3, 56))), [0, 17, 40]
+    modality = torch.ones(3, 56, dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model.logits(ids, modality=modality)
+    decoder = Decoder(model, 3)
+    prompts = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+    for (row,), logits in decoder.prefill_whole(prompts, torch.ones(3)):
+        assert len(logits) == lengths[row] + 1
+        torch.testing.assert_close(logits, expected[row, : len(logits)], atol=3e-5, rtol=1e-6)
+    for step in range(15):
+        at = torch.tensor(lengths) + step
+        logits = decoder.step(ids[torch.arange(3), at])
+        torch.testing.assert_close(logits, expected[torch.arange(3), at + 1], atol=3e-5, rtol=1e-6)
+
+
 @pytest.mark.parametrize("lengths", [[8, 8, 8], [0, 3, 29]])
 @pytest.mark.parametrize("option", ["modern", "all", "attention_window"])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -54,6 +74,22 @@ def test_float64_takes_steps_by_modules(shape: str, option: str, lengths: list[i
         held = decoder.positions
         logits = decoder.step(ids[rows, held])
         torch.testing.assert_close(logits, expected[rows, held + 1].float(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["modern", "all", "cross_patch_attention"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_with_the_same_prompt_are_those_of_a_row_alone(shape: str, option: str) -> None:
+    """The prompt is run once; ids and modalities that differ behind it belong to their rows."""
+    model = tiny_model(shape, context=56, init_std=0.05, **options_of(option, shape))
+    prompt, other = opened(torch.randint(0, 264, (2, 19)))
+    prompts, codes = [prompt, other, prompt, prompt], torch.tensor([1, 1, 1, 2])
+    together, following = Decoder(model, 4), torch.randint(0, 256, (20, 4))
+    logits = [together.prefill(prompts, codes), *map(together.step, following)]
+    for row in range(4):
+        alone = Decoder(model, 1)
+        expected = [alone.prefill([prompts[row]], codes[row : row + 1])]
+        expected += [alone.step(ids[row : row + 1]) for ids in following]
+        assert torch.equal(torch.stack(logits)[:, row], torch.cat(expected))
 
 
 def test_a_new_prefill_forgets_the_old_rows() -> None:

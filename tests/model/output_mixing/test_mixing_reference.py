@@ -53,3 +53,37 @@ def test_nats_are_those_of_plain_python(kind: int, trust: float) -> None:
     expected = [reference.nats(*of_id) for of_id in of_ids]
     np.testing.assert_allclose(nats, expected, rtol=2e-4, atol=2e-4)
     assert np.mean(nats[-100:]) < 4.5
+
+
+@pytest.mark.parametrize("kind", [BYTES, PIXELS, SAMPLES])
+@pytest.mark.parametrize("count", [0, N - 1])
+def test_ids_are_drawn_from_the_distribution_of_plain_python(kind: int, count: int) -> None:
+    """Behind a prompt of some ids, and of none."""
+    ids, places = document(kind)
+    logits = np.random.default_rng(2).normal(0, 1, (N, V)).astype(np.float32)
+    predicted, nats = np.zeros(N, PREDICTION), np.empty(count)
+    predictors.predict_ids(new_predictors(1, LENGTH), np.zeros_like(ids), ids, places, predicted)
+    mixers, opens_document = new_mixers(1, LENGTH), np.arange(N) == 0
+    read = logits[:count], ids[:count], predicted[:count], opens_document[:count]
+    kernels.read_ids(mixers, 0, IDLE_CODER, *read, nats)
+    reference = ReferenceMixer(mixers.counts.shape[2], mixers.refinements.shape[1])
+    for of_id in zip(*read[:3], strict=True):
+        reference.nats(of_id[0], int(of_id[1]), of_id[2])
+    reference.learns = False
+    mixed = logits[count : count + 1].copy()
+    last, next_one, mixes = np.full(1, -1), predicted[count : count + 1], np.ones(1, np.bool_)
+    kernels.mix_logits(
+        mixers,
+        np.zeros(1, np.int64),
+        last,
+        mixed,
+        next_one,
+        mixes,
+        np.empty(kernels.TREE, np.float32),
+    )
+    log_p = mixed[0] - np.log(np.exp(mixed[0].astype(np.float64)).sum())
+    expected = [-reference.nats(logits[count], id_, next_one[0]) for id_ in range(V)]
+    likely = np.array(expected) > np.log(kernels.LEAST_DRAWN)
+    assert likely.any()
+    np.testing.assert_allclose(log_p[likely], np.array(expected)[likely], rtol=5e-4, atol=5e-4)
+    assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-5)
