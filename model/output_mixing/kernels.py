@@ -87,10 +87,10 @@ Prediction = Any
 LEAST_MASS = 2.0**-10
 """Probability of the first bits of a pixel's or a sample's byte below which the network alone
 decides the rest: so far from all predictions they say nothing."""
+LEAST_DRAWN = 2.0**-8
+"""The same where all bytes are mixed, to draw one of them."""
 LEAST_SHARE = np.float32(2.0**-100)
 """Probability of a byte below which its logit stays the same."""
-LEAST_DRAWN = 2.0**-8
-"""The same of the distribution that ids are drawn from, which mixes many nodes for each."""
 MOST_LOGIT = np.float32(16.0)
 TEXT_RATE, TEXT_BYTES = 0.0015, 4000.0
 MEDIA_RATE, MEDIA_BYTES = 0.003, 2000.0

@@ -164,10 +164,11 @@ class DrawingMixer:
         kernels.read_ids(self.learned, first, IDLE_CODER, *arguments)
         for array in (*self._predictors, *self.learned):
             array[others] = array[first]
-        is_payload = host_places[:, KIND] != NO_PAYLOAD
-        of_network = F.cross_entropy(logits, ids, reduction="none").numpy()
-        is_better = nats[is_payload].sum() < of_network[is_payload].sum()
-        self.is_mixed[rows] = is_payload.sum() >= LEAST_PROMPT and is_better
+        is_begun = len(ids) > 0 and host_places[-1, KIND] != NO_PAYLOAD
+        begun = host_places[-1, SIZE] + 1 if is_begun else 0  # bytes of the payload to finish
+        if begun >= LEAST_PROMPT:
+            of_network = F.cross_entropy(logits[-begun:], ids[-begun:], reduction="sum")
+            self.is_mixed[rows] = nats[-begun:].sum() < of_network.item()
 
     def mix(self, drawn: Tensor | None, logits: Tensor, places: Tensor) -> None:
         """Make the network's logits of every row's next id, [B, V], those of the mixture.

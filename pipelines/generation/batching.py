@@ -6,7 +6,7 @@ import torch
 
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
-from bytelm.model.output_mixing.mixer import mixing_bytes
+from bytelm.model.output_mixing.mixer import LEAST_PROMPT, mixing_bytes
 from bytelm.pipelines.runtime.memory import available_bytes, sharing_ranks
 
 MOST_ROWS = {"cpu": 64, "cuda": 512}
@@ -17,14 +17,18 @@ BYTES_PER_ID = 128
 """Memory of a row for each of its ids beside keys and values, most of it for codec features."""
 
 
-def batch_by_memory(model: Megabyte, length: int, precision: str) -> int:
-    """Rows of up to `length` ids that fit into half of this rank's free memory, at least 1."""
+def batch_by_memory(model: Megabyte, length: int, precision: str, longest_prompt: int) -> int:
+    """Rows of up to `length` ids that fit into half of this rank's free memory, at least 1.
+
+    Args:
+        longest_prompt: payload bytes of the longest prompt, which may teach a mixture.
+    """
     device = model.lm_head.weight.device.type
     itemsize = model.lm_head.weight.itemsize
     if precision == "bf16" and device == "cuda":
         itemsize = torch.bfloat16.itemsize
     row_bytes = itemsize * cached_numbers(model.config, length) + BYTES_PER_ID * length
-    if model.config.output_mixing and device == "cpu":
+    if model.config.output_mixing and device == "cpu" and longest_prompt >= LEAST_PROMPT:
         row_bytes += mixing_bytes(model.config.context)
     fitting = int(MEMORY_SHARE * available_bytes() / (sharing_ranks() * row_bytes))
     return max(1, min(fitting, MOST_ROWS[device]))

@@ -249,7 +249,7 @@ def _shared_batches(
     can depend on their batch, so that a `batch` that the user gives is kept as it is, with those of
     its files that are there already.
     """
-    rows = ranks.gather(batch or batch_by_memory(model, model.config.context, precision))[0]
+    rows = ranks.gather(batch or _rows_by_memory(model, requests, precision))[0]
     is_alone = model.lm_head.weight.device.type == "cpu" and precision == "fp32"
     chosen = missing if is_alone else range(len(requests))
     if is_alone or batch is None:
@@ -272,10 +272,16 @@ def _batches(
                 break
         else:
             groups.append([number])
-    rows = batch or batch_by_memory(model, model.config.context, precision)
+    rows = batch or _rows_by_memory(model, requests, precision)
     for group in groups:
         group.sort(key=lambda number: requests[number].size)
     return [group[at : at + rows] for group in groups for at in range(0, len(group), rows)]
+
+
+def _rows_by_memory(model: Megabyte, requests: Sequence[Request], precision: str) -> int:
+    """Rows of requests that fit into the free memory."""
+    longest_prompt = max((len(request.prompt) for request in requests), default=0)
+    return batch_by_memory(model, model.config.context, precision, longest_prompt)
 
 
 @torch.no_grad()
@@ -294,7 +300,7 @@ def draw_headers(
         batch: see `generate_payloads`.
     """
     headers: list[Header] = []
-    rows = batch or batch_by_memory(model, model.config.context, "fp32")
+    rows = batch or batch_by_memory(model, model.config.context, "fp32", longest_prompt=0)
     for first in range(0, len(seeds), rows):
         batch_seeds = seeds[first : first + rows]
         headers += _draw_headers(model, modality, view, choices, batch_seeds, sampling)

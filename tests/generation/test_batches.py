@@ -110,7 +110,7 @@ def test_a_guided_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_batch_fits_into_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(**OPTIONS["modern"])
-    rows_in = partial(batch_by_memory, model, model.config.context, "fp32")
+    rows_in = partial(batch_by_memory, model, model.config.context, "fp32", longest_prompt=0)
     monkeypatch.setattr(batching, "available_bytes", lambda: 10**12)
     assert rows_in() == batching.MOST_ROWS["cpu"]
     cached = 4 * batching.cached_numbers(model.config, model.config.context)

@@ -84,3 +84,21 @@ def test_rows_are_the_same_alone_and_together() -> None:
         alone = logits[-1:].clone()
         mixer_behind(kind, prompt_ids(kind), logits[:-1]).mix(None, alone, places_of(kind, PROMPT))
         assert torch.equal(mixed[row : row + 1], alone)
+
+
+def test_a_payload_that_has_just_begun_is_drawn_from_the_network() -> None:
+    """Its mixture has learned nothing, whatever stands before it in the row."""
+    mixer, ids, logits = DrawingMixer(1, 4_096), prompt_ids(PIXELS), random_logits(PROMPT + 200)
+    text = prompt_ids(BYTES, 200)
+    places = torch.cat([prompt_places(PIXELS, PROMPT), prompt_places(BYTES, 200)])
+    mixer.read([0], torch.cat([ids, text]), logits, places)
+    assert not mixer.is_mixed.any()
+    mixer = DrawingMixer(1, 4_096)
+    mixer.read([0], ids, logits[:PROMPT], places[:PROMPT])
+    assert mixer.is_mixed.all()
+
+
+def test_a_prompt_that_the_network_predicts_better_is_drawn_from_the_network() -> None:
+    ids = torch.randint(0, 256, (PROMPT,), generator=torch.Generator().manual_seed(5))
+    logits = torch.nn.functional.one_hot(ids, V).float() * 30
+    assert not mixer_behind(BYTES, ids, logits).is_mixed.any()
