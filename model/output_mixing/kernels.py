@@ -458,8 +458,7 @@ def _fill_half(
 def _divide(
     state: MixerState, row: int, node: int, depth: int, prediction: Prediction, tree: Floats
 ) -> None:
-    """Divide the probability of a node's bits among those with a zero and with a one behind them,
-    by the network alone where it is too small to matter."""
+    """Divide a node's probability by the next bit; by the network alone where it is small."""
     if tree[node] >= LEAST_DRAWN:
         one = _probability(state, row, node, depth, prediction)
     else:

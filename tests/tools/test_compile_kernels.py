@@ -29,6 +29,6 @@ for found in pkgutil.walk_packages(bytelm.model.__path__, "bytelm.model."):
 def test_every_kernel_is_compiled_for_one_kind_of_arguments() -> None:
     line = [sys.executable, "-c", SCRIPT]
     lines = subprocess.check_output(line, env=environment(), text=True).splitlines()
-    names = ["advance_rows", "code_ids", "draw_rows", "follow_guide", "predict_ids", "push_ids"]
-    names += ["read_ids", "read_row", "write_places"]
+    names = ["advance_rows", "code_ids", "draw_rows", "follow_guide", "mix_logits", "predict_ids"]
+    names += ["push_ids", "read_ids", "read_row", "write_places"]
     assert sorted(lines) == [f"{name} 1" for name in names]
