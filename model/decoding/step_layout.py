@@ -8,6 +8,7 @@ Shapes:
     b   bytes in a position      d   width of the embedding of one byte
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from bytelm.model.stage import Stage
 
 ALIGNMENT = 16
 """Every part begins at a multiple of so many numbers: 64 bytes, the width of a vector."""
+HIGH_HALF = 1 if sys.byteorder == "little" else 0
+"""Index of the half of a float32 number that is its bf16 number, where the other half is 0."""
 NONE = -1
 """Offset of what a model does not have."""
 NO_MATRIX = 0, 0, 0, False
@@ -50,7 +53,7 @@ class StepLayout:
     def __init__(
         self, model: Megabyte, batch: int, length: int, slots: Sequence[CacheSlots]
     ) -> None:
-        weights, rotations = _Weights(), _Flat(torch.float64)
+        weights, rotations = _Weights(), _Flat(np.float64)
         self.batch, self.slots, self._length = batch, slots, length
         self._cached = 0  # numbers in the cache
         blocks: list[Fields] = []
@@ -62,7 +65,7 @@ class StepLayout:
         self.stages, self.blocks = np.array(stages, STAGE), np.array(blocks, BLOCK)
         self.heads = np.array([weights.add_linear(head) for head in heads], LINEAR)
         self.weights, self.rotations = weights.joined(), rotations.joined()
-        self.bf16_weights = weights.bf16.joined().view(np.uint16)
+        self.bf16_weights = weights.bf16.joined()
         self.cache = torch.zeros(self._cached)
         embedded = max(
             stage.embedded_ids * stage.byte_embed.embedding_dim for stage in model.stages
@@ -130,10 +133,10 @@ class StepLayout:
             first_block=first_block,
             last_block=first_block + len(stage.blocks),
             norm=weights.add_norm(stage.norm),
-            byte_embed=weights.add(stage.byte_embed.weight),
+            byte_embed=weights.add_table(stage.byte_embed),
             byte_width=stage.byte_embed.embedding_dim,
             embedded_ids=stage.embedded_ids,
-            start=weights.add(stage.start_embed.weight),
+            start=weights.add(numbers_of(stage.start_embed.weight)),
             position_embed=weights.add_table(stage.position_embed),
             filter_3=filter_3,
             filter_5=filter_5,
@@ -160,7 +163,7 @@ class StepLayout:
             qk_gain = NONE
         else:
             query_gain = gain.weight.detach() * attention.scale
-            qk_gain = weights.add(torch.cat([query_gain, torch.ones_like(query_gain)]))
+            qk_gain = weights.add(numbers_of(torch.cat([query_gain, torch.ones_like(query_gain)])))
         cached = (slots.previous + slots.current) * width
         return _record(
             BLOCK,
@@ -177,47 +180,59 @@ class StepLayout:
 
 
 class _Flat:
-    """One array of numbers that grows part by part."""
+    """One array of numbers that grows part by part.
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._parts: list[Tensor] = []
+    Arrays and not tensors: copies of a few million numbers take longer by PyTorch's threads than by
+    one, where another process has a core.
+    """
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._dtype = np.dtype(dtype)
+        self._parts: list[npt.NDArray[Any]] = []
         self._size = 0
 
-    def add(self, values: Tensor) -> int:
+    def add(self, values: npt.NDArray[Any]) -> int:
         """Append numbers; returns the offset of the first."""
-        offset, size = self._size, values.numel()
-        self._size += -(-size // ALIGNMENT) * ALIGNMENT
-        padding = torch.zeros(self._size - offset - size, dtype=self._dtype)
-        self._parts += [values.detach().flatten(), padding]
+        offset = self._size
+        self._size += -(-values.size // ALIGNMENT) * ALIGNMENT
+        padding = np.zeros(self._size - offset - values.size, self._dtype)
+        self._parts += [values.reshape(-1), padding]
         return offset
 
     def joined(self) -> npt.NDArray[Any]:
         """All numbers."""
-        return torch.cat([torch.zeros(0, dtype=self._dtype), *self._parts]).numpy()
+        # PyTorch's memory begins at a multiple of 64 bytes: no vector straddles two cache lines.
+        flat = torch.empty(self._size * self._dtype.itemsize, dtype=torch.uint8)
+        numbers = flat.numpy().view(self._dtype)
+        if self._parts:
+            np.concatenate(self._parts, out=numbers)
+        return numbers
 
 
 class _Weights(_Flat):
     """The numbers of a model in float32, but for those of matrices that are all bf16 numbers."""
 
     def __init__(self) -> None:
-        super().__init__(torch.float32)
-        self.bf16 = _Flat(torch.int16)
+        super().__init__(np.float32)
+        self.bf16 = _Flat(np.uint16)
         self.widest = 0
         """Inputs or outputs of the widest matrix."""
 
     def add_table(self, table: nn.Embedding | None) -> int:
         """Append a table; returns its offset."""
-        return NONE if table is None else self.add(table.weight)
+        return NONE if table is None else self.add(numbers_of(table.weight))
 
     def add_linear(self, weight: Tensor) -> Fields:
         """Append a matrix [outputs, inputs] in panels; returns a LINEAR."""
         outputs, inputs = weight.shape
         self.widest = max(self.widest, outputs, inputs)
-        panels = torch.cat([panel.t().flatten() for panel in weight.detach().split(PANEL)])
-        is_bf16 = holds_bf16(panels)
-        halves = panels.bfloat16().view(torch.int16)
-        offset = self.bf16.add(halves) if is_bf16 else self.add(panels)
+        numbers = numbers_of(weight)
+        is_bf16 = holds_bf16(numbers)
+        if is_bf16:
+            numbers = numbers.view(np.uint16)[:, HIGH_HALF::2]
+        panels = [numbers[first : first + PANEL].T for first in range(0, outputs, PANEL)]
+        joined = np.concatenate([panel.reshape(-1) for panel in panels])
+        offset = self.bf16.add(joined) if is_bf16 else self.add(joined)
         return offset, inputs, outputs, is_bf16
 
     def add_module(self, module: nn.Module | None) -> Fields:
@@ -234,14 +249,19 @@ class _Weights(_Flat):
     def add_norm(self, norm: nn.Module) -> Fields:
         """Append a norm's weights; returns a NORM."""
         if isinstance(norm, RMSNorm):
-            return self.add(norm.weight), NONE, norm.eps
+            return self.add(numbers_of(norm.weight)), NONE, norm.eps
         assert isinstance(norm, nn.LayerNorm)
-        return self.add(norm.weight), self.add(norm.bias), norm.eps
+        return self.add(numbers_of(norm.weight)), self.add(numbers_of(norm.bias)), norm.eps
 
 
-def holds_bf16(numbers: Tensor) -> bool:
+def numbers_of(tensor: Tensor) -> npt.NDArray[Any]:
+    """The numbers of a tensor on a CPU, one behind another; a copy where they lie otherwise."""
+    return tensor.detach().contiguous().numpy()
+
+
+def holds_bf16(numbers: npt.NDArray[np.float32]) -> bool:
     """Whether all float32 numbers are bf16 numbers, as those that were stored in bf16."""
-    return torch.equal(numbers.bfloat16().float(), numbers)
+    return not numbers.view(np.uint16)[..., 1 - HIGH_HALF :: 2].any()
 
 
 def _rotation_tables(stage: Stage, positions: int, rotations: _Flat) -> dict[str, int]:
@@ -253,7 +273,7 @@ def _rotation_tables(stage: Stage, positions: int, rotations: _Flat) -> dict[str
     cos, sin = rope_cos_sin(position, stage.channels, torch.float64)
     pairs = stage.channels // 2
     tables = torch.stack([cos[:, 0, :pairs], sin[:, 0, pairs:]], dim=1)  # [positions, 2, c / 2]
-    return {"rotations": rotations.add(tables), "coarse_positions": len(coarse)}
+    return {"rotations": rotations.add(numbers_of(tables)), "coarse_positions": len(coarse)}
 
 
 def _record(dtype: np.dtype[Any], **fields: Any) -> Fields:
