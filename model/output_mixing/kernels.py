@@ -129,7 +129,8 @@ def compile_kernels() -> None:
         flags = np.ones(1, np.bool_)
         read_ids(state, 0, idle, logits, ids, predictions, flags, np.empty(1))
         code_ids(state, idle, ids, ids, logits, predictions)
-        mix_logits(state, ids, ids, logits, predictions, flags, np.empty(TREE, np.float32))
+        two, tree = np.zeros((1, 2), np.int64), np.empty(TREE, np.float32)
+        mix_logits(state, ids, two, logits, predictions, flags, tree)
 
 
 @_kernel
@@ -198,7 +199,7 @@ def code_ids(
 def mix_logits(
     state: MixerState,
     rows: Ints,
-    last_bytes: Ints,
+    bytes_before: Ints,
     logits: Floats,
     predictions: Predictions,
     is_mixed: Flags,
@@ -207,8 +208,8 @@ def mix_logits(
     """Make the network's logits of rows' next ids those of the mixture, and learn nothing.
 
     Args:
-        rows: [n] whose id each is.
-        last_bytes: [n] before it, if that was not coded; -1 where it was.
+        rows: [n] that learned for each id; some ids may have the same.
+        bytes_before: [n, 2], the last but one and the last.
         logits: [n, V] of the network; those of bytes are written.
         predictions: [n] of PREDICTION.
         is_mixed: [n] whether to do so.
@@ -217,8 +218,7 @@ def mix_logits(
     for index in range(len(rows)):
         row, of_id, prediction = rows[index], logits[index], predictions[index]
         r = state.rows[row]
-        if last_bytes[index] >= 0:
-            r.byte_before, r.byte = r.byte, last_bytes[index]
+        r.byte_before, r.byte = bytes_before[index, 0], bytes_before[index, 1]
         if prediction.kind != NO_PAYLOAD and is_mixed[index]:
             highest = _highest(of_id)
             _read_network(state, row, of_id, highest)

@@ -138,9 +138,12 @@ class DrawingMixer:
         predictors.compile_kernels()
         kernels.compile_kernels()
         self.learned = new_mixers(batch, length)
+        """What the prompts taught, in the first row of a thread that has a prompt."""
         self.is_mixed = np.zeros(batch, np.bool_)
         """[B] whether the row's mixture is used, known behind its prompt."""
         self._predictors = new_predictors(batch, length)
+        self._learned_rows = np.arange(batch)  # [B] of `learned`
+        self._last_bytes = np.zeros((batch, 2), np.int64)
         threads = max(1, min(torch.get_num_threads(), batch // ROWS_OF_THREAD))
         self._parts = [_Part(rows) for rows in np.array_split(np.arange(batch), threads)]
         self._threads = ThreadPoolExecutor(threads - 1) if threads > 1 else None
@@ -155,20 +158,36 @@ class DrawingMixer:
             places: [n, PLACES] int32.
         """
         host_ids, host_places = ids.numpy(), places.numpy()
-        first, others = rows[0], list(rows[1:])
+        first = rows[0]
         of_ids, nats = np.full(len(ids), first), np.empty(len(ids))
         predictions = np.empty(len(ids), PREDICTION)
         predictors.predict_ids(self._predictors, of_ids, host_ids, host_places, predictions)
         opens_document = np.arange(len(ids)) == 0
         arguments = logits.numpy(), host_ids, predictions, opens_document, nats
         kernels.read_ids(self.learned, first, IDLE_CODER, *arguments)
-        for array in (*self._predictors, *self.learned):
-            array[others] = array[first]
+        for array in self._predictors:
+            array[rows[1:]] = array[first]
+        self._share_learned(np.array(rows))
+        of_first = self.learned.rows[first]
+        self._last_bytes[rows] = of_first["byte_before"], of_first["byte"]
         is_begun = len(ids) > 0 and host_places[-1, KIND] != NO_PAYLOAD
         begun = host_places[-1, SIZE] + 1 if is_begun else 0  # bytes of the payload to finish
         if begun >= LEAST_PROMPT:
             of_network = F.cross_entropy(logits[-begun:], ids[-begun:], reduction="sum")
             self.is_mixed[rows] = nats[-begun:].sum() < of_network.item()
+
+    def _share_learned(self, rows: npt.NDArray[np.int64]) -> None:
+        """Let every thread's first of some rows hold what the very first of them has learned.
+
+        A copy is 25 MB for rows of 12,544 ids. Threads write beside it what they compute.
+        """
+        for part in self._parts:
+            of_part = np.intersect1d(rows, part.rows)
+            if len(of_part) > 0:
+                self._learned_rows[of_part] = of_part[0]
+                if of_part[0] != rows[0]:
+                    for array in self.learned:
+                        array[of_part[0]] = array[rows[0]]
 
     def mix(self, drawn: Tensor | None, logits: Tensor, places: Tensor) -> None:
         """Make the network's logits of every row's next id, [B, V], those of the mixture.
@@ -177,10 +196,11 @@ class DrawingMixer:
             drawn: [B], each row's last id; None behind the prompts.
             places: [B, PLACES] int32.
         """
-        if drawn is None:
-            last_ids = np.full(len(logits), -1)
-        else:
+        last_ids = np.full(len(logits), -1)
+        if drawn is not None:
             last_ids = self._predictors.rows["id"] = drawn.numpy()
+            self._last_bytes[:, 0] = self._last_bytes[:, 1]
+            self._last_bytes[:, 1] = last_ids
         of_rows = last_ids, logits.numpy(), places.numpy()
         first, *others = self._parts
         running = []
@@ -200,8 +220,8 @@ class DrawingMixer:
         """`mix` some of the rows."""
         rows, at, predictions = part.rows, part.slice, part.predictions
         predictors.predict_ids(self._predictors, rows, last_ids[at], places[at], predictions)
-        arguments = last_ids[at], logits[at], predictions, self.is_mixed[at], part.tree
-        kernels.mix_logits(self.learned, rows, *arguments)
+        learned = self.learned, self._learned_rows[at], self._last_bytes[at]
+        kernels.mix_logits(*learned, logits[at], predictions, self.is_mixed[at], part.tree)
 
 
 class _Part:

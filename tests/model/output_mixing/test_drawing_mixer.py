@@ -86,6 +86,31 @@ def test_rows_are_the_same_alone_and_together() -> None:
         assert torch.equal(mixed[row : row + 1], alone)
 
 
+def test_rows_that_share_a_prompt_go_their_own_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a prompt share what it taught, also over threads, and each mixes as if alone."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    of_network = random_logits(PROMPT + 30)
+    rows = {BYTES: [0, 2, 3], PIXELS: [1, 4]}  # of two threads: rows 0 to 2, and 3 and 4
+    together = DrawingMixer(5, 2_048)
+    kinds = np.empty(5, np.int64)
+    for kind, of_kind in rows.items():
+        places = prompt_places(kind, PROMPT)
+        together.read(of_kind, prompt_ids(kind), of_network[:PROMPT], places)
+        kinds[of_kind] = kind
+    alone = [mixer_behind(kind, prompt_ids(kind), of_network[:PROMPT]) for kind in kinds]
+    drawn: Tensor | None = None
+    for step in range(30):
+        places = torch.cat([places_of(kind, PROMPT + step) for kind in kinds])
+        mixed = of_network[PROMPT + step].repeat(5, 1)
+        expected = mixed.clone()
+        together.mix(drawn, mixed, places)
+        for row, mixer in enumerate(alone):
+            of_row = slice(row, row + 1)
+            mixer.mix(None if drawn is None else drawn[of_row], expected[of_row], places[of_row])
+        assert torch.equal(mixed, expected)
+        drawn = torch.randint(0, 256, (5,), generator=torch.Generator().manual_seed(step))
+
+
 def test_a_payload_that_has_just_begun_is_drawn_from_the_network() -> None:
     """Its mixture has learned nothing, whatever stands before it in the row."""
     mixer, ids, logits = DrawingMixer(1, 4_096), prompt_ids(PIXELS), random_logits(PROMPT + 200)

@@ -71,16 +71,11 @@ def test_ids_are_drawn_from_the_distribution_of_plain_python(kind: int, count: i
         reference.nats(of_id[0], int(of_id[1]), of_id[2])
     reference.learns = False
     mixed = logits[count : count + 1].copy()
-    last, next_one, mixes = np.full(1, -1), predicted[count : count + 1], np.ones(1, np.bool_)
-    kernels.mix_logits(
-        mixers,
-        np.zeros(1, np.int64),
-        last,
-        mixed,
-        next_one,
-        mixes,
-        np.empty(kernels.TREE, np.float32),
-    )
+    next_one, mixes = predicted[count : count + 1], np.ones(1, np.bool_)
+    of_row = mixers.rows[0]
+    bytes_before = np.array([[of_row["byte_before"], of_row["byte"]]])
+    row, tree = np.zeros(1, np.int64), np.empty(kernels.TREE, np.float32)
+    kernels.mix_logits(mixers, row, bytes_before, mixed, next_one, mixes, tree)
     log_p = mixed[0] - np.log(np.exp(mixed[0].astype(np.float64)).sum())
     expected = [-reference.nats(logits[count], id_, next_one[0]) for id_ in range(V)]
     likely = np.array(expected) > np.log(kernels.LEAST_DRAWN)
