@@ -40,7 +40,6 @@ class BatchFeatures:
         self._arrays = tuple(self.state)
         self._new_ids = torch.zeros(batch, dtype=torch.int64)
         self._new_ids_array = self._new_ids.numpy()
-        self._features = torch.from_numpy(self.state.features)
 
     def push(self, ids: Tensor) -> None:
         """Take the next id of every row, [B]; one of a full row raises AssertionError."""
@@ -60,4 +59,4 @@ class BatchFeatures:
 
     def features(self) -> Tensor:
         """[B, J] int16, on the CPU; the next push writes into them."""
-        return self._features
+        return torch.from_numpy(self.state.features)

@@ -55,7 +55,7 @@ class CompiledSteps:
         self._threads = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         with compiling():
             nothing = _Part(np.arange(0), self._layout)
-            self._advance(nothing, rows.modality, torch.empty(batch, self._vocab_size))
+            self._advance(nothing, rows.modality, np.empty((batch, self._vocab_size), np.float32))
 
     def kv_caches(self, index: int, row: int) -> list[KVCache]:
         """The row's keys and values in each block of stage `index`, views of [H, r + m, c]."""
@@ -68,18 +68,21 @@ class CompiledSteps:
     def step(self, new_ids: Tensor) -> Tensor:
         """Append an id to each row, [B] int64; returns the logits of the next ones, [B, V]."""
         self._rows.push_features(new_ids)
-        logits = torch.empty(len(new_ids), self._vocab_size)
+        ids = new_ids.contiguous().numpy()
+        logits = np.empty((len(ids), self._vocab_size), np.float32)
         first, *others = self._parts
         running = []
         if self._threads is not None:
             submit = self._threads.submit
-            running = [submit(self._advance, part, new_ids, logits) for part in others]
-        self._advance(first, new_ids, logits)
+            running = [submit(self._advance, part, ids, logits) for part in others]
+        self._advance(first, ids, logits)
         for part in running:
             part.result()
-        return logits
+        return torch.from_numpy(logits)
 
-    def _advance(self, part: "_Part", new_ids: Tensor, logits: Tensor) -> None:
+    def _advance(
+        self, part: "_Part", new_ids: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]
+    ) -> None:
         """Run the kernel for some of the rows."""
         rows, layout = self._rows, self._layout
         step = Step(
@@ -94,16 +97,10 @@ class CompiledSteps:
             rows.held,
             self._ids,
             rows.lookback,
-            rows.modality.numpy(),
+            rows.modality,
             rows.codec_features(),
         )
-        advance_rows(
-            step,
-            part.rows,
-            new_ids.contiguous().numpy(),
-            part.active,
-            logits.numpy(),
-        )
+        advance_rows(step, part.rows, new_ids, part.active, logits)
 
 
 class _Part:

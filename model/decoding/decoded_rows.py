@@ -36,7 +36,7 @@ class DecodedRows:
         self.ids[:, : self.lookback] = -1
         self.held = np.zeros(batch, np.int64)
         """[B], ids in each row."""
-        self.modality = torch.zeros(batch, dtype=torch.int64)
+        self.modality = np.zeros(batch, np.int64)
         """[B], of each row's last id."""
         self.is_aligned = True
         """Whether all rows hold equally many ids."""
@@ -69,7 +69,7 @@ class DecodedRows:
 
     def codec_features(self) -> npt.NDArray[np.int16]:
         """Codec features of each row's next id, [B, J]; J = 0 for a model without."""
-        return self._no_features if self._features is None else self._features.features().numpy()
+        return self._no_features if self._features is None else self._features.state.features
 
     def places(self) -> Tensor:
         """Places of each row's next id in its payload, [B, PLACES], for a model that mixes."""
@@ -91,4 +91,4 @@ class DecodedRows:
     def set_modality(self, modality: Tensor | None) -> None:
         """Check and keep the modality of each row's last id, [B]."""
         checked = self._model.check_modality(modality, torch.Size([len(self.held)]))
-        self.modality = checked.contiguous()
+        self.modality = checked.cpu().contiguous().numpy()

@@ -157,7 +157,6 @@ class Decoder:
         self._rows.begin(prompts)
         self._longest = longest
 
-    @torch.no_grad()
     def step(self, ids: Tensor, modality: Tensor | None = None) -> Tensor:
         """Append one id to each row.
 
@@ -210,7 +209,7 @@ class Decoder:
                 start += at * stage.position_bytes
             self._copy_caches(index, rows)
         hidden = output[: at + 1] if is_whole else newest
-        modality = self._rows.modality[row].to(hidden.device).expand(len(hidden))
+        modality = torch.full((len(hidden),), self._rows.modality[row], device=hidden.device)
         return self.model.output(hidden, modality).float()
 
     def _copy_caches(self, index: int, rows: Sequence[int]) -> None:

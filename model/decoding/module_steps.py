@@ -52,6 +52,7 @@ class ModuleSteps:
         """Keep the output [1, width] of the parent of stage `index`, for a row's new sequence."""
         self._stages[index].set_parent_output(output, [row])
 
+    @torch.no_grad()
     def step(self, new_ids: Tensor) -> Tensor:
         """Append an id to each row, [B] int64; returns the logits of the next ones, [B, V]."""
         rows = self._rows
@@ -123,5 +124,5 @@ class ModuleSteps:
         """Logits [B, V] float32 of the last stage's output [B, D]."""
         if len(self._heads) == 1:
             return self._heads[0](hidden).float()
-        modality = self._rows.modality.to(hidden.device)
+        modality = torch.from_numpy(self._rows.modality).to(hidden.device)
         return linear_by_modality(hidden, modality, self._heads).float()

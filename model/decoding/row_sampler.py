@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,9 +20,8 @@ from bytelm.model.decoding.sampling import (
     Noise,
     Sampling,
     sample_by_tensors,
-    sample_guided,
 )
-from bytelm.model.decoding.sampling_kernel import follow_guide
+from bytelm.model.decoding.sampling_kernel import draw_rows, follow_guide
 
 BYTES = 256
 """Ids below this are bytes; a guide's other ids end a row."""
@@ -79,18 +80,14 @@ class RowSampler:
         """Random numbers of the block that were used, on the device."""
         self._left = 0
         """Random numbers of the block that were not used, on the host."""
+        self._arrays = _HostArrays(self) if device.type == "cpu" else None
 
     def draw(self, logits: Tensor) -> Tensor:
         """The next byte of every row [B] int64, from logits [B, V]; any byte in rows that ended."""
         self.supply_noise()
-        if logits.device.type != "cpu":
+        if self._arrays is None:
             return self.draw_static(logits)
-        noise = self._block[NOISE_BLOCK - 1 - self._left]
-        tables = self._allowed, self._state, self._room
-        ids = sample_guided(logits, self._sampling, noise, *tables)
-        numbers = (x.numpy() for x in (self._next_state, ids, self._state, self._room, self.drawn))
-        follow_guide(*numbers)
-        return ids
+        return torch.from_numpy(self._arrays.draw(logits.numpy(), NOISE_BLOCK - 1 - self._left))
 
     def supply_noise(self) -> None:
         """Make sure that the device has a random number of each row for the next draw."""
@@ -114,4 +111,38 @@ class RowSampler:
         self.drawn += is_byte
         self._room.sub_(1).mul_(is_byte)
         self._state.copy_(self._next_state[self._state, ids])
+        return ids
+
+
+class _HostArrays:
+    """A sampler's tensors on a CPU as the arrays that kernels take.
+
+    To make these at each draw takes PyTorch ten times as long as drawing an id.
+    """
+
+    def __init__(self, sampler: RowSampler) -> None:
+        self._limits = sampler._sampling.limits()
+        self._allowed = sampler._allowed.contiguous().numpy()
+        self._next_state = sampler._next_state.contiguous().numpy()
+        self._state, self._room = sampler._state.numpy(), sampler._room.numpy()
+        self._drawn, self._block = sampler.drawn.numpy(), sampler._block.numpy()
+        rows, vocab_size = len(self._state), self._allowed.shape[2]
+        self._values = np.empty((rows, vocab_size))
+        self._is_taken = np.empty(vocab_size, np.bool_)
+
+    def draw(self, logits: npt.NDArray[np.floating], number: int) -> npt.NDArray[np.int64]:
+        """`RowSampler.draw` with the random numbers `number` of the block."""
+        ids = np.empty(len(logits), np.int64)
+        self._values[:] = logits
+        draw_rows(
+            self._values,
+            self._allowed,
+            self._state,
+            self._room,
+            self._block[number],
+            *self._limits,
+            self._is_taken,
+            ids,
+        )
+        follow_guide(self._next_state, ids, self._state, self._room, self._drawn)
         return ids

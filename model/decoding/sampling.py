@@ -44,6 +44,10 @@ class Sampling:
         if not 0.0 <= self.min_p <= 1.0:
             raise ValueError(f"min_p must be 0 to 1, got {self.min_p}")
 
+    def limits(self) -> tuple[float, int, float, float]:
+        """The fields in the types that `draw_rows` is compiled for."""
+        return float(self.temperature), int(self.top_k), float(self.top_p), float(self.min_p)
+
 
 class Noise:
     """Uniform numbers in [0, 1); those of a row depend on its seed alone, not on other rows."""
@@ -82,36 +86,20 @@ def sample(
     """
     if logits.device.type != "cpu":
         return sample_by_tensors(logits, sampling, noise, allowed)
-    rows = torch.arange(len(logits))
     if allowed is None:
         allowed = torch.ones_like(logits, dtype=torch.bool)
-    return sample_guided(logits, sampling, noise, allowed[:, None], rows, torch.zeros_like(rows))
-
-
-def sample_guided(
-    logits: Tensor, sampling: Sampling, noise: Tensor, allowed: Tensor, state: Tensor, room: Tensor
-) -> Tensor:
-    """`sample` by a kernel on a CPU. For few rows PyTorch's calls take longer than a step does.
-
-    Args:
-        allowed: [S, A, V] bool, a guide's ids by state and room.
-        state, room: [B] int64, of each row.
-    """
-    ids = torch.empty(len(logits), dtype=torch.int64)
+    ids = np.empty(len(logits), np.int64)
     draw_rows(
         logits.to(torch.float64, copy=True, memory_format=torch.contiguous_format).numpy(),
-        allowed.contiguous().numpy(),
-        state.numpy(),
-        room.numpy(),
+        allowed[:, None].contiguous().numpy(),
+        np.arange(len(logits)),
+        np.zeros(len(logits), np.int64),
         noise.double().contiguous().numpy(),
-        float(sampling.temperature),
-        int(sampling.top_k),
-        float(sampling.top_p),
-        float(sampling.min_p),
+        *sampling.limits(),
         np.empty(logits.shape[1], np.bool_),
-        ids.numpy(),
+        ids,
     )
-    return ids
+    return torch.from_numpy(ids)
 
 
 def sample_by_tensors(
