@@ -138,7 +138,7 @@ class DrawingMixer:
         predictors.compile_kernels()
         kernels.compile_kernels()
         self.learned = new_mixers(batch, length)
-        """What the prompts taught, in the first row of a thread that has a prompt."""
+        """Mixtures as prompts left them; rows of one prompt and thread share the first one's."""
         self.is_mixed = np.zeros(batch, np.bool_)
         """[B] whether the row's mixture is used, known behind its prompt."""
         self._predictors = new_predictors(batch, length)
