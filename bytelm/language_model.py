@@ -29,8 +29,8 @@ from bytelm.pipelines.generation.media import (
     read_sample,
     source_name,
 )
-from bytelm.pipelines.generation.options import GenerateOptions, build_requests
-from bytelm.pipelines.generation.sampling_defaults import sampling_for
+from bytelm.pipelines.generation.options import GenerateOptions, build_requests, sampling_of
+from bytelm.pipelines.generation.sampling_defaults import SamplingChoices
 
 
 class LanguageModel:
@@ -142,15 +142,6 @@ class LanguageModel:
         Raises:
             ValueError: for options that do not fit each other, the model or its training set.
         """
-        sampling = sampling_for(
-            self.dataset_info,
-            modality,
-            is_finished=prompt is not None,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-        )
         options = GenerateOptions(
             modality=modality,
             prompt=prompt,
@@ -158,7 +149,7 @@ class LanguageModel:
             count=count,
             batch=batch,
             seed=seed,
-            sampling=sampling,
+            choices=SamplingChoices(temperature, top_k, top_p, min_p),
             precision=precision,
             max_bytes=max_bytes,
             allow_invalid_utf8=allow_invalid_utf8,
@@ -170,6 +161,7 @@ class LanguageModel:
             prompt_seconds=prompt_seconds,
         )
         requests = build_requests(self.model, self.dataset_info, options)
+        sampling = sampling_of(self.model, self.dataset_info, options, requests[0])
         samples = dict(
             generate_samples(
                 self.model, requests, options.seeds, sampling, precision, batch=batch

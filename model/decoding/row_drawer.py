@@ -55,13 +55,20 @@ class RowDrawer(Protocol):
         """Draw the next `count` ids of every row."""
 
 
+def draws_from_mixture(model: Megabyte, prompt_bytes: int) -> bool:
+    """Whether a payload behind its first `prompt_bytes` is drawn from a mixture.
+
+    With output mixing, a CPU draws from the mixture as the prompt left it, and a GPU from the
+    network alone, which mixing would hold up.
+    """
+    is_on_host = model.lm_head.weight.device.type == "cpu"
+    return model.config.output_mixing and is_on_host and prompt_bytes >= LEAST_PROMPT
+
+
 def row_drawer(
     model: Megabyte, batch: int, length: int, sampler: RowSampler, steps: int
 ) -> RowDrawer:
     """The fastest drawer of `batch` rows of at most `length` ids on the model's device.
-
-    With output mixing, a CPU draws from the mixture as the rows' prompts left it, and a GPU from
-    the network alone, which mixing would hold up.
 
     Under autocast, products have autocast's type: make and use a drawer inside one such context.
 
@@ -120,8 +127,7 @@ class SteppedRows:
         """See `RowDrawer`."""
         codes = torch.full((len(prompts),), modality, device=prompts.device)
         self._mixer = None
-        config = self._model.config
-        if config.output_mixing and prompts.shape[1] >= LEAST_PROMPT:
+        if draws_from_mixture(self._model, prompts.shape[1]):
             self._logits = self._read_prompts(prompts, codes)
         else:
             self._logits = self._decoder.prefill(list(prompts), codes)

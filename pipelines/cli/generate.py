@@ -20,8 +20,8 @@ from bytelm.pipelines.cli.arguments import (
 from bytelm.pipelines.cli.processes import add_processes, launch_processes
 
 if TYPE_CHECKING:
+    from bytelm.model.decoding.sampling import Sampling
     from bytelm.model.megabyte import Megabyte
-    from bytelm.pipelines.data.dataset_info import DatasetInfo
     from bytelm.pipelines.generation.options import GenerateOptions
     from bytelm.pipelines.generation.request import Request
     from bytelm.pipelines.runtime.ranks import Ranks
@@ -33,8 +33,8 @@ HELP = "Generate texts, images or sounds. Every file is valid."
 SAMPLING_HELP = (
     "Each option replaces one value of the model's own settings, if `bytelm calibrate` measured "
     "some, or of the modality's defaults: text temperature 1, min-p 0.05; image temperature 0.9; "
-    "audio temperature 0.9. The model's own distribution is --temperature 1 --top-k 0 --top-p 1 "
-    "--min-p 0."
+    "audio temperature 0.9. An image that the mixture of outputs finishes has temperature 1.08. "
+    "The model's own distribution is --temperature 1 --top-k 0 --top-p 1 --min-p 0."
 )
 """A text, since the defaults themselves are beside torch, which takes a second to import."""
 
@@ -210,28 +210,30 @@ def _generate(options: argparse.Namespace, ranks: Ranks) -> list[Path]:
     from bytelm.pipelines.compression.fingerprint import model_hash
     from bytelm.pipelines.generation.contact_sheet import write_sheet
     from bytelm.pipelines.generation.generate import generate_files
-    from bytelm.pipelines.generation.options import build_requests
+    from bytelm.pipelines.generation.options import build_requests, sampling_of
 
-    def prepare() -> tuple[Megabyte, GenerateOptions, list[Request]]:
+    chosen = _generate_options(options)
+
+    def prepare() -> tuple[Megabyte, list[Request], Sampling]:
         model, dataset_info = load_model(location)
-        chosen = _generate_options(options, dataset_info)
-        return model, chosen, build_requests(model, dataset_info, chosen)
+        requests = build_requests(model, dataset_info, chosen)
+        return model, requests, sampling_of(model, dataset_info, chosen, requests[0])
 
     location = settled_location(options.model, ranks)
-    model, chosen, requests = ranks.together(prepare)
+    model, requests, sampling = ranks.together(prepare)
     suffix = "flac" if options.flac else None
     paths = generate_files(
         model,
         requests,
         chosen.seeds,
-        chosen.sampling,
+        sampling,
         chosen.precision,
         options.out,
         suffix=suffix,
         show=_show if options.stream else None,
         batch=chosen.batch,
         ranks=ranks,
-        identity=_identity(model_hash(model), requests, chosen, suffix),
+        identity=_identity(model_hash(model), requests, chosen, sampling, suffix),
     )
     if options.sheet and ranks.rank == 0:
         paths.append(write_sheet(paths, options.out / "sheet.png"))
@@ -239,10 +241,14 @@ def _generate(options: argparse.Namespace, ranks: Ranks) -> list[Path]:
 
 
 def _identity(
-    model: bytes, requests: Sequence[Request], chosen: GenerateOptions, suffix: str | None
+    model: bytes,
+    requests: Sequence[Request],
+    chosen: GenerateOptions,
+    sampling: Sampling,
+    suffix: str | None,
 ) -> str:
     """A hash of all that decides the bytes of the files."""
-    settings = (chosen.seed, chosen.sampling, chosen.precision, chosen.allow_invalid_utf8, suffix)
+    settings = (chosen.seed, sampling, chosen.precision, chosen.allow_invalid_utf8, suffix)
     digest = hashlib.sha256(model + repr(settings).encode())
     for request in requests:
         facts = (request.modality, request.header, request.view, request.size, request.prompt)
@@ -265,9 +271,9 @@ def _check_modality(options: argparse.Namespace) -> None:
                 )
 
 
-def _generate_options(options: argparse.Namespace, dataset_info: DatasetInfo) -> GenerateOptions:
+def _generate_options(options: argparse.Namespace) -> GenerateOptions:
     from bytelm.pipelines.generation.options import GenerateOptions
-    from bytelm.pipelines.generation.sampling_defaults import sampling_for
+    from bytelm.pipelines.generation.sampling_defaults import SamplingChoices
 
     channels = {"image": 1 if options.grey else None, "audio": options.channels}
     return GenerateOptions(
@@ -277,15 +283,7 @@ def _generate_options(options: argparse.Namespace, dataset_info: DatasetInfo) ->
         count=options.count,
         batch=options.batch,
         seed=options.seed,
-        sampling=sampling_for(
-            dataset_info,
-            options.modality,
-            is_finished=options.prompt is not None,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-        ),
+        choices=SamplingChoices(options.temperature, options.top_k, options.top_p, options.min_p),
         precision=options.precision,
         max_bytes=options.max_bytes,
         allow_invalid_utf8=options.allow_invalid_utf8,

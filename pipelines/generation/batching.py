@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from bytelm.model.config import ModelConfig
+from bytelm.model.decoding.row_drawer import draws_from_mixture
 from bytelm.model.megabyte import Megabyte
-from bytelm.model.output_mixing.mixer import LEAST_PROMPT, mixing_bytes
+from bytelm.model.output_mixing.mixer import mixing_bytes
 from bytelm.pipelines.runtime.memory import available_bytes, sharing_ranks
 
 MOST_ROWS = {"cpu": 64, "cuda": 512}
@@ -28,7 +29,7 @@ def batch_by_memory(model: Megabyte, length: int, precision: str, longest_prompt
     if precision == "bf16" and device == "cuda":
         itemsize = torch.bfloat16.itemsize
     row_bytes = itemsize * cached_numbers(model.config, length) + BYTES_PER_ID * length
-    if model.config.output_mixing and device == "cpu" and longest_prompt >= LEAST_PROMPT:
+    if draws_from_mixture(model, longest_prompt):
         row_bytes += mixing_bytes(model.config.context)
     fitting = int(MEMORY_SHARE * available_bytes() / (sharing_ranks() * row_bytes))
     return max(1, min(fitting, MOST_ROWS[device]))

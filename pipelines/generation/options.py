@@ -22,6 +22,7 @@ from bytelm.pipelines.generation.request import (
     image_request,
     text_request,
 )
+from bytelm.pipelines.generation.sampling_defaults import SamplingChoices, default_sampling
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class GenerateOptions:
     """The most files that are drawn at once; None chooses by the memory that is free."""
     seed: int = 0
     """Seed of the first file; each further file has the next one."""
-    sampling: Sampling = field(kw_only=True)
+    choices: SamplingChoices = field(default_factory=SamplingChoices)
     """Settings of the draws of payloads and of headers."""
     precision: str = "fp32"
     max_bytes: int = 512
@@ -93,6 +94,17 @@ def build_requests(
         return [_text_request(dataset_info, options, condition)] * options.count
     build = _image_requests if options.modality == "image" else _audio_requests
     return build(model, dataset_info, options, condition)
+
+
+def sampling_of(
+    model: Megabyte, dataset_info: DatasetInfo, options: GenerateOptions, request: Request
+) -> Sampling:
+    """The settings of a request's draws: those that the user gives, over the model's defaults.
+
+    Raises ValueError for values out of range.
+    """
+    default = default_sampling(model, dataset_info, options.modality, len(request.prompt))
+    return options.choices.over(default)
 
 
 def _condition(
@@ -189,9 +201,8 @@ def _draw_headers(
             f"{way_out}"
         )
     view = dataset_info.views[modality]
-    return draw_headers(
-        model, modality, view, choices, options.seeds, options.sampling, options.batch
-    )
+    sampling = options.choices.over(default_sampling(model, dataset_info, modality, 0))
+    return draw_headers(model, modality, view, choices, options.seeds, sampling, options.batch)
 
 
 def _text(source: Source, option: str) -> str:

@@ -11,6 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from bytelm.model.decoding.sampling import Sampling
+from bytelm.pipelines.generation.sampling_defaults import SamplingChoices
 from bytelm.pipelines.serving.drawing import Drawing, LoadedModel
 from bytelm.pipelines.serving.jobs import Job, JobQueue, QueueFullError, Work
 from bytelm.pipelines.serving.results import alert, drawing_html, drawing_note, note
@@ -174,10 +175,11 @@ def sampling_controls(defaults: Sampling) -> list[Any]:
         ]  # fmt: skip
 
 
-def to_sampling(values: tuple[Any, ...]) -> tuple[Sampling, int]:
-    """Sampling and seed from the values of `sampling_controls`."""
+def to_choices(values: tuple[Any, ...]) -> tuple[SamplingChoices, int]:
+    """Settings and seed from the values of `sampling_controls`."""
     temperature, top_k, top_p, min_p, seed = values
-    return Sampling(float(temperature), int(top_k), float(top_p), float(min_p)), int(seed or 0)
+    chosen = SamplingChoices(float(temperature), int(top_k), float(top_p), float(min_p))
+    return chosen, int(seed or 0)
 
 
 def to_path(upload: str | None) -> Path | None:

@@ -14,7 +14,7 @@ from bytelm.modalities.base import Sample
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.generation.generate import generate_payloads
-from bytelm.pipelines.generation.options import GenerateOptions, build_requests
+from bytelm.pipelines.generation.options import GenerateOptions, build_requests, sampling_of
 from bytelm.pipelines.generation.request import Request
 from bytelm.pipelines.serving.jobs import Job
 from bytelm.pipelines.serving.limits import MAX_DRAWN_BYTES
@@ -66,6 +66,7 @@ def draw(loaded: LoadedModel, options: GenerateOptions, job: Job) -> Drawing:
         raise ValueError(
             f"{size:,} bytes are too much to draw at once: ask for {MAX_DRAWN_BYTES:,} at most."
         )
+    sampling = sampling_of(loaded.model, loaded.dataset_info, options, requests[0])
     progress = _Progress(requests, loaded.model.config.patch, job)
     for request in dict.fromkeys(requests):
         numbers = [i for i, other in enumerate(requests) if other == request]
@@ -73,7 +74,7 @@ def draw(loaded: LoadedModel, options: GenerateOptions, job: Job) -> Drawing:
             loaded.model,
             request,
             [options.seeds[i] for i in numbers],
-            options.sampling,
+            sampling,
             options.precision,
             advance=progress.advance,
             watch=partial(progress.watch, numbers),

@@ -11,6 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from bytelm.modalities.base import DecodeOptions, Header, Sample
+from bytelm.model.decoding.sampling import Sampling
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.generation.options import GenerateOptions
 from bytelm.pipelines.generation.sampling_defaults import default_sampling
@@ -21,8 +22,8 @@ from bytelm.pipelines.serving.controls import (
     result_area,
     run_buttons,
     sampling_controls,
+    to_choices,
     to_path,
-    to_sampling,
 )
 from bytelm.pipelines.serving.drawing import Drawing, LoadedModel, draw
 from bytelm.pipelines.serving.jobs import Job, Work
@@ -37,6 +38,8 @@ from bytelm.pipelines.serving.uploads import (
     upload_modality,
 )
 
+USUAL_HEADER = Header(USUAL_SIDE, USUAL_SIDE, 3)
+
 
 def add_image_tab(playground: Playground) -> None:
     """Complete an image from its top; without one, draw a new one."""
@@ -47,7 +50,7 @@ def add_image_tab(playground: Playground) -> None:
             share = gr.Slider(5, 95, 50, step=5, label="Kept from the top (%)")
             preview = gr.HTML(js_on_load=None)
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Images")
-            sampling = sampling_controls(default_sampling(info, "image", is_finished=True))
+            sampling = sampling_controls(_defaults(playground, "image", _half_bytes(info)))
             run, stop = run_buttons("Complete")
         with gr.Column():
             status, result = result_area()
@@ -89,7 +92,7 @@ def add_sound_tab(playground: Playground) -> None:
             preview = gr.HTML(js_on_load=None)
             seconds = gr.Slider(0.1, MAX_SECONDS, 1, step=0.1, label="Length in all (s)")
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Sounds")
-            sampling = sampling_controls(default_sampling(info, "audio", is_finished=True))
+            sampling = sampling_controls(_defaults(playground, "audio", 1))
             run, stop = run_buttons("Complete")
         with gr.Column():
             status, result = result_area()
@@ -123,13 +126,12 @@ def add_sound_tab(playground: Playground) -> None:
 
 def add_text_tab(playground: Playground) -> None:
     """Go on with a text."""
-    info = playground.loaded.dataset_info
     with gr.Row():
         with gr.Column():
             prompt = gr.Textbox(label="Beginning", lines=4, max_length=MAX_TEXT_BYTES)
             size = gr.Slider(16, MAX_TEXT_BYTES, 512, step=16, label="Longest text (bytes)")
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Texts")
-            sampling = sampling_controls(default_sampling(info, "text", is_finished=True))
+            sampling = sampling_controls(_defaults(playground, "text", 1))
             run, stop = run_buttons("Complete")
         with gr.Column():
             status, result = result_area()
@@ -148,7 +150,6 @@ def add_text_tab(playground: Playground) -> None:
 
 def add_caption_tab(playground: Playground, modality: str) -> None:
     """Draw an image or a sound that follows a caption."""
-    info = playground.loaded.dataset_info
     noun = {"image": "image", "audio": "sound"}[modality]
     with gr.Row():
         with gr.Column():
@@ -157,7 +158,7 @@ def add_caption_tab(playground: Playground, modality: str) -> None:
                 0.1, MAX_SECONDS, 1, step=0.1, label="Length (s)", visible=modality == "audio"
             )
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label=f"{noun.capitalize()}s")
-            sampling = sampling_controls(default_sampling(info, modality, is_finished=False))
+            sampling = sampling_controls(_defaults(playground, modality, 0))
             run, stop = run_buttons("Draw")
         with gr.Column():
             status, result = result_area()
@@ -186,7 +187,7 @@ def add_description_tab(playground: Playground) -> None:
             upload = gr.File(label="Image or sound", file_count="single", height=120)
             size = gr.Slider(16, MAX_TEXT_BYTES, 256, step=16, label="Longest text (bytes)")
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Texts")
-            sampling = sampling_controls(default_sampling(info, "text", is_finished=False))
+            sampling = sampling_controls(_defaults(playground, "text", 0))
             run, stop = run_buttons("Describe")
         with gr.Column():
             status, result = result_area()
@@ -221,16 +222,28 @@ def _with_known(playground: Playground, modality: str) -> LoadedModel:
     loaded = playground.loaded
     known = known_headers(loaded.dataset_info, modality)
     if modality == "image":
-        known = known or [Header(USUAL_SIDE, USUAL_SIDE, 3)]
+        known = known or [USUAL_HEADER]
     headers = {**loaded.dataset_info.headers, modality: known}
     return replace(loaded, dataset_info=replace(loaded.dataset_info, headers=headers))
 
 
+def _defaults(playground: Playground, modality: str, prompt_bytes: int) -> Sampling:
+    """The model's settings behind so many bytes, at which the controls stand first."""
+    loaded = playground.loaded
+    return default_sampling(loaded.model, loaded.dataset_info, modality, prompt_bytes)
+
+
+def _half_bytes(info: DatasetInfo) -> int:
+    """Bytes of half of an image of the most frequent size."""
+    first = [*known_headers(info, "image"), USUAL_HEADER][0]
+    return first.height // 2 * first.width * first.channels
+
+
 def _options(modality: str, count: int, sampling_values: tuple[Any, ...]) -> GenerateOptions:
-    sampling, seed = to_sampling(sampling_values)
+    choices, seed = to_choices(sampling_values)
     if count > MAX_COUNT:
         raise ValueError(f"{count} results are too many: ask for {MAX_COUNT} at most.")
-    return GenerateOptions(modality=modality, count=count, seed=seed, sampling=sampling)
+    return GenerateOptions(modality=modality, count=count, seed=seed, choices=choices)
 
 
 def _image_upload(path: Path, known: list[Header]) -> Sample:

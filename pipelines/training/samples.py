@@ -32,7 +32,7 @@ from bytelm.pipelines.config import plural
 from bytelm.pipelines.data.dataset_info import DatasetInfo
 from bytelm.pipelines.errors import one_line
 from bytelm.pipelines.generation.generate import Advance, generate_samples
-from bytelm.pipelines.generation.sampling_defaults import DEFAULT_SAMPLING
+from bytelm.pipelines.generation.sampling_defaults import uncalibrated_sampling
 from bytelm.pipelines.shards.reader import ShardSet
 from bytelm.pipelines.training.engine import Engine
 from bytelm.pipelines.training.sample_requests import SampleRequest, sample_requests
@@ -197,7 +197,8 @@ class SampleWriter:
     def _write(self, wanted: SampleRequest) -> None:
         """Draw the samples of one request; nothing is written before all of them are drawn."""
         name = wanted.request.modality
-        requests, sampling = [wanted.request] * len(wanted.seeds), DEFAULT_SAMPLING[name]
+        requests = [wanted.request] * len(wanted.seeds)
+        sampling = uncalibrated_sampling(self.model, name, len(wanted.request.prompt))
         drawn = dict(
             generate_samples(
                 self.model, requests, wanted.seeds, sampling, self.precision, advance=self.advance

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.commands import status
@@ -14,14 +14,26 @@ from helpers.tiny_models import OPTIONS, tiny_model
 
 import bytelm
 from bytelm.modalities import MODALITIES
+from bytelm.modalities.base import Header
 from bytelm.model.decoding.sampling import Sampling
+from bytelm.model.megabyte import Megabyte
+from bytelm.model.output_mixing.mixer import LEAST_PROMPT
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.cli.generate import SAMPLING_HELP
 from bytelm.pipelines.config import ViewsConfig
-from bytelm.pipelines.data.dataset_info import DatasetInfo
-from bytelm.pipelines.generation.sampling_defaults import DEFAULT_SAMPLING, sampling_for
+from bytelm.pipelines.data.dataset_info import FINISHED, NEW, DatasetInfo
+from bytelm.pipelines.generation.options import GenerateOptions, sampling_of
+from bytelm.pipelines.generation.request import Request
+from bytelm.pipelines.generation.sampling_defaults import (
+    DEFAULT_SAMPLING,
+    MIXED_IMAGE_SAMPLING,
+    SamplingChoices,
+    default_sampling,
+)
 
 LENGTHS = {"text": ("--max-bytes", "200"), "image": ("--size", "9x7"), "audio": ("--rate", "99")}
+
+UNCALIBRATED = DatasetInfo(vars(ViewsConfig()), {}, frozenset(), frozenset())
 
 
 @pytest.fixture
@@ -35,7 +47,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 
 def flags(sampling: Sampling) -> list[str]:
-    values = dataclasses.asdict(sampling).items()
+    values = asdict(sampling).items()
     return [part for name, v in values for part in (f"--{name.replace('_', '-')}", str(v))]
 
 
@@ -58,22 +70,53 @@ def test_a_command_without_options_draws_with_the_defaults(
 
 
 def test_an_option_replaces_one_value_of_the_defaults() -> None:
-    info = DatasetInfo(vars(ViewsConfig()), {}, frozenset(), frozenset())
+    model, request = tiny_model("two"), Request("text", Header(), "utf8", 9)
     for modality, defaults in DEFAULT_SAMPLING.items():
-        chosen = partial(sampling_for, info, modality, is_finished=False)
+
+        def chosen(modality: str = modality, **values: Any) -> Sampling:
+            options = GenerateOptions(modality=modality, choices=SamplingChoices(**values))
+            return sampling_of(model, UNCALIBRATED, options, request)
+
         assert chosen() == defaults
         assert chosen(temperature=0.0).temperature == 0.0
         changed = chosen(top_k=7, top_p=0.5, min_p=0.25)
         assert changed == Sampling(defaults.temperature, 7, 0.5, 0.25)
-    with pytest.raises(ValueError, match="no modality 'video': choose one of text, image, audio"):
-        sampling_for(info, "video", is_finished=False)
+
+
+def test_images_that_a_mixture_finishes_have_settings_of_their_own() -> None:
+    mixing, plain = (
+        tiny_model("two", context=96, **OPTIONS["modern"] | {"output_mixing": is_mixing})
+        for is_mixing in (True, False)
+    )
+    settings = {
+        kind: asdict(Sampling(temperature)) for kind, temperature in ((NEW, 0.5), (FINISHED, 1.5))
+    }
+    calibrated = replace(UNCALIBRATED, sampling=dict.fromkeys(DEFAULT_SAMPLING, settings))
+
+    def temperature(model: Megabyte, info: DatasetInfo, modality: str, prompt: int) -> float:
+        return default_sampling(model, info, modality, prompt).temperature
+
+    long, short = LEAST_PROMPT, LEAST_PROMPT - 1
+    assert temperature(mixing, UNCALIBRATED, "image", long) == MIXED_IMAGE_SAMPLING.temperature
+    for model, prompt in ((mixing, short), (mixing, 0), (plain, long)):
+        assert temperature(model, UNCALIBRATED, "image", prompt) == 0.9
+    assert temperature(mixing, UNCALIBRATED, "audio", long) == 0.9
+    for modality in DEFAULT_SAMPLING:
+        assert temperature(mixing, calibrated, modality, 0) == 0.5
+        assert temperature(mixing, calibrated, modality, long) == 1.5
+        assert temperature(plain, calibrated, modality, short) == 1.5
+    assert temperature(mixing, calibrated, "image", short) == 0.5, "the network draws it alone"
+    assert temperature(mixing, calibrated, "text", short) == 1.5
 
 
 def test_the_help_names_each_default() -> None:
     """The help is a text, so that it needs no torch."""
-    usual = dataclasses.asdict(Sampling())
+    usual = asdict(Sampling())
     for modality, defaults in DEFAULT_SAMPLING.items():
         (shown,) = re.findall(rf"{modality} (temperature[^;]*?)[;.](?: |$)", SAMPLING_HELP)
-        values = dataclasses.asdict(defaults).items()
+        values = asdict(defaults).items()
         changed = [(name, v) for name, v in values if name == "temperature" or v != usual[name]]
         assert shown == ", ".join(f"{name.replace('_', '-')} {v:g}" for name, v in changed)
+    temperature = MIXED_IMAGE_SAMPLING.temperature
+    assert Sampling(temperature=temperature) == MIXED_IMAGE_SAMPLING
+    assert f"finishes has temperature {temperature:g}. " in SAMPLING_HELP

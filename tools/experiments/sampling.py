@@ -95,7 +95,7 @@ def main() -> None:
     reference = comparison.figures(first)
     repeated = list(requests) * options.count
     for setting in options.settings:
-        default = default_sampling(info, options.modality, is_finished=not options.new)
+        default = default_sampling(model, info, options.modality, len(requests[0].prompt))
         sampling = default if setting is None else Sampling(**setting)
         drawn = _drawn(model, repeated, sampling, options, _name(setting))
         values = comparison.figures(drawn)
