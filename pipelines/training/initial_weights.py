@@ -42,6 +42,9 @@ def load_initial_model(config: RunConfig) -> Megabyte | None:
 def copy_weights(initial: Megabyte, model: Megabyte, deepspeed: str) -> None:
     """Copy weights into a model that `make_model` made. Every rank has to call it.
 
+    Where the contexts differ, so do the position tables: positions that both have are copied, and
+    those that only `model` has stay as they were drawn.
+
     Args:
         deepspeed: `train.deepspeed` of the run; at ZeRO 3 each rank keeps its part.
     """
@@ -52,7 +55,8 @@ def copy_weights(initial: Megabyte, model: Megabyte, deepspeed: str) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             with library.zero.GatheredParameters([parameter], modifier_rank=0, enabled=is_cut):
-                parameter.copy_(weights[name])
+                known = min(len(parameter), len(weights[name]))
+                parameter[:known].copy_(weights[name][:known])
 
 
 def _differences(initial: ModelConfig, wanted: ModelConfig) -> list[str]:

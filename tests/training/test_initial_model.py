@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import TINY_MODEL, bytelm, metrics, write_config
+from torch import Tensor
 
 from bytelm.model.config import ModelConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import from_pretrained, save_pretrained
 from bytelm.pipelines.config import RunConfig, load_config
 from bytelm.pipelines.shards.reader import ShardSet
-from bytelm.pipelines.training.initial_weights import load_initial_model
+from bytelm.pipelines.training.initial_weights import copy_weights, load_initial_model
 
 
 @pytest.fixture
@@ -28,6 +29,12 @@ def initial(tmp_path: Path) -> Path:
 def config_of(tmp_path: Path, mixed_set: ShardSet, initial: Path, *changes: str) -> RunConfig:
     path = write_config(tmp_path / "run.yaml", mixed_set, steps=1, initial_model=str(initial))
     return load_config(path, list(changes))
+
+
+def position_table(model: Megabyte) -> Tensor:
+    table = model.stages[0].position_embed
+    assert table is not None
+    return table.weight.detach()
 
 
 @pytest.mark.parametrize(("deepspeed", "processes"), [("zero1", 1), ("zero3", 2)])
@@ -83,8 +90,17 @@ def test_without_the_key_there_is_none(mixed_set: ShardSet, tmp_path: Path) -> N
 def test_rotated_positions_leave_the_context_free(mixed_set: ShardSet, tmp_path: Path) -> None:
     model = Megabyte(ModelConfig.from_dict({**TINY_MODEL, "rope": True}))
     save_pretrained(model, model.config, tmp_path / "rope", {"views": {}})
-    changes = ("model.rope=true", "model.context=512")
-    assert load_initial_model(config_of(tmp_path, mixed_set, tmp_path / "rope", *changes))
+    own_table = position_table(model)
+    for context in (128, 512):
+        changes = ("model.rope=true", f"model.context={context}")
+        config = config_of(tmp_path, mixed_set, tmp_path / "rope", *changes)
+        initial = load_initial_model(config)
+        assert initial is not None
+        wanted = Megabyte(config.model)
+        drawn, known = position_table(wanted).clone(), min(context, 256) // config.model.patch
+        copy_weights(initial, wanted, "zero1")
+        torch.testing.assert_close(position_table(wanted)[:known], own_table[:known])
+        torch.testing.assert_close(position_table(wanted)[known:], drawn[known:])
     model = Megabyte(ModelConfig.from_dict(TINY_MODEL))
     save_pretrained(model, model.config, tmp_path / "table", {"views": {}})
     config = config_of(tmp_path, mixed_set, tmp_path / "table", "model.context=512")
