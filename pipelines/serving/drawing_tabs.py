@@ -50,7 +50,7 @@ def add_image_tab(playground: Playground) -> None:
             share = gr.Slider(5, 95, 50, step=5, label="Kept from the top (%)")
             preview = gr.HTML(js_on_load=None)
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Images")
-            sampling = sampling_controls(_defaults(playground, "image", _half_bytes(info)))
+            sampling = sampling_controls(_defaults(playground, "image", 0))
             run, stop = run_buttons("Complete")
         with gr.Column():
             status, result = result_area()
@@ -78,6 +78,7 @@ def add_image_tab(playground: Playground) -> None:
         return work
 
     _show_uploads(upload, share, preview, show_upload)
+    _set_defaults(playground, "image", _half_bytes(info), upload, sampling)
     buttons = RunButtons(run, stop, status, result)
     connect(playground, "image", buttons, [upload, share, count, *sampling], make_work)
 
@@ -92,7 +93,7 @@ def add_sound_tab(playground: Playground) -> None:
             preview = gr.HTML(js_on_load=None)
             seconds = gr.Slider(0.1, MAX_SECONDS, 1, step=0.1, label="Length in all (s)")
             count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Sounds")
-            sampling = sampling_controls(_defaults(playground, "audio", 1))
+            sampling = sampling_controls(_defaults(playground, "audio", 0))
             run, stop = run_buttons("Complete")
         with gr.Column():
             status, result = result_area()
@@ -120,6 +121,7 @@ def add_sound_tab(playground: Playground) -> None:
         return work
 
     _show_uploads(upload, kept, preview, show_upload)
+    _set_defaults(playground, "audio", 1, upload, sampling)
     buttons = RunButtons(run, stop, status, result)
     connect(playground, "audio", buttons, [upload, kept, seconds, count, *sampling], make_work)
 
@@ -260,6 +262,24 @@ def _kept_rows(sample: Sample, percent: float) -> int:
     """Rows of an image that the model is given: at least one, and not all."""
     height = sample.header.height
     return min(max(1, round(height * percent / 100)), height - 1)
+
+
+def _set_defaults(
+    playground: Playground,
+    modality: str,
+    prompt_bytes: int,
+    upload: gr.File,
+    sampling: list[Any],
+) -> None:
+    """Set the controls to the settings behind so many bytes of an upload, or to those of new files
+    once there is none."""
+
+    def defaults(file: str | None) -> list[float]:
+        chosen = _defaults(playground, modality, prompt_bytes if file else 0)
+        return [chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p]
+
+    controls = sampling[:-1]  # the seed stays
+    upload.change(defaults, [upload], controls, api_visibility="private", show_progress="hidden")
 
 
 def _show_uploads(

@@ -17,15 +17,17 @@ from bytelm.modalities.base import Header
 from bytelm.model.config import ModelConfig, StageConfig
 from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
-from bytelm.pipelines.data.dataset_info import DatasetInfo
+from bytelm.pipelines.data.dataset_info import FINISHED, NEW, DatasetInfo
 from helpers.commands import command, environment
 
 VIEWS = {"text": "utf8", "image": "raster", "audio": "s16be"}
+SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 DATASET_INFO = DatasetInfo(
     VIEWS,
     {"image": [Header(32, 32, 3), Header(16, 24, 1)], "audio": [Header(channels=1, rate=8000)]},
     frozenset({("text", "image"), ("image", "text")}),
     frozenset(VIEWS),
+    {"image": {NEW: {**SAMPLING, "temperature": 0.9}, FINISHED: {**SAMPLING, "temperature": 1.1}}},
 )
 
 

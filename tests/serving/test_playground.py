@@ -100,6 +100,11 @@ class Tab:
     def set(self, label: str, value: object) -> None:
         self.panel.get_by_label(f"number input for {label}").fill(str(value))
 
+    def expect_value(self, label: str, value: str) -> None:
+        """Wait until a number has a value."""
+        number = self.panel.get_by_label(f"number input for {label}")
+        playwright.expect(number).to_have_value(value, timeout=PATIENCE_MS)
+
     def expect(self, text: str) -> None:
         """Wait for a text in the status; AssertionError with what the tab shows instead."""
         try:
@@ -134,7 +139,10 @@ def picture(folder: Path, name: str = "picture.png") -> Path:
 
 def test_an_image_is_completed_from_its_top(user: User, tmp_path: Path) -> None:
     tab = user.open("Image")
+    tab.click("Sampling ▼")
+    tab.expect_value("Temperature", "0.9")
     tab.upload(picture(tmp_path))
+    tab.expect_value("Temperature", "1.1")
     tab.panel.get_by_text("the model is given the upper 16 rows").wait_for()
     tab.set("Images", 2)
     tab.click("Complete")
