@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,11 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=output_folder,
         default=Path("demo"),
         metavar="DIR",
-        help="folder of all results",
+        help="folder of all results; a demo that it holds goes on",
     )
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Run `tools/demo.py` in a process of its own."""
+    from bytelm.pipelines.runtime.child_command import run_child
+
     command = [sys.executable, "-m", "bytelm.tools.demo", str(options.data), str(options.out)]
-    return subprocess.run(command, check=False).returncode
+    return run_child(command)[0]

@@ -43,7 +43,8 @@ DRAWING_SECONDS = 120.0
 """Time after which the samples that are left are not drawn."""
 POLL_SECONDS = 0.5
 """Seconds between two moments at which all ranks ask whether one of them is to stop."""
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_TEMPORARY_PREFIX = ".tmp-"
+_STEP_FOLDER = re.compile(rf"({re.escape(_TEMPORARY_PREFIX)})?step-(\d{{8,}})")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class SampleDrawer:
         began = time.monotonic()
         limit = min(DRAWING_SECONDS, seconds)
         folder = samples_folder(self._run, step)
-        temporary = folder.with_name(f".tmp-{folder.name}")
+        temporary = folder.with_name(_TEMPORARY_PREFIX + folder.name)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
 
@@ -240,8 +241,11 @@ def samples_folder(run: Path, step: int) -> Path:
 
 
 def remove_samples_after(run: Path, step: int) -> None:
-    """Remove the samples of steps after `step`, which are lost, and what a killed process left."""
+    """Remove the samples of steps after `step`, which are lost, and what a killed process left.
+
+    Other files of the folder are the user's.
+    """
     for folder in (run / SAMPLES_FOLDER).glob("*"):
         match = _STEP_FOLDER.fullmatch(folder.name)
-        if match is None or int(match[1]) > step:
+        if match and (match[1] or int(match[2]) > step):
             shutil.rmtree(folder)

@@ -184,7 +184,11 @@ def test_a_run_that_is_asked_to_stop_while_it_draws_draws_when_it_resumes(
     assert "the run ends after step 2" in shown
     assert not list((run / "samples").iterdir())
 
+    (run / "samples" / "notes.txt").write_text("of the user")
+    (run / "samples" / ".tmp-step-00000009").mkdir()  # a killed process left it
     shown = bytelm("train", config, "--out", run, "--resume").stdout
+    assert not (run / "samples" / ".tmp-step-00000009").exists()
+    assert (run / "samples" / "notes.txt").exists()
     assert [f"step {step}: 8 samples" in shown for step in (2, 3)] == [True, True]
     assert len(records(run, 2)) == len(records(run, 3)) == 8
 
