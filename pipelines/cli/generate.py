@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modality", required=True, choices=["text", "image", "audio"], help="what to generate"
     )
     parser.add_argument(
-        "--out", required=True, type=output_folder, metavar="DIR", help="folder of files"
+        "--out",
+        required=True,
+        type=output_folder,
+        metavar="DIR",
+        help="folder of files, numbered from 0; those of an earlier call are replaced",
     )
     parser.add_argument(
         "--count", type=WholeNumber(1, 1_000_000), default=1, help="number of files"
