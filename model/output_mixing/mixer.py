@@ -21,6 +21,8 @@ from bytelm.model.output_mixing import kernels, predictors
 from bytelm.model.output_mixing.bit_coder import IDLE_CODER, BitCoder
 from bytelm.model.output_mixing.state import (
     PREDICTION,
+    MixerState,
+    PredictorState,
     new_mixers,
     new_predictors,
 )
@@ -39,10 +41,7 @@ class DocumentMixer:
     """
 
     def __init__(self, length: int) -> None:
-        predictors.compile_kernels()
-        kernels.compile_kernels()
-        self._predictors = new_predictors(1, length)
-        self._mixers = new_mixers(1, length)
+        self._predictors, self._mixers = _compiled_states(1, length)
 
     def nats(self, logits: Tensor, ids: Tensor, places: Tensor, opens_document: Tensor) -> Tensor:
         """Nats of the next ids under the mixture.
@@ -84,10 +83,7 @@ class RowMixer:
     """
 
     def __init__(self, batch: int, length: int) -> None:
-        predictors.compile_kernels()
-        kernels.compile_kernels()
-        self._predictors = new_predictors(batch, length)
-        self._mixers = new_mixers(batch, length)
+        self._predictors, self._mixers = _compiled_states(batch, length)
 
     def code(
         self,
@@ -135,13 +131,10 @@ class DrawingMixer:
     """
 
     def __init__(self, batch: int, length: int) -> None:
-        predictors.compile_kernels()
-        kernels.compile_kernels()
-        self.learned = new_mixers(batch, length)
+        self._predictors, self.learned = _compiled_states(batch, length)
         """Mixtures as prompts left them; rows of one prompt and thread share the first one's."""
         self.is_mixed = np.zeros(batch, np.bool_)
         """[B] whether the row's mixture is used, known behind its prompt."""
-        self._predictors = new_predictors(batch, length)
         self._learned_rows = np.arange(batch)  # [B] of `learned`
         self._last_bytes = np.zeros((batch, 2), np.int64)
         threads = max(1, min(torch.get_num_threads(), batch // ROWS_OF_THREAD))
@@ -232,6 +225,13 @@ class _Part:
         self.slice = slice(rows[0], rows[-1] + 1)
         self.predictions = np.empty(len(rows), PREDICTION)
         self.tree = np.empty(kernels.TREE, np.float32)
+
+
+def _compiled_states(batch: int, length: int) -> tuple[PredictorState, MixerState]:
+    """New states of the predictors and mixers of rows, whose kernels are compiled."""
+    predictors.compile_kernels()
+    kernels.compile_kernels()
+    return new_predictors(batch, length), new_mixers(batch, length)
 
 
 def shift_places(places: Tensor, starts: int | npt.NDArray[np.int64]) -> None:
