@@ -19,8 +19,9 @@ SILENT_SECONDS = 2.0
 LINE_SECONDS = 10.0
 """Seconds between two lines."""
 START_SHARE = 0.05
-"""Share of the work below which a first unit that takes SILENT_SECONDS is not counted in the speed:
-most of its time went into the start, as the compilation of kernels."""
+"""Share of the work below which a first unit that takes SILENT_SECONDS is not counted in the speed,
+since most of its time went into the start, as the compilation of kernels, and below which nothing
+is expected before LINE_SECONDS: a few bytes may take as long as the next thousands."""
 LONG_SECONDS = 1800.0
 """Expected duration from which a warning is due."""
 BYTES = "bytes"
@@ -86,11 +87,12 @@ class Progress:
             self._bar.update(self._task, completed=self._done, speed=self._speed(now))
         if now < self._next_line:
             return
-        self._warn_if_long(now)
+        left = self._seconds_left(now)
+        self._warn_if_long(left, now)
         if not self._bar:
+            expected = "" if left is None else f", {duration(left)} left"
             self._console.print(
-                f"{self._done:,} of {self._total:,} {self._unit}, {self._speed(now)}, "
-                f"{duration(self._seconds_left(now))} left",
+                f"{self._done:,} of {self._total:,} {self._unit}, {self._speed(now)}{expected}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -101,9 +103,8 @@ class Progress:
         is_slow = now - self._start_time >= SILENT_SECONDS
         return self._is_first and is_slow and done < START_SHARE * self._total
 
-    def _warn_if_long(self, now: float) -> None:
-        left = self._seconds_left(now)
-        if self._console and left >= LONG_SECONDS and not self._is_warned:
+    def _warn_if_long(self, left: float | None, now: float) -> None:
+        if self._console and left is not None and left >= LONG_SECONDS and not self._is_warned:
             self._is_warned = True
             self._console.print(
                 f"this takes about {duration(left)} at {self._speed(now)}: Ctrl-C to stop",
@@ -111,9 +112,12 @@ class Progress:
                 soft_wrap=True,
             )
 
-    def _seconds_left(self, now: float) -> float:
-        done = self._done - self._done_at_start
-        return (now - self._start_time) / max(done, 1) * max(self._total - self._done, 0)
+    def _seconds_left(self, now: float) -> float | None:
+        """The expected time, None where too little is done to expect anything."""
+        done, seconds = self._done - self._done_at_start, now - self._start_time
+        if done < START_SHARE * self._total and seconds < LINE_SECONDS:
+            return None
+        return seconds / max(done, 1) * max(self._total - self._done, 0)
 
     def _speed(self, now: float) -> str:
         seconds = max(now - self._start_time, 1e-9)

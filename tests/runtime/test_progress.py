@@ -83,10 +83,23 @@ def test_hours_are_announced_once(clock: Clock) -> None:
     assert len(shown(console)) == 5
 
 
+def test_nothing_is_expected_from_the_first_bytes(clock: Clock) -> None:
+    """The first step of learning waits for kernels, too."""
+    console = plain()
+    with Progress(console, 1_000_000) as counting:
+        for size in (10, 10, 10_000, 10_000):
+            clock.now += 5
+            counting.add(size)
+    assert shown(console) == [
+        "20 of 1,000,000 bytes, 2.0 B/s",
+        "20,020 of 1,000,000 bytes, 1.3 kB/s, 12 min left",
+    ]
+
+
 def test_a_terminal_has_a_bar_and_the_warning(clock: Clock) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with Progress(console, 10**9) as counting:
-        for _ in range(2):
+        for _ in range(4):
             clock.now += 5
             counting.add(10)
     text = "".join(shown(console))
