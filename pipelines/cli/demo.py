@@ -29,5 +29,10 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     """Run `tools/demo.py` in a process of its own."""
     from bytelm.pipelines.runtime.child_command import run_child
 
+    if not (options.data / "text" / "train").is_dir():
+        raise ValueError(
+            f"there are no demo files in {options.data}: run this in the repository, or name their "
+            "folder with --data"
+        )
     command = [sys.executable, "-m", "bytelm.tools.demo", str(options.data), str(options.out)]
     return run_child(command)[0]

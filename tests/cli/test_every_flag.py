@@ -23,6 +23,7 @@ from bytelm.model.megabyte import Megabyte
 from bytelm.pipelines.checkpoints.pretrained import save_pretrained
 from bytelm.pipelines.cli.arguments import Number, WholeNumber
 from bytelm.pipelines.cli.main import build_parser
+from bytelm.pipelines.runtime import child_command
 
 VALUES = ("0", "-1", "1", "1e400", "nan", "inf", "-inf", "0.5", "1e-320", "x", "")
 HUGE = (str(2**31), str(2**63), str(10**30), "9" * 5000)
@@ -154,7 +155,7 @@ def test_any_value_of_any_option_is_used_or_refused_in_one_line(
 ) -> None:
     option = action.option_strings[0]
     if command == "demo":
-        monkeypatch.setattr("subprocess.run", lambda *_, **__: argparse.Namespace(returncode=0))
+        monkeypatch.setattr(child_command, "run_child", lambda command: (0, ""))
     for number, value in enumerate((*VALUES, *HUGE)):
         line = [command, *arguments(command, places)]
         if command == "generate":
