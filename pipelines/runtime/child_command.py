@@ -11,8 +11,8 @@ from bytelm.pipelines.runtime.watchdog import NO_PATIENCE_LIMIT, Watchdog
 def run_child(command: Sequence[str], *, is_captured: bool = False) -> tuple[int, str]:
     """Run a command of bytelm to its end.
 
-    SIGTERM is handed on, since it reaches this process alone, and waits for the child to save and
-    to end. A child that does not end by itself is ended by its own watchdog.
+    SIGTERM reaches this process alone, so it is handed on to the child, which may save before it
+    ends. A child that does not end by itself is ended by its own watchdog.
 
     Args:
         is_captured: whether its output is returned instead of shown.
